@@ -1,0 +1,139 @@
+"""The whole default tree. Every config starts from here and changes a few lines.
+
+As it stands it trains a small model from scratch on multi-digit addition, with nothing to download:
+
+    python -m reasonjax.train --config configs/base.py --workdir runs/base
+
+Any leaf can be set from the command line (`--config.train.steps=10`), and so can the function a node names
+(`--config.train.learning_rate.name=constant`): its knobs are its keyword arguments, filled in when the config is loaded.
+"""
+
+import ml_collections
+
+from configs.models import tiny
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+    c.seed = 0  # of parameters, data order and every draw
+    c.init = ''  # '' fresh parameters; 'checkpoint:WORKDIR' those a run ended with
+    c.model = tiny.get_config()  # shape of the model: fields of reasonjax.model.config.ModelConfig
+    c.tokenizer = addition_tokenizer()  # characters | sentencepiece | huggingface
+    c.mesh = dict(data=-1, fsdp=1, tensor=1)  # devices along each axis; -1 takes what is left
+    c.stages = ('train',)  # run in this order; each names a group of this tree
+    c.train = supervised(c)
+    c.evaluation = evaluation(c)
+    return c
+
+
+def addition_tokenizer() -> dict:
+    """One id per character; `_` pads, `$` ends, `M` masks."""
+    return dict(name='characters', alphabet='_.$M#=,0123456789+', pad='_', eos='$', mask='M')
+
+
+def training(c: ml_collections.ConfigDict) -> dict:
+    """What supervised and online stages have in common."""
+    return dict(
+        steps=500,  # steps of the stage
+        accumulation=1,  # micro-batches per optimiser update; changes memory, not the result
+        corruption=dict(name='none'),  # changes the inputs of a batch, on the device
+        adapter=dict(name='none'),  # richer leaves put over the weights when the stage starts: none | lora
+        filter=dict(name='all'),  # which weights train: all | paths | lora
+        optimizer=dict(name='adamw', b2=0.98, weight_decay=0.01, clip_norm=1.0),
+        learning_rate=dict(name='cosine', peak=3e-3, warmup_steps=30, final_fraction=0.05),
+        log_every=1,  # steps between records of metrics.jsonl
+        eval_every=0,  # steps between evaluations; 0: only at the end
+        checkpoint_every=0,  # steps between checkpoints; 0: only at the end
+        keep_checkpoints=2,  # newest kept
+        max_nonfinite=4,  # consecutive steps with a non-finite loss or gradient (skipped, counted) before the run stops
+    )
+
+
+def supervised(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A stage that trains on demonstrations."""
+    stage = ml_collections.ConfigDict(training(c))
+    stage.kind = 'supervised'
+    stage.batch_size = 96  # rows per step
+    stage.data = dict(
+        source=dict(name='addition', split='train', size=6000, seed=c.get_ref('seed')),  # rows: jsonl | parquet | tfds | a task
+        transforms=(),  # functions of a row, in order
+        max_length=40,  # tokens per row of a batch
+        overlong='error',  # an example that does not fit: error | drop (and count)
+        packing=False,  # several whole examples in a row
+    )
+    stage.objective = dict(name='nll')
+    return stage
+
+
+def rollouts(c: ml_collections.ConfigDict) -> dict:
+    """What online and collecting stages have in common: prompts, sampling, rewards."""
+    return dict(
+        num_prompts=32,  # prompts per step
+        num_generations=8,  # completions per prompt
+        data=dict(
+            source=dict(name='addition', split='prompts', size=20_000, levels=(2, 3, 4), seed=c.get_ref('seed')),
+            transforms=(),
+            max_prompt_length=10,  # tokens
+            overlong='error',  # a prompt that does not fit: error | drop (and count)
+        ),
+        max_completion_length=30,  # tokens, EOS included
+        temperature=1.0,
+        top_k=0,  # 0: off
+        top_p=1.0,  # 1: off
+        min_p=0.0,  # 0: off
+        # name: a function of reasonjax.methods.rewards, or your own by dotted name; weight: its factor in the sum
+        rewards=dict(accuracy=dict(name='accuracy', extract='hash', equality='text', require_termination=True)),
+        reward_workers=2,  # processes that run reward functions; 0 runs them here, without a time limit
+        reward_time_limit=10.0,  # seconds per sample
+        rewards_on_error='raise',  # a reward function that fails on a sample: raise | drop (and count)
+    )
+
+
+def collect(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A stage that samples and keeps what is good enough, as a dataset that a later stage reads by the path 'stage:NAME'."""
+    stage = ml_collections.ConfigDict(rollouts(c))
+    stage.kind = 'collect'
+    stage.steps = 40  # batches of prompts
+    stage.min_reward = 1.0  # least total reward of a completion that is kept
+    stage.max_per_prompt = 0  # different completions kept of one prompt; 0: all
+    return stage
+
+
+def online(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A stage that reinforces own samples (GRPO and its relatives)."""
+    stage = ml_collections.ConfigDict(training(c) | rollouts(c))
+    stage.kind = 'online'
+    stage.num_iterations = 1  # times each rollout is gone over
+    stage.minibatches = 1  # updates per pass over a rollout
+    stage.mask_truncated_completions = False  # completions cut at the limit carry no loss
+    stage.advantage = dict(name='group')
+    stage.objective = dict(name='policy')
+    stage.log_completions_every = 10  # steps between tables of completions; 0: none
+    stage.optimizer.weight_decay = 0.0
+    stage.learning_rate = dict(name='constant', peak=2e-4, warmup_steps=10)
+    return stage
+
+
+def evaluate() -> ml_collections.ConfigDict:
+    """A stage that only evaluates the model as it is."""
+    return ml_collections.ConfigDict(dict(kind='evaluate'))
+
+
+def evaluation(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """How the model is evaluated: after every stage, at `eval_every` within one, and by `reasonjax.evaluate`."""
+    return ml_collections.ConfigDict(
+        dict(
+            enabled=True,
+            task=dict(name='addition', split='test', size=1000, levels=(4,)),
+            batch_size=250,  # problems at once
+            max_prompt_length=10,  # tokens
+            overlong='error',  # a prompt that does not fit: error | drop (and count)
+            max_completion_length=30,  # tokens
+            greedy=True,  # one answer by argmax
+            samples=1,  # answers drawn per problem; 0: none
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            min_p=0.0,
+        )
+    )

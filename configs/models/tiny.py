@@ -1,0 +1,30 @@
+"""The quickstart's decoder: 335,904 parameters with its vocabulary of 18 characters."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        dict(
+            vocab_size=0,  # 0: the tokenizer's
+            dim=96,
+            layers=3,
+            heads=4,
+            kv_heads=4,
+            head_dim=24,
+            mlp_dim=384,
+            activation='gelu',  # silu | gelu | gelu_tanh
+            gated=False,  # True: SwiGLU with silu
+            qk_norm=False,  # True: Qwen3
+            qkv_bias=False,  # True: Qwen2
+            tied=False,  # head is the embedding
+            norm_eps=1e-6,
+            rope_theta=1e4,
+            embed_std=0.5,  # fresh embedding rows
+            param_dtype='float32',
+            compute_dtype='float32',
+            scan=False,  # lax.scan over layers
+            remat='none',  # none | dots | full
+            logprob_chunk=0,  # positions per chunk of the vocabulary projection; 0: all at once
+        )
+    )

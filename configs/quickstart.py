@@ -1,0 +1,44 @@
+"""Quickstart: a 0.3M-parameter decoder learns to reason, from scratch, in minutes on two CPU cores.
+
+Half of the demonstrations of multi-digit addition work column by column, half answer at once. Imitation (SFT) copies the mix, and at four
+digits the answers given at once are nearly always wrong. GRPO, told only whether the final answer is right, discovers that writing the
+working pays: accuracy rises from about a half to over 90 %, and answers grow to nearly twice the length.
+
+    python -m reasonjax.train --config configs/quickstart.py --workdir runs/quickstart
+
+What it does not show: GRPO here selects the better of two habits the model already has; it teaches no arithmetic. Two controls:
+
+    --config configs/quickstart.py:worked_only     SFT on worked demonstrations alone also gets there
+    --config configs/quickstart.py:filtered_sft    SFT on the mix, then SFT on the model's own correct samples
+"""
+
+import ml_collections
+
+from configs import base
+
+VARIANTS = ('', 'worked_only', 'filtered_sft')
+
+
+def get_config(variant: str = '') -> ml_collections.ConfigDict:
+    c = base.get_config()
+    c.fresh = base.evaluate()
+    c.sft = base.supervised(c)
+    c.sft.eval_every = 100
+    c.sft.checkpoint_every = 100
+    c.grpo = base.online(c)
+    c.grpo.steps = 60
+    c.grpo.eval_every = 20
+    c.grpo.checkpoint_every = 20
+    del c.train
+    c.stages = ('fresh', 'sft', 'grpo')
+    if variant == 'worked_only':
+        c.stages = ('fresh', 'sft')
+        c.sft.data.source.answer_only = 0.0
+    if variant == 'filtered_sft':
+        c.collect = base.collect(c)
+        c.collect.steps = 60  # as many samples as GRPO draws
+        c.resft = base.supervised(c)
+        c.resft.data.source = dict(name='jsonl', path='stage:collect')
+        c.resft.steps = 200
+        c.stages = ('fresh', 'sft', 'collect', 'resft')
+    return c

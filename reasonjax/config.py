@@ -1,0 +1,330 @@
+"""Configs: load a `get_config()` file, apply `--config.a.b=c`, and turn `dict(name=..., **knobs)` into functions.
+
+A function is named in config as `dict(name=..., **knobs)`. Its **keyword-only parameters are its knobs**: the signature is the schema.
+`complete` fills in every knob's default and rejects every unknown one, so that the resolved config shows all that can be set, each leaf
+can be overridden from the command line, and a typing error dies before anything runs.
+"""
+
+import ast
+import functools
+import importlib
+import importlib.util
+import inspect
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from reasonjax.errors import UserError, listing, nearest
+
+# The key under which a function is named decides where its name is looked up.
+SLOTS = {
+    'adapter': ('reasonjax.methods.adapters',),
+    'advantage': ('reasonjax.methods.advantages',),
+    'corruption': ('reasonjax.methods.corruptions',),
+    'filter': ('reasonjax.methods.filters',),
+    'learning_rate': ('reasonjax.optim.schedules',),
+    'objective': ('reasonjax.methods.objectives',),
+    'optimizer': ('reasonjax.optim.optimizers',),
+    'rewards': ('reasonjax.methods.rewards',),
+    'source': ('reasonjax.data.sources', 'reasonjax.tasks'),
+    'task': ('reasonjax.tasks',),
+    'tokenizer': ('reasonjax.data.tokenizers',),
+    'transforms': ('reasonjax.methods.transforms',),
+}
+# Read by whoever calls the function, so not among its knobs: (slot, key, default).
+EXTRA = {'rewards': {'weight': 1.0}}
+
+
+def find(name: str, slot: str, key: str) -> Callable:
+    """Returns the function that `name` means in `slot`; a dotted name reaches any importable module.
+
+    Args:
+      name: 'nll', or 'my_package.losses.fancy'.
+      slot: a key of `SLOTS`.
+      key: the config key, for the error message.
+
+    Raises:
+      UserError: no such function; lists those there are.
+    """
+    if '.' in name:
+        module_name, _, attribute = name.rpartition('.')
+        try:
+            function = getattr(importlib.import_module(module_name), attribute, None)
+        except ModuleNotFoundError as error:
+            raise UserError(f'config.{key}.name: cannot import "{name}": {error}') from error
+        if not callable(function):
+            raise UserError(f'config.{key}.name: module {module_name} has no function "{attribute}".')
+        return function
+    choices = {}
+    for module_name in SLOTS[slot]:
+        choices |= functions(importlib.import_module(module_name))
+    if name not in choices:
+        raise UserError(
+            f'config.{key}.name: unknown {slot} "{name}".{nearest(name, choices)} Known: {listing(choices)}; '
+            'or a dotted name of your own (my_package.module.function).'
+        )
+    return choices[name]
+
+
+def functions(module: Any) -> dict[str, Callable]:
+    """The public functions of a slot's module, by name."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and not name.startswith('_') and value.__module__.startswith(module.__name__)
+    }
+
+
+def knobs(function: Callable) -> dict[str, Any]:
+    """The keyword-only parameters of a function with their defaults (`inspect.Parameter.empty` where it must be given)."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def resolve(node: Mapping, slot: str, key: str | None = None) -> Callable:
+    """Binds a node's knobs to the function it names.
+
+    Args:
+      node: `{'name': ..., **knobs}`.
+      slot: a key of `SLOTS`.
+      key: the config key, for error messages; the slot's name by default.
+
+    Raises:
+      UserError: unknown function or knob, or a knob without default that is not given.
+    """
+    key = key or slot
+    function = find(node['name'], slot, key)
+    given = {k: _plain(v) for k, v in node.items() if k != 'name' and k not in EXTRA.get(slot, ())}
+    schema = knobs(function)
+    for knob in given:
+        if knob not in schema:
+            hint = f'{nearest(knob, schema)} It has: {listing(schema) or "none"}.'
+            raise UserError(f'config.{key}.{knob}: {node["name"]} has no such knob.{hint}')
+    for knob, default in schema.items():
+        if default is inspect.Parameter.empty and knob not in given:
+            raise UserError(f'config.{key}.{knob}: {node["name"]} needs this knob; it has no default.')
+    return functools.partial(function, **given)
+
+
+def _nodes(config: ml_collections.ConfigDict, prefix: str = '') -> Iterator[tuple[str, str, Any, Any]]:
+    """Yields (key, slot, container, index) of every function node of the tree, parents first."""
+    for field in list(config.keys()):
+        value = config[field]
+        key = f'{prefix}{field}'
+        if field in SLOTS and isinstance(value, ml_collections.ConfigDict) and 'name' in value:
+            yield key, field, config, field
+            yield from _nodes(config[field], f'{key}.')
+        elif field in SLOTS and isinstance(value, ml_collections.ConfigDict):
+            for name in value.keys():
+                yield f'{key}.{name}', field, value, name
+        elif field in SLOTS and isinstance(value, list | tuple):
+            config[field] = type(value)(ml_collections.ConfigDict(v) for v in value)
+            for i in range(len(value)):
+                yield f'{key}[{i}]', field, config[field], i
+        elif isinstance(value, ml_collections.ConfigDict):
+            yield from _nodes(value, f'{key}.')
+
+
+def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Fills in every knob's default, in place, and rejects unknown functions and knobs. Returns the config."""
+    for key, slot, container, index in _nodes(config):
+        node = container[index]
+        if 'name' not in node:
+            raise UserError(f'config.{key}: a function node needs "name".')
+        schema = knobs(find(node['name'], slot, key))
+        resolve(node, slot, key)
+        for knob, default in {**schema, **EXTRA.get(slot, {})}.items():
+            if knob not in node and default is not inspect.Parameter.empty:
+                node[knob] = default
+    return config
+
+
+def load(location: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
+    """Loads a config file and applies overrides.
+
+    Args:
+      location: 'configs/x.py', or 'configs/x.py:argument' to pass a string to its `get_config`.
+      overrides: pairs ('train.steps', '10'), applied after completion; a new `name` brings its own knobs' defaults.
+
+    Returns:
+      The completed, locked config.
+
+    Raises:
+      UserError: missing file, unknown key, value of another type.
+    """
+    path, _, argument = location.partition(':')
+    config = _execute(pathlib.Path(path), argument)
+    names = [(key, value) for key, value in overrides if key.split('.')[-1] == 'name']
+    for key, value in names:
+        _rename(config, key, value)
+    config = complete(config)
+    for key, value in overrides:
+        if (key, value) not in names:
+            override(config, key, value)
+    config.lock()
+    return config
+
+
+def _execute(path: pathlib.Path, argument: str) -> ml_collections.ConfigDict:
+    if not path.is_file():
+        there = sorted(str(p) for p in pathlib.Path('configs').glob('*.py'))
+        raise UserError(f'--config: no file {path}.{nearest(str(path), there)} Configs here: {listing(there) or "none"}.')
+    # Configs build on one another by `from configs import base`: make the folder importable wherever the file and the caller are.
+    roots = [p.parent for p in path.resolve().parents if p.name == 'configs'] + [pathlib.Path(__file__).resolve().parent.parent]
+    for root in map(str, roots):
+        if root not in sys.path:
+            sys.path.append(root)
+    spec = importlib.util.spec_from_file_location(f'reasonjax_config_{path.stem}', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, 'get_config'):
+        raise UserError(f'{path}: a config file defines get_config(); this one does not.')
+    takes = len(inspect.signature(module.get_config).parameters)
+    if argument and not takes:
+        raise UserError(f'{path}:{argument}: get_config() of this file takes no argument.')
+    return module.get_config(argument) if argument else module.get_config()
+
+
+def _walk(config: Any, key: str) -> tuple[Any, str | int]:
+    """Returns the container and the last index of a dotted key such as 'sft.data.transforms[0].keep'."""
+    parts = [int(p) if p.isdigit() else p for p in re.findall(r'[^.\[\]]+', key)]
+    node, seen = config, 'config'
+    for depth, part in enumerate(parts):
+        where = f'--config.{key}'
+        if isinstance(node, list | tuple):
+            if not isinstance(part, int) or part >= len(node):
+                raise UserError(f'{where}: {seen} has {len(node)} entries, numbered from 0.')
+        elif not isinstance(node, ml_collections.ConfigDict):
+            raise UserError(f'{where}: {seen} is a value ({node!r}), not a group of keys.')
+        elif part not in node:
+            raise UserError(f'{where}: {seen} has no key "{part}".{nearest(str(part), node.keys())} It has: {listing(node.keys())}.')
+        if depth == len(parts) - 1:
+            return node, part
+        node = node[part]
+        seen += f'[{part}]' if isinstance(part, int) else f'.{part}'
+    raise UserError(f'--config.{key}: empty key.')
+
+
+def _rename(config: ml_collections.ConfigDict, key: str, value: str) -> None:
+    """Names another function; knobs of the old one go, unless the new one has them too."""
+    node_key = key.rpartition('.')[0]
+    if not node_key:
+        override(config, key, value)
+        return
+    container, index = _walk(config, node_key)
+    node = container[index]
+    slot = next((p for p in reversed(re.findall(r'[^.\[\]]+', node_key)) if p in SLOTS), None)
+    if slot is None or 'name' not in node:
+        override(config, key, value)
+        return
+    schema = knobs(find(value, slot, node_key))
+    kept = {k: v for k, v in node.items() if k in schema or k in EXTRA.get(slot, ())}
+    renamed = ml_collections.ConfigDict({'name': value, **kept})
+    if isinstance(container, tuple):
+        outer, outer_index = _walk(config, re.sub(r'\[\d+\]$', '', node_key))
+        outer[outer_index] = container[:index] + (renamed,) + container[index + 1 :]
+    else:
+        container[index] = renamed
+
+
+def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
+    """Sets one leaf, in place, from its text on the command line.
+
+    Raises:
+      UserError: no such key (nearest offered), or text that is not of the leaf's type.
+    """
+    container, index = _walk(config, key)
+    old = container[index]
+    if isinstance(old, ml_collections.ConfigDict):
+        raise UserError(f'--config.{key}: this is a group of keys ({listing(old.keys())}); set one of them.')
+    value = _parse(text, old, key)
+    if isinstance(container, tuple):
+        outer, outer_index = _walk(config, re.sub(r'\[\d+\]$', '', key))
+        outer[outer_index] = container[:index] + (value,) + container[index + 1 :]
+    else:
+        container[index] = value
+
+
+def _parse(text: str, old: Any, key: str) -> Any:
+    if isinstance(old, str):
+        return text
+    lowered = {'true': True, 'false': False, 'none': None, 'inf': float('inf')}
+    try:
+        value = lowered[text.lower()] if text.lower() in lowered else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if old is None or value is None:
+        return value
+    if isinstance(old, bool) != isinstance(value, bool):
+        fits = False
+    elif isinstance(old, float):
+        fits, value = isinstance(value, int | float), float(value) if isinstance(value, int | float) else value
+    elif isinstance(old, tuple | list):
+        value = value if isinstance(value, tuple | list) else (value,)
+        fits, value = True, type(old)(value)
+    else:
+        fits = isinstance(value, type(old))
+    if not fits:
+        raise UserError(f'--config.{key}={text}: expected {type(old).__name__} (now {old!r}), got {type(value).__name__}.')
+    return value
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Separates `--config.a.b=c` (or `--config.a.b c`) from a program's own arguments.
+
+    Returns:
+      The other arguments, and the overrides as (key, text) pairs.
+    """
+    rest, overrides = [], []
+    queue = list(arguments)
+    while queue:
+        argument = queue.pop(0)
+        if not argument.startswith('--config.'):
+            rest.append(argument)
+            continue
+        key, equals, value = argument[len('--config.') :].partition('=')
+        if not equals:
+            if not queue:
+                raise UserError(f'{argument}: no value given; write {argument}=VALUE.')
+            value = queue.pop(0)
+        overrides.append((key, value))
+    return rest, overrides
+
+
+def _plain(value: Any) -> Any:
+    """ConfigDicts to dicts, all the way down, as functions and JSON want them."""
+    if isinstance(value, ml_collections.ConfigDict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(v) for v in value)
+    return value
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """The resolved config as JSON, keys in order; infinities as JSON's usual extension `Infinity`."""
+    return json.dumps(_plain(config), indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    """Reads back what `to_json` wrote (tuples come back as tuples)."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: tuples(v) for k, v in value.items()}
+        return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+    return ml_collections.ConfigDict(tuples(json.loads(text)))
+
+
+def differences(old: Any, new: Any, key: str = 'config') -> list[str]:
+    """Lists 'config.a.b: 1 -> 2' for every leaf that differs between two configs."""
+    old, new = _plain(old), _plain(new)
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [line for k in sorted({*old, *new}) for line in differences(old.get(k, '(absent)'), new.get(k, '(absent)'), f'{key}.{k}')]
+    same = old == new or json.dumps(old) == json.dumps(new)
+    return [] if same else [f'{key}: {old!r} -> {new!r}']

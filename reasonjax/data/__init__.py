@@ -1,0 +1,1 @@
+"""Data: sources, tokenizers, rendering to tokens and weights, packing, and the resumable iterator."""

@@ -1,0 +1,22 @@
+"""The one error a user can cause, and the nearest-spelling hint that goes with it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad config, data or workdir. The message names key, file and row, what was expected, and the nearest valid choice.
+
+    Programs print it without a traceback and exit with status 2.
+    """
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Returns ' Did you mean "x"?' for the choice most like `word`, or '' where nothing is close."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f' Did you mean "{close[0]}"?' if close else ''
+
+
+def listing(choices: Iterable[str]) -> str:
+    """Returns the choices, sorted and comma-separated, as errors print them."""
+    return ', '.join(sorted(choices))

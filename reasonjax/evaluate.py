@@ -1,0 +1,41 @@
+"""python -m reasonjax.evaluate: score a checkpoint on a task."""
+
+import argparse
+import sys
+
+EPILOG = """\
+examples:
+  python -m reasonjax.evaluate --workdir runs/quickstart
+  python -m reasonjax.evaluate --workdir runs/quickstart --stage sft --samples 16 --k 1,4,16
+  python -m reasonjax.evaluate --workdir runs/gsm8k --config.evaluation.task.limit=500 --output answers.jsonl
+
+Prints greedy accuracy, the mean over samples, pass@k (unbiased) and maj@k, each with a 95 % interval, and strict and flexible scores
+where the task has both. The task and the sampling are those of the run's config.evaluation; any of it can be set with
+--config.evaluation.X=Y."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser('python -m reasonjax.evaluate', description='Score a run on a task.', epilog=EPILOG,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument('--workdir', required=True, help='of the run whose checkpoint is scored')
+    parser.add_argument('--stage', default='', help='training stage to take (default: the last that has a checkpoint)')
+    parser.add_argument('--samples', type=int, help="answers drawn per problem (default: the run's setting); 0: greedy only")
+    parser.add_argument('--k', default='', help='k of pass@k and maj@k, separated by commas (default: 1 and the number of samples)')
+    parser.add_argument('--output', help='JSONL file for every answer with its verdict')
+    parser.add_argument('--json', action='store_true', help='print the result as JSON')
+    parser.add_argument('--skip_selfcheck', action='store_true', help='do not test the backend for wrong results first')
+    from reasonjax.programs import parse, run_program, start
+
+    options, overrides = parse(parser, sys.argv[1:] if arguments is None else arguments)
+
+    def program() -> None:
+        start(options.skip_selfcheck)
+        from reasonjax.stages import scoring
+
+        scoring.run(options, overrides)
+
+    return run_program(program)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Filters by name and by kind of leaf."""
+
+from typing import Any
+
+import jax
+
+from reasonjax.errors import UserError, listing
+from reasonjax.weights import partition
+
+# A scale is a constant of the adapter's definition, not a parameter of the model.
+CONSTANTS = ('*/scale',)
+
+
+def _by_name(params: Any, wanted: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: wanted(partition.path_name(path)), params)
+
+
+def all(specs: Any, params: Any) -> Any:
+    """Everything trains, adapter constants apart."""
+    return _by_name(params, lambda name: not partition.match(name, CONSTANTS))
+
+
+def paths(specs: Any, params: Any, *, include: tuple[str, ...] = ('*',), exclude: tuple[str, ...] = ()) -> Any:
+    """Leaves whose name matches a pattern of `include` and none of `exclude` train.
+
+    `include=('*',), exclude=()` is `all`. Patterns are shell-style over names such as 'layers/attention/q' ('*' crosses '/').
+
+    Raises:
+      UserError: a pattern that matches nothing, or nothing left to train.
+    """
+    names = partition.names(params)
+    for knob, patterns in (('include', include), ('exclude', exclude)):
+        for pattern in patterns:
+            if not any(partition.match(name, (pattern,)) for name in names):
+                raise UserError(f'config.filter.{knob}: pattern "{pattern}" matches no weight. Weights: {listing(names)}.')
+    chosen = _by_name(params, lambda n: partition.match(n, include) and not partition.match(n, (*exclude, *CONSTANTS)))
+    if not any_true(chosen):
+        raise UserError('config.filter: include and exclude together leave nothing to train.')
+    return chosen
+
+
+def lora(specs: Any, params: Any) -> Any:
+    """Only the factors A and B of low-rank leaves train.
+
+    Raises:
+      UserError: the parameters have no low-rank leaf.
+    """
+    chosen = _by_name(params, lambda name: partition.match(name, ('*/a', '*/b')))
+    if not any_true(chosen):
+        raise UserError('config.filter.name=lora: no low-rank weights here; set config.adapter.name=lora too.')
+    return chosen
+
+
+def any_true(chosen: Any) -> bool:
+    return True in jax.tree.leaves(chosen)

@@ -1,0 +1,1 @@
+"""Generation: the sampler, its logit processors, and the rewards of what it wrote."""

@@ -1,0 +1,1 @@
+"""The only imperative code: what a run does, stage by stage."""

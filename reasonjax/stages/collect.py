@@ -1,0 +1,82 @@
+"""Collecting own samples: prompts -> rollouts -> rewards -> the good ones as a dataset of JSONL for a later supervised stage.
+
+The building block of rejection sampling, STaR and their relatives: `collect -> supervised`, repeated.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from reasonjax.errors import UserError
+from reasonjax.metrics import Progress, Timers
+from reasonjax.rollout.text import Completion
+from reasonjax.stages.context import Place, Run, settings
+from reasonjax.stages.rollouts import Drawn, open_rollouts
+
+FILE = 'dataset.jsonl'
+
+
+def run(run: Run, place: Place, params: Any) -> dict:
+    """Samples `steps` times `num_prompts` prompts and writes the different completions whose total reward is at least `min_reward`.
+
+    Rows hold every column of the prompt's row, `completion` (the sampled text) and `reward`. Each step is a part file, written whole, so a
+    stopped stage goes on with the next one; the draws are counted and do not change.
+
+    Returns:
+      What the stage did: `sampled`, `kept`, `dropped` (no reward, or cut off before its end), and the mean `reward` of the rest.
+
+    Raises:
+      UserError: nothing was good enough to keep.
+    """
+    stage, timers = settings(run.config, place), Timers()
+    run.writer.resume(place.name, None)
+    parts = place.folder / 'parts'
+    parts.mkdir(parents=True, exist_ok=True)
+    totals = {'sampled': 0, 'kept': 0, 'dropped': 0, 'reward': 0.0}
+    with open_rollouts(run, place) as rollouts, Progress(place.name, stage.steps) as progress:
+        for step in range(1, stage.steps + 1):
+            path = parts / f'{step:05d}.json'
+            if path.is_file():
+                rollouts.skip()
+            else:
+                _write(path, _part(rollouts.draw(step, params, timers), stage))
+            part = json.loads(path.read_text())
+            totals = {name: totals[name] + part['counts'][name] for name in totals}
+            measured = {'reward': totals['reward'] / max(1, totals['sampled'] - totals['dropped'])}
+            run.writer.write(place.name, step, totals | measured | timers.take())
+            progress.update(step, measured)
+    rows = [row for path in sorted(parts.glob('*.json')) for row in json.loads(path.read_text())['rows']]
+    if not rows:
+        raise UserError(
+            f'stage {place.name}: none of {totals["sampled"]} samples reached min_reward={stage.min_reward}; lower it or sample more.'
+        )
+    text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
+    temporary = (place.folder / FILE).with_suffix('.tmp')
+    temporary.write_text(text, encoding='utf-8')
+    temporary.replace(place.folder / FILE)
+    return totals | {'reward': totals['reward'] / max(1, totals['sampled'] - totals['dropped'])}
+
+
+def _part(drawn: Drawn, stage: Any) -> dict:
+    rows, counts = [], {'sampled': 0, 'kept': 0, 'dropped': 0, 'reward': 0.0}
+    rewards = drawn.rewards.total.reshape(len(drawn.texts), -1)
+    for row, group, of_group in zip(drawn.prompts['rows'], drawn.texts, rewards, strict=True):
+        kept: list[Completion] = []
+        for completion, reward in zip(group, of_group, strict=True):
+            counts['sampled'] += 1
+            if reward != reward or not completion.terminated:
+                counts['dropped'] += 1
+                continue
+            counts['reward'] += float(reward)
+            fresh = all(completion.text != other.text for other in kept)
+            if reward >= stage.min_reward and fresh and len(kept) < (stage.max_per_prompt or len(group)):
+                kept.append(completion)
+                rows.append(row | {'completion': completion.text, 'reward': float(reward)})
+        counts['kept'] += len(kept)
+    return {'rows': rows, 'counts': counts}
+
+
+def _write(path: pathlib.Path, part: dict) -> None:
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(json.dumps(part, ensure_ascii=False), encoding='utf-8')
+    temporary.replace(path)

@@ -1,0 +1,151 @@
+"""What the stages of a run share, and how parameters come to be."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from reasonjax import config as configs
+from reasonjax import randomness
+from reasonjax.data.sources import Source
+from reasonjax.data.tokenizers import Tokenizer
+from reasonjax.errors import UserError, listing, nearest
+from reasonjax.metrics import Writer
+from reasonjax.model import config as model_config
+from reasonjax.model import spec
+from reasonjax.model.config import ModelConfig
+from reasonjax.parallel import mesh as meshes
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything that does not change during a run.
+
+    Attributes:
+      config: resolved.
+      workdir: holds all that the run writes.
+      mesh: of devices.
+      tokenizer: see `data.tokenizers`.
+      model: the shape of the model.
+      specs: its spec tree.
+      writer: of metrics.
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: pathlib.Path
+    mesh: jax.sharding.Mesh
+    tokenizer: Tokenizer
+    model: ModelConfig
+    specs: Any
+    writer: Writer
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """One stage of a run: its number from 0, its name, its folder."""
+
+    number: int
+    name: str
+    folder: pathlib.Path
+
+
+def places(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Place]:
+    """The stages in order; a name that comes again is numbered ('collect', 'train', 'collect_2', 'train_2')."""
+    found, seen = [], {}
+    for number, name in enumerate(config.stages):
+        seen[name] = seen.get(name, 0) + 1
+        label = name if seen[name] == 1 else f'{name}_{seen[name]}'
+        found.append(Place(number, label, workdir / 'stages' / f'{number:02d}_{label}'))
+    return found
+
+
+def settings(config: ml_collections.ConfigDict, place: Place) -> ml_collections.ConfigDict:
+    """The config of a stage."""
+    return config[config.stages[place.number]]
+
+
+def open_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, active: bool = True) -> Run:
+    """Builds what a run shares; draws nothing, writes nothing but a tokenizer that has to be trained first.
+
+    Args:
+      config: resolved.
+      workdir: of the run.
+      active: False for a program that only reads the workdir.
+    """
+    mesh = meshes.make_mesh(config.mesh)
+    make_tokenizer = configs.resolve(config.tokenizer, 'tokenizer')
+    tokenizer = make_tokenizer(functools.partial(training_texts, config), workdir)
+    size = max(tokenizer.vocab_size, (tokenizer.mask_id or 0) + 1)
+    model = model_config.from_config(config.model, vocab_size=size, pad_id=tokenizer.pad_id)
+    return Run(config, workdir, mesh, tokenizer, model, spec.specs(model), Writer(workdir, active=active))
+
+
+def training_texts(config: ml_collections.ConfigDict) -> Iterator[str]:
+    """Every text that the first stage with data trains on: what a vocabulary is learnt from."""
+    stage = next((config[name] for name in config.stages if 'data' in config[name]), None)
+    if stage is None:
+        raise UserError('config.tokenizer: there is no stage with data to learn a vocabulary from; give tokenizer.path.')
+    source, transforms = _data_functions(stage.data)
+    for i in range(len(source)):
+        examples = [source[i]]
+        for transform in transforms:
+            examples = [out for example in examples for out in transform(example, np.random.default_rng(i))]
+        for example in examples:
+            yield ''.join(_spoken(example.get(column)) for column in ('prompt', 'completion', 'messages', 'text'))
+
+
+def _spoken(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ''
+    return '\n'.join(message['content'] for message in value)
+
+
+def data_functions(run: Run, data: ml_collections.ConfigDict) -> tuple[Source, list]:
+    """The source (a task's problems, where it names a task) and the transforms of a stage's `data`.
+
+    A path 'stage:NAME' means the dataset that the stage of that name has written.
+    """
+    path = data.source.get('path', '')
+    if not path.startswith('stage:'):
+        return _data_functions(data)
+    names = {place.name: place.folder / 'dataset.jsonl' for place in places(run.config, run.workdir)}
+    name = path.removeprefix('stage:')
+    if name not in names:
+        raise UserError(f'config: data.source.path="{path}": no such stage.{nearest(name, names)} Stages: {listing(names)}.')
+    found = data.copy_and_resolve_references().unlock()
+    found.source.path = str(names[name])
+    return _data_functions(found)
+
+
+def _data_functions(data: ml_collections.ConfigDict) -> tuple[Source, list]:
+    source = configs.resolve(data.source, 'source', 'data.source')()
+    transforms = [configs.resolve(t, 'transforms', f'data.transforms[{i}]') for i, t in enumerate(data.transforms)]
+    return getattr(source, 'examples', source), transforms
+
+
+def fresh_params(run: Run) -> Any:
+    """Draws the parameters of a new model, in place on the mesh. The seed alone decides them."""
+    placed = meshes.shardings(run.specs, spec.abstract(run.specs, run.model.param_dtype), run.mesh)
+    draw = jax.jit(lambda key: spec.initialise(run.specs, key, run.model.param_dtype), out_shardings=placed)
+    return draw(randomness.key(run.config.seed, 0, 0, 'init'))
+
+
+def adapt(run: Run, place: Place, params: Any) -> Any:
+    """Puts the adapter of a stage over the parameters; under `eval_shape` it tells the structure they have after it."""
+    adapter = configs.resolve(settings(run.config, place).adapter, 'adapter')
+    return adapter(params, randomness.key(run.config.seed, place.number, 0, 'adapter'))
+
+
+def abstract_params(run: Run, upto: int) -> Any:
+    """Shapes and shardings of the parameters as stage `upto` leaves them, adapters of all stages so far included."""
+    params = spec.abstract(run.specs, run.model.param_dtype)
+    for place in places(run.config, run.workdir)[: upto + 1]:
+        if 'adapter' in settings(run.config, place):
+            params = jax.eval_shape(functools.partial(adapt, run, place), params)
+    placed = meshes.shardings(run.specs, params, run.mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, placed)

@@ -1,0 +1,124 @@
+"""Evaluation: generate answers to every problem of a task and mark them. Used between steps, as a stage, and by the program."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from reasonjax import config as configs
+from reasonjax import randomness, statistics
+from reasonjax.data import pipeline
+from reasonjax.parallel import mesh as meshes
+from reasonjax.rollout.sampler import Sampling, generate
+from reasonjax.rollout.text import Completion, completions
+from reasonjax.stages.context import Run
+
+SHOWN = 3
+
+
+class Answer(NamedTuple):
+    """One marked completion: which problem (its place in the task), what was produced, what the verifier said."""
+
+    problem: int
+    completion: Completion
+    verdict: dict
+
+
+class Evaluation(NamedTuple):
+    """Marked answers of one model: `greedy[i]` one per problem (empty where not asked for), `sampled[i]` k per problem."""
+
+    rows: list[dict]
+    greedy: list[Answer]
+    sampled: list[list[Answer]]
+
+
+def make(run: Run) -> Callable[[Any], Evaluation]:
+    """Prepares an evaluation as `config.evaluation` states it; the result is called with parameters, as often as wanted.
+
+    Draws depend on the seed and the problem, not on when the evaluation is made: two evaluations of one model are equal, and models are
+    compared on the same random numbers.
+    """
+    c = run.config.evaluation
+    task = configs.resolve(c.task, 'task', 'evaluation.task')()
+    batches = pipeline.evaluation(
+        task.examples, (), run.tokenizer, max_prompt_length=c.max_prompt_length, batch_size=c.batch_size, overlong=c.overlong
+    )
+    key = randomness.key(run.config.seed, 0, 0, 'evaluate')
+    common = dict(max_tokens=c.max_completion_length, eos_ids=run.tokenizer.eos_ids)
+    ways = {}
+    if c.greedy:
+        ways['greedy'] = Sampling(temperature=0.0, **common)
+    if c.samples:
+        ways['sampled'] = Sampling(
+            num_generations=c.samples, temperature=c.temperature, top_k=c.top_k, top_p=c.top_p, min_p=c.min_p, **common
+        )
+    programs = {
+        name: jax.jit(functools.partial(_generate, config=run.model, sampling=sampling)) for name, sampling in ways.items()
+    }
+
+    def evaluate(params: Any) -> Evaluation:
+        rows, marked = [], {'greedy': [], 'sampled': []}
+        for batch in batches:
+            prompts = {name: batch[name] for name in ('tokens', 'segments', 'positions', 'index')}
+            prompts = meshes.place_batch(prompts | {'index': prompts['index'].astype(np.uint32)}, run.mesh)
+            results = {name: program(params, prompts, key) for name, program in programs.items()}
+            for name, rollout in results.items():
+                texts = completions(jax.device_get(rollout), run.tokenizer)
+                for i in np.flatnonzero(batch['valid']):
+                    problem, row = int(batch['index'][i]), batch['rows'][i]
+                    marked[name].append([Answer(problem, t, task.verify(t.text, row, t.terminated)) for t in texts[i]])
+            rows += [batch['rows'][i] for i in np.flatnonzero(batch['valid'])]
+        return Evaluation(rows, [answers[0] for answers in marked['greedy']], marked['sampled'])
+
+    return evaluate
+
+
+def _generate(params: Any, prompts: dict, key: jax.Array, *, config: Any, sampling: Sampling) -> Any:
+    return generate(params, config, prompts, key, sampling)
+
+
+def summarise(found: Evaluation) -> dict:
+    """Accuracies with 95 % intervals, and lengths.
+
+    `accuracy` is greedy (Wilson interval). `sampled_accuracy` is the mean over samples; its interval is Wilson's for one sample a problem,
+    a bootstrap over problems for more. `mean_length` is in tokens, of the samples where there are any: greedy answers follow whichever
+    habit is in the majority, so their length says less.
+    """
+    result = {'problems': len(found.rows)}
+    if found.greedy:
+        correct = [a.verdict['correct'] for a in found.greedy]
+        result |= {'accuracy': float(np.mean(correct)), 'ci95': statistics.wilson(sum(correct), len(correct))}
+        result |= {'greedy_length': float(np.mean([a.completion.length for a in found.greedy]))}
+    if found.sampled:
+        shares = [float(np.mean([a.verdict['correct'] for a in answers])) for answers in found.sampled]
+        single = len(found.sampled[0]) == 1
+        interval = statistics.wilson(round(sum(shares)), len(shares)) if single else statistics.bootstrap_mean(shares, 0)
+        result |= {'sampled_accuracy': float(np.mean(shares)), 'sampled_ci95': interval}
+    every = [a for answers in found.sampled for a in answers] or found.greedy
+    result['mean_length'] = float(np.mean([a.completion.length for a in every]))
+    result['clipped_ratio'] = float(np.mean([not a.completion.terminated for a in every]))
+    for reading in ('strict', 'flexible'):
+        if reading in every[0].verdict:
+            result[reading] = float(np.mean([a.verdict[reading] for a in (found.greedy or every)]))
+    return result
+
+
+def as_metrics(summary: dict) -> dict:
+    """The summary under the names metrics have."""
+    metrics = {f'eval_{name}': value for name, value in summary.items() if not name.endswith('ci95')}
+    for prefix in ('', 'sampled_'):
+        if f'{prefix}ci95' in summary:
+            low, high = summary[f'{prefix}ci95']
+            metrics |= {f'eval_{prefix}accuracy_lo': low, f'eval_{prefix}accuracy_hi': high}
+    return metrics
+
+
+def examples(found: Evaluation) -> list[dict]:
+    """The first few problems with the greedy (else the first sampled) answer, for the report."""
+    answers = found.greedy or [a[0] for a in found.sampled]
+    return [
+        {'prompt': row['prompt'], 'solution': row.get('solution'), 'answer': a.completion.text, 'correct': bool(a.verdict['correct'])}
+        for row, a in list(zip(found.rows, answers, strict=True))[:SHOWN]
+    ]

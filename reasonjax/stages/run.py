@@ -1,0 +1,223 @@
+"""A run: its stages in order, each at most once, then one table."""
+
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+
+from reasonjax import config as configs
+from reasonjax import metrics, report
+from reasonjax.checkpoint import load_params
+from reasonjax.errors import UserError, listing, nearest
+from reasonjax.stages import collect, evaluate, online, supervised
+from reasonjax.stages.context import Place, Run, abstract_params, fresh_params, open_run, places, settings
+from reasonjax.weights.linear import merge_tree
+from reasonjax.weights.partition import path_name
+
+TRAINING = {'supervised': supervised.run, 'online': online.run}
+KINDS = (*TRAINING, 'collect', 'evaluate')
+LISTED = 12
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict:
+    """Runs every stage of a config that is not finished yet.
+
+    Args:
+      config: resolved, as `config.load` returns it.
+      workdir: made where it does not exist; one that holds a run of another config is refused.
+
+    Returns:
+      What is written to `summary.json`: `stages`, a list of results, and `examples`, problems with each stage's answer.
+
+    Raises:
+      UserError: anything wrong with config, data or workdir.
+    """
+    workdir = pathlib.Path(workdir)
+    check(config)
+    claim(config, workdir)
+    context = open_run(config, workdir)
+    with context.writer:
+        context.writer.environment()
+        evaluation = evaluate.make(context) if config.evaluation.enabled else None
+        params, results = None, []
+        for place in places(config, workdir):
+            done = place.folder / 'done.json'
+            if done.is_file():
+                results.append(json.loads(done.read_text()))
+                params = None
+                continue
+            if params is None:
+                params = arriving(context, place)
+            params, result = _run_stage(context, place, params, evaluation)
+            _write_json(done, result)
+            results.append(result)
+            _write_json(workdir / 'summary.json', summary_of(results))
+            report.write(workdir)
+    summary = summary_of(results)
+    _write_json(workdir / 'summary.json', summary)
+    report.write(workdir)
+    return summary
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError where `stages` names what is not there."""
+    if not config.stages:
+        raise UserError('config.stages: names no stage.')
+    groups = [name for name, value in config.items() if isinstance(value, ml_collections.ConfigDict) and 'kind' in value]
+    for name in config.stages:
+        if name not in groups:
+            raise UserError(f'config.stages: no stage "{name}".{nearest(name, groups)} Stages of this config: {listing(groups)}.')
+        kind = config[name].kind
+        if kind not in KINDS:
+            raise UserError(f'config.{name}.kind: unknown kind "{kind}".{nearest(kind, KINDS)} Known: {listing(KINDS)}.')
+        if kind == 'evaluate' and not config.evaluation.enabled:
+            raise UserError(f'config.{name}: an evaluate stage needs config.evaluation.enabled=True.')
+        for key in ('steps', 'batch_size', 'accumulation', 'log_every', 'num_prompts', 'num_iterations', 'minibatches'):
+            if key in config[name] and config[name][key] < 1:
+                raise UserError(f'config.{name}.{key}={config[name][key]}: must be at least 1.')
+
+
+def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes `config.json`, or compares with the one that is there.
+
+    Raises:
+      UserError: the workdir belongs to a run of another config; lists what differs.
+    """
+    path = workdir / 'config.json'
+    if path.is_file():
+        differing = configs.differences(configs.from_json(path.read_text()), config)
+        if differing:
+            shown = '\n  '.join(differing[:LISTED])
+            more = f'\n  and {len(differing) - LISTED} more' if len(differing) > LISTED else ''
+            raise UserError(f'{path} is of another config; use a new --workdir, or undo these changes:\n  {shown}{more}')
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.with_suffix('.tmp').write_text(configs.to_json(config) + '\n')
+    path.with_suffix('.tmp').replace(path)
+
+
+def arriving(run: Run, place: Place) -> Any:
+    """Parameters as a stage finds them: those of the last training stage before it, else those `config.init` names."""
+    before = [p for p in places(run.config, run.workdir)[: place.number] if settings(run.config, p).kind in TRAINING]
+    if before:
+        last = before[-1]
+        return load_params(last.folder / 'checkpoints', abstract_params(run, last.number))[0]
+    return initial(run)
+
+
+def initial(run: Run) -> Any:
+    """Parameters before the first stage: fresh, or of a finished run (`config.init='checkpoint:WORKDIR'`), its adapters merged.
+
+    Raises:
+      UserError: no such run, or a model of another shape.
+    """
+    init = run.config.init
+    if not init:
+        return fresh_params(run)
+    scheme, _, place = init.partition(':')
+    if scheme != 'checkpoint' or not place:
+        raise UserError(f'config.init="{init}": expected "" (fresh) or "checkpoint:WORKDIR" (a run to start from).')
+    return _fitting(run, *trained(pathlib.Path(place)))
+
+
+def _fitting(run: Run, theirs: Run, params: Any) -> Any:
+    """Another run's parameters, adapters merged, if they are a model of this run's shape and vocabulary."""
+    if theirs.tokenizer.fingerprint() != run.tokenizer.fingerprint():
+        raise UserError(
+            f'config.init: {theirs.workdir} was trained with another tokenizer ({theirs.config.tokenizer.name}); use the same settings, '
+            'or name its vocabulary file in config.tokenizer.path.'
+        )
+    dense, wanted = jax.jit(merge_tree)(params), abstract_params(run, -1)
+    theirs_by_name = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(dense)}
+    ours_by_name = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(wanted)}
+    wrong = [
+        f'{name}: expected {ours_by_name.get(name, "nothing")}, found {theirs_by_name.get(name, "nothing")}'
+        for name in sorted({*ours_by_name, *theirs_by_name})
+        if ours_by_name.get(name) != theirs_by_name.get(name)
+    ]
+    if wrong:
+        raise UserError('config.init: the checkpoint is of another model shape (config.model):\n  ' + '\n  '.join(wrong[:LISTED]))
+    return jax.tree.map(lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding), dense, wanted)
+
+
+def trained(workdir: pathlib.Path, stage: str = '') -> tuple[Run, Any]:
+    """Opens a run's workdir and loads the parameters of its last training stage that has a checkpoint.
+
+    Args:
+      workdir: of the run.
+      stage: take this stage's instead.
+
+    Raises:
+      UserError: no run or no checkpoint there.
+    """
+    path = workdir / 'config.json'
+    if not path.is_file():
+        raise UserError(f'{workdir} holds no run (no config.json).')
+    theirs = open_run(configs.complete(configs.from_json(path.read_text())), workdir, active=False)
+    training = [p for p in places(theirs.config, workdir) if settings(theirs.config, p).kind in TRAINING]
+    names = [p.name for p in training]
+    if stage and stage not in names:
+        raise UserError(f'{workdir} has no training stage "{stage}".{nearest(stage, names)} Stages: {listing(names)}.')
+    found = [p for p in training if any((p.folder / 'checkpoints').glob('[0-9]*')) and stage in ('', p.name)]
+    if not found:
+        raise UserError(f'{workdir} holds no checkpoint of {stage or "any stage"} yet.')
+    place = found[-1]
+    return theirs, load_params(place.folder / 'checkpoints', abstract_params(theirs, place.number))[0]
+
+
+def _run_stage(run: Run, place: Place, params: Any, evaluation: Callable | None) -> tuple[Any, dict]:
+    stage = settings(run.config, place)
+    started = time.perf_counter()
+    if stage.kind == 'collect':
+        return params, {'name': place.name} | collect.run(run, place, params) | {'seconds': time.perf_counter() - started}
+    if stage.kind in TRAINING:
+        params, seconds = TRAINING[stage.kind](run, place, params, evaluation)
+    else:
+        run.writer.resume(place.name, None)
+        seconds = 0.0
+    result = {'name': place.name}
+    if evaluation is not None:
+        started = time.perf_counter()
+        found = evaluation(params)
+        summary = evaluate.summarise(found)
+        run.writer.write(place.name, stage.get('steps', 0), evaluate.as_metrics(summary))
+        result |= summary | {'examples': evaluate.examples(found)}
+        seconds += time.perf_counter() - started
+    return params, result | {'seconds': seconds}
+
+
+def summary_of(results: list[dict]) -> dict:
+    """What `summary.json` holds: per stage its results, and per problem the answers of all stages."""
+    stages = [{k: v for k, v in r.items() if k != 'examples'} for r in results]
+    shown = [(r['name'], r['examples']) for r in results if 'examples' in r]
+    examples = [
+        {
+            'prompt': first['prompt'],
+            'solution': first['solution'],
+            'answers': {name: theirs[i]['answer'] for name, theirs in shown},
+        }
+        for i, first in enumerate(shown[0][1] if shown else [])
+    ]
+    return {'stages': stages, 'examples': examples}
+
+
+def show(summary: dict) -> None:
+    """Prints the final table, and the first problem as each stage answers it."""
+    metrics.table(summary['stages'])
+    for example in summary['examples'][:1]:
+        print(f'The same problem, answered by each stage: {example["prompt"]}  (solution {example["solution"]})')
+        width = max(len(name) for name in example['answers'])
+        for name, answer in example['answers'].items():
+            print(f'  {name:{width}}  {answer}')
+
+
+def _write_json(path: pathlib.Path, value: dict) -> None:
+    temporary = path.with_suffix('.tmp')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_text(json.dumps(value, indent=2) + '\n')
+    temporary.replace(path)

@@ -1,0 +1,101 @@
+"""Generating from a checkpoint for a person or a pipe."""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from reasonjax import randomness
+from reasonjax.data import pipeline, sources
+from reasonjax.errors import UserError
+from reasonjax.parallel import mesh as meshes
+from reasonjax.rollout.sampler import Rollout, Sampling, generate
+from reasonjax.rollout.text import completions
+from reasonjax.stages.context import Run
+from reasonjax.stages.run import trained
+
+ROUND = 16
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prints completions of the prompts; `options` are those of `reasonjax.sample`."""
+    prompts = list(read_prompts(options))
+    if not prompts:
+        raise UserError('no prompts: give them as arguments, in --file, or on standard input.')
+    of_run, params = trained(pathlib.Path(options.workdir), options.stage)
+    sampling = Sampling(
+        num_generations=options.samples,
+        max_tokens=options.max_tokens or of_run.config.evaluation.max_completion_length,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        eos_ids=of_run.tokenizer.eos_ids,
+    )
+    for prompt, group in sample(of_run, params, prompts, sampling, options.seed, options.batch_size):
+        for found in group:
+            _show(prompt, found, options)
+
+
+def read_prompts(options: argparse.Namespace) -> Iterator[str | list]:
+    """Prompts from the arguments, else from the file, else from standard input; empty lines are no prompts."""
+    if options.prompts:
+        yield from options.prompts
+    elif options.file and options.file.endswith('.jsonl'):
+        rows = sources.jsonl(path=options.file)
+        for i in range(len(rows)):
+            if 'prompt' not in rows[i]:
+                raise UserError(f'{rows.where(i)}: no column "prompt".')
+            yield rows[i]['prompt']
+    elif options.file:
+        path = pathlib.Path(options.file)
+        if not path.is_file():
+            raise UserError(f'--file: no file {path}.')
+        yield from (line for line in path.read_text(encoding='utf-8').splitlines() if line.strip())
+    else:
+        yield from (line.rstrip('\n') for line in sys.stdin if line.strip())
+
+
+def sample(of_run: Run, params: Any, prompts: list, sampling: Sampling, seed: int, batch_size: int) -> Iterator[tuple[Any, list[dict]]]:
+    """Yields (prompt, completions); a completion is a dict of `text`, `terminated`, `tokens`, `ids`, `logprobs` and `logprob`, their sum.
+
+    Log-probabilities are in nats, under the temperature-scaled distribution (at temperature 1 where decoding is greedy).
+    """
+    rows = sources.memory(rows=[{'prompt': prompt} for prompt in prompts], name='prompts')
+    ways = of_run.mesh.shape['data'] * of_run.mesh.shape['fsdp']
+    size = -(-min(batch_size, len(prompts)) // ways) * ways
+    longest = max(len(of_run.tokenizer.encode(p)) + 1 if isinstance(p, str) else 0 for p in prompts)
+    # Rounded up, so that prompts of about one length share a compiled program; chats are measured by their template.
+    length = -(-longest // ROUND) * ROUND or 8 * ROUND
+    batches = pipeline.evaluation(rows, (), of_run.tokenizer, max_prompt_length=length, batch_size=size)
+    program = jax.jit(lambda params, arrays, key: generate(params, of_run.model, arrays, key, sampling))
+    key = randomness.key(seed, 0, 0, 'rollout')
+    for batch in batches:
+        arrays = {name: batch[name] for name in ('tokens', 'segments', 'positions')} | {'index': batch['index'].astype(np.uint32)}
+        rollout = jax.device_get(program(params, meshes.place_batch(arrays, of_run.mesh), key))
+        texts = completions(rollout, of_run.tokenizer)
+        for i in np.flatnonzero(batch['valid']):
+            yield batch['rows'][i]['prompt'], [_completion(c, rollout, i, g, of_run) for g, c in enumerate(texts[i])]
+
+
+def _completion(c: Any, rollout: Rollout, i: int, g: int, of_run: Run) -> dict:
+    logprobs = np.asarray(rollout.logprob)[i, g, : c.length].astype(float).round(6).tolist()
+    tokens = [of_run.tokenizer.decode([token]) for token in c.ids]
+    return {'text': c.text, 'terminated': c.terminated, 'tokens': tokens, 'ids': c.ids, 'logprobs': logprobs, 'logprob': sum(logprobs)}
+
+
+def _show(prompt: Any, found: dict, options: argparse.Namespace) -> None:
+    if options.jsonl:
+        kept = found if options.logprobs else {name: found[name] for name in ('text', 'terminated')}
+        print(json.dumps({'prompt': prompt} | kept, ensure_ascii=False), flush=True)
+        return
+    cut = '' if found['terminated'] else '  [cut at the limit]'
+    print(f'{prompt}{found["text"]}{cut}' if isinstance(prompt, str) else f'{found["text"]}{cut}', flush=True)
+    if options.logprobs:
+        print('  ' + ' '.join(f'{token or "<end>"}:{value:.3f}' for token, value in zip(found['tokens'], found['logprobs'], strict=True)))
+        print(f'  log p = {found["logprob"]:.4f}')

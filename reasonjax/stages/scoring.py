@@ -1,0 +1,104 @@
+"""Scoring a checkpoint for a person: all the usual numbers of one set of answers, each with its interval."""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+
+import ml_collections
+import numpy as np
+import rich.box
+import rich.console
+import rich.table
+
+from reasonjax import config as configs
+from reasonjax import statistics
+from reasonjax.errors import UserError
+from reasonjax.metrics import percent
+from reasonjax.stages import evaluate
+from reasonjax.stages.run import trained
+
+
+def run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    """Prints the scores; `options` are those of `reasonjax.evaluate`."""
+    for key, _ in overrides:
+        if not key.startswith('evaluation.'):
+            raise UserError(f'--config.{key}: only config.evaluation can be set here; the model is the one that was trained.')
+    of_run, params = trained(pathlib.Path(options.workdir), options.stage)
+    config = of_run.config.copy_and_resolve_references()
+    for key, value in overrides:
+        configs.override(config, key, value)
+    if options.samples is not None:
+        config.evaluation.samples = options.samples
+    found = evaluate.make(dataclasses.replace(of_run, config=config))(params)
+    result = evaluate.summarise(found) | scores(found, wanted(options.k, config.evaluation.samples))
+    if options.output:
+        write_answers(found, pathlib.Path(options.output))
+    if options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        show(result, config.evaluation)
+
+
+def wanted(text: str, samples: int) -> list[int]:
+    """The values of k asked for.
+
+    Raises:
+      UserError: not numbers, or more than there are samples.
+    """
+    if not samples:
+        return []
+    parts = [part for part in text.split(',') if part.strip()]
+    if not all(part.strip().isdigit() and int(part) >= 1 for part in parts):
+        raise UserError(f'--k={text}: expected whole numbers of at least 1, separated by commas.')
+    ks = sorted({int(part) for part in parts} or {1, samples})
+    if ks[-1] > samples:
+        raise UserError(f'--k={text}: pass@{ks[-1]} needs --samples {ks[-1]} or more, there are {samples}.')
+    return ks
+
+
+def scores(found: evaluate.Evaluation, ks: list[int]) -> dict:
+    """pass@k (Chen et al. 2021, arXiv:2107.03374, unbiased) and maj@k (Wang et al. 2022, arXiv:2203.11171).
+
+    Intervals are bootstraps over problems. maj@k votes over the first k samples; answers that could not be read do not vote.
+    """
+    result = {}
+    for k in ks:
+        passed = [statistics.pass_at_k(len(a), sum(x.verdict['correct'] for x in a), k) for a in found.sampled]
+        voted = [_majority_correct(answers[:k]) for answers in found.sampled]
+        for name, values in ((f'pass@{k}', passed), (f'maj@{k}', voted)):
+            result[name] = float(np.mean(values))
+            result[f'{name}_ci95'] = statistics.bootstrap_mean(values, 0)
+    return result
+
+
+def _majority_correct(answers: list[evaluate.Answer]) -> float:
+    winner = statistics.majority_vote([a.verdict['answer'] for a in answers])
+    return float(any(a.verdict['correct'] for a in answers if winner is not None and a.verdict['answer'] == winner))
+
+
+def write_answers(found: evaluate.Evaluation, path: pathlib.Path) -> None:
+    """Writes one JSON object per answer: problem, prompt, solution, how it was drawn, completion, verdict."""
+    with path.open('w', encoding='utf-8') as file:
+        drawn = [('greedy', a) for a in found.greedy] + [('sampled', a) for answers in found.sampled for a in answers]
+        for how, a in drawn:
+            row = found.rows[a.problem]
+            record = {'problem': a.problem, 'prompt': row['prompt'], 'solution': row.get('solution'), 'decoding': how}
+            record |= {'completion': a.completion.text, 'length': a.completion.length, 'terminated': a.completion.terminated}
+            file.write(json.dumps(record | a.verdict, ensure_ascii=False) + '\n')
+
+
+def show(result: dict, settings: ml_collections.ConfigDict) -> None:
+    """Prints the result as a table."""
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, title=f'{settings.task.name}, {result["problems"]} problems')
+    table.add_column('score')
+    table.add_column('value [95 %]', justify='right')
+    rows = {'greedy accuracy': ('accuracy', 'ci95'), 'sampled accuracy': ('sampled_accuracy', 'sampled_ci95')}
+    rows |= {name: (name, f'{name}_ci95') for name in result if '@' in name and not name.endswith('ci95')}
+    rows |= {name: (name, '') for name in ('strict', 'flexible') if name in result}
+    for label, (name, interval) in rows.items():
+        if name in result:
+            table.add_row(label, percent(result[name], result.get(interval)))
+    table.add_row('mean length', f'{result["mean_length"]:.1f} tokens')
+    table.add_row('cut at the limit', percent(result['clipped_ratio']))
+    rich.console.Console(width=100, highlight=False).print(table)

@@ -1,0 +1,141 @@
+"""What a training run is between two steps, and the one step that every stage takes."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from reasonjax import reduce
+from reasonjax.errors import UserError
+from reasonjax.model.config import ModelConfig
+from reasonjax.model.score import score
+from reasonjax.weights.partition import combine
+
+
+@flax.struct.dataclass
+class State:
+    """Everything the step changes. The frozen part of the parameters is an argument of its own: it is never donated, so the previous
+    stage's parameters (the reference of a KL term, say) may share its memory.
+
+    Attributes:
+      step: [] int32, updates done.
+      trainable: the trainable part of the parameters, None elsewhere.
+      optimizer: state of the optimiser, of the trainable part only.
+    """
+
+    step: jax.Array
+    trainable: Any
+    optimizer: Any
+
+
+def create(trainable: Any, optimizer: optax.GradientTransformation, placed: Any, replicated: Any) -> State:
+    """The state before the first step.
+
+    Args:
+      trainable: the part of the parameters that trains; copied, because the step donates its state.
+      optimizer: of the stage.
+      placed: sharding of each trainable parameter; its moments live with it.
+      replicated: the sharding of everything else.
+    """
+    moments = optax.tree_map_params(
+        optimizer, lambda _, s: s, jax.eval_shape(optimizer.init, trainable), placed, transform_non_params=lambda _: replicated
+    )
+    shardings = State(replicated, placed, moments)
+    # A jitted init without out_shardings would put the moments on one device.
+    begin = jax.jit(lambda t: State(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, t), optimizer.init(t)), out_shardings=shardings)
+    return begin(trainable)
+
+
+def with_totals(batch: Mapping[str, jax.Array], micro: int) -> dict:
+    """Adds what an objective needs to know of the whole optimiser step: its weight, its rows, its number of micro-batches."""
+    rows, _ = batch['weights'].shape
+    return dict(batch) | {
+        'step_weight': jnp.sum(batch['weights'], dtype=jnp.float32),
+        'step_rows': jnp.asarray(rows, jnp.float32),
+        'step_micro': jnp.asarray(micro, jnp.float32),
+    }
+
+
+def make_update(
+    config: ModelConfig,
+    objective: Callable,
+    optimizer: optax.GradientTransformation,
+    *,
+    corruption: Callable | None = None,
+    context: Any = None,
+    accumulation: int = 1,
+    temperature: float = 1.0,
+) -> Callable[[State, Any, Mapping[str, jax.Array], jax.Array], tuple[State, dict]]:
+    """Builds the step: corruption, forward, objective, gradient of the trainable part, update.
+
+    An objective returns its contribution to the loss of the whole step (see `with_totals`), so losses and gradients are sums over
+    micro-batches and cannot depend on how the batch is split.
+
+    Args:
+      config: the model's shape.
+      objective: `(score, batch, key) -> (loss, metrics)`.
+      optimizer: of the trainable part.
+      corruption: `(batch, key, step, context) -> (batch, metrics)`, on the whole batch; None leaves it.
+      context: what the corruption may know of the run.
+      accumulation: micro-batches per step; divides the rows.
+      temperature: of the log-probs the objective sees.
+
+    Returns:
+      `update(state, frozen, batch, key) -> (state, metrics)`, to be jitted with the state donated. A loss or gradient that is not finite
+      leaves parameters and optimiser as they were and is counted in the metric `nonfinite`.
+    """
+
+    def loss_of(trainable: Any, frozen: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+        return objective(partial(score, combine(trainable, frozen), config, temperature=temperature), batch, key)
+
+    value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+
+    def gradients(trainable: Any, frozen: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, Any, dict]:
+        totals = {name: x for name, x in batch.items() if jnp.ndim(x) == 0}
+        rows = {name: x for name, x in batch.items() if jnp.ndim(x) > 0}
+        if accumulation == 1:
+            (loss, metrics), grads = value_and_grad(trainable, frozen, batch, key)
+            return loss, grads, metrics
+
+        def body(carry: tuple, micro: dict) -> tuple[tuple, dict]:
+            loss, grads = carry
+            (extra, metrics), more = value_and_grad(trainable, frozen, micro | totals, key)
+            return (loss + extra, jax.tree.map(jnp.add, grads, more)), metrics
+
+        start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable))
+        (loss, grads), metrics = jax.lax.scan(body, start, {name: _split(x, accumulation) for name, x in rows.items()})
+        return loss, grads, reduce.over(metrics)
+
+    def update(state: State, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[State, dict]:
+        batch = dict(batch) | {'row': jnp.arange(len(batch['tokens']), dtype=jnp.int32)}
+        corrupted = {}
+        if corruption is not None:
+            batch, corrupted = corruption(batch, jax.random.fold_in(key, 0), state.step, context)
+        loss, grads, metrics = gradients(state.trainable, frozen, with_totals(batch, accumulation), jax.random.fold_in(key, 1))
+        norm = optax.global_norm(grads)
+        changes, moments = optimizer.update(grads, state.optimizer, state.trainable)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+        def keep(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        new_state = State(
+            step=state.step + 1,
+            trainable=keep(optax.apply_updates(state.trainable, changes), state.trainable),
+            optimizer=keep(moments, state.optimizer),
+        )
+        always = {'loss': loss, 'grad_norm': norm, 'nonfinite': 1.0 - finite.astype(jnp.float32)}
+        return new_state, reduce.values(corrupted) | reduce.values(metrics) | always
+
+    return update
+
+
+def _split(x: jax.Array, micro: int) -> jax.Array:
+    """[B, ...] -> [micro, B / micro, ...]; strided, so that each micro-batch has rows of every shard of the batch axis."""
+    if x.shape[0] % micro:
+        raise UserError(f'config: {x.shape[0]} rows per step do not split into accumulation={micro} micro-batches; use a divisor.')
+    return x.reshape(x.shape[0] // micro, micro, *x.shape[1:]).swapaxes(0, 1)

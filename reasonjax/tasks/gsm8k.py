@@ -1,0 +1,113 @@
+"""GSM8K: grade-school word problems (Cobbe et al. 2021, arXiv 2110.14168) from a folder of JSONL files."""
+
+import dataclasses
+import os
+import pathlib
+import re
+from typing import Any
+
+from reasonjax.errors import UserError, listing, nearest
+from reasonjax.tasks.answers import extract, same_number
+from reasonjax.tasks.base import Task
+
+CALCULATOR = re.compile(r'<<[^<>]*>>')
+
+
+def rows_to_prompt(question: str, answer: str, *, keep_calculator: bool = False) -> dict:
+    """The template of a GSM8K row.
+
+    Args:
+      question: the problem.
+      answer: the worked answer, ending in '#### number'.
+      keep_calculator: keep the `<<48/2=24>>` annotations of the data set.
+
+    Returns:
+      `prompt` ('Question: ...' and a line 'Answer:'), `completion` (a space and the worked answer) and `solution` (the
+      number, without thousands separators).
+
+    Raises:
+      UserError: the answer holds no '#### number'.
+    """
+    solution = extract(answer, 'strict')
+    if solution is None:
+        raise UserError(f'expected an answer that ends in "#### number", got {answer[-80:]!r}.')
+    text = answer if keep_calculator else CALCULATOR.sub('', answer)
+    return {'prompt': f'Question: {question}\nAnswer:', 'completion': f' {text}', 'solution': solution.replace(',', '')}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """GSM8K rows through the template; the row's own `question` and `answer` stay beside it."""
+
+    lines: Any
+    keep_calculator: bool
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, i: int) -> dict:
+        row = self.lines[i]
+        for column in ('question', 'answer'):
+            if not isinstance(row.get(column), str):
+                hint = f'{nearest(column, row)} The row has: {listing(row)}.'
+                raise UserError(f'{self.where(i)}: GSM8K needs a text column "{column}".{hint}')
+        try:
+            return {**row, **rows_to_prompt(row['question'], row['answer'], keep_calculator=self.keep_calculator)}
+        except UserError as error:
+            raise UserError(f'{self.where(i)}: {error}') from error
+
+    def where(self, i: int) -> str:
+        return self.lines.where(i)
+
+    def fingerprint(self) -> str:
+        return f'{self.lines.fingerprint()}:{self.keep_calculator}'
+
+
+def verify(completion: str, row: dict, terminated: bool) -> dict:
+    """Marks a completion both ways; `correct` is `strict`, the rule of the data set's authors.
+
+    `strict`: the first '#### number' equals the solution. `flexible`: the last number of the text does. Text from a
+    further 'Question:' on is ignored (a model that goes on to invent the next problem is marked on this one), as by the
+    stop strings of lm-evaluation-harness. Whether the completion ended by itself does not matter.
+    """
+    del terminated
+    text = completion.partition('Question:')[0]
+    strict, flexible = extract(text, 'strict'), extract(text, 'flexible')
+    strict_right, flexible_right = (x is not None and same_number(x, row['solution']) for x in (strict, flexible))
+    answer = flexible if strict is None else strict
+    return {'correct': strict_right, 'answer': answer, 'strict': strict_right, 'flexible': flexible_right}
+
+
+def gsm8k(*, path: str = '', split: str = 'test', limit: int | None = None, keep_calculator: bool = False) -> Task:
+    """GSM8K from `{path}/{split}.jsonl` (columns `question` and `answer`).
+
+    Args:
+      path: folder; '' means the folder `gsm8k` in the folder that the environment variable REASONJAX_DATA names.
+      split: file name without '.jsonl'.
+      limit: only the first so many rows; None means all.
+      keep_calculator: keep the `<<48/2=24>>` annotations in the demonstrations.
+
+    Raises:
+      UserError: no such folder or file, an empty or malformed one, or a row without the needed columns.
+    """
+    from reasonjax.data import sources  # not above: reward workers import this package, and need no data pipeline
+
+    if limit is not None and limit < 1:
+        raise UserError(f'gsm8k: limit must be at least 1 or None, got {limit}.')
+    lines = sources.jsonl(path=str(_file(path, split)), limit=limit)
+    return Task(f'gsm8k/{split}', Rows(lines, keep_calculator), verify)
+
+
+def _file(path: str, split: str) -> pathlib.Path:
+    hint = 'Set data.path to a folder of JSONL files, or the variable REASONJAX_DATA to a folder that holds gsm8k/.'
+    if not path and not os.environ.get('REASONJAX_DATA'):
+        raise UserError(f'gsm8k: no folder given. {hint}')
+    folder = pathlib.Path(path) if path else pathlib.Path(os.environ['REASONJAX_DATA']) / 'gsm8k'
+    if not folder.is_dir():
+        raise UserError(f'gsm8k: no folder {folder}. {hint}')
+    file = folder / f'{split}.jsonl'
+    if not file.is_file():
+        there = [p.stem for p in folder.glob('*.jsonl')]
+        known = f'{nearest(split, there)} Splits there: {listing(there) or "none"}.'
+        raise UserError(f'gsm8k: no file {file}.{known} {hint}')
+    return file

@@ -1,0 +1,37 @@
+"""python -m reasonjax.train: run the stages of a config."""
+
+import argparse
+import sys
+
+EPILOG = """\
+Any leaf of the config can be set: --config.sft.steps=10  --config.sft.learning_rate.name=constant
+A run that was stopped goes on where it was: give the same command again.
+The workdir then holds config.json, metrics.jsonl, tensorboard/, completions/, stages/ (checkpoints), summary.json and report.html."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser('python -m reasonjax.train', description='Run the stages of a config.', epilog=EPILOG,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument('--config', required=True, metavar='FILE[:ARG]', help='a config file, such as configs/quickstart.py')
+    parser.add_argument('--workdir', help='where results go and a stopped run goes on from (default: runs/CONFIG)')
+    parser.add_argument('--smoke', action='store_true', help='one layer, two steps a stage: does it run at all?')
+    parser.add_argument('--skip_selfcheck', action='store_true', help='do not test the backend for wrong results first')
+    from reasonjax.programs import parse, run_program
+
+    options, overrides = parse(parser, sys.argv[1:] if arguments is None else arguments)
+
+    def program() -> None:
+        from reasonjax.programs import load_config, start
+        from reasonjax.stages.run import run, show
+
+        config, name = load_config(options.config, overrides, options.smoke)
+        start(options.skip_selfcheck)
+        workdir = options.workdir or f'runs/{name}'
+        show(run(config, workdir))
+        print(f'Curves, samples and timings: {workdir}/report.html')
+
+    return run_program(program)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

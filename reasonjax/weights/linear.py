@@ -1,0 +1,116 @@
+"""How a weight is applied: the only place where an activation meets a parameter.
+
+The model calls `linear`, `embed` and `unembed` and never multiplies by hand. A leaf is an array, or a `Weight` node that knows its own
+product; an adapter is therefore a kind of leaf, and neither the model nor the sampler knows that adapters exist.
+"""
+
+import abc
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+class Weight(abc.ABC):
+    """A parameter that is more than one array. Subclasses are frozen dataclasses registered as pytrees.
+
+    In a stack of layers every leaf of the node carries the layer axis in front. Shapes are not validated at construction: tree
+    transformations rebuild nodes around things that are not arrays.
+    """
+
+    @abc.abstractmethod
+    def apply(self, x_NxD: jax.Array) -> jax.Array:
+        """x @ W, for W of shape [D, F]: returns [N, F]."""
+
+    @abc.abstractmethod
+    def apply_transposed(self, x_NxF: jax.Array) -> jax.Array:
+        """x @ W.T: returns [N, D]."""
+
+    @abc.abstractmethod
+    def take(self, ids: jax.Array, dtype: Any) -> jax.Array:
+        """Rows of W by integer ids of any shape: returns [..., F]."""
+
+    @abc.abstractmethod
+    def merge(self) -> jax.Array:
+        """The dense array this node stands for."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LowRank(Weight):
+    """W + scale * A B (Hu et al. 2021, arXiv:2106.09685, equation 3).
+
+    Attributes:
+      base: the frozen weight [D, F], an array or another node.
+      a: [D, r].
+      b: [r, F]; zero at the start, so that the adapted model equals its base.
+      scale: [], lora_alpha / r (a leaf, not metadata: a change of value does not recompile; frozen by every filter but an explicit path).
+    """
+
+    base: Any
+    a: jax.Array
+    b: jax.Array
+    scale: jax.Array
+
+    def apply(self, x_NxD: jax.Array) -> jax.Array:
+        dtype = x_NxD.dtype
+        low_NxR = x_NxD @ self.a.astype(dtype)
+        return matmul(x_NxD, self.base) + (low_NxR @ self.b.astype(dtype)) * self.scale.astype(dtype)
+
+    def apply_transposed(self, x_NxF: jax.Array) -> jax.Array:
+        dtype = x_NxF.dtype
+        low_NxR = x_NxF @ self.b.T.astype(dtype)
+        return matmul_transposed(x_NxF, self.base) + (low_NxR @ self.a.T.astype(dtype)) * self.scale.astype(dtype)
+
+    def take(self, ids: jax.Array, dtype: Any) -> jax.Array:
+        low = jnp.take(self.a, ids, axis=0).astype(dtype) @ self.b.astype(dtype)
+        return embed(ids, self.base, dtype) + low * self.scale.astype(dtype)
+
+    def merge(self) -> jax.Array:
+        base = merge(self.base)
+        # Axes count from the right, so that a stack of layers merges in one go.
+        delta = jnp.matmul(self.a.astype(jnp.float32), self.b.astype(jnp.float32)) * self.scale[..., None, None]
+        return (base.astype(jnp.float32) + delta).astype(base.dtype)
+
+
+def matmul(x_NxD: jax.Array, w: Any) -> jax.Array:
+    """x @ W in the dtype of x, for a leaf of shape [D, F]."""
+    return w.apply(x_NxD) if isinstance(w, Weight) else x_NxD @ w.astype(x_NxD.dtype)
+
+
+def matmul_transposed(x_NxF: jax.Array, w: Any) -> jax.Array:
+    """x @ W.T in the dtype of x, for a leaf of shape [D, F]."""
+    return w.apply_transposed(x_NxF) if isinstance(w, Weight) else x_NxF @ w.T.astype(x_NxF.dtype)
+
+
+def linear(x: jax.Array, w: Any) -> jax.Array:
+    """Applies a leaf [D, F] to the last axis of x [..., D]; returns [..., F] in the dtype of x."""
+    # Two-dimensional products: on CPU the backward pass of a [B, T, D] product transposes, at twice the time.
+    flat = matmul(x.reshape(-1, x.shape[-1]), w)
+    return flat.reshape(*x.shape[:-1], flat.shape[-1])
+
+
+def unembed(x: jax.Array, w: Any) -> jax.Array:
+    """Applies the transpose of an embedding leaf [V, D] to the last axis of x [..., D]: logits [..., V] of a tied head."""
+    flat = matmul_transposed(x.reshape(-1, x.shape[-1]), w)
+    return flat.reshape(*x.shape[:-1], flat.shape[-1])
+
+
+def embed(ids: jax.Array, w: Any, dtype: Any) -> jax.Array:
+    """Looks up rows of an embedding leaf [V, D] by int ids [...]: returns [..., D] in `dtype`."""
+    return w.take(ids, dtype) if isinstance(w, Weight) else jnp.take(w, ids, axis=0).astype(dtype)
+
+
+def merge(w: Any) -> jax.Array:
+    """The dense array of a leaf."""
+    return w.merge() if isinstance(w, Weight) else w
+
+
+def is_weight(node: Any) -> bool:
+    return isinstance(node, Weight)
+
+
+def merge_tree(params: Any) -> Any:
+    """Replaces every node of a parameter tree by its dense array."""
+    return jax.tree.map(merge, params, is_leaf=is_weight)

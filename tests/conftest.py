@@ -1,0 +1,29 @@
+"""Fixtures shared by all tests."""
+
+import atexit
+import os
+import pathlib
+import shutil
+import tempfile
+
+import pytest
+
+# Tests run the same small programs over and over, in several processes: compile each once a session. Worker processes inherit it.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    _cache = tempfile.mkdtemp(prefix='reasonjax-test-cache-')
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+# XLA calls two tuning preferences of its own "machine features" that the host lacks, once for each program it reads back.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope='session')
+def data_dir() -> pathlib.Path:
+    """The folder of public data sets (`REASONJAX_DATA`, default ../shared/data beside the checkout); skips where there is none."""
+    folder = pathlib.Path(os.environ.get('REASONJAX_DATA', ROOT.parent / 'shared' / 'data'))
+    if not folder.is_dir():
+        pytest.skip(f'no data folder at {folder}; set REASONJAX_DATA')
+    return folder

@@ -1,0 +1,119 @@
+"""Low-rank adapters in the model: neutral at the start, equal to their merged weights, and separate from their base."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+from reasonjax.errors import UserError
+from reasonjax.methods import adapters, filters
+from reasonjax.weights import partition
+from reasonjax.weights.linear import LowRank, merge_tree
+
+TIED = toys.changed(tied=True)
+ATTENTION = ('layers/attention/q', 'layers/attention/v')
+EVERYTHING = ('embed', 'layers/*')
+
+
+@functools.cache
+def adapted(config=TIED, targets=EVERYTHING, nested=False, noise=0.0):
+    params = toys.params(config)
+    for seed in range(1 + nested):
+        params = adapters.lora(params, jax.random.key(seed), r=2, lora_alpha=3.0, target_modules=targets)
+        params = shake(params, noise)
+    return params
+
+
+def shake(params, noise):
+    """Adds noise to every B."""
+    rng = np.random.default_rng(7)
+
+    def move(path, x):
+        return x + noise * rng.standard_normal(x.shape).astype(x.dtype) if partition.path_name(path).endswith('/b') else x
+
+    return jax.tree_util.tree_map_with_path(move, params) if noise else params
+
+
+def test_none_returns_its_input():
+    params = toys.params()
+    assert adapters.none(params, jax.random.key(0)) is params
+
+
+@pytest.mark.parametrize(
+    'config, targets, nested',
+    [(TIED, EVERYTHING, False), (TIED, EVERYTHING, True), (toys.TINY, ('head',), False), (toys.changed(scan=True), ATTENTION, False)],
+)
+def test_a_fresh_adapter_equals_its_base_bit_for_bit(config, targets, nested):
+    batch = toys.random_batch()
+    wanted = toys.scorer(config)(toys.params(config), batch)
+    toys.assert_trees_equal(toys.scorer(config)(adapted(config, targets, nested), batch), wanted)
+    toys.assert_trees_equal(merge_tree(adapted(config, targets, nested)), toys.params(config))
+
+
+def test_adapted_equals_merged():
+    batch = toys.random_batch()
+    for nested in (False, True):
+        params = adapted(noise=0.3, nested=nested)
+        got, wanted = (toys.scorer(TIED)(p, batch) for p in (params, merge_tree(params)))
+        np.testing.assert_allclose(got.logprob, wanted.logprob, atol=2e-5)
+        assert np.abs(got.logprob - toys.scorer(TIED)(toys.params(TIED), batch).logprob).max() > 0.05
+
+
+def test_what_a_fresh_pair_looks_like():
+    params = adapters.lora(toys.params(), jax.random.key(0), r=8, lora_alpha=4.0, target_modules=('layers/mlp/down', 'head'))
+    down, head = params['layers']['mlp']['down'], params['head']
+    assert isinstance(down, LowRank) and down.a.shape == (2, 24, 8) and down.b.shape == (2, 8, 16) and down.scale.shape == (2,)
+    assert head.a.shape == (16, 8) and head.b.shape == (8, 13) and head.scale.shape == ()
+    for node, rows in ((down, 24), (head, 16)):
+        assert np.all(node.b == 0) and np.all(node.scale == 0.5)
+        bound = 1 / math.sqrt(rows)
+        # Uniform in +-bound: reaches near the ends, and has their standard deviation.
+        assert 0.9 * bound < np.abs(node.a).max() <= bound
+        np.testing.assert_allclose(np.std(node.a), bound / math.sqrt(3), rtol=0.15)
+    assert not np.any(down.a[0] == down.a[1])
+    assert isinstance(params['layers']['mlp']['up'], jax.Array)
+    stabilised = adapters.lora(toys.params(), jax.random.key(0), r=4, lora_alpha=4.0, target_modules=('head',), use_rslora=True)
+    assert stabilised['head'].scale == 2.0
+
+
+def test_a_leafs_draw_does_not_depend_on_which_others_are_adapted():
+    few, many = adapted(targets=ATTENTION), adapted(targets=EVERYTHING)
+    for name in ('q', 'v'):
+        np.testing.assert_array_equal(few['layers']['attention'][name].a, many['layers']['attention'][name].a)
+    assert not np.any(few['layers']['attention']['q'].a == adapters.lora(
+        toys.params(TIED), jax.random.key(5), r=2, target_modules=ATTENTION)['layers']['attention']['q'].a)  # fmt: skip
+
+
+def test_gradient_reaches_the_factors_only():
+    params, batch = adapted(noise=0.3), toys.random_batch()
+    train, freeze = partition.partition(params, filters.lora(None, params))
+
+    def value(train):
+        return toys.weighted_score(partition.combine(train, freeze), TIED, batch)
+
+    grads = jax.jit(jax.grad(value))(train)
+    assert jax.tree.structure(grads) == jax.tree.structure(train)
+    names = partition.names(grads)
+    assert names and all(name.endswith(('/a', '/b')) for name in names)
+    assert all(np.abs(g).max() > 1e-6 for g in jax.tree.leaves(grads))
+    # Chain rule through the dense weight: dB = scale A' dW.
+    dense = toys.weighted_score_and_grad(TIED)(merge_tree(params), batch)[1]
+    for node, grad, outer in (
+        (params['embed'], grads['embed'], dense['embed']),
+        (params['layers']['mlp']['down'], grads['layers']['mlp']['down'], dense['layers']['mlp']['down']),
+    ):
+        wanted = 1.5 * jnp.swapaxes(node.a, -1, -2) @ outer
+        np.testing.assert_allclose(grad.b, wanted, atol=1e-4 * np.abs(wanted).max() + 1e-5)
+
+
+def test_bad_knobs_are_named():
+    with pytest.raises(UserError, match=r'config.adapter.r: .*at least 1, got 0'):
+        adapters.lora(toys.params(), jax.random.key(0), r=0)
+    with pytest.raises(UserError, match=r'config.adapter.target_modules: "layers/atention/\*" matches no matrix.*layers/attention/q'):
+        adapters.lora(toys.params(), jax.random.key(0), target_modules=('head', 'layers/atention/*'))
+    with pytest.raises(UserError, match='"norm" matches no matrix'):
+        adapters.lora(toys.params(), jax.random.key(0), target_modules=('norm',))

@@ -1,0 +1,103 @@
+"""The online stage's own arithmetic, and its neutral settings."""
+
+import json
+import pathlib
+from types import SimpleNamespace
+
+import numpy as np
+
+from reasonjax import config as configs
+from reasonjax.smoke import shrink
+from reasonjax.stages import online
+from reasonjax.stages.run import run, trained
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+def rollout(lengths, terminated, C=4):
+    P, G = np.shape(lengths)
+    tokens = np.arange(1, P * G * C + 1).reshape(P, G, C)
+    alive = np.arange(C) < np.asarray(lengths)[..., None]
+    return SimpleNamespace(tokens=tokens * alive, length=np.asarray(lengths), terminated=np.asarray(terminated),
+                           logprob=-0.1 * tokens * alive)  # fmt: skip
+
+
+PROMPTS = {
+    'tokens': np.array([[0, 5, 6], [7, 8, 9]]),
+    'segments': np.array([[0, 1, 1], [1, 1, 1]]),
+    'positions': np.array([[0, 0, 1], [0, 1, 2]]),
+}
+
+
+def test_assembled_rows_by_hand():
+    drawn = rollout([[2, 4], [1, 3]], [[True, False], [True, True]])
+    batch = online.assemble(PROMPTS, drawn, np.array([[0.5, -0.5], [1.0, -1.0]]))
+    assert batch['tokens'][0].tolist() == [0, 5, 6, 1, 2, 0, 0]
+    assert batch['segments'][0].tolist() == [0, 1, 1, 1, 1, 0, 0]
+    assert batch['weights'][0].tolist() == [0, 0, 0, 1, 1, 0, 0]
+    assert batch['positions'][1].tolist() == [0, 0, 1, 2, 3, 4, 5]
+    assert batch['positions'][3].tolist() == [0, 1, 2, 3, 4, 5, 0]
+    assert batch['weights'].sum(1).tolist() == [2, 4, 1, 3]
+    assert batch['advantage'].tolist() == [0.5, -0.5, 1.0, -1.0]
+    np.testing.assert_allclose(batch['logprob_sampled'][1, 3:], drawn.logprob[0, 1])
+
+
+def test_truncated_rows_can_be_masked():
+    drawn = rollout([[2, 4], [1, 4]], [[True, False], [True, True]])
+    batch = online.assemble(PROMPTS, drawn, np.zeros((2, 2)), mask_truncated=True)
+    assert batch['weights'].sum(1).tolist() == [2, 0, 1, 4]
+    assert batch['segments'][1].tolist() == [0, 1, 1, 1, 1, 1, 1]
+
+
+def test_minibatches_keep_groups_whole_and_lose_nothing():
+    batch = {'tokens': np.arange(8)[:, None], 'advantage': np.arange(8)}
+    stage = SimpleNamespace(minibatches=2, num_iterations=3, max_completion_length=7)
+    parts = online.minibatches(batch, stage)
+    assert [p['advantage'].tolist() for p in parts] == [[0, 1, 2, 3], [4, 5, 6, 7]] * 3
+    assert float(parts[0]['max_completion_length']) == 7
+
+
+def small(*overrides):
+    common = [('evaluation.enabled', 'false'), ('stages', "('grpo',)"), ('grpo.max_completion_length', '8')]
+    return shrink(configs.load(str(ROOT / 'configs/grpo.py')), [*common, *overrides])
+
+
+def losses(workdir):
+    records = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    return [(r['loss'], r['grad_norm'], r['entropy']) for r in records]
+
+
+def test_old_logprobs_of_the_sampler_are_the_policys_own(tmp_path):
+    """Two minibatches put the recorded log-probs into the loss: before any update has moved the policy, every ratio is 1."""
+    run(small(('grpo.minibatches', '2'), ('grpo.learning_rate.peak', '0.0'), ('grpo.objective.epsilon', '1e-5')), tmp_path)
+    records = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert [r['clip_ratio/region_mean'] for r in records] == [0.0, 0.0]
+
+
+def test_kl_to_the_reference_is_zero_at_first_and_grows(tmp_path):
+    run(small(('grpo.objective.beta', '0.1'), ('grpo.learning_rate.peak', '0.05'), ('grpo.learning_rate.warmup_steps', '0'),
+              ('grpo.rewards.accuracy.extract', 'flexible')), tmp_path)  # fmt: skip
+    records = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert records[0]['kl'] == 0.0
+
+
+def test_identical_rewards_leave_the_policy_alone(tmp_path):
+    """An untrained model gets reward 0 throughout: zero advantage, zero gradient, the very same parameters."""
+    run(small(), tmp_path)
+    assert [grad for _, grad, _ in losses(tmp_path)] == [0.0, 0.0]
+    fresh = tmp_path / 'fresh'
+    run(small(('grpo.learning_rate.peak', '0.0')), fresh)
+    import jax
+
+    jax.tree.map(np.testing.assert_array_equal, trained(tmp_path)[1], trained(fresh)[1])
+
+
+def test_completions_table(tmp_path):
+    import pyarrow.parquet as pq
+
+    run(small(), tmp_path)
+    files = sorted((tmp_path / 'completions').glob('*.parquet'))
+    assert [f.name for f in files] == ['completions_00001.parquet', 'completions_00002.parquet']
+    table = pq.read_table(files[0])
+    assert table.column_names[:3] == ['step', 'prompt', 'completion'] and 'accuracy' in table.column_names
+    assert table.num_rows == 8

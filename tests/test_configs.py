@@ -1,0 +1,68 @@
+"""Every config builds, completes and runs two steps of every stage."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from reasonjax import config as configs
+from reasonjax.smoke import shrink
+from reasonjax.stages.run import run
+
+ROOT = pathlib.Path(__file__).parent.parent
+NEEDS_DATA = {'gsm8k', 'masked_thought.recipe'}
+
+
+def _all() -> list[str]:
+    """Every config file with its variants, which a file names in VARIANTS."""
+    found = []
+    for path in sorted([*ROOT.glob('configs/*.py'), *ROOT.glob('configs/recipes/*.py')]):
+        text = path.read_text()
+        namespace: dict = {}
+        line = next((line for line in text.splitlines() if line.startswith('VARIANTS')), "VARIANTS = ('',)")
+        exec(line, namespace)
+        relative = path.relative_to(ROOT)
+        found += [f'{relative}:{variant}' if variant else str(relative) for variant in namespace['VARIANTS']]
+    return found
+
+
+@pytest.fixture
+def at_root(monkeypatch, data_dir):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv('REASONJAX_DATA', str(data_dir.resolve()))
+
+
+@pytest.mark.parametrize('location', _all())
+def test_runs_two_steps(location, tmp_path, at_root):
+    config = shrink(configs.load(location))
+    summary = run(config, tmp_path)
+    assert [s['name'] for s in summary['stages']] == list(config.stages)
+    records = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    for name in config.stages:
+        if config[name].kind in ('supervised', 'online'):
+            losses = [r['loss'] for r in records if r['stage'] == name and 'loss' in r]
+            assert len(losses) == 2 and np.isfinite(losses).all()
+    assert json.loads((tmp_path / 'summary.json').read_text()) == json.loads(json.dumps(summary))
+    assert (tmp_path / 'report.html').stat().st_size > 1000
+
+
+def test_every_recipe_says_what_it_is():
+    recipes = sorted((ROOT / 'configs' / 'recipes').glob('*.py'))
+    assert recipes
+    for path in recipes:
+        docstring = path.read_text().split('"""')[1]
+        for word in ('arXiv', 'python -m reasonjax.train', path.stem):
+            assert word in docstring, f'{path.name}: docstring lacks {word}'
+
+
+def test_models_have_the_published_size():
+    from reasonjax.model import config as model_config
+    from reasonjax.model import spec
+
+    sizes = {'tiny': 18, 'qwen3_0_6b': 596_049_920, 'qwen3_1_7b': 1_720_574_976}
+    for name in sorted(p.stem for p in (ROOT / 'configs' / 'models').glob('*.py')):
+        module = configs._execute(ROOT / 'configs' / 'models' / f'{name}.py', '')
+        model = model_config.from_config(module, vocab_size=18, pad_id=0)
+        counted = spec.count(spec.specs(model))
+        assert counted == (335_904 if name == 'tiny' else sizes[name])
