@@ -6,13 +6,13 @@ import re
 from setuptools import find_packages, setup
 
 here = pathlib.Path(__file__).parent
-version = re.search(r"__version__ = '(.+)'", (here / 'reasonjax' / '__init__.py').read_text()).group(1)
+version = re.search(r"__version__ = '(.+)'", (here / 'reasonjax' / '__init__.py').read_text(encoding='utf-8')).group(1)
 
 setup(
     name='reasonjax',
     version=version,
     description='Fine-tune language models to reason: SFT, preference optimisation and GRPO as configs of one small JAX core.',
-    long_description=(here / 'README.md').read_text(),
+    long_description=(here / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['reasonjax', 'reasonjax.*']),
@@ -39,7 +39,7 @@ setup(
         'transformers>=5',
     ],
     extras_require={
-        'test': ['pytest', 'pytest-xdist', 'ruff', 'tensorboardX', 'torch==2.13.0'],
+        'test': ['pytest', 'pytest-xdist', 'ruff>=0.12,<0.18', 'tensorboardX', 'torch==2.13.0'],
         'hf': ['safetensors'],
         'tasks': ['math-verify[antlr4_13_2]'],
         'bench': ['tqdm'],

@@ -16,7 +16,7 @@ from configs.models import tiny
 def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.seed = 0  # of parameters, data order and every draw
-    c.init = ''  # '' fresh parameters; 'checkpoint:WORKDIR' those a run ended with
+    c.init = ''  # '' fresh parameters; 'checkpoint:WORKDIR[:STAGE]' those a run, or a stage of it, ended with
     c.model = tiny.get_config()  # shape of the model: fields of reasonjax.model.config.ModelConfig
     c.tokenizer = addition_tokenizer()  # characters | sentencepiece | huggingface
     c.mesh = dict(data=-1, fsdp=1, tensor=1)  # devices along each axis; -1 takes what is left
@@ -55,7 +55,7 @@ def supervised(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     stage.kind = 'supervised'
     stage.batch_size = 96  # rows per step
     stage.data = dict(
-        source=dict(name='addition', split='train', size=6000, seed=c.get_ref('seed')),  # rows: jsonl | parquet | tfds | a task
+        source=dict(name='addition', split='train', size=6000, seed=c.get_oneway_ref('seed')),  # rows: jsonl | parquet | tfds | a task
         transforms=(),  # functions of a row, in order
         max_length=40,  # tokens per row of a batch
         overlong='error',  # an example that does not fit: error | drop (and count)
@@ -71,7 +71,7 @@ def rollouts(c: ml_collections.ConfigDict) -> dict:
         num_prompts=32,  # prompts per step
         num_generations=8,  # completions per prompt
         data=dict(
-            source=dict(name='addition', split='prompts', size=20_000, levels=(2, 3, 4), seed=c.get_ref('seed')),
+            source=dict(name='addition', split='prompts', size=20_000, levels=(2, 3, 4), seed=c.get_oneway_ref('seed')),
             transforms=(),
             max_prompt_length=10,  # tokens
             overlong='error',  # a prompt that does not fit: error | drop (and count)

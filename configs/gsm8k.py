@@ -34,19 +34,19 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     del c.train
     c.stages = ('sft',)
     c.sft.batch_size = 8
-    c.sft.data.source = dict(name='gsm8k', path=c.data.get_ref('path'), split='train')
+    c.sft.data.source = dict(name='gsm8k', path=c.data.get_oneway_ref('path'), split='train')
     c.sft.data.update(max_length=512, packing=True, overlong='drop')
     c.sft.checkpoint_every = 100
     c.sft.learning_rate.peak = 2e-3
     if variant == 'masked_thought':
         c.sft.corruption = dict(name='masked_thought', rate=0.4, warmup=0.66, replace_rate=1.0)
 
-    c.evaluation.task = dict(name='gsm8k', path=c.data.get_ref('path'), split='test', limit=200)
+    c.evaluation.task = dict(name='gsm8k', path=c.data.get_oneway_ref('path'), split='test', limit=200)
     c.evaluation.update(batch_size=100, max_prompt_length=256, max_completion_length=200)
     if variant == 'grpo':
         c.grpo = base.online(c)
         c.grpo.steps = 50
-        c.grpo.data.source = dict(name='gsm8k', path=c.data.get_ref('path'), split='train')
+        c.grpo.data.source = dict(name='gsm8k', path=c.data.get_oneway_ref('path'), split='train')
         c.grpo.data.update(max_prompt_length=256, overlong='drop')
         c.grpo.max_completion_length = 200
         c.grpo.num_prompts = 8

@@ -23,10 +23,13 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     c = base.get_config()
     c.fresh = base.evaluate()
     c.sft = base.supervised(c)
-    c.sft.eval_every = 100
-    c.sft.checkpoint_every = 100
+    c.sft.steps = 800
+    c.sft.batch_size = 26  # rows of 80 tokens, about four demonstrations each
+    c.sft.data.update(max_length=80, packing=True)
+    c.sft.eval_every = 200
+    c.sft.checkpoint_every = 200
     c.grpo = base.online(c)
-    c.grpo.steps = 60
+    c.grpo.steps = 80
     c.grpo.eval_every = 20
     c.grpo.checkpoint_every = 20
     del c.train
@@ -36,7 +39,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         c.sft.data.source.answer_only = 0.0
     if variant == 'filtered_sft':
         c.collect = base.collect(c)
-        c.collect.steps = 60  # as many samples as GRPO draws
+        c.collect.steps = 80  # as many samples as GRPO draws
         c.resft = base.supervised(c)
         c.resft.data.source = dict(name='jsonl', path='stage:collect')
         c.resft.steps = 200

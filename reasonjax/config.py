@@ -36,6 +36,8 @@ SLOTS = {
     'tokenizer': ('reasonjax.data.tokenizers',),
     'transforms': ('reasonjax.methods.transforms',),
 }
+# Slots whose functions stand side by side, each under a name of the user's.
+NAMED = ('rewards',)
 # Read by whoever calls the function, so not among its knobs: (slot, key, default).
 EXTRA = {'rewards': {'weight': 1.0}}
 
@@ -55,7 +57,7 @@ def find(name: str, slot: str, key: str) -> Callable:
         module_name, _, attribute = name.rpartition('.')
         try:
             function = getattr(importlib.import_module(module_name), attribute, None)
-        except ModuleNotFoundError as error:
+        except (ModuleNotFoundError, ValueError) as error:
             raise UserError(f'config.{key}.name: cannot import "{name}": {error}') from error
         if not callable(function):
             raise UserError(f'config.{key}.name: module {module_name} has no function "{attribute}".')
@@ -106,7 +108,7 @@ def resolve(node: Mapping, slot: str, key: str | None = None) -> Callable:
             hint = f'{nearest(knob, schema)} It has: {listing(schema) or "none"}.'
             raise UserError(f'config.{key}.{knob}: {node["name"]} has no such knob.{hint}')
     for knob, default in schema.items():
-        if default is inspect.Parameter.empty and knob not in given:
+        if default is inspect.Parameter.empty and given.get(knob) in (None, ''):
             raise UserError(f'config.{key}.{knob}: {node["name"]} needs this knob; it has no default.')
     return functools.partial(function, **given)
 
@@ -116,32 +118,53 @@ def _nodes(config: ml_collections.ConfigDict, prefix: str = '') -> Iterator[tupl
     for field in list(config.keys()):
         value = config[field]
         key = f'{prefix}{field}'
-        if field in SLOTS and isinstance(value, ml_collections.ConfigDict) and 'name' in value:
-            yield key, field, config, field
-            yield from _nodes(config[field], f'{key}.')
-        elif field in SLOTS and isinstance(value, ml_collections.ConfigDict):
+        if field in NAMED and isinstance(value, ml_collections.ConfigDict):
             for name in value.keys():
                 yield f'{key}.{name}', field, value, name
+        elif field in SLOTS and isinstance(value, ml_collections.ConfigDict):
+            yield key, field, config, field
+            yield from _nodes(config[field], f'{key}.')
         elif field in SLOTS and isinstance(value, list | tuple):
-            config[field] = type(value)(ml_collections.ConfigDict(v) for v in value)
             for i in range(len(value)):
-                yield f'{key}[{i}]', field, config[field], i
+                yield f'{key}[{i}]', field, value, i
         elif isinstance(value, ml_collections.ConfigDict):
             yield from _nodes(value, f'{key}.')
 
 
+def _open_lists(config: ml_collections.ConfigDict) -> None:
+    """Makes the dicts in lists of functions ConfigDicts, so that their knobs can be filled in and overridden like any other."""
+    for key, _, container, index in list(_nodes(config)):
+        node = container[index]
+        if not isinstance(node, Mapping | ml_collections.ConfigDict):
+            raise UserError(f'config.{key}: a function is named as dict(name={node!r}), with its knobs beside the name.')
+        if not isinstance(node, ml_collections.ConfigDict):
+            _set(config, _parts(key), ml_collections.ConfigDict(node))
+
+
 def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Fills in every knob's default, in place, and rejects unknown functions and knobs. Returns the config."""
+    _open_lists(config)
+    _fill(config)
+    for key, slot, container, index in _nodes(config):
+        resolve(container[index], slot, key)
+    return config
+
+
+def _fill(config: ml_collections.ConfigDict) -> None:
+    """Puts every knob into every function node; those that must be given are None or '' until an override gives them."""
     for key, slot, container, index in _nodes(config):
         node = container[index]
         if 'name' not in node:
             raise UserError(f'config.{key}: a function node needs "name".')
-        schema = knobs(find(node['name'], slot, key))
-        resolve(node, slot, key)
-        for knob, default in {**schema, **EXTRA.get(slot, {})}.items():
-            if knob not in node and default is not inspect.Parameter.empty:
-                node[knob] = default
-    return config
+        function = find(node['name'], slot, key)
+        for knob, default in {**knobs(function), **EXTRA.get(slot, {})}.items():
+            if knob not in node:
+                node[knob] = _missing(function, knob) if default is inspect.Parameter.empty else default
+
+
+def _missing(function: Callable, knob: str) -> str | None:
+    """Stands for a knob that is yet to be given; text for text, so that a path that looks like a number stays one."""
+    return '' if inspect.signature(function).parameters[knob].annotation in (str, 'str') else None
 
 
 def load(location: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
@@ -158,16 +181,22 @@ def load(location: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collect
       UserError: missing file, unknown key, value of another type.
     """
     path, _, argument = location.partition(':')
-    config = _execute(pathlib.Path(path), argument)
+    config = apply(_execute(pathlib.Path(path), argument), overrides)
+    config.lock()
+    return config
+
+
+def apply(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]]) -> ml_collections.ConfigDict:
+    """Completes a config and applies overrides, in place: first the functions' names, then what their knobs are to be. Returns it."""
+    _open_lists(config)
     names = [(key, value) for key, value in overrides if key.split('.')[-1] == 'name']
     for key, value in names:
         _rename(config, key, value)
-    config = complete(config)
+    _fill(config)
     for key, value in overrides:
         if (key, value) not in names:
             override(config, key, value)
-    config.lock()
-    return config
+    return complete(config)
 
 
 def _execute(path: pathlib.Path, argument: str) -> ml_collections.ConfigDict:
@@ -184,16 +213,24 @@ def _execute(path: pathlib.Path, argument: str) -> ml_collections.ConfigDict:
     spec.loader.exec_module(module)
     if not hasattr(module, 'get_config'):
         raise UserError(f'{path}: a config file defines get_config(); this one does not.')
-    takes = len(inspect.signature(module.get_config).parameters)
-    if argument and not takes:
+    parameters = inspect.signature(module.get_config).parameters.values()
+    if not argument and any(p.default is p.empty for p in parameters):
+        raise UserError(f'{path}: get_config() of this file needs an argument; write {path}:ARGUMENT.')
+    variants = getattr(module, 'VARIANTS', None)
+    if argument and variants is not None and argument not in variants:
+        raise UserError(f'{path}:{argument}: no such variant.{nearest(argument, variants)} Variants: {listing(filter(None, variants))}.')
+    if argument and not parameters:
         raise UserError(f'{path}:{argument}: get_config() of this file takes no argument.')
     return module.get_config(argument) if argument else module.get_config()
 
 
+def _parts(key: str) -> list[str | int]:
+    return [int(p) if p.isdigit() else p for p in re.findall(r'[^.\[\]]+', key)]
+
+
 def _walk(config: Any, key: str) -> tuple[Any, str | int]:
     """Returns the container and the last index of a dotted key such as 'sft.data.transforms[0].keep'."""
-    parts = [int(p) if p.isdigit() else p for p in re.findall(r'[^.\[\]]+', key)]
-    node, seen = config, 'config'
+    node, seen, parts = config, 'config', _parts(key)
     for depth, part in enumerate(parts):
         where = f'--config.{key}'
         if isinstance(node, list | tuple):
@@ -210,26 +247,39 @@ def _walk(config: Any, key: str) -> tuple[Any, str | int]:
     raise UserError(f'--config.{key}: empty key.')
 
 
+def _set(config: Any, parts: list[str | int], value: Any) -> None:
+    """Sets what a path leads to; an entry of a tuple by setting the whole tuple."""
+    container = config
+    for part in parts[:-1]:
+        container = container[part]
+    if isinstance(container, tuple):
+        index = parts[-1]
+        _set(config, parts[:-1], container[:index] + (value,) + container[index + 1 :])
+    else:
+        container[parts[-1]] = value
+
+
+def _function_node(config: ml_collections.ConfigDict, key: str) -> tuple[Any, str] | None:
+    """The function node that `key` leads to and its slot, or None where it leads to something else."""
+    slot = next((p for p in reversed(_parts(key)) if p in SLOTS), None)
+    if slot is None:
+        return None
+    container, index = _walk(config, key)
+    node = container[index]
+    return (node, slot) if isinstance(node, ml_collections.ConfigDict) and 'name' in node else None
+
+
 def _rename(config: ml_collections.ConfigDict, key: str, value: str) -> None:
     """Names another function; knobs of the old one go, unless the new one has them too."""
     node_key = key.rpartition('.')[0]
-    if not node_key:
+    found = _function_node(config, node_key) if node_key else None
+    if found is None:
         override(config, key, value)
         return
-    container, index = _walk(config, node_key)
-    node = container[index]
-    slot = next((p for p in reversed(re.findall(r'[^.\[\]]+', node_key)) if p in SLOTS), None)
-    if slot is None or 'name' not in node:
-        override(config, key, value)
-        return
+    node, slot = found
     schema = knobs(find(value, slot, node_key))
-    kept = {k: v for k, v in node.items() if k in schema or k in EXTRA.get(slot, ())}
-    renamed = ml_collections.ConfigDict({'name': value, **kept})
-    if isinstance(container, tuple):
-        outer, outer_index = _walk(config, re.sub(r'\[\d+\]$', '', node_key))
-        outer[outer_index] = container[:index] + (renamed,) + container[index + 1 :]
-    else:
-        container[index] = renamed
+    kept = {k: v for k, v in node.items(preserve_field_references=True) if k in schema or k in EXTRA.get(slot, ())}
+    _set(config, _parts(node_key), ml_collections.ConfigDict({'name': value, **kept}))
 
 
 def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
@@ -242,33 +292,41 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     old = container[index]
     if isinstance(old, ml_collections.ConfigDict):
         raise UserError(f'--config.{key}: this is a group of keys ({listing(old.keys())}); set one of them.')
-    value = _parse(text, old, key)
-    if isinstance(container, tuple):
-        outer, outer_index = _walk(config, re.sub(r'\[\d+\]$', '', key))
-        outer[outer_index] = container[:index] + (value,) + container[index + 1 :]
+    value = _parse(text, old, key, may_be_none=_default_is_none(config, key))
+    if old is not None and value is None:
+        container[index] = ml_collections.config_dict.placeholder(type(old))
     else:
-        container[index] = value
+        _set(config, _parts(key), value)
 
 
-def _parse(text: str, old: Any, key: str) -> Any:
-    if isinstance(old, str):
-        return text
+def _default_is_none(config: ml_collections.ConfigDict, key: str) -> bool:
+    """Whether a key is a knob whose default is None, so that None is a value of it."""
+    node_key, _, knob = key.rpartition('.')
+    found = _function_node(config, node_key) if node_key else None
+    return found is not None and knobs(find(found[0]['name'], found[1], node_key)).get(knob, '') is None
+
+
+def _parse(text: str, old: Any, key: str, may_be_none: bool) -> Any:
     lowered = {'true': True, 'false': False, 'none': None, 'inf': float('inf')}
+    if isinstance(old, str) and not (may_be_none and text.lower() == 'none'):
+        return text
     try:
         value = lowered[text.lower()] if text.lower() in lowered else ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text
-    if old is None or value is None:
+    if old is None or (value is None and may_be_none):
         return value
-    if isinstance(old, bool) != isinstance(value, bool):
-        fits = False
-    elif isinstance(old, float):
-        fits, value = isinstance(value, int | float), float(value) if isinstance(value, int | float) else value
-    elif isinstance(old, tuple | list):
-        value = value if isinstance(value, tuple | list) else (value,)
-        fits, value = True, type(old)(value)
-    else:
-        fits = isinstance(value, type(old))
+    if isinstance(old, tuple | list):
+        entries = value if isinstance(value, tuple | list) else (value,)
+        return type(old)(_like(entry, old[0], text, key) if old else entry for entry in entries)
+    return _like(value, old, text, key)
+
+
+def _like(value: Any, old: Any, text: str, key: str) -> Any:
+    """Returns a value if it is of the type of `old`; an int may stand for a float."""
+    fits = isinstance(value, type(old)) and isinstance(value, bool) == isinstance(old, bool)
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
     if not fits:
         raise UserError(f'--config.{key}={text}: expected {type(old).__name__} (now {old!r}), got {type(value).__name__}.')
     return value
@@ -289,7 +347,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str
             continue
         key, equals, value = argument[len('--config.') :].partition('=')
         if not equals:
-            if not queue:
+            if not queue or queue[0].startswith('--'):
                 raise UserError(f'{argument}: no value given; write {argument}=VALUE.')
             value = queue.pop(0)
         overrides.append((key, value))
@@ -324,6 +382,8 @@ def from_json(text: str) -> ml_collections.ConfigDict:
 def differences(old: Any, new: Any, key: str = 'config') -> list[str]:
     """Lists 'config.a.b: 1 -> 2' for every leaf that differs between two configs."""
     old, new = _plain(old), _plain(new)
+    if isinstance(old, dict) != isinstance(new, dict):
+        old, new = (f'a group of keys ({listing(x)})' if isinstance(x, dict) else x for x in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
         return [line for k in sorted({*old, *new}) for line in differences(old.get(k, '(absent)'), new.get(k, '(absent)'), f'{key}.{k}')]
     same = old == new or json.dumps(old) == json.dumps(new)

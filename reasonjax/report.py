@@ -55,7 +55,7 @@ CHARTS = (
         Curve('eval_sampled_accuracy', 'sampled', 'eval_sampled_accuracy_lo', 'eval_sampled_accuracy_hi'),
     ), percent=True),
     Chart('Response length, tokens', (
-        Curve('eval_mean_length', 'held-out, greedy'), Curve('completions/mean_length', 'training, sampled'))),
+        Curve('eval_mean_length', 'held-out'), Curve('completions/mean_length', 'training, sampled'))),
     Chart('Reward', (Curve('reward', 'mean reward'),)),
     Chart('Loss', (Curve('loss', 'loss'),)),
     Chart('Entropy, nats per token', (Curve('entropy', 'entropy'),)),

@@ -53,6 +53,13 @@ def majority_vote(answers: Sequence[Hashable | None]) -> Hashable | None:
     return counts.most_common(1)[0][0] if counts else None
 
 
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """A 95 % interval of a mean of shares: Wilson's where every value is 0 or 1, else a bootstrap."""
+    if all(value in (0, 1) for value in values):
+        return wilson(round(sum(values)), len(values))
+    return bootstrap_mean(values, 0)
+
+
 def bootstrap_mean(values: Sequence[float], seed: int, draws: int = 2000, level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean (Efron 1979).
 

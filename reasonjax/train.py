@@ -28,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         start(options.skip_selfcheck)
         workdir = options.workdir or f'runs/{name}'
         show(run(config, workdir))
+        if options.smoke:
+            print('A smoke run: it shows that the config runs, its numbers mean nothing.')
         print(f'Curves, samples and timings: {workdir}/report.html')
 
     return run_program(program)

@@ -11,7 +11,6 @@ from reasonjax.smoke import shrink
 from reasonjax.stages.run import run
 
 ROOT = pathlib.Path(__file__).parent.parent
-NEEDS_DATA = {'gsm8k', 'masked_thought.recipe'}
 
 
 def _all() -> list[str]:
@@ -27,14 +26,11 @@ def _all() -> list[str]:
     return found
 
 
-@pytest.fixture
-def at_root(monkeypatch, data_dir):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv('REASONJAX_DATA', str(data_dir.resolve()))
-
-
 @pytest.mark.parametrize('location', _all())
-def test_runs_two_steps(location, tmp_path, at_root):
+def test_runs_two_steps(location, tmp_path, monkeypatch, request):
+    monkeypatch.chdir(ROOT)
+    if 'data' in configs.load(location):  # reads a folder of public data
+        monkeypatch.setenv('REASONJAX_DATA', str(request.getfixturevalue('data_dir').resolve()))
     config = shrink(configs.load(location))
     summary = run(config, tmp_path)
     assert [s['name'] for s in summary['stages']] == list(config.stages)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from reasonjax.errors import UserError
-from reasonjax.statistics import bootstrap_mean, majority_vote, pass_at_k, wilson
+from reasonjax.statistics import bootstrap_mean, interval, majority_vote, pass_at_k, wilson
 
 
 @pytest.mark.parametrize('successes,n', [(1, 10), (5, 10), (9, 10), (480, 1000), (998, 1000)])
@@ -78,3 +78,10 @@ def test_bootstrap_of_constants_and_nothing():
     assert bootstrap_mean([2.0, 2.0, 2.0], seed=0) == (2.0, 2.0)
     with pytest.raises(ValueError):
         bootstrap_mean([], seed=0)
+
+
+def test_interval_of_shares():
+    assert interval([0, 1, 1, 0.0, 1.0]) == wilson(3, 5)
+    assert interval([0.0] * 8) == wilson(0, 8)
+    assert interval([0.0] * 8)[1] > 0.2
+    assert interval([0.5, 0.25, 1.0]) == bootstrap_mean([0.5, 0.25, 1.0], 0)

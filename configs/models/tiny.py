@@ -13,7 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
             kv_heads=4,
             head_dim=24,
             mlp_dim=384,
-            activation='gelu',  # silu | gelu | gelu_tanh
+            activation='gelu_tanh',  # silu | gelu | gelu_tanh; the exact gelu takes twice as long on CPU
             gated=False,  # True: SwiGLU with silu
             qk_norm=False,  # True: Qwen3
             qkv_bias=False,  # True: Qwen2

@@ -43,7 +43,8 @@ def run(run: Run, place: Place, params: Any) -> dict:
             part = json.loads(path.read_text())
             totals = {name: totals[name] + part['counts'][name] for name in totals}
             measured = {'reward': totals['reward'] / max(1, totals['sampled'] - totals['dropped'])}
-            run.writer.write(place.name, step, totals | measured | timers.take())
+            dropped = {f'data/{name}': value for name, value in rollouts.data.counters.items() if name.startswith('dropped')}
+            run.writer.write(place.name, step, totals | measured | dropped | timers.take())
             progress.update(step, measured)
     rows = [row for path in sorted(parts.glob('*.json')) for row in json.loads(path.read_text())['rows']]
     if not rows:

@@ -10,6 +10,7 @@ import numpy as np
 from reasonjax import config as configs
 from reasonjax import randomness, statistics
 from reasonjax.data import pipeline
+from reasonjax.errors import UserError
 from reasonjax.parallel import mesh as meshes
 from reasonjax.rollout.sampler import Sampling, generate
 from reasonjax.rollout.text import Completion, completions
@@ -34,13 +35,19 @@ class Evaluation(NamedTuple):
     sampled: list[list[Answer]]
 
 
-def make(run: Run) -> Callable[[Any], Evaluation]:
+def make(run: Run, shown: Callable[[int, int], None] | None = None) -> Callable[[Any], Evaluation]:
     """Prepares an evaluation as `config.evaluation` states it; the result is called with parameters, as often as wanted.
 
     Draws depend on the seed and the problem, not on when the evaluation is made: two evaluations of one model are equal, and models are
     compared on the same random numbers.
+
+    Args:
+      run: what stages share.
+      shown: called as `shown(batches done, batches)` after each batch.
     """
     c = run.config.evaluation
+    if c.samples < 0 or not (c.greedy or c.samples):
+        raise UserError(f'config.evaluation: greedy={c.greedy} with samples={c.samples} draws no answer; set greedy, or samples above 0.')
     task = configs.resolve(c.task, 'task', 'evaluation.task')()
     batches = pipeline.evaluation(
         task.examples, (), run.tokenizer, max_prompt_length=c.max_prompt_length, batch_size=c.batch_size, overlong=c.overlong
@@ -60,7 +67,7 @@ def make(run: Run) -> Callable[[Any], Evaluation]:
 
     def evaluate(params: Any) -> Evaluation:
         rows, marked = [], {'greedy': [], 'sampled': []}
-        for batch in batches:
+        for done, batch in enumerate(batches, 1):
             prompts = {name: batch[name] for name in ('tokens', 'segments', 'positions', 'index')}
             prompts = meshes.place_batch(prompts | {'index': prompts['index'].astype(np.uint32)}, run.mesh)
             results = {name: program(params, prompts, key) for name, program in programs.items()}
@@ -70,6 +77,8 @@ def make(run: Run) -> Callable[[Any], Evaluation]:
                     problem, row = int(batch['index'][i]), batch['rows'][i]
                     marked[name].append([Answer(problem, t, task.verify(t.text, row, t.terminated)) for t in texts[i]])
             rows += [batch['rows'][i] for i in np.flatnonzero(batch['valid'])]
+            if shown is not None:
+                shown(done, len(batches))
         return Evaluation(rows, [answers[0] for answers in marked['greedy']], marked['sampled'])
 
     return evaluate
@@ -82,9 +91,9 @@ def _generate(params: Any, prompts: dict, key: jax.Array, *, config: Any, sampli
 def summarise(found: Evaluation) -> dict:
     """Accuracies with 95 % intervals, and lengths.
 
-    `accuracy` is greedy (Wilson interval). `sampled_accuracy` is the mean over samples; its interval is Wilson's for one sample a problem,
-    a bootstrap over problems for more. `mean_length` is in tokens, of the samples where there are any: greedy answers follow whichever
-    habit is in the majority, so their length says less.
+    `accuracy` is greedy, `sampled_accuracy` the mean over samples; intervals are over problems (see `statistics.interval`).
+    `mean_length` is in tokens, of the samples where there are any: greedy answers follow whichever habit is in the majority, so
+    their length says less.
     """
     result = {'problems': len(found.rows)}
     if found.greedy:
@@ -93,9 +102,7 @@ def summarise(found: Evaluation) -> dict:
         result |= {'greedy_length': float(np.mean([a.completion.length for a in found.greedy]))}
     if found.sampled:
         shares = [float(np.mean([a.verdict['correct'] for a in answers])) for answers in found.sampled]
-        single = len(found.sampled[0]) == 1
-        interval = statistics.wilson(round(sum(shares)), len(shares)) if single else statistics.bootstrap_mean(shares, 0)
-        result |= {'sampled_accuracy': float(np.mean(shares)), 'sampled_ci95': interval}
+        result |= {'sampled_accuracy': float(np.mean(shares)), 'sampled_ci95': statistics.interval(shares)}
     every = [a for answers in found.sampled for a in answers] or found.greedy
     result['mean_length'] = float(np.mean([a.completion.length for a in every]))
     result['clipped_ratio'] = float(np.mean([not a.completion.terminated for a in every]))

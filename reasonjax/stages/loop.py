@@ -84,8 +84,7 @@ def train(run: Run, place: Place, incoming: Any, feed: Feed, evaluation: Callabl
     state = create(trainable, optimizer, partition(placed, chosen)[0], meshes.replicated(run.mesh))
     del params, trainable
     update = _compile(run, stage, feed, optimizer, state, total_updates)
-    counted = {'num_tokens': 0.0, 'nonfinite': 0.0, 'seconds': 0.0}
-    in_a_row = 0
+    counted = {'num_tokens': 0.0, 'skipped_updates': 0.0, 'nonfinite_in_a_row': 0, 'seconds': 0.0}
 
     with Checkpoints(place.folder / 'checkpoints', keep=stage.keep_checkpoints) as checkpoints:
         begin = checkpoints.latest()
@@ -104,17 +103,18 @@ def train(run: Run, place: Place, incoming: Any, feed: Feed, evaluation: Callabl
 
         def settle(pending: tuple[int, list[dict], Fed]) -> dict:
             """Fetches the metrics of a step that has been dispatched, and writes them down."""
-            nonlocal in_a_row, clock
+            nonlocal clock
             step, device, fed = pending
             metrics = _average(jax.device_get(device)) | fed.metrics
             counted['num_tokens'] += fed.tokens
-            counted['nonfinite'] += metrics['nonfinite'] * feed.updates
-            in_a_row = in_a_row + 1 if metrics['nonfinite'] else 0
+            nonfinite = metrics.pop('nonfinite')
+            counted['skipped_updates'] += round(nonfinite * feed.updates)
+            in_a_row = counted['nonfinite_in_a_row'] = counted['nonfinite_in_a_row'] + 1 if nonfinite else 0
             seconds, clock = time.perf_counter() - clock, time.perf_counter()
-            metrics |= {name: float(value) for name, value in counted.items() if name != 'seconds'}
-            metrics |= {'learning_rate': float(schedule(step * feed.updates - 1)), 'step_time': seconds}
-            metrics |= {f'data/{name}': value for name, value in feed.data.counters.items() if name.startswith('dropped')}
-            metrics['tokens_per_second'] = fed.tokens / seconds
+            metrics |= {name: counted[name] for name in ('num_tokens', 'skipped_updates')}
+            # An update that was skipped leaves the optimiser's own count where it was.
+            applied = max(0, step * feed.updates - 1 - counted['skipped_updates'])
+            metrics |= {'learning_rate': float(schedule(applied)), 'step_time': seconds, 'tokens_per_second': fed.tokens / seconds}
             if step % stage.log_every == 0 or step == stage.steps:
                 run.writer.write(place.name, step, metrics | timers.take())
             if in_a_row > stage.max_nonfinite:
@@ -130,6 +130,8 @@ def train(run: Run, place: Place, incoming: Any, feed: Feed, evaluation: Callabl
             clock = time.perf_counter()
             for step in range((begin or 0) + 1, stage.steps + 1):
                 fed = feed.next(step, combine(state.trainable, frozen), timers)
+                # Read now: when the metrics are fetched, the feed may be a batch further.
+                dropped = {f'data/{name}': value for name, value in feed.data.counters.items() if name.startswith('dropped')}
                 with timers('update'):
                     device = []
                     for i, batch in enumerate(fed.batches):
@@ -139,7 +141,7 @@ def train(run: Run, place: Place, incoming: Any, feed: Feed, evaluation: Callabl
                     # The metrics of the step before are fetched while this one runs.
                     if pending is not None:
                         progress.update(pending[0], settle(pending))
-                pending = (step, device, fed)
+                pending = (step, device, fed._replace(metrics=fed.metrics | dropped))
                 due = _due(step, stage)
                 if due or feed.record is not None:
                     with timers('update'):

@@ -1,5 +1,6 @@
 """Reinforcement from own samples: prompts -> rollouts -> rewards -> advantages -> the same step as any other stage."""
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,9 @@ from reasonjax.stages.context import Place, Run, settings
 from reasonjax.stages.loop import Fed, Feed, Trained, train
 from reasonjax.stages.rollouts import Drawn, open_rollouts
 
+FLAT_STEPS = 10
+CUT_SHARE = 0.5
+
 
 def run(run: Run, place: Place, incoming: Any, evaluation: Callable | None) -> Trained:
     """Runs the stage; see `loop.train`.
@@ -38,6 +42,7 @@ def run(run: Run, place: Place, incoming: Any, evaluation: Callable | None) -> T
         reference_of = lambda batch: of_incoming(incoming, batch)  # noqa: E731
     updates = stage.num_iterations * stage.minibatches
     table: list[dict] = []
+    watch = watcher(place.name)
 
     with open_rollouts(run, place) as rollouts:
 
@@ -58,6 +63,7 @@ def run(run: Run, place: Place, incoming: Any, evaluation: Callable | None) -> T
                 table[:] = rows_of(drawn, advantage_PxG)
             measured = {name: float(value) for name, value in metrics.items()}
             measured |= rollout_metrics(drawn.rollout) | reward_metrics(drawn.rewards)
+            watch(measured)
             return Fed(minibatches(batch, stage), measured, int(drawn.rollout.length.sum()))
 
         def record(step: int) -> None:
@@ -118,6 +124,33 @@ def minibatches(batch: dict, stage: Mapping[str, Any]) -> list[dict]:
     size = len(batch['tokens']) // number
     parts = [batch] if number == 1 else [{name: x[i * size : (i + 1) * size] for name, x in batch.items()} for i in range(number)]
     return [part | {'max_completion_length': limit} for part in parts] * stage.num_iterations
+
+
+def watcher(name: str) -> Callable[[Mapping[str, float]], None]:
+    """Returns a function of a step's metrics that warns, once each, of the two ways a run silently learns nothing."""
+    flat, said = 0, set()
+
+    def watch(metrics: Mapping[str, float]) -> None:
+        nonlocal flat
+        flat = flat + 1 if metrics.get('frac_reward_zero_std') == 1 else 0
+        cut = metrics['completions/clipped_ratio']
+        texts = {}
+        if flat >= FLAT_STEPS:
+            texts['flat'] = (
+                f'every prompt had equal rewards for {flat} steps (now {metrics["reward"]:.3g}), so there is nothing to learn from. '
+                'Look at the completions, and at what the reward function reads.'
+            )
+        if cut > CUT_SHARE:
+            texts['cut'] = (
+                f'{cut:.0%} of the completions were cut at max_completion_length: they have no end and seldom an answer. Raise it, or '
+                'set mask_truncated_completions.'
+            )
+        for kind, text in texts.items():
+            if kind not in said:
+                said.add(kind)
+                print(f'warning: stage {name}: {text}', file=sys.stderr)
+
+    return watch
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:

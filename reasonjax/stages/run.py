@@ -44,7 +44,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict:
     with context.writer:
         context.writer.environment()
         evaluation = evaluate.make(context) if config.evaluation.enabled else None
-        params, results = None, []
+        params, results, concluded = None, [], False
         for place in places(config, workdir):
             done = place.folder / 'done.json'
             if done.is_file():
@@ -56,12 +56,17 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict:
             params, result = _run_stage(context, place, params, evaluation)
             _write_json(done, result)
             results.append(result)
-            _write_json(workdir / 'summary.json', summary_of(results))
-            report.write(workdir)
-    summary = summary_of(results)
-    _write_json(workdir / 'summary.json', summary)
+            _conclude(workdir, results)
+            concluded = True
+    if not concluded:
+        # All stages were done already, but the process that did the last may have been killed before it concluded.
+        _conclude(workdir, results)
+    return summary_of(results)
+
+
+def _conclude(workdir: pathlib.Path, results: list[dict]) -> None:
+    _write_json(workdir / 'summary.json', summary_of(results))
     report.write(workdir)
-    return summary
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -83,13 +88,15 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes `config.json`, or compares with the one that is there.
+    """Writes `config.json`, or compares with the one that is there once the workdir holds results.
 
     Raises:
       UserError: the workdir belongs to a run of another config; lists what differs.
     """
     path = workdir / 'config.json'
-    if path.is_file():
+    produced = [*workdir.glob('stages/*/done.json'), *workdir.glob('stages/*/checkpoints/*'), *workdir.glob('stages/*/parts/*')]
+    # A run that failed before its first result has no say in what the next attempt may be.
+    if path.is_file() and produced:
         differing = configs.differences(configs.from_json(path.read_text()), config)
         if differing:
             shown = '\n  '.join(differing[:LISTED])
@@ -111,7 +118,7 @@ def arriving(run: Run, place: Place) -> Any:
 
 
 def initial(run: Run) -> Any:
-    """Parameters before the first stage: fresh, or of a finished run (`config.init='checkpoint:WORKDIR'`), its adapters merged.
+    """Parameters before the first stage: fresh, or of another run (`config.init='checkpoint:WORKDIR[:STAGE]'`), its adapters merged.
 
     Raises:
       UserError: no such run, or a model of another shape.
@@ -121,8 +128,9 @@ def initial(run: Run) -> Any:
         return fresh_params(run)
     scheme, _, place = init.partition(':')
     if scheme != 'checkpoint' or not place:
-        raise UserError(f'config.init="{init}": expected "" (fresh) or "checkpoint:WORKDIR" (a run to start from).')
-    return _fitting(run, *trained(pathlib.Path(place)))
+        raise UserError(f'config.init="{init}": expected "" (fresh) or "checkpoint:WORKDIR", with ":STAGE" behind it to take that stage.')
+    workdir, _, stage = place.partition(':')
+    return _fitting(run, *trained(pathlib.Path(workdir), stage))
 
 
 def _fitting(run: Run, theirs: Run, params: Any) -> Any:
@@ -163,7 +171,8 @@ def trained(workdir: pathlib.Path, stage: str = '') -> tuple[Run, Any]:
     names = [p.name for p in training]
     if stage and stage not in names:
         raise UserError(f'{workdir} has no training stage "{stage}".{nearest(stage, names)} Stages: {listing(names)}.')
-    found = [p for p in training if any((p.folder / 'checkpoints').glob('[0-9]*')) and stage in ('', p.name)]
+    # Only digits: a name with more is a checkpoint that is still being written, or that a kill left half-written.
+    found = [p for p in training if any(c.name.isdigit() for c in (p.folder / 'checkpoints').glob('*')) and stage in ('', p.name)]
     if not found:
         raise UserError(f'{workdir} holds no checkpoint of {stage or "any stage"} yet.')
     place = found[-1]
@@ -185,10 +194,17 @@ def _run_stage(run: Run, place: Place, params: Any, evaluation: Callable | None)
         started = time.perf_counter()
         found = evaluation(params)
         summary = evaluate.summarise(found)
-        run.writer.write(place.name, stage.get('steps', 0), evaluate.as_metrics(summary))
+        _write_once(run, place, stage.get('steps', 0), evaluate.as_metrics(summary))
         result |= summary | {'examples': evaluate.examples(found)}
         seconds += time.perf_counter() - started
     return params, result | {'seconds': seconds}
+
+
+def _write_once(run: Run, place: Place, step: int, measured: dict) -> None:
+    """Writes the record of a final evaluation, unless a run that was killed right after it has done so: no checkpoint follows it."""
+    there = metrics.read(run.writer.path) if run.writer.path.is_file() else []
+    if {'stage': place.name, 'step': step} | measured not in there:
+        run.writer.write(place.name, step, measured)
 
 
 def summary_of(results: list[dict]) -> dict:

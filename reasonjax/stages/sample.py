@@ -44,6 +44,8 @@ def run(options: argparse.Namespace) -> None:
 
 def read_prompts(options: argparse.Namespace) -> Iterator[str | list]:
     """Prompts from the arguments, else from the file, else from standard input; empty lines are no prompts."""
+    if options.prompts and options.file:
+        raise UserError('prompts as arguments and in --file: give one of them.')
     if options.prompts:
         yield from options.prompts
     elif options.file and options.file.endswith('.jsonl'):
@@ -66,7 +68,7 @@ def sample(of_run: Run, params: Any, prompts: list, sampling: Sampling, seed: in
 
     Log-probabilities are in nats, under the temperature-scaled distribution (at temperature 1 where decoding is greedy).
     """
-    rows = sources.memory(rows=[{'prompt': prompt} for prompt in prompts], name='prompts')
+    rows = sources.memory(rows=[{'prompt': prompt} for prompt in prompts], label='prompts')
     ways = of_run.mesh.shape['data'] * of_run.mesh.shape['fsdp']
     size = -(-min(batch_size, len(prompts)) // ways) * ways
     longest = max(len(of_run.tokenizer.encode(p)) + 1 if isinstance(p, str) else 0 for p in prompts)

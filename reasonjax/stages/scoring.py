@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import sys
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -14,8 +16,9 @@ import rich.table
 from reasonjax import config as configs
 from reasonjax import statistics
 from reasonjax.errors import UserError
-from reasonjax.metrics import percent
+from reasonjax.metrics import Progress, percent
 from reasonjax.stages import evaluate
+from reasonjax.stages.context import Run
 from reasonjax.stages.run import trained
 
 
@@ -25,13 +28,12 @@ def run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
         if not key.startswith('evaluation.'):
             raise UserError(f'--config.{key}: only config.evaluation can be set here; the model is the one that was trained.')
     of_run, params = trained(pathlib.Path(options.workdir), options.stage)
-    config = of_run.config.copy_and_resolve_references()
-    for key, value in overrides:
-        configs.override(config, key, value)
+    config = configs.apply(of_run.config.copy_and_resolve_references(), overrides)
     if options.samples is not None:
         config.evaluation.samples = options.samples
-    found = evaluate.make(dataclasses.replace(of_run, config=config))(params)
-    result = evaluate.summarise(found) | scores(found, wanted(options.k, config.evaluation.samples))
+    ks = wanted(options.k, config.evaluation.samples)
+    found = _with_progress(dataclasses.replace(of_run, config=config), params)
+    result = evaluate.summarise(found) | scores(found, ks)
     if options.output:
         write_answers(found, pathlib.Path(options.output))
     if options.json:
@@ -40,19 +42,30 @@ def run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
         show(result, config.evaluation)
 
 
+def _with_progress(of_run: Run, params: Any) -> evaluate.Evaluation:
+    bars: list[Progress] = []
+
+    def shown(done: int, total: int) -> None:
+        if not bars:
+            bars.append(Progress('evaluate', total, stream=sys.stderr).__enter__())
+        bars[0].update(done, {})
+        if done == total:
+            bars[0].__exit__()
+
+    return evaluate.make(of_run, shown)(params)
+
+
 def wanted(text: str, samples: int) -> list[int]:
     """The values of k asked for.
 
     Raises:
       UserError: not numbers, or more than there are samples.
     """
-    if not samples:
-        return []
     parts = [part for part in text.split(',') if part.strip()]
     if not all(part.strip().isdigit() and int(part) >= 1 for part in parts):
         raise UserError(f'--k={text}: expected whole numbers of at least 1, separated by commas.')
-    ks = sorted({int(part) for part in parts} or {1, samples})
-    if ks[-1] > samples:
+    ks = sorted({int(part) for part in parts} or ({1, samples} if samples > 0 else ()))
+    if ks and ks[-1] > samples:
         raise UserError(f'--k={text}: pass@{ks[-1]} needs --samples {ks[-1]} or more, there are {samples}.')
     return ks
 
@@ -60,7 +73,8 @@ def wanted(text: str, samples: int) -> list[int]:
 def scores(found: evaluate.Evaluation, ks: list[int]) -> dict:
     """pass@k (Chen et al. 2021, arXiv:2107.03374, unbiased) and maj@k (Wang et al. 2022, arXiv:2203.11171).
 
-    Intervals are bootstraps over problems. maj@k votes over the first k samples; answers that could not be read do not vote.
+    Intervals are over problems (see `statistics.interval`). maj@k votes over the first k samples; answers that could not be read do
+    not vote.
     """
     result = {}
     for k in ks:
@@ -68,7 +82,7 @@ def scores(found: evaluate.Evaluation, ks: list[int]) -> dict:
         voted = [_majority_correct(answers[:k]) for answers in found.sampled]
         for name, values in ((f'pass@{k}', passed), (f'maj@{k}', voted)):
             result[name] = float(np.mean(values))
-            result[f'{name}_ci95'] = statistics.bootstrap_mean(values, 0)
+            result[f'{name}_ci95'] = statistics.interval(values)
     return result
 
 
@@ -79,6 +93,7 @@ def _majority_correct(answers: list[evaluate.Answer]) -> float:
 
 def write_answers(found: evaluate.Evaluation, path: pathlib.Path) -> None:
     """Writes one JSON object per answer: problem, prompt, solution, how it was drawn, completion, verdict."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('w', encoding='utf-8') as file:
         drawn = [('greedy', a) for a in found.greedy] + [('sampled', a) for answers in found.sampled for a in answers]
         for how, a in drawn:

@@ -11,28 +11,31 @@ from reasonjax.tasks.answers import extract, same_number
 from reasonjax.tasks.base import Task
 
 CALCULATOR = re.compile(r'<<[^<>]*>>')
+FINAL = re.compile(r'####\s*(-?[0-9][0-9.,]*)\s*$')
+TEMPLATE = 'Question: {question}\nAnswer:'  # lm-evaluation-harness's
 
 
-def rows_to_prompt(question: str, answer: str, *, keep_calculator: bool = False) -> dict:
-    """The template of a GSM8K row.
+def rows_to_prompt(question: str, answer: str, *, template: str = TEMPLATE, keep_calculator: bool = False) -> dict:
+    """Makes a GSM8K row a prompt, a worked answer and the number to be found.
 
     Args:
       question: the problem.
       answer: the worked answer, ending in '#### number'.
+      template: the prompt, with `{question}` in it.
       keep_calculator: keep the `<<48/2=24>>` annotations of the data set.
 
     Returns:
-      `prompt` ('Question: ...' and a line 'Answer:'), `completion` (a space and the worked answer) and `solution` (the
-      number, without thousands separators).
+      `prompt`, `completion` (a space and the worked answer) and `solution` (the number, without thousands separators).
 
     Raises:
-      UserError: the answer holds no '#### number'.
+      UserError: the answer does not end with '#### number'.
     """
-    solution = extract(answer, 'strict')
-    if solution is None:
+    final = FINAL.search(answer)
+    if final is None:
         raise UserError(f'expected an answer that ends in "#### number", got {answer[-80:]!r}.')
     text = answer if keep_calculator else CALCULATOR.sub('', answer)
-    return {'prompt': f'Question: {question}\nAnswer:', 'completion': f' {text}', 'solution': solution.replace(',', '')}
+    prompt = template.replace('{question}', question)
+    return {'prompt': prompt, 'completion': f' {text.rstrip()}', 'solution': final[1].replace(',', '').rstrip('.')}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,7 +57,6 @@ def test_nll_is_the_weighted_mean_and_so_are_its_gradient_and_metrics():
     values = reduce.values(metrics)
     np.testing.assert_allclose(values['entropy'], (weights * batch['entropy']).sum() / total, rtol=1e-6)
     np.testing.assert_allclose(values['mean_token_accuracy'], (weights * batch['correct']).sum() / total, rtol=1e-6)
-    assert values['num_tokens'] == (weights > 0).sum()
 
 
 @pytest.mark.parametrize('size', [1, 2, 3])

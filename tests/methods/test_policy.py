@@ -326,3 +326,16 @@ def test_errors_name_the_nearest_choice():
         run(logprob, missing, beta=0.1)
     with pytest.raises(UserError, match='max_completion_length'):
         run(logprob, missing, loss_type='dr_grpo')
+
+
+def test_distance_to_the_sampler_is_reported():
+    logprob, batch = make_batch()
+    scored = Scored(jnp.asarray(logprob), jnp.asarray(batch['entropy']), jnp.zeros((B, T), bool))
+    moved = np.where(batch['weights'] > 0, 0.25 * np.arange(B)[:, None], 100.0).astype(np.float32)
+    full = batch | totals(batch) | {'logprob_sampled': logprob + moved}
+    values = reduce.values(policy(lambda _: scored, full, KEY)[1])
+    weights = batch['weights'].astype(np.float64)
+    np.testing.assert_allclose(
+        values['sampling/sampling_logp_difference/mean'], (weights * moved).sum() / weights.sum(), rtol=1e-5
+    )
+    assert values['sampling/sampling_logp_difference/max'] == pytest.approx(1.25, rel=1e-5)

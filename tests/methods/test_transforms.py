@@ -106,7 +106,7 @@ def test_gsm8k_solution_is_the_number_alone(final, solution):
 def test_gsm8k_errors():
     with pytest.raises(UserError, match='no column "question".*columns found: answer, qestion.*Did you mean "qestion"'):
         transforms.gsm8k({'qestion': 'a', 'answer': '#### 1'}, RNG)
-    with pytest.raises(UserError, match='must end with "#### number"'):
+    with pytest.raises(UserError, match='ends in "#### number"'):
         transforms.gsm8k({'question': 'a', 'answer': 'It is 3.'}, RNG)
     with pytest.raises(UserError, match='gsm8k.template'):
         transforms.gsm8k(ROW, RNG, template='no place')

@@ -48,7 +48,7 @@ def numpy_logits(params, config, batch):
     for b in range(B):
         x = p['embed'][inputs[b]]
         for layer in range(config.layers):
-            w = jax.tree.map(lambda leaf: leaf[layer], p['layers'])
+            w = jax.tree.map(lambda leaf, layer=layer: leaf[layer], p['layers'])
             a = w['attention']
             h = norm(x, a['norm'])
             bias = {n: a.get(f'{n}_bias', 0.0) for n in 'qkv'}

@@ -1,7 +1,5 @@
 """Log-probs and entropies: chunked against naive, alignment, temperature, and PAD."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,34 +26,34 @@ def oracle(logits, batch, temperature=1.0):
 
 
 @pytest.mark.parametrize('chunk', [0, 1, 4, 10, 11, 64])
-def test_chunks_equal_naive_values(chunk):
-    config = toys.changed(logprob_chunk=chunk)
-    params, batch = toys.params(), toys.random_batch(length=T)
-    wanted = oracle(toys.all_logits(toys.TINY)(params, batch), batch)
-    toys.assert_trees_close(toys.scorer(config)(params, batch), wanted, atol=3e-6)
+@pytest.mark.parametrize('tied', [False, True])
+def test_chunks_equal_naive(chunk, tied):
+    config = toys.changed(logprob_chunk=chunk, tied=tied)
+    name = 'embed' if tied else 'head'
+    head, batch = toys.params(config)[name], toys.random_batch(length=T)
+    hidden = jnp.asarray(np.random.default_rng(0).standard_normal((4, T, 16)), jnp.float32)
 
+    def chunked(head, hidden):
+        scored = token_scores({name: head}, config, hidden, batch['tokens'])
+        return jnp.sum(batch['weights'] * (scored.logprob + 0.3 * scored.entropy)), scored
 
-@pytest.mark.parametrize('chunk', [0, 4])
-def test_chunks_equal_naive_gradients(chunk):
-    params, batch = toys.params(), toys.random_batch(length=T)
-    value, grads = toys.weighted_score_and_grad(toys.changed(logprob_chunk=chunk))(params, batch)
-    wanted = oracle(toys.all_logits(toys.TINY)(params, batch), batch)
-    np.testing.assert_allclose(value, np.sum(batch['weights'] * (wanted.logprob + 0.3 * wanted.entropy)), rtol=1e-6)
-    toys.assert_trees_close(grads, naive_gradients(), atol=1e-5)
-
-
-@functools.cache
-def naive_gradients():
-    params, batch = toys.params(), toys.random_batch(length=T)
-
-    def value(params):
-        z = jax.nn.log_softmax(toys.all_logits(toys.TINY)(params, batch))[:, :-1]
-        logprob = jnp.take_along_axis(z, batch['tokens'][:, 1:, None], axis=-1)[..., 0]
+    def naive(head, hidden):
+        z = jax.nn.log_softmax((hidden @ (head.T if tied else head)).at[..., toys.PAD].set(-1e9))
+        logprob = jnp.take_along_axis(z, batch['tokens'][..., None], axis=-1)[..., 0]
         entropy = -jnp.sum(jnp.where(z > -1e8, jnp.exp(z) * z, 0), axis=-1)
-        # The weights are 0 wherever nothing predicts a token.
-        return jnp.sum(batch['weights'][:, 1:] * (logprob + 0.3 * entropy))
+        return jnp.sum(batch['weights'] * (logprob + 0.3 * entropy)), Scored(logprob, entropy, z.argmax(-1) == batch['tokens'])
 
-    return jax.jit(jax.grad(value))(params)
+    got, wanted = (jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))(head, hidden) for f in (chunked, naive))
+    real = batch['tokens'] != toys.PAD  # naive log-probs of PAD itself are -1e9 and some
+    np.testing.assert_allclose(got[0][0], wanted[0][0], rtol=1e-6)
+    toys.assert_trees_close(*(jax.tree.map(lambda x: x[real], x[0][1]) for x in (got, wanted)), atol=3e-6)
+    toys.assert_trees_close(got[1], wanted[1], atol=1e-5)
+
+
+def test_scores_equal_numpy():
+    params, batch = toys.params(), toys.random_batch(length=T)
+    wanted = oracle(toys.all_logits(toys.TINY)(params, batch), batch)
+    toys.assert_trees_close(toys.scorer(toys.TINY)(params, batch), wanted, atol=3e-6)
 
 
 @pytest.mark.parametrize('temperature', [0.5, 1.7])
@@ -119,9 +117,10 @@ def test_padding_columns_and_rows_change_nothing():
     unpredicted = np.ones((4, T), bool)
     unpredicted[0, 1:4] = False
     assert np.all(scored.logprob[unpredicted] == 0) and np.all(scored.entropy[unpredicted] == 0)
-    (value, grads), (value2, grads2) = (toys.weighted_score_and_grad(toys.TINY)(params, x) for x in (short, long))
-    np.testing.assert_allclose(value, value2, atol=2e-6)
-    toys.assert_trees_close(grads, grads2, atol=5e-6)
+    more = toys.scorer(toys.TINY)(params, long)
+    np.testing.assert_allclose(more.logprob[:4, :T], scored.logprob, atol=2e-6)
+    np.testing.assert_allclose(more.entropy[:4, :T], scored.entropy, atol=2e-6)
+    assert np.all(more.logprob[:, T:] == 0) and np.all(more.logprob[4:] == 0)
 
 
 @pytest.mark.parametrize('offset', [0.0, 300.0])

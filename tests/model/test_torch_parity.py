@@ -98,7 +98,8 @@ def test_logits_and_gradients_equal_torch(family):
         input_ids=torch_batch['tokens'], attention_mask=torch_batch['segments'], position_ids=torch_batch['positions']
     ).logits
     real = batch['segments'] > 0
-    got = np.asarray(toys.all_logits(config)(params, batch))
+    (value, got), grads = run(config)(params, batch)
+    got = np.asarray(got)
     np.testing.assert_allclose(got[real], theirs.detach().numpy()[real], atol=1e-5)
     assert np.abs(got[real]).max() > 1
 
@@ -106,7 +107,6 @@ def test_logits_and_gradients_equal_torch(family):
     counted = torch.from_numpy(batch['weights'][:, 1:])
     loss = -(logprob * counted).sum() / counted.sum()
     loss.backward()
-    value, grads = nll_and_grad(config)(params, batch)
     np.testing.assert_allclose(value, loss.item(), rtol=1e-5)
     wanted = ours(config, {name: weight.grad.numpy() for name, weight in model.named_parameters()})
     assert jax.tree.structure(wanted) == jax.tree.structure(grads)
@@ -115,8 +115,11 @@ def test_logits_and_gradients_equal_torch(family):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max(), err_msg=jax.tree_util.keystr(path))
 
 
-def nll_and_grad(config):
-    def loss(params, batch):
-        return -jnp.sum(batch['weights'] * toys.score(params, config, batch).logprob) / jnp.sum(batch['weights'])
+def run(config):
+    """Compiled `(params, batch) -> ((mean NLL, logits), gradient)`."""
 
-    return jax.jit(jax.value_and_grad(loss))
+    def loss(params, batch):
+        scored = toys.score(params, config, batch)
+        return -jnp.sum(batch['weights'] * scored.logprob) / jnp.sum(batch['weights']), toys.all_logits(config)(params, batch)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))

@@ -101,3 +101,17 @@ def test_completions_table(tmp_path):
     table = pq.read_table(files[0])
     assert table.column_names[:3] == ['step', 'prompt', 'completion'] and 'accuracy' in table.column_names
     assert table.num_rows == 8
+
+
+def test_a_run_that_learns_nothing_is_told_so_once(capsys):
+    watch = online.watcher('grpo')
+    flat = {'frac_reward_zero_std': 1.0, 'reward': 0.0, 'completions/clipped_ratio': 0.0}
+    for _ in range(online.FLAT_STEPS - 1):
+        watch(flat)
+    assert capsys.readouterr().err == ''
+    for _ in range(3):
+        watch(flat)
+    assert capsys.readouterr().err.count('equal rewards') == 1
+    for _ in range(2):
+        watch(flat | {'frac_reward_zero_std': 0.5, 'completions/clipped_ratio': 0.9})
+    assert capsys.readouterr().err.count('90% of the completions were cut') == 1

@@ -62,6 +62,12 @@ def test_checkpoint_of_another_vocabulary(finished, tmp_path):
         run(no_evaluation(init=f'checkpoint:{finished}', tokenizer__alphabet='_.$M#=,0123456789+-'), tmp_path)
 
 
+def test_starting_from_a_stage(finished, tmp_path):
+    run(no_evaluation(init=f'checkpoint:{finished}:train', train__learning_rate__peak='0.0'), tmp_path / 'named')
+    with pytest.raises(UserError, match=r'no training stage "trian". Did you mean "train"'):
+        run(no_evaluation(init=f'checkpoint:{finished}:trian'), tmp_path / 'unknown')
+
+
 @pytest.mark.parametrize('init', ['nowhere', 'checkpoint:', 'checkpoint:/does/not/exist', 'hf:x'])
 def test_bad_init(init, tmp_path):
     with pytest.raises(UserError, match='checkpoint:WORKDIR|holds no run'):
@@ -76,7 +82,7 @@ def test_bad_init(init, tmp_path):
         (dict(train__steps='0'), r'config.train.steps=0: must be at least 1'),
         (dict(train__accumulation='3'), r'4 rows per step do not split into accumulation=3'),
         (dict(train__filter__name='lora'), r'no low-rank weights'),
-        (dict(train__data__max_length='12'), r'addition:train\[\d+\].*12'),
+        (dict(train__data__max_length='12', train__data__overlong='error'), r'addition:train\[\d+\].*12'),
         (dict(model__kv_heads='3', model__heads='4'), r'config.model.kv_heads=3: must divide heads=4; nearest: [24]'),
         (dict(model__vocab_size='7'), r'config.model.vocab_size=7: the tokenizer produces ids up to 17'),
         (dict(mesh__data='3'), r'config.mesh'),
@@ -103,13 +109,13 @@ def test_minibatches_divide_prompts(tmp_path):
 
 def test_a_prompt_too_long_is_refused_or_counted(tmp_path):
     with pytest.raises(UserError, match=r'addition:prompts\[\d+\].*6.*drop'):
-        run(grpo(grpo__data__max_prompt_length='6'), tmp_path / 'refused')
+        run(grpo(grpo__data__max_prompt_length='6', grpo__data__overlong='error'), tmp_path / 'refused')
     run(grpo(grpo__data__max_prompt_length='6', grpo__data__overlong='drop'), tmp_path / 'dropped')
     records = [json.loads(line) for line in (tmp_path / 'dropped' / 'metrics.jsonl').read_text().splitlines()]
     assert records[-1]['data/dropped_overlong'] > 0
 
 
-REWARDS = '''
+REWARDS = """
 import math, time
 def raises(prompts, completions, **kwargs):
     raise RuntimeError('no such luck')
@@ -121,7 +127,7 @@ def too_few(prompts, completions, **kwargs):
     return [1.0]
 def half(prompts, completions, **kwargs):
     return [None if i % 2 else 1.0 for i in range(len(prompts))]
-'''
+"""
 
 
 @pytest.fixture

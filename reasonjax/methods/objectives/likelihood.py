@@ -22,7 +22,7 @@ def nll(score: Callable, batch: Mapping[str, jax.Array], key: jax.Array) -> tupl
 
     Returns:
       The contribution of this micro-batch, a float32 scalar, and metrics under TRL's names: `entropy` (nats) and
-      `mean_token_accuracy`, means over tokens weighted as the loss is, and `num_tokens`, how many tokens have a weight.
+      `mean_token_accuracy`, means over tokens weighted as the loss is.
     """
     del key
     scored, weights_BxT = score(batch), batch['weights']
@@ -31,6 +31,5 @@ def nll(score: Callable, batch: Mapping[str, jax.Array], key: jax.Array) -> tupl
     metrics = {
         'entropy': reduce.mean(scored.entropy, weights_BxT),
         'mean_token_accuracy': reduce.mean(scored.correct, weights_BxT),
-        'num_tokens': reduce.Sum(jnp.sum(weights_BxT > 0, dtype=jnp.float32)),
     }
     return loss, metrics

@@ -44,8 +44,8 @@ def policy(
       score: `score(batch) -> Scored`.
       batch: one sequence a row: `weights` [B, T], `advantage` [B] or [B, T], optionally `logprob_old` [B, T] (absent:
         the current policy, so that every ratio is 1), `logprob_ref` [B, T] (asked for by `policy.needs`; its KL is
-        reported even where beta is 0), and the scalars `step_weight`, `step_rows`, `step_micro` and, for dr_grpo,
-        `max_completion_length`.
+        reported even where beta is 0), `logprob_sampled` [B, T] (what the sampler recorded), and the scalars
+        `step_weight`, `step_rows`, `step_micro` and, for dr_grpo, `max_completion_length`.
       key: unused.
       loss_type: 'grpo', 'dapo', 'bnpo' or 'dr_grpo'.
       epsilon: how far below 1 a ratio may fall before a negative advantage stops pushing it; inf never clips.
@@ -57,7 +57,8 @@ def policy(
       The contribution of this micro-batch, a float32 scalar, and metrics: `policy_loss`; `entropy` and `kl`, means over
       tokens, in nats; `clip_ratio/{low,high,region}_mean`, the share of tokens (sequences, at that level) whose ratio
       is beyond the bound that its advantage minds; `clip_ratio/low_min` and `clip_ratio/high_max`, the extremes of that
-      share among sequences. Rows without weights are no sequences here.
+      share among sequences. Rows without weights are no sequences here. `sampling/sampling_logp_difference/{mean,max}`
+      say how far the sampler's log-probs are from the current policy's.
 
     Raises:
       UserError: unknown loss type or level, or a field that the knobs need is not in the batch.
@@ -97,6 +98,10 @@ def policy(
     low_BxT = (ratio < 1 - epsilon) & (advantage_BxT < 0)
     high_BxT = (ratio > 1 + epsilon_high) & (advantage_BxT > 0)
     metrics |= _clip_metrics(low_BxT, high_BxT, weights_BxT, importance_sampling_level)
+    if 'logprob_sampled' in batch:
+        apart_BxT = jnp.where(target_BxT, jnp.abs(logprob_BxT - batch['logprob_sampled']), 0)
+        metrics['sampling/sampling_logp_difference/mean'] = reduce.mean(apart_BxT, weights_BxT)
+        metrics['sampling/sampling_logp_difference/max'] = reduce.Max(apart_BxT.max())
     return loss, metrics | {'policy_loss': reduce.Sum(loss)}
 
 

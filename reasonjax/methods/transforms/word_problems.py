@@ -1,6 +1,5 @@
 """Transforms for rows of known word-problem sets."""
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,16 +7,14 @@ import numpy as np
 
 from reasonjax.errors import UserError
 from reasonjax.methods.transforms.columns import Example, take
-
-_ANNOTATION = re.compile(r'<<[^<>]*>>')
-_FINAL = re.compile(r'####\s*(-?[0-9][0-9.,]*)\s*$')
+from reasonjax.tasks.gsm8k import TEMPLATE, rows_to_prompt
 
 
 def gsm8k(
     example: Example,
     rng: np.random.Generator,
     *,
-    template: str = 'Question: {question}\nAnswer:',
+    template: str = TEMPLATE,
     keep_calculator: bool = False,
     question: str = 'question',
     answer: str = 'answer',
@@ -44,14 +41,8 @@ def gsm8k(
     if '{question}' not in template:
         raise UserError(f'gsm8k.template: expected {{question}} in the template, got {template!r}')
     asked, worked = take(example, question, 'gsm8k.question'), take(example, answer, 'gsm8k.answer')
-    final = _FINAL.search(worked)
-    if final is None:
-        raise UserError(f'column "{answer}" (gsm8k.answer) must end with "#### number", found ...{worked[-40:]!r}')
-    if not keep_calculator:
-        worked = _ANNOTATION.sub('', worked)
-    made = {
-        'prompt': template.replace('{question}', asked),
-        'completion': f' {worked.rstrip()}',
-        'solution': final[1].replace(',', '').rstrip('.'),
-    }
+    try:
+        made = rows_to_prompt(asked, worked, template=template, keep_calculator=keep_calculator)
+    except UserError as error:
+        raise UserError(f'column "{answer}" (gsm8k.answer): {error}') from error
     return [{**example, **made}]

@@ -1,0 +1,111 @@
+"""Small configs for tests of whole runs, what a run left behind, and crashes at chosen points."""
+
+import contextlib
+import itertools
+import json
+import pathlib
+
+import orbax.checkpoint as ocp
+import pyarrow.parquet as pq
+import pytest
+
+from reasonjax import config as configs
+from reasonjax import metrics
+from reasonjax.smoke import shrink
+from reasonjax.stages import loop
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# Uneven rewards for an untrained model: what group advantages need in order to differ from zero.
+REWARDS = """
+def digits(prompts, completions, **kwargs):
+    return [sum(map(str.isdigit, text)) + 0.1 * len(text) for text in completions]
+"""
+
+
+def small(location: str, **overrides):
+    """A shrunk config; `train__steps=3` sets `train.steps`."""
+    pairs = [(key.replace('__', '.'), str(value)) for key, value in overrides.items()]
+    return shrink(configs.load(str(ROOT / location), pairs), [pair for pair in pairs if not pair[0].endswith('.name')])
+
+
+def quiet(location: str, **overrides):
+    """The same without evaluations."""
+    return small(location, evaluation__enabled=False, **overrides)
+
+
+def install_rewards(folder: pathlib.Path, monkeypatch) -> None:
+    """Makes the module `toy_rewards` importable, here and in worker processes."""
+    (folder / 'toy_rewards.py').write_text(REWARDS)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv('PYTHONPATH', f'{folder}:{ROOT}')
+
+
+def records(workdir: pathlib.Path, stage: str | None = None) -> list[dict]:
+    """The records of a run (of one stage), without what a clock decides."""
+    clocked = ('step_time', 'tokens_per_second')
+    found = [r for r in metrics.read(workdir / 'metrics.jsonl') if stage in (None, r['stage'])]
+    return [{k: v for k, v in r.items() if k not in clocked and not k.startswith('time/')} for r in found]
+
+
+def steps(workdir: pathlib.Path, stage: str) -> list[dict]:
+    """The records of training steps, evaluations left out."""
+    return [r for r in records(workdir, stage) if 'loss' in r]
+
+
+def left_behind(workdir: pathlib.Path) -> dict:
+    """All that a run leaves for its user, without what a clock decides."""
+    summary = json.loads((workdir / 'summary.json').read_text())
+    for stage in summary['stages']:
+        stage.pop('seconds')
+    tables = {path.name: pq.read_table(path).to_pylist() for path in sorted((workdir / 'completions').glob('*'))}
+    data = {path.parent.name: path.read_text() for path in sorted(workdir.glob('stages/*/dataset.jsonl'))}
+    return {'metrics': records(workdir), 'summary': summary, 'completions': tables, 'datasets': data}
+
+
+def checkpoints(workdir: pathlib.Path) -> dict:
+    """Every checkpoint of a run, in full: parameters, optimiser, position in the data, counters."""
+    found = {}
+    for path in sorted(workdir.glob('stages/*/checkpoints/*')):
+        record = json.loads((path / 'meta' / 'metadata').read_text())
+        record['meta']['counted'].pop('seconds')
+        with ocp.StandardCheckpointer() as reader:
+            arrays = {part: reader.restore(path / part) for part in ('params', 'train')}
+        found[f'{path.parent.parent.name}/{path.name}'] = (arrays, record)
+    return found
+
+
+class Crash(Exception):
+    """What the tests raise where a real run would die."""
+
+
+def _planted(real, call: int, after: bool):
+    calls = itertools.count(1)
+
+    def function(*arguments, **options):
+        number = next(calls)
+        if number == call and not after:
+            raise Crash
+        result = real(*arguments, **options)
+        if number == call:
+            raise Crash
+        return result
+
+    return function
+
+
+@contextlib.contextmanager
+def crash(owner, name: str, call: int = 1, *, after: bool = False):
+    """Within it, call number `call` of `owner.name` raises, before or after it has done its work; it has to be reached."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(owner, name, _planted(getattr(owner, name), call, after))
+        yield
+
+
+@contextlib.contextmanager
+def crash_in_update(call: int):
+    """Within it, optimiser update number `call` of a stage raises."""
+    compile_ = loop._compile
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(loop, '_compile', lambda *arguments: _planted(compile_(*arguments), call, False))
+        yield
