@@ -70,6 +70,13 @@ def is_reduction(node: object) -> bool:
     return isinstance(node, Mean | Sum | Max | Min)
 
 
+def check(metrics: dict) -> None:
+    """Raises TypeError where a metric does not say how it is combined."""
+    for name, metric in metrics.items():
+        if not is_reduction(metric):
+            raise TypeError(f'metric "{name}" is a {type(metric).__name__}; return a reduce.Mean, Sum, Max or Min (reduce.mean makes one).')
+
+
 def over(metrics: dict) -> dict:
     """Combines metrics whose leaves carry a leading axis (micro-batches)."""
     return jax.tree.map(lambda m: m.over(), metrics, is_leaf=is_reduction)
@@ -77,4 +84,4 @@ def over(metrics: dict) -> dict:
 
 def values(metrics: dict) -> dict:
     """Turns reductions into their values."""
-    return {name: m.value() if is_reduction(m) else m for name, m in metrics.items()}
+    return {name: m.value() for name, m in metrics.items()}

@@ -85,12 +85,15 @@ def make_update(
       temperature: of the log-probs the objective sees.
 
     Returns:
-      `update(state, frozen, batch, key) -> (state, metrics)`, to be jitted with the state donated. A loss or gradient that is not finite
+      `update(state, frozen, batch, key) -> (state, metrics)`, to be jitted with the state donated and its shardings pinned (without
+      `out_shardings` the compiler may choose others and compile once more). A loss or gradient that is not finite
       leaves parameters and optimiser as they were and is counted in the metric `nonfinite`.
     """
 
     def loss_of(trainable: Any, frozen: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-        return objective(partial(score, combine(trainable, frozen), config, temperature=temperature), batch, key)
+        loss, metrics = objective(partial(score, combine(trainable, frozen), config, temperature=temperature), batch, key)
+        reduce.check(metrics)
+        return loss, metrics
 
     value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
 
@@ -104,11 +107,11 @@ def make_update(
         def body(carry: tuple, micro: dict) -> tuple[tuple, dict]:
             loss, grads = carry
             (extra, metrics), more = value_and_grad(trainable, frozen, micro | totals, key)
-            return (loss + extra, jax.tree.map(jnp.add, grads, more)), metrics
+            return (loss + extra, jax.tree.map(lambda total, x: total + x.astype(jnp.float32), grads, more)), metrics
 
-        start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable))
+        start = (jnp.zeros(()), jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable))
         (loss, grads), metrics = jax.lax.scan(body, start, {name: _split(x, accumulation) for name, x in rows.items()})
-        return loss, grads, reduce.over(metrics)
+        return loss, jax.tree.map(lambda g, x: g.astype(x.dtype), grads, trainable), reduce.over(metrics)
 
     def update(state: State, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[State, dict]:
         batch = dict(batch) | {'row': jnp.arange(len(batch['tokens']), dtype=jnp.int32)}

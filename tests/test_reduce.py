@@ -44,5 +44,7 @@ def test_a_mean_of_hits():
     assert reduce.mean(jnp.asarray([True, False]), jnp.asarray([1.0, 3.0])).value() == 0.25
 
 
-def test_values_leaves_plain_numbers():
-    assert reduce.values({'a': 1.5, 'b': reduce.Sum(jnp.asarray(2.0))}) == {'a': 1.5, 'b': 2.0}
+def test_a_metric_that_cannot_be_combined_is_refused():
+    reduce.check({'b': reduce.Sum(jnp.asarray(2.0))})
+    with pytest.raises(TypeError, match='metric "a" is a float; return a reduce.Mean'):
+        reduce.check({'a': 1.5, 'b': reduce.Sum(jnp.asarray(2.0))})

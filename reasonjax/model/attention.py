@@ -70,14 +70,13 @@ def decode(prompt: list[Prompt], prompt_mask_PxTp: jax.Array, index: jax.Array) 
         K, C, P = k.shape[2], own.k.shape[2], prompt_mask_PxTp.shape[0]
         G, R = B // P, H // K
         own = Own(*(jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), index, axis=2) for old, new in zip(own, (k, v))))
-        q = q * jnp.asarray(d**-0.5, q.dtype)
         q_BxKxRxd = q.reshape(B, K, R, d)
         q_PxKxGRxd = q.reshape(P, G, K, R, d).swapaxes(1, 2).reshape(P, K, G * R, d)
         shared = jnp.einsum('pkgd,pktd->pkgt', q_PxKxGRxd, prompt[layer].k, preferred_element_type=jnp.float32)
-        shared = jnp.where(prompt_mask_PxTp[:, None, None], shared, MASKED)
+        shared = jnp.where(prompt_mask_PxTp[:, None, None], shared * d**-0.5, MASKED)
         shared_BxKxRxT = shared.reshape(P, K, G, R, -1).swapaxes(1, 2).reshape(B, K, R, -1)
         mine_BxKxRxC = jnp.einsum('bkrd,bkcd->bkrc', q_BxKxRxd, own.k, preferred_element_type=jnp.float32)
-        mine_BxKxRxC = jnp.where(jnp.arange(C) <= index, mine_BxKxRxC, MASKED)
+        mine_BxKxRxC = jnp.where(jnp.arange(C) <= index, mine_BxKxRxC * d**-0.5, MASKED)
         weights = jax.nn.softmax(jnp.concatenate([shared_BxKxRxT, mine_BxKxRxC], axis=-1), axis=-1).astype(v.dtype)
         of_prompt, of_own = weights[..., :-C], weights[..., -C:]
         of_prompt = of_prompt.reshape(P, G, K, R, -1).swapaxes(1, 2).reshape(P, K, G * R, -1)

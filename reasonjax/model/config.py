@@ -8,6 +8,7 @@ from typing import Any
 from reasonjax.errors import UserError, listing, nearest
 
 ACTIVATIONS = ('gelu', 'gelu_tanh', 'silu')
+DTYPES = ('bfloat16', 'float16', 'float32')
 REMAT = ('none', 'full', 'dots')
 
 
@@ -16,7 +17,7 @@ class ModelConfig:
     """A pre-norm decoder: RMSNorm, rotary positions, grouped-query attention, gated or plain MLP.
 
     Attributes:
-      vocab_size: rows of the embedding; ids at and beyond the tokenizer's size are never produced by it.
+      vocab_size: rows of the embedding, at least the tokenizer's size.
       dim: width of the residual stream.
       layers: number of blocks.
       heads: query heads.
@@ -75,6 +76,9 @@ def from_config(model: Mapping[str, Any], *, vocab_size: int, pad_id: int) -> Mo
     """
     fields = {f.name: f.type for f in dataclasses.fields(ModelConfig)}
     given = dict(model)
+    for f in dataclasses.fields(ModelConfig):
+        if f.default is dataclasses.MISSING and f.name not in given and f.name != 'vocab_size':
+            raise UserError(f'config.model.{f.name}: missing; it has no default.')
     for name in given:
         if name not in fields:
             raise UserError(f'config.model.{name}: no such field.{nearest(name, fields)} Fields: {listing(fields)}.')
@@ -101,7 +105,13 @@ def check(config: ModelConfig, tokenizer_vocab: int) -> None:
         raise UserError(f'config.model.kv_heads={config.kv_heads}: must divide heads={config.heads}; nearest: {best}.')
     if config.head_dim % 2:
         raise UserError(f'config.model.head_dim={config.head_dim}: rotary positions need an even width.')
-    for name, choices in (('activation', ACTIVATIONS), ('remat', REMAT)):
+    positive = {'rope_theta': config.rope_theta > 0, 'norm_eps': config.norm_eps > 0}
+    not_negative = {'embed_std': config.embed_std >= 0, 'logprob_chunk': config.logprob_chunk >= 0}
+    for name, holds in (positive | not_negative).items():
+        if not holds:
+            wanted = 'positive' if name in positive else '0 or more'
+            raise UserError(f'config.model.{name}={getattr(config, name)}: must be {wanted}.')
+    for name, choices in (('param_dtype', DTYPES), ('compute_dtype', DTYPES), ('activation', ACTIVATIONS), ('remat', REMAT)):
         value = getattr(config, name)
         if value not in choices:
             raise UserError(f'config.model.{name}="{value}": unknown.{nearest(value, choices)} Known: {listing(choices)}.')

@@ -35,7 +35,8 @@ def forward(
       attention: how queries meet keys; see `model.attention`.
       cache: what `attention` carries from call to call: a list of per-layer caches, or a pytree stacked over layers when `config.scan`.
       inputs_embeds: [B, T, D] to read instead of the embedding rows of `inputs_BxT`.
-      tap: `tap(layer, residual_BxTxD) -> residual`, called on the residual stream after every block; `layer` counts from 0.
+      tap: `tap(layer, residual_BxTxD) -> residual`, called on the residual stream after every block; `layer` counts from 0. To capture
+        by writing to a closure, neither scan nor remat.
 
     Returns:
       Hidden states [B, T, D] in the compute dtype, and the new cache (None where attention returns none).
@@ -50,12 +51,13 @@ def forward(
         x = x + _mlp(weights['mlp'], config, x)
         return (x if tap is None else tap(layer, x)), layer_cache
 
+    scanned = config.scan and not isinstance(params['layers'], list)
     if config.remat != 'none':
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == 'dots' else None
-        block = jax.checkpoint(block, policy=policy, static_argnums=() if config.scan else (2,))
+        block = jax.checkpoint(block, policy=policy, static_argnums=() if scanned else (2,))
 
     layers = params['layers']
-    if config.scan and not isinstance(layers, list):
+    if scanned:
 
         def body(x: jax.Array, xs: tuple) -> tuple[jax.Array, Any]:
             return block(x, *xs)
@@ -74,11 +76,8 @@ def forward(
 
 def logits(params: dict, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """Float32 logits [..., V] of hidden states [..., D]; PAD gets -1e9, in training and in sampling alike."""
-    if config.tied:
-        out = unembed(hidden, params['embed'])
-    else:
-        out = linear(hidden, params['head'])
-    out = out.astype(jnp.float32)
+    # Products of the compute dtype, but not rounded to it: in bfloat16 that would move log-probs by hundredths.
+    out = unembed(hidden, params['embed'], jnp.float32) if config.tied else linear(hidden, params['head'], jnp.float32)
     if config.pad_id < 0:
         return out
     return jnp.where(jnp.arange(out.shape[-1]) == config.pad_id, -1e9, out)

@@ -87,7 +87,8 @@ def _chunk_scores(params: dict, config: ModelConfig, hidden: jax.Array, targets:
 
 def distribution_scores(logits_xV: jax.Array, targets: jax.Array) -> Scored:
     """Log-prob of each target, entropy and hit under softmax(logits): shapes [..., V] and [...]. The sampler records with it too."""
-    log_normaliser = jax.nn.logsumexp(logits_xV, axis=-1)
-    logprob = jnp.take_along_axis(logits_xV, targets[..., None], axis=-1)[..., 0] - log_normaliser
-    expected = jnp.sum(jnp.exp(logits_xV - log_normaliser[..., None]) * logits_xV, axis=-1)
-    return Scored(logprob, log_normaliser - expected, jnp.argmax(logits_xV, axis=-1) == targets)
+    # From log-probs, not as log-normaliser minus expected logit: that cancels where logits are large.
+    logprobs_xV = logits_xV - jax.nn.logsumexp(logits_xV, axis=-1, keepdims=True)
+    logprob = jnp.take_along_axis(logprobs_xV, targets[..., None], axis=-1)[..., 0]
+    entropy = -jnp.sum(jnp.exp(logprobs_xV) * logprobs_xV, axis=-1)
+    return Scored(logprob, entropy, jnp.argmax(logits_xV, axis=-1) == targets)

@@ -7,7 +7,7 @@ import optax
 
 from reasonjax.weights import partition
 
-# Vectors and tables whose shrinking towards zero means nothing.
+# Weights whose shrinking towards zero means nothing.
 UNDECAYED = ('*norm', '*bias')
 
 

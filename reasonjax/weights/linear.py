@@ -45,7 +45,7 @@ class LowRank(Weight):
       base: the frozen weight [D, F], an array or another node.
       a: [D, r].
       b: [r, F]; zero at the start, so that the adapted model equals its base.
-      scale: [], lora_alpha / r (a leaf, not metadata: a change of value does not recompile; frozen by every filter but an explicit path).
+      scale: [], lora_alpha / r (a leaf, not metadata: a change of value does not recompile; every filter leaves it frozen).
     """
 
     base: Any
@@ -70,30 +70,35 @@ class LowRank(Weight):
     def merge(self) -> jax.Array:
         base = merge(self.base)
         # Axes count from the right, so that a stack of layers merges in one go.
-        delta = jnp.matmul(self.a.astype(jnp.float32), self.b.astype(jnp.float32)) * self.scale[..., None, None]
+        a, b = self.a.astype(jnp.float32), self.b.astype(jnp.float32)
+        delta = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST) * self.scale[..., None, None]
         return (base.astype(jnp.float32) + delta).astype(base.dtype)
 
 
-def matmul(x_NxD: jax.Array, w: Any) -> jax.Array:
-    """x @ W in the dtype of x, for a leaf of shape [D, F]."""
-    return w.apply(x_NxD) if isinstance(w, Weight) else x_NxD @ w.astype(x_NxD.dtype)
+def matmul(x_NxD: jax.Array, w: Any, dtype: Any = None) -> jax.Array:
+    """x @ W of operands in the dtype of x, for a leaf of shape [D, F]; the result in `dtype`, by default that of x."""
+    if isinstance(w, Weight):
+        return w.apply(x_NxD).astype(dtype or x_NxD.dtype)
+    return jnp.matmul(x_NxD, w.astype(x_NxD.dtype), preferred_element_type=dtype)
 
 
-def matmul_transposed(x_NxF: jax.Array, w: Any) -> jax.Array:
-    """x @ W.T in the dtype of x, for a leaf of shape [D, F]."""
-    return w.apply_transposed(x_NxF) if isinstance(w, Weight) else x_NxF @ w.T.astype(x_NxF.dtype)
+def matmul_transposed(x_NxF: jax.Array, w: Any, dtype: Any = None) -> jax.Array:
+    """x @ W.T, as `matmul`."""
+    if isinstance(w, Weight):
+        return w.apply_transposed(x_NxF).astype(dtype or x_NxF.dtype)
+    return jnp.matmul(x_NxF, w.T.astype(x_NxF.dtype), preferred_element_type=dtype)
 
 
-def linear(x: jax.Array, w: Any) -> jax.Array:
-    """Applies a leaf [D, F] to the last axis of x [..., D]; returns [..., F] in the dtype of x."""
+def linear(x: jax.Array, w: Any, dtype: Any = None) -> jax.Array:
+    """Applies a leaf [D, F] to the last axis of x [..., D]; returns [..., F] in `dtype`, by default that of x."""
     # Two-dimensional products: on CPU the backward pass of a [B, T, D] product transposes, at twice the time.
-    flat = matmul(x.reshape(-1, x.shape[-1]), w)
+    flat = matmul(x.reshape(-1, x.shape[-1]), w, dtype)
     return flat.reshape(*x.shape[:-1], flat.shape[-1])
 
 
-def unembed(x: jax.Array, w: Any) -> jax.Array:
+def unembed(x: jax.Array, w: Any, dtype: Any = None) -> jax.Array:
     """Applies the transpose of an embedding leaf [V, D] to the last axis of x [..., D]: logits [..., V] of a tied head."""
-    flat = matmul_transposed(x.reshape(-1, x.shape[-1]), w)
+    flat = matmul_transposed(x.reshape(-1, x.shape[-1]), w, dtype)
     return flat.reshape(*x.shape[:-1], flat.shape[-1])
 
 

@@ -27,7 +27,8 @@ def lora(
 ) -> Any:
     """Puts a low-rank pair over every targeted matrix: W + scale A B.
 
-    A is uniform in +-sqrt(1 / in) as PEFT's (Kaiming uniform with a = sqrt(5)), B is zero: the adapted model equals its base bit for bit.
+    A is uniform in +-sqrt(1 / in) as PEFT's (Kaiming uniform with a = sqrt(5)), B is zero: the adapted model equals its base, every
+    operation bit for bit (compiled as a whole, to rounding, as the compiler fuses the two differently).
 
     Args:
       params: parameter tree.

@@ -40,12 +40,12 @@ def paths(specs: Any, params: Any, *, include: tuple[str, ...] = ('*',), exclude
 
 
 def lora(specs: Any, params: Any) -> Any:
-    """Only the factors A and B of low-rank leaves train.
+    """Only the factors A and B of low-rank leaves train; of a pair over a pair, the outer one.
 
     Raises:
       UserError: the parameters have no low-rank leaf.
     """
-    chosen = _by_name(params, lambda name: partition.match(name, ('*/a', '*/b')))
+    chosen = _by_name(params, lambda name: partition.match(name, ('*/a', '*/b')) and not partition.match(name, ('*/base/*',)))
     if not any_true(chosen):
         raise UserError('config.filter.name=lora: no low-rank weights here; set config.adapter.name=lora too.')
     return chosen
