@@ -162,3 +162,13 @@ def test_micro_batches_share_rows_totals_and_corruption():
 def test_rows_that_do_not_split_are_refused():
     with pytest.raises(UserError, match='8 rows .*accumulation=3'):
         step(eight_rows(), accumulation=3)
+
+
+@pytest.mark.parametrize('accumulation', [1, 2])
+def test_a_metric_that_cannot_be_combined_is_refused(accumulation):
+    def plain(score, batch, key):
+        loss, _ = toys.nll(score, batch, key)
+        return loss, {'plain': loss}
+
+    with pytest.raises(TypeError, match='metric "plain"'):
+        step(eight_rows(), objective=plain, accumulation=accumulation)

@@ -216,6 +216,7 @@ def summary_of(results: list[dict]) -> dict:
             'prompt': first['prompt'],
             'solution': first['solution'],
             'answers': {name: theirs[i]['answer'] for name, theirs in shown},
+            'correct': {name: theirs[i]['correct'] for name, theirs in shown},
         }
         for i, first in enumerate(shown[0][1] if shown else [])
     ]
@@ -223,13 +224,13 @@ def summary_of(results: list[dict]) -> dict:
 
 
 def show(summary: dict) -> None:
-    """Prints the final table, and the first problem as each stage answers it."""
+    """Prints the final table, and the first problems as each stage answers them."""
     metrics.table(summary['stages'])
-    for example in summary['examples'][:1]:
+    for example in summary['examples']:
         print(f'The same problem, answered by each stage: {example["prompt"]}  (solution {example["solution"]})')
         width = max(len(name) for name in example['answers'])
         for name, answer in example['answers'].items():
-            print(f'  {name:{width}}  {answer}')
+            print(f'  {name:{width}}  {"right" if example["correct"][name] else "wrong"}  {answer}')
 
 
 def _write_json(path: pathlib.Path, value: dict) -> None:
