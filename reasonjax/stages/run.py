@@ -22,6 +22,7 @@ from reasonjax.weights.partition import path_name
 TRAINING = {'supervised': supervised.run, 'online': online.run}
 KINDS = (*TRAINING, 'collect', 'evaluate')
 LISTED = 12
+SHOWN = 300
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict:
@@ -227,10 +228,16 @@ def show(summary: dict) -> None:
     """Prints the final table, and the first problems as each stage answers them."""
     metrics.table(summary['stages'])
     for example in summary['examples']:
-        print(f'The same problem, answered by each stage: {example["prompt"]}  (solution {example["solution"]})')
+        print(f'The same problem, answered by each stage: {_excerpt(example["prompt"])}  (solution {example["solution"]})')
         width = max(len(name) for name in example['answers'])
         for name, answer in example['answers'].items():
-            print(f'  {name:{width}}  {"right" if example["correct"][name] else "wrong"}  {answer}')
+            print(f'  {name:{width}}  {"right" if example["correct"][name] else "wrong"}  {_excerpt(answer)}')
+
+
+def _excerpt(text: Any) -> str:
+    """What fits a terminal; the report has all of it."""
+    text = str(text)
+    return text if len(text) <= SHOWN else f'{text[:SHOWN]} [and {len(text) - SHOWN} characters more]'
 
 
 def _write_json(path: pathlib.Path, value: dict) -> None:
