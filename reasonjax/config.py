@@ -55,9 +55,11 @@ def find(name: str, slot: str, key: str) -> Callable:
     """
     if '.' in name:
         module_name, _, attribute = name.rpartition('.')
+        if not all(name.split('.')):
+            raise UserError(f'config.{key}.name: "{name}" is not a dotted name; write package.module.function.')
         try:
             function = getattr(importlib.import_module(module_name), attribute, None)
-        except (ModuleNotFoundError, ValueError) as error:
+        except ModuleNotFoundError as error:
             raise UserError(f'config.{key}.name: cannot import "{name}": {error}') from error
         if not callable(function):
             raise UserError(f'config.{key}.name: module {module_name} has no function "{attribute}".')

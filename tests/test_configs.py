@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import runpy
+import sys
 
 import numpy as np
 import pytest
@@ -16,13 +18,11 @@ ROOT = pathlib.Path(__file__).parent.parent
 def _all() -> list[str]:
     """Every config file with its variants, which a file names in VARIANTS."""
     found = []
+    sys.path.append(str(ROOT))
     for path in sorted([*ROOT.glob('configs/*.py'), *ROOT.glob('configs/recipes/*.py')]):
-        text = path.read_text()
-        namespace: dict = {}
-        line = next((line for line in text.splitlines() if line.startswith('VARIANTS')), "VARIANTS = ('',)")
-        exec(line, namespace)
+        variants = runpy.run_path(str(path)).get('VARIANTS', ('',))
         relative = path.relative_to(ROOT)
-        found += [f'{relative}:{variant}' if variant else str(relative) for variant in namespace['VARIANTS']]
+        found += [f'{relative}:{variant}' if variant else str(relative) for variant in variants]
     return found
 
 

@@ -1,6 +1,7 @@
 """Evaluation: generate answers to every problem of a task and mark them. Used between steps, as a stage, and by the program."""
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from reasonjax import config as configs
 from reasonjax import randomness, statistics
 from reasonjax.data import pipeline
 from reasonjax.errors import UserError
+from reasonjax.metrics import Progress
 from reasonjax.parallel import mesh as meshes
 from reasonjax.rollout.sampler import Sampling, generate
 from reasonjax.rollout.text import Completion, completions
@@ -28,14 +30,18 @@ class Answer(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Marked answers of one model: `greedy[i]` one per problem (empty where not asked for), `sampled[i]` k per problem."""
+    """Marked answers of one model: `greedy[i]` one per problem (empty where not asked for), `sampled[i]` k per problem.
+
+    `dropped` problems had too long a prompt and are not among them.
+    """
 
     rows: list[dict]
     greedy: list[Answer]
     sampled: list[list[Answer]]
+    dropped: int = 0
 
 
-def make(run: Run, shown: Callable[[int, int], None] | None = None) -> Callable[[Any], Evaluation]:
+def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
     """Prepares an evaluation as `config.evaluation` states it; the result is called with parameters, as often as wanted.
 
     Draws depend on the seed and the problem, not on when the evaluation is made: two evaluations of one model are equal, and models are
@@ -43,7 +49,7 @@ def make(run: Run, shown: Callable[[int, int], None] | None = None) -> Callable[
 
     Args:
       run: what stages share.
-      shown: called as `shown(batches done, batches)` after each batch.
+      progress: show how many batches are done, on standard error.
     """
     c = run.config.evaluation
     if c.samples < 0 or not (c.greedy or c.samples):
@@ -66,6 +72,12 @@ def make(run: Run, shown: Callable[[int, int], None] | None = None) -> Callable[
     }
 
     def evaluate(params: Any) -> Evaluation:
+        if not progress:
+            return over(params, lambda done: None)
+        with Progress('evaluate', len(batches), stream=sys.stderr) as bar:
+            return over(params, lambda done: bar.update(done, {}))
+
+    def over(params: Any, report: Callable[[int], None]) -> Evaluation:
         rows, marked = [], {'greedy': [], 'sampled': []}
         for done, batch in enumerate(batches, 1):
             prompts = {name: batch[name] for name in ('tokens', 'segments', 'positions', 'index')}
@@ -77,9 +89,9 @@ def make(run: Run, shown: Callable[[int, int], None] | None = None) -> Callable[
                     problem, row = int(batch['index'][i]), batch['rows'][i]
                     marked[name].append([Answer(problem, t, task.verify(t.text, row, t.terminated)) for t in texts[i]])
             rows += [batch['rows'][i] for i in np.flatnonzero(batch['valid'])]
-            if shown is not None:
-                shown(done, len(batches))
-        return Evaluation(rows, [answers[0] for answers in marked['greedy']], marked['sampled'])
+            report(done)
+        greedy = [answers[0] for answers in marked['greedy']]
+        return Evaluation(rows, greedy, marked['sampled'], batches.counters['dropped_overlong'])
 
     return evaluate
 
@@ -95,7 +107,7 @@ def summarise(found: Evaluation) -> dict:
     `mean_length` is in tokens, of the samples where there are any: greedy answers follow whichever habit is in the majority, so
     their length says less.
     """
-    result = {'problems': len(found.rows)}
+    result = {'problems': len(found.rows), 'dropped_overlong': found.dropped}
     if found.greedy:
         correct = [a.verdict['correct'] for a in found.greedy]
         result |= {'accuracy': float(np.mean(correct)), 'ci95': statistics.wilson(sum(correct), len(correct))}

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from reasonjax import randomness
-from reasonjax.data import pipeline, sources
+from reasonjax.data import pipeline, render, sources
 from reasonjax.errors import UserError
 from reasonjax.parallel import mesh as meshes
 from reasonjax.rollout.sampler import Rollout, Sampling, generate
@@ -71,9 +71,9 @@ def sample(of_run: Run, params: Any, prompts: list, sampling: Sampling, seed: in
     rows = sources.memory(rows=[{'prompt': prompt} for prompt in prompts], label='prompts')
     ways = of_run.mesh.shape['data'] * of_run.mesh.shape['fsdp']
     size = -(-min(batch_size, len(prompts)) // ways) * ways
-    longest = max(len(of_run.tokenizer.encode(p)) + 1 if isinstance(p, str) else 0 for p in prompts)
-    # Rounded up, so that prompts of about one length share a compiled program; chats are measured by their template.
-    length = -(-longest // ROUND) * ROUND or 8 * ROUND
+    longest = max(len(render.prompt({'prompt': prompt}, of_run.tokenizer)) for prompt in prompts)
+    # Rounded up, so that prompts of about one length share a compiled program.
+    length = -(-longest // ROUND) * ROUND
     batches = pipeline.evaluation(rows, (), of_run.tokenizer, max_prompt_length=length, batch_size=size)
     program = jax.jit(lambda params, arrays, key: generate(params, of_run.model, arrays, key, sampling))
     key = randomness.key(seed, 0, 0, 'rollout')

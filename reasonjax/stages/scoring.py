@@ -4,8 +4,6 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import sys
-from typing import Any
 
 import ml_collections
 import numpy as np
@@ -16,9 +14,8 @@ import rich.table
 from reasonjax import config as configs
 from reasonjax import statistics
 from reasonjax.errors import UserError
-from reasonjax.metrics import Progress, percent
+from reasonjax.metrics import percent
 from reasonjax.stages import evaluate
-from reasonjax.stages.context import Run
 from reasonjax.stages.run import trained
 
 
@@ -32,7 +29,7 @@ def run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     if options.samples is not None:
         config.evaluation.samples = options.samples
     ks = wanted(options.k, config.evaluation.samples)
-    found = _with_progress(dataclasses.replace(of_run, config=config), params)
+    found = evaluate.make(dataclasses.replace(of_run, config=config), progress=True)(params)
     result = evaluate.summarise(found) | scores(found, ks)
     if options.output:
         write_answers(found, pathlib.Path(options.output))
@@ -40,19 +37,6 @@ def run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
         print(json.dumps(result, indent=2))
     else:
         show(result, config.evaluation)
-
-
-def _with_progress(of_run: Run, params: Any) -> evaluate.Evaluation:
-    bars: list[Progress] = []
-
-    def shown(done: int, total: int) -> None:
-        if not bars:
-            bars.append(Progress('evaluate', total, stream=sys.stderr).__enter__())
-        bars[0].update(done, {})
-        if done == total:
-            bars[0].__exit__()
-
-    return evaluate.make(of_run, shown)(params)
 
 
 def wanted(text: str, samples: int) -> list[int]:
@@ -116,4 +100,6 @@ def show(result: dict, settings: ml_collections.ConfigDict) -> None:
             table.add_row(label, percent(result[name], result.get(interval)))
     table.add_row('mean length', f'{result["mean_length"]:.1f} tokens')
     table.add_row('cut at the limit', percent(result['clipped_ratio']))
+    if result['dropped_overlong']:
+        table.add_row('prompts dropped as too long', str(result['dropped_overlong']))
     rich.console.Console(width=100, highlight=False).print(table)

@@ -1,27 +1,18 @@
 """What a run does with configs, data, rewards and workdirs that cannot work, and with finished stages."""
 
 import json
-import pathlib
 
 import jax
 import numpy as np
 import pytest
+import small_runs
 
-from reasonjax import config as configs
 from reasonjax.errors import UserError
-from reasonjax.smoke import shrink
 from reasonjax.stages.run import run, trained
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
-
-
-def small(location: str = 'configs/base.py', **overrides: str):
-    config = configs.load(str(ROOT / location), [(k.replace('__', '.'), v) for k, v in overrides.items()])
-    return shrink(config, [(k.replace('__', '.'), v) for k, v in overrides.items() if not k.endswith('__name')])
 
 
 def no_evaluation(location: str = 'configs/base.py', **overrides: str):
-    return small(location, evaluation__enabled='false', **overrides)
+    return small_runs.quiet(location, **overrides)
 
 
 @pytest.fixture(scope='module')
