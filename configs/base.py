@@ -16,10 +16,12 @@ from configs.models import tiny
 def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.seed = 0  # of parameters, data order and every draw
-    c.init = ''  # '' fresh parameters; 'checkpoint:WORKDIR[:STAGE]' those a run, or a stage of it, ended with
+    # '' fresh parameters; 'hf:FOLDER' a Hugging Face model; 'checkpoint:WORKDIR[:STAGE]' those a run, or a stage of it, ended with.
+    # A model that is not fresh brings its shape and its tokenizer.
+    c.init = ''
     c.model = tiny.get_config()  # shape of the model: fields of reasonjax.model.config.ModelConfig
     c.tokenizer = addition_tokenizer()  # characters | sentencepiece | huggingface
-    c.mesh = dict(data=-1, fsdp=1, tensor=1)  # devices along each axis; -1 takes what is left
+    c.mesh = dict(data=-1, fsdp=1, tensor=1, expert=1)  # devices along each axis; -1 takes what is left
     c.stages = ('train',)  # run in this order; each names a group of this tree
     c.train = supervised(c)
     c.evaluation = evaluation(c)
@@ -53,10 +55,12 @@ def supervised(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A stage that trains on demonstrations."""
     stage = ml_collections.ConfigDict(training(c))
     stage.kind = 'supervised'
-    stage.batch_size = 96  # rows per step
+    stage.batch_size = 96  # examples per step; preferences have two rows each
     stage.data = dict(
         source=dict(name='addition', split='train', size=6000, seed=c.get_oneway_ref('seed')),  # rows: jsonl | parquet | tfds | a task
         transforms=(),  # functions of a row, in order
+        form='demonstration',  # what a row is then: demonstration | preference | unpaired | stepwise
+        step_separator='\n',  # follows each step of a stepwise row
         max_length=40,  # tokens per row of a batch
         overlong='error',  # an example that does not fit: error | drop (and count)
         packing=False,  # several whole examples in a row
@@ -119,12 +123,18 @@ def evaluate() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(dict(kind='evaluate'))
 
 
+def keep() -> ml_collections.ConfigDict:
+    """A stage that only writes a checkpoint of the model as it is."""
+    return ml_collections.ConfigDict(dict(kind='keep'))
+
+
 def evaluation(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """How the model is evaluated: after every stage, at `eval_every` within one, and by `reasonjax.evaluate`."""
     return ml_collections.ConfigDict(
         dict(
             enabled=True,
             task=dict(name='addition', split='test', size=1000, levels=(4,)),
+            transforms=(),  # functions of a problem, in order; `chat` puts it through the chat template
             batch_size=250,  # problems at once
             max_prompt_length=10,  # tokens
             overlong='error',  # a prompt that does not fit: error | drop (and count)

@@ -29,7 +29,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     c.data = dict(path=f'{os.environ.get("REASONJAX_DATA", "../shared/data")}/gsm8k')  # folder with train.jsonl and test.jsonl
     c.tokenizer = dict(name='sentencepiece', vocab_size=4096)
     c.model.update(dim=192, layers=4, heads=6, kv_heads=2, head_dim=32, mlp_dim=512, embed_std=0.02)
-    c.model.update(activation='silu', gated=True, qk_norm=True, tied=True, logprob_chunk=128)
+    c.model.update(activation='silu', gated=True, qk_norm='head', tied=True, logprob_chunk=128)
 
     c.sft = c.train
     del c.train

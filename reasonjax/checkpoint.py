@@ -159,18 +159,6 @@ def load_params(folder: str | os.PathLike, params: Any, *, step: int | None = No
         return _read(manager, step, wanted)['params'], record['meta'], step
 
 
-def load_meta(folder: str | os.PathLike, *, step: int | None = None) -> tuple[dict[str, Any], int]:
-    """Reads only the JSON part: what a program needs to know before it can build the model. Returns (meta, step).
-
-    Raises:
-        UserError: there is no such checkpoint.
-    """
-    folder = _absolute(folder)
-    with _reader(folder) as manager:
-        step = _choose(folder, _complete(folder, manager), step)
-        return _read_record(manager, step)['meta'], step
-
-
 def abstract(tree: Any) -> Any:
     """Arrays become `jax.ShapeDtypeStruct` with their sharding; a leaf without one goes to the default device."""
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0])

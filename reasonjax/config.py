@@ -31,6 +31,7 @@ SLOTS = {
     'objective': ('reasonjax.methods.objectives',),
     'optimizer': ('reasonjax.optim.optimizers',),
     'rewards': ('reasonjax.methods.rewards',),
+    'rope_scaling': ('reasonjax.model.rope',),
     'source': ('reasonjax.data.sources', 'reasonjax.tasks'),
     'task': ('reasonjax.tasks',),
     'tokenizer': ('reasonjax.data.tokenizers',),
@@ -40,6 +41,8 @@ SLOTS = {
 NAMED = ('rewards',)
 # Read by whoever calls the function, so not among its knobs: (slot, key, default).
 EXTRA = {'rewards': {'weight': 1.0}}
+# The default of a knob that has none.
+REQUIRED = inspect.Parameter.empty
 
 
 def find(name: str, slot: str, key: str) -> Callable:
@@ -85,7 +88,7 @@ def functions(module: Any) -> dict[str, Callable]:
 
 
 def knobs(function: Callable) -> dict[str, Any]:
-    """The keyword-only parameters of a function with their defaults (`inspect.Parameter.empty` where it must be given)."""
+    """The keyword-only parameters of a function with their defaults (`REQUIRED` where it must be given)."""
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
@@ -110,7 +113,7 @@ def resolve(node: Mapping, slot: str, key: str | None = None) -> Callable:
             hint = f'{nearest(knob, schema)} It has: {listing(schema) or "none"}.'
             raise UserError(f'config.{key}.{knob}: {node["name"]} has no such knob.{hint}')
     for knob, default in schema.items():
-        if default is inspect.Parameter.empty and given.get(knob) in (None, ''):
+        if default is REQUIRED and given.get(knob) in (None, ''):
             raise UserError(f'config.{key}.{knob}: {node["name"]} needs this knob; it has no default.')
     return functools.partial(function, **given)
 
@@ -161,7 +164,7 @@ def _fill(config: ml_collections.ConfigDict) -> None:
         function = find(node['name'], slot, key)
         for knob, default in {**knobs(function), **EXTRA.get(slot, {})}.items():
             if knob not in node:
-                node[knob] = _missing(function, knob) if default is inspect.Parameter.empty else default
+                node[knob] = _missing(function, knob) if default is REQUIRED else default
 
 
 def _missing(function: Callable, knob: str) -> str | None:

@@ -13,6 +13,7 @@ import math
 import os
 import pathlib
 import platform
+import shlex
 import struct
 import sys
 import time
@@ -257,6 +258,7 @@ def environment() -> dict[str, Any]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {
+        'command': shlex.join(['python', *sys.orig_argv[1:]]),
         'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
         'platform': devices[0].platform,
         'device_kind': devices[0].device_kind,

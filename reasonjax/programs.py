@@ -33,8 +33,9 @@ def run_program(program: Callable[[], None]) -> int:
 def load_config(location: str, overrides: Sequence[tuple[str, str]], smoke: bool) -> tuple[Any, str]:
     """Loads a config, shrunk where it is only to be tried. Returns it with the name its workdir gets."""
     from reasonjax.smoke import shrink
+    from reasonjax.stages import adopt
 
-    config = configs.load(location, overrides)
+    config = adopt.load(location, overrides)
     if smoke:
         # Loaded with the overrides, so that functions named there bring their knobs and what is shared stays shared; applied once
         # more to the small config, where they have the last word.

@@ -8,6 +8,7 @@ examples:
   python -m reasonjax.sample --workdir runs/quickstart "1234+5678=" "9999+0001="
   python -m reasonjax.sample --workdir runs/quickstart --stage sft --samples 4 --temperature 1 --logprobs "1234+5678="
   python -m reasonjax.sample --workdir runs/gsm8k --file prompts.txt --jsonl > answers.jsonl
+  python -m reasonjax.sample --workdir runs/hf --chat "How many minutes are two hours?"
   echo "1234+5678=" | python -m reasonjax.sample --workdir runs/quickstart"""
 
 
@@ -18,6 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--workdir', required=True, help='of the run whose checkpoint is used')
     parser.add_argument('--stage', default='', help='training stage to take (default: the last that has a checkpoint)')
     parser.add_argument('--file', help='prompts: one a line, or JSONL rows with a "prompt" (.jsonl)')
+    parser.add_argument('--chat', action='store_true', help='put each prompt through the chat template, as a user message')
     parser.add_argument('--samples', type=int, default=1, help='completions per prompt (default 1)')
     parser.add_argument('--max_tokens', type=int, default=0, help="longest completion (default: the run's evaluation setting)")
     parser.add_argument('--temperature', type=float, default=0.0, help='0 is greedy (default)')

@@ -16,9 +16,10 @@ DATA_LIMIT = 64
 
 
 def shrink(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
-    """Returns a small copy of a loaded config; overrides are applied last, so that they still have their way."""
+    """Returns a small copy of a loaded config; a model that `init` names keeps its size. Overrides are applied last."""
     c = config.copy_and_resolve_references().unlock()
-    c.model.update({k: v for k, v in MODEL.items() if k in c.model})
+    if not c.init:
+        c.model.update({k: v for k, v in MODEL.items() if k in c.model})
     for name in set(c.stages) & set(c.keys()):
         stage = c[name]
         for key, value in STAGE.items():

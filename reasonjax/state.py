@@ -1,7 +1,6 @@
 """What a training run is between two steps, and the one step that every stage takes."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import flax.struct
@@ -11,8 +10,9 @@ import optax
 
 from reasonjax import reduce
 from reasonjax.errors import UserError
+from reasonjax.model import experts
 from reasonjax.model.config import ModelConfig
-from reasonjax.model.score import score
+from reasonjax.model.score import Scored, score
 from reasonjax.weights.partition import combine
 
 
@@ -51,10 +51,11 @@ def create(trainable: Any, optimizer: optax.GradientTransformation, placed: Any,
 
 
 def with_totals(batch: Mapping[str, jax.Array], micro: int) -> dict:
-    """Adds what an objective needs to know of the whole optimiser step: its weight, its rows, its number of micro-batches."""
+    """Adds what an objective needs to know of the whole optimiser step: its weight, its tokens, its rows, its number of micro-batches."""
     rows, _ = batch['weights'].shape
     return dict(batch) | {
         'step_weight': jnp.sum(batch['weights'], dtype=jnp.float32),
+        'step_tokens': jnp.sum(batch['segments'] > 0, dtype=jnp.float32),
         'step_rows': jnp.asarray(rows, jnp.float32),
         'step_micro': jnp.asarray(micro, jnp.float32),
     }
@@ -68,6 +69,7 @@ def make_update(
     corruption: Callable | None = None,
     context: Any = None,
     accumulation: int = 1,
+    together: int = 1,
     temperature: float = 1.0,
 ) -> Callable[[State, Any, Mapping[str, jax.Array], jax.Array], tuple[State, dict]]:
     """Builds the step: corruption, forward, objective, gradient of the trainable part, update.
@@ -82,6 +84,7 @@ def make_update(
       corruption: `(batch, key, step, context) -> (batch, metrics)`, on the whole batch; None leaves it.
       context: what the corruption may know of the run.
       accumulation: micro-batches per step; divides the rows.
+      together: adjacent rows that an objective compares, so that they stay in one micro-batch.
       temperature: of the log-probs the objective sees.
 
     Returns:
@@ -91,7 +94,19 @@ def make_update(
     """
 
     def loss_of(trainable: Any, frozen: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-        loss, metrics = objective(partial(score, combine(trainable, frozen), config, temperature=temperature), batch, key)
+        scored = []
+
+        def scoring(batch: Mapping[str, jax.Array], **named: Any) -> Scored:
+            found = score(combine(trainable, frozen), config, batch, **{'temperature': temperature} | named)
+            scored.append((batch, found))
+            return found
+
+        loss, metrics = objective(scoring, batch, key)
+        if config.experts:
+            for of_batch, found in scored:
+                tokens_B = jnp.sum(of_batch['segments'] > 0, axis=1, dtype=jnp.float32)
+                extra, routed = experts.penalty(config, found.routing, tokens_B, batch['step_tokens'])
+                loss, metrics = loss + extra, metrics | routed
         reduce.check(metrics)
         return loss, metrics
 
@@ -110,7 +125,7 @@ def make_update(
             return (loss + extra, jax.tree.map(lambda total, x: total + x.astype(jnp.float32), grads, more)), metrics
 
         start = (jnp.zeros(()), jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable))
-        (loss, grads), metrics = jax.lax.scan(body, start, {name: _split(x, accumulation) for name, x in rows.items()})
+        (loss, grads), metrics = jax.lax.scan(body, start, {name: _split(x, accumulation, together) for name, x in rows.items()})
         return loss, jax.tree.map(lambda g, x: g.astype(x.dtype), grads, trainable), reduce.over(metrics)
 
     def update(state: State, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[State, dict]:
@@ -137,8 +152,11 @@ def make_update(
     return update
 
 
-def _split(x: jax.Array, micro: int) -> jax.Array:
+def _split(x: jax.Array, micro: int, together: int) -> jax.Array:
     """[B, ...] -> [micro, B / micro, ...]; strided, so that each micro-batch has rows of every shard of the batch axis."""
-    if x.shape[0] % micro:
-        raise UserError(f'config: {x.shape[0]} rows per step do not split into accumulation={micro} micro-batches; use a divisor.')
-    return x.reshape(x.shape[0] // micro, micro, *x.shape[1:]).swapaxes(0, 1)
+    number = x.shape[0] // together
+    if number % micro:
+        kind = 'rows' if together == 1 else f'groups of {together} rows'
+        raise UserError(f'config: {number} {kind} per step do not split into accumulation={micro} micro-batches; use a divisor.')
+    parts = x.reshape(number // micro, micro, together, *x.shape[1:]).swapaxes(0, 1)
+    return parts.reshape(micro, x.shape[0] // micro, *x.shape[1:])

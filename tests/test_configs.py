@@ -5,11 +5,13 @@ import pathlib
 import runpy
 import sys
 
+import folders
 import numpy as np
 import pytest
 
 from reasonjax import config as configs
 from reasonjax.smoke import shrink
+from reasonjax.stages import adopt
 from reasonjax.stages.run import run
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -26,12 +28,20 @@ def _all() -> list[str]:
     return found
 
 
+@pytest.fixture(scope='module')
+def model_folder(tmp_path_factory):
+    return folders.write(tmp_path_factory.mktemp('downloaded') / 'tiny')
+
+
 @pytest.mark.parametrize('location', _all())
 def test_runs_two_steps(location, tmp_path, monkeypatch, request):
     monkeypatch.chdir(ROOT)
-    if 'data' in configs.load(location):  # reads a folder of public data
+    config = configs.load(location)
+    if 'data' in config:  # reads a folder of public data
         monkeypatch.setenv('REASONJAX_DATA', str(request.getfixturevalue('data_dir').resolve()))
-    config = shrink(configs.load(location))
+    if config.init.startswith('hf:'):
+        monkeypatch.setenv('REASONJAX_MODEL', str(request.getfixturevalue('model_folder')))
+    config = shrink(adopt.load(location))
     summary = run(config, tmp_path)
     assert [s['name'] for s in summary['stages']] == list(config.stages)
     records = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]

@@ -17,7 +17,7 @@ from reasonjax.model.score import score
 PAD = 0
 
 TINY = ModelConfig(
-    vocab_size=13, dim=16, layers=2, heads=4, kv_heads=2, head_dim=6, mlp_dim=24, qk_norm=True, qkv_bias=True,
+    vocab_size=13, dim=16, layers=2, heads=4, kv_heads=2, head_dim=6, mlp_dim=24, qk_norm='head', qkv_bias=True,
     embed_std=0.5, pad_id=PAD,
 )  # fmt: skip
 
@@ -89,10 +89,9 @@ def all_logits(config: ModelConfig):
     """Compiled `(params, batch) -> [B, T, V]`."""
 
     def run(params, batch):
-        attention = causal(batch['segments'], batch.get('attend'))
+        attention = causal(config, batch['segments'], batch.get('attend'))
         inputs = batch.get('inputs', batch['tokens'])
-        hidden, _ = forward(params, config, inputs, batch['positions'], attention)
-        return logits(params, config, hidden)
+        return logits(params, config, forward(params, config, inputs, batch['positions'], attention).hidden)
 
     return jax.jit(run)
 

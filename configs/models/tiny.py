@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
             mlp_dim=384,
             activation='gelu_tanh',  # silu | gelu | gelu_tanh; the exact gelu takes twice as long on CPU
             gated=False,  # True: SwiGLU with silu
-            qk_norm=False,  # True: Qwen3
+            qk_norm='none',  # 'head': Qwen3
             qkv_bias=False,  # True: Qwen2
             tied=False,  # head is the embedding
             norm_eps=1e-6,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import grain
 import numpy as np
 
-from reasonjax.data.render import Document
+from reasonjax.data.documents import Document
 
 # More open rows than this do not make rows fuller on documents of usual lengths, but make a restart replay more.
 OPEN_ROWS = 32
@@ -41,7 +41,10 @@ def pack(
 
 
 def padded(document: Document, *, pad_id: int, length: int) -> dict[str, np.ndarray]:
-    """Makes one row of one document, padded on the right: tokens, weights, segments and positions, each [length]."""
+    """Makes one row of one document, padded on the right: tokens, weights, segments and positions, each [length].
+
+    The document's marks follow under their names: scalars as they are, marks of tokens padded with 0.
+    """
     size = len(document.tokens)
     row = {
         'tokens': np.full(length, pad_id, np.int32),
@@ -53,6 +56,8 @@ def padded(document: Document, *, pad_id: int, length: int) -> dict[str, np.ndar
     row['weights'][:size] = document.weights
     row['segments'][:size] = 1
     row['positions'][:size] = np.arange(size, dtype=np.int32)
+    for name, mark in document.marks.items():
+        row[name] = mark if mark.ndim == 0 else np.pad(mark, (0, length - size))
     return row
 
 

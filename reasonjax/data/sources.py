@@ -96,6 +96,8 @@ def jsonl(*, path: str, limit: int | None = None) -> Source:
 def parquet(*, path: str, limit: int | None = None) -> Source:
     """Reads Parquet files into memory.
 
+    Within columns, keys without a value are left out: a table gives every message every key that any message has.
+
     Args:
         path: a file, a folder (its *.parquet files in sorted order) or a glob pattern.
         limit: keep the first `limit` rows only; None keeps all.
@@ -119,7 +121,7 @@ def parquet(*, path: str, limit: int | None = None) -> Source:
             ) from error
         rows.extend(table.to_pylist())
         places.extend(f'{file}:{i + 1}' for i in range(table.num_rows))
-    return _limited(f'parquet:{path}', rows, places, digest, limit)
+    return _limited(f'parquet:{path}', rows, places, digest, limit, _without_gaps)
 
 
 def tfds(*, dataset: str, split: str = 'train', data_dir: str | None = None) -> Source:
@@ -183,7 +185,9 @@ def memory(*, rows: Sequence[Mapping[str, Any]], label: str = 'memory') -> Sourc
     return Source(label, rows, digest.hexdigest())
 
 
-def _limited(name: str, rows: list, places: list[str], digest: Any, limit: int | None) -> Source:
+def _limited(
+    name: str, rows: list, places: list[str], digest: Any, limit: int | None, convert: Callable[[Mapping], dict] = dict
+) -> Source:
     if not rows:
         raise UserError(f'{name.partition(":")[2]}: no rows (0 valid rows counted)')
     if limit is not None:
@@ -191,7 +195,7 @@ def _limited(name: str, rows: list, places: list[str], digest: Any, limit: int |
             raise UserError(f'source.limit: expected a positive number of rows or None, got {limit}')
         digest.update(f'limit={limit}'.encode())
         rows, places = rows[:limit], places[:limit]
-    return Source(name, rows, digest.hexdigest(), places)
+    return Source(name, rows, digest.hexdigest(), places, convert)
 
 
 def _files(path: str, suffix: str) -> list[pathlib.Path]:
@@ -226,6 +230,17 @@ def _bytes(file: pathlib.Path) -> bytes:
 
 def _count(number: int, noun: str) -> str:
     return f'{number} {noun}{"" if number == 1 else "s"}'
+
+
+def _without_gaps(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Takes the keys out of nested values that a table had to fill; a column itself may be null."""
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: filled(item) for key, item in value.items() if item is not None}
+        return [filled(item) for item in value] if isinstance(value, list) else value
+
+    return {name: filled(value) for name, value in row.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -8,33 +8,39 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from reasonjax.model.config import ModelConfig
 from reasonjax.model.forward import Attention
 
 # Finite, so that a row whose keys are all masked (padding) has a uniform softmax instead of nan.
 MASKED = -1e30
 
 
-def causal(segments_BxT: jax.Array, attend_BxT: jax.Array | None = None, keep: bool = False) -> Attention:
-    """Self-attention of each token to itself and earlier tokens of its own segment.
+def causal(config: ModelConfig, segments_BxT: jax.Array, attend_BxT: jax.Array | None = None, keep: bool = False) -> Attention:
+    """Self-attention of each token to itself and earlier tokens of its own segment, of a local layer within the window.
 
     Args:
+      config: the model's shape.
       segments_BxT: int32, 0 = padding; tokens see only tokens of an equal segment.
       attend_BxT: optional bool; False hides a position as a key (from all but itself).
       keep: return (k, v) as the layer's cache, for decoding after a prefill.
     """
     T = segments_BxT.shape[1]
-    earlier = jnp.arange(T)[:, None] >= jnp.arange(T)[None]
-    mask_BxTxS = earlier & (segments_BxT[:, :, None] == segments_BxT[:, None, :])
+    distance_TxS = jnp.arange(T)[:, None] - jnp.arange(T)[None]
+    mask_BxTxS = (distance_TxS >= 0) & (segments_BxT[:, :, None] == segments_BxT[:, None, :])
     if attend_BxT is not None:
         mask_BxTxS = mask_BxTxS & (attend_BxT[:, None, :] | jnp.eye(T, dtype=bool))
 
-    def attention(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+    def attention(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, local: Any) -> tuple[jax.Array, Any]:
         B, T, H, d = q.shape
-        q_BxTxKxRxd = _group(q, k.shape[2])
-        scores = jnp.einsum('btkrd,bskd->bkrts', q_BxTxKxRxd, k, preferred_element_type=jnp.float32) * d**-0.5
-        weights = jax.nn.softmax(jnp.where(mask_BxTxS[:, None, None], scores, MASKED), axis=-1)
-        out = jnp.einsum('bkrts,bskd->btkrd', weights.astype(v.dtype), v)
-        return out.reshape(B, T, H, d), (k, v) if keep else None
+        K = k.shape[2]
+        # Key heads lead and their query heads share rows: on CPU these products take half the time of [B, T, K, R, d] ones.
+        q_BxKxRTxd = q.reshape(B, T, K, H // K, d).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, d)
+        scores = _scores(config, jnp.einsum('bkqd,bskd->bkqs', q_BxKxRTxd, k, preferred_element_type=jnp.float32), d)
+        seen = _seen(config, mask_BxTxS, distance_TxS, local)[:, None, None]
+        weights = jax.nn.softmax(jnp.where(seen, scores.reshape(B, K, -1, T, T), MASKED), axis=-1)
+        out = jnp.einsum('bkqs,bskd->bkqd', weights.astype(v.dtype).reshape(B, K, -1, T), v)
+        out = out.reshape(B, K, -1, T, d).transpose(0, 3, 1, 2, 4).reshape(B, T, H, d)
+        return out, (k, v) if keep else None
 
     return attention
 
@@ -53,18 +59,21 @@ class Own(NamedTuple):
     v: jax.Array
 
 
-def decode(prompt: list[Prompt], prompt_mask_PxTp: jax.Array, index: jax.Array) -> Attention:
+def decode(config: ModelConfig, prompt: list[Prompt], prompt_mask_PxTp: jax.Array, index: jax.Array) -> Attention:
     """One new token per row: attention over the group's shared prompt and the row's own cache, one softmax over both.
 
     Args:
-      prompt: per layer, the prompt cache; P divides the number of rows, rows of a prompt are adjacent.
+      config: the model's shape.
+      prompt: per layer, the prompt cache; P divides the number of rows, rows of a prompt are adjacent. Prompts end in the last column,
+        which is the place of the first token in the own cache.
       prompt_mask_PxTp: bool, prompt positions to attend to.
       index: int32 scalar, where in the own cache the new token goes; later places are not attended to.
 
     The layer cache given to `forward` is `(layer, Own)`.
     """
+    Tp = prompt_mask_PxTp.shape[1]
 
-    def attention(q: jax.Array, k: jax.Array, v: jax.Array, cache: tuple[int, Own]) -> tuple[jax.Array, tuple[int, Own]]:
+    def attention(q: jax.Array, k: jax.Array, v: jax.Array, cache: tuple[int, Own], local: Any) -> tuple[jax.Array, tuple[int, Own]]:
         layer, own = cache
         B, _, H, d = q.shape
         K, C, P = k.shape[2], own.k.shape[2], prompt_mask_PxTp.shape[0]
@@ -72,11 +81,13 @@ def decode(prompt: list[Prompt], prompt_mask_PxTp: jax.Array, index: jax.Array) 
         own = Own(*(jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), index, axis=2) for old, new in zip(own, (k, v))))
         q_BxKxRxd = q.reshape(B, K, R, d)
         q_PxKxGRxd = q.reshape(P, G, K, R, d).swapaxes(1, 2).reshape(P, K, G * R, d)
-        shared = jnp.einsum('pkgd,pktd->pkgt', q_PxKxGRxd, prompt[layer].k, preferred_element_type=jnp.float32)
-        shared = jnp.where(prompt_mask_PxTp[:, None, None], shared * d**-0.5, MASKED)
+        shared = _scores(config, jnp.einsum('pkgd,pktd->pkgt', q_PxKxGRxd, prompt[layer].k, preferred_element_type=jnp.float32), d)
+        of_prompt_PxTp = _seen(config, prompt_mask_PxTp, Tp - 1 - jnp.arange(Tp) + index, local)
+        shared = jnp.where(of_prompt_PxTp[:, None, None], shared, MASKED)
         shared_BxKxRxT = shared.reshape(P, K, G, R, -1).swapaxes(1, 2).reshape(B, K, R, -1)
-        mine_BxKxRxC = jnp.einsum('bkrd,bkcd->bkrc', q_BxKxRxd, own.k, preferred_element_type=jnp.float32)
-        mine_BxKxRxC = jnp.where(jnp.arange(C) <= index, mine_BxKxRxC * d**-0.5, MASKED)
+        mine_BxKxRxC = _scores(config, jnp.einsum('bkrd,bkcd->bkrc', q_BxKxRxd, own.k, preferred_element_type=jnp.float32), d)
+        distance_C = index - jnp.arange(C)
+        mine_BxKxRxC = jnp.where(_seen(config, distance_C >= 0, distance_C, local), mine_BxKxRxC, MASKED)
         weights = jax.nn.softmax(jnp.concatenate([shared_BxKxRxT, mine_BxKxRxC], axis=-1), axis=-1).astype(v.dtype)
         of_prompt, of_own = weights[..., :-C], weights[..., -C:]
         of_prompt = of_prompt.reshape(P, G, K, R, -1).swapaxes(1, 2).reshape(P, K, G * R, -1)
@@ -88,7 +99,16 @@ def decode(prompt: list[Prompt], prompt_mask_PxTp: jax.Array, index: jax.Array) 
     return attention
 
 
-def _group(q: jax.Array, kv_heads: int) -> jax.Array:
-    """[B, T, H, d] -> [B, T, K, R, d], R query heads to a key head."""
-    B, T, H, d = q.shape
-    return q.reshape(B, T, kv_heads, H // kv_heads, d)
+def _scores(config: ModelConfig, products: jax.Array, head_dim: int) -> jax.Array:
+    """Products of queries and keys, scaled and capped."""
+    scores = products * (config.query_scale or head_dim**-0.5)
+    cap = config.attention_softcap
+    return jnp.tanh(scores / cap) * cap if cap else scores
+
+
+def _seen(config: ModelConfig, mask: jax.Array, distance: jax.Array, local: Any) -> jax.Array:
+    """The mask, of a local layer without what lies beyond the window; `local` is a bool, or an array of one where layers are scanned."""
+    if local is False:
+        return mask
+    near = distance < config.window
+    return mask & (near if local is True else near | ~local)

@@ -1,20 +1,23 @@
 """The shape of a decoder."""
 
 import dataclasses
-import types
 from collections.abc import Mapping
 from typing import Any
 
+from reasonjax import config as configs
 from reasonjax.errors import UserError, listing, nearest
 
 ACTIVATIONS = ('gelu', 'gelu_tanh', 'silu')
 DTYPES = ('bfloat16', 'float16', 'float32')
 REMAT = ('none', 'full', 'dots')
+NORMS = ('before', 'after', 'around')
+QK_NORMS = ('none', 'head', 'row')
+LAYER_KINDS = ('global', 'local', 'global_nope', 'local_nope')
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A pre-norm decoder: RMSNorm, rotary positions, grouped-query attention, gated or plain MLP.
+    """A decoder: RMSNorm, rotary positions, grouped-query attention, an MLP or a mixture of them.
 
     Attributes:
       vocab_size: rows of the embedding, at least the tokenizer's size.
@@ -23,14 +26,34 @@ class ModelConfig:
       heads: query heads.
       kv_heads: key and value heads; divides `heads`.
       head_dim: width of one head; heads * head_dim need not equal dim.
-      mlp_dim: hidden width of the MLP.
+      mlp_dim: hidden width of the MLP, or of one expert.
       activation: 'silu', 'gelu' (exact) or 'gelu_tanh'.
       gated: act(x G) * (x U) D, SwiGLU with 'silu'; otherwise act(x U) D.
-      qk_norm: RMSNorm of each query and key head before the rotation (Qwen3).
-      qkv_bias: bias on the query, key and value projections (Qwen2).
-      tied: the head is the embedding, transposed.
+      experts: MLPs per layer, of which a router picks some for each token; 0 for one MLP and no router.
+      experts_per_token: how many it picks.
+      normalise_router: the weights of those picked sum to 1; otherwise they are their share of all.
+      router_balance_weight: factor of the load-balancing loss in the training loss; 0 only reports it.
+      router_z_weight: factor of the squared log-normaliser of the router in the training loss; 0 only reports it.
+      norms: where a block is normalised: its input ('before'), its output ('after'), or both ('around').
+      norm_offset: added to the scale of every norm; 1 where scales are stored as differences from one (Gemma).
       norm_eps: added to the mean square.
+      qk_norm: RMSNorm of queries and keys before the rotation, of each 'head' (Qwen3), of the whole 'row' of heads (OLMo 2), or 'none'.
+      qkv_bias: bias on the query, key and value projections (Qwen2).
+      o_bias: bias on the attention's output projection.
+      mlp_bias: bias on the MLP's projections.
+      tied: the head is the embedding, transposed.
+      embed_scale: factor of the embedding rows; sqrt(dim) in Gemma.
+      query_scale: factor of attention scores; 0 for head_dim ** -0.5.
+      attention_softcap: c tanh(score / c); 0 for none.
+      logit_softcap: the same for the logits; 0 for none.
+      attention_pattern: kinds of the layers, repeated over the depth: 'global', 'local' (sees `window` positions), either with '_nope'
+        behind it for layers without rotary positions.
+      window: a local layer sees this many positions, its own included; 0 where no layer is local.
       rope_theta: base of the rotary frequencies.
+      rope_scaling: a function of `model.rope` with its knobs.
+      rope_local_theta: base of the local layers' own, unscaled frequencies; 0 where they share the global ones.
+      rope_fraction: share of a head's width that is rotated.
+      max_positions: longest sequence the positions are good for; 0 for no limit.
       embed_std: standard deviation of fresh embedding rows.
       pad_id: this id gets logit -1e9 in the sampler and in the loss, so PAD can never be sampled; -1 forbids none.
       param_dtype: dtype parameters are stored in.
@@ -49,11 +72,30 @@ class ModelConfig:
     mlp_dim: int
     activation: str = 'silu'
     gated: bool = True
-    qk_norm: bool = False
-    qkv_bias: bool = False
-    tied: bool = False
+    experts: int = 0
+    experts_per_token: int = 2
+    normalise_router: bool = True
+    router_balance_weight: float = 0.0
+    router_z_weight: float = 0.0
+    norms: str = 'before'
+    norm_offset: float = 0.0
     norm_eps: float = 1e-6
+    qk_norm: str = 'none'
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    tied: bool = False
+    embed_scale: float = 1.0
+    query_scale: float = 0.0
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    attention_pattern: tuple[str, ...] = ('global',)
+    window: int = 0
     rope_theta: float = 1e4
+    rope_scaling: tuple[tuple[str, Any], ...] = (('name', 'none'),)
+    rope_local_theta: float = 0.0
+    rope_fraction: float = 1.0
+    max_positions: int = 0
     embed_std: float = 0.02
     pad_id: int = -1
     param_dtype: str = 'float32'
@@ -61,6 +103,39 @@ class ModelConfig:
     scan: bool = False
     remat: str = 'none'
     logprob_chunk: int = 0
+
+    @property
+    def rotated(self) -> int:
+        """Width of a head's rotated part."""
+        return int(self.head_dim * self.rope_fraction)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of every layer."""
+        return tuple(self.attention_pattern[i % len(self.attention_pattern)] for i in range(self.layers))
+
+    @property
+    def local(self) -> tuple[bool, ...]:
+        """Which layers see a window."""
+        return tuple(kind.startswith('local') for kind in self.kinds)
+
+    @property
+    def rope_of_layer(self) -> tuple[str, ...]:
+        """Which rotary table each layer reads."""
+        own = 'local' if self.rope_local_theta else 'global'
+        return tuple('nope' if kind.endswith('nope') else own if kind == 'local' else 'global' for kind in self.kinds)
+
+    @property
+    def rope_tables(self) -> tuple[str, ...]:
+        """The rotary tables that some layer reads, each once."""
+        return tuple(dict.fromkeys(self.rope_of_layer))
+
+
+# What a run may choose for a model whose shape is given: everything else is the shape.
+CHOSEN = (
+    'pad_id', 'param_dtype', 'compute_dtype', 'scan', 'remat', 'logprob_chunk', 'embed_std', 'router_balance_weight', 'router_z_weight',
+    'max_positions',
+)  # fmt: skip
 
 
 def from_config(model: Mapping[str, Any], *, vocab_size: int, pad_id: int) -> ModelConfig:
@@ -84,9 +159,18 @@ def from_config(model: Mapping[str, Any], *, vocab_size: int, pad_id: int) -> Mo
             raise UserError(f'config.model.{name}: no such field.{nearest(name, fields)} Fields: {listing(fields)}.')
     given['vocab_size'] = given.get('vocab_size') or vocab_size
     given['pad_id'] = pad_id
+    if 'attention_pattern' in given:
+        given['attention_pattern'] = tuple(given['attention_pattern'])
+    if 'rope_scaling' in given:
+        given['rope_scaling'] = frozen(given['rope_scaling'])
     config = ModelConfig(**given)
     check(config, vocab_size)
     return config
+
+
+def frozen(scaling: Mapping[str, Any] | tuple) -> tuple[tuple[str, Any], ...]:
+    """A named function with its knobs, hashable."""
+    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in sorted(dict(scaling).items()))
 
 
 def check(config: ModelConfig, tokenizer_vocab: int) -> None:
@@ -96,27 +180,60 @@ def check(config: ModelConfig, tokenizer_vocab: int) -> None:
             f'config.model.vocab_size={config.vocab_size}: the tokenizer produces ids up to {tokenizer_vocab - 1}; '
             f'set it to at least {tokenizer_vocab}, or 0 to take the size from the tokenizer.'
         )
-    for name in ('dim', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp_dim'):
+    for name in ('dim', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp_dim', 'experts_per_token'):
         if getattr(config, name) < 1:
             raise UserError(f'config.model.{name}={getattr(config, name)}: must be at least 1.')
     if config.heads % config.kv_heads:
         divisors = [d for d in range(1, config.heads + 1) if config.heads % d == 0]
         best = min(divisors, key=lambda d: abs(d - config.kv_heads))
         raise UserError(f'config.model.kv_heads={config.kv_heads}: must divide heads={config.heads}; nearest: {best}.')
-    if config.head_dim % 2:
-        raise UserError(f'config.model.head_dim={config.head_dim}: rotary positions need an even width.')
-    positive = {'rope_theta': config.rope_theta > 0, 'norm_eps': config.norm_eps > 0}
-    not_negative = {'embed_std': config.embed_std >= 0, 'logprob_chunk': config.logprob_chunk >= 0}
-    for name, holds in (positive | not_negative).items():
-        if not holds:
-            wanted = 'positive' if name in positive else '0 or more'
-            raise UserError(f'config.model.{name}={getattr(config, name)}: must be {wanted}.')
-    for name, choices in (('param_dtype', DTYPES), ('compute_dtype', DTYPES), ('activation', ACTIVATIONS), ('remat', REMAT)):
+    _check_numbers(config)
+    _check_choices(config)
+    _check_layers(config)
+    # Resolved here, so that a wrong scaling is an error before anything is built.
+    configs.resolve(dict(config.rope_scaling), 'rope_scaling', 'model.rope_scaling')(config.rope_theta, config.rotated)
+
+
+def _check_numbers(config: ModelConfig) -> None:
+    if not 0 < config.rope_fraction <= 1 or config.rotated < 2 or config.rotated % 2:
+        raise UserError(
+            f'config.model.head_dim={config.head_dim}, rope_fraction={config.rope_fraction}: rotary positions need an even width.'
+        )
+    positive = ('rope_theta', 'norm_eps', 'embed_scale')
+    not_negative = (
+        'embed_std', 'logprob_chunk', 'experts', 'window', 'query_scale', 'attention_softcap', 'logit_softcap', 'rope_local_theta',
+        'max_positions', 'router_balance_weight', 'router_z_weight',
+    )  # fmt: skip
+    for name in positive + not_negative:
         value = getattr(config, name)
-        if value not in choices:
-            raise UserError(f'config.model.{name}="{value}": unknown.{nearest(value, choices)} Known: {listing(choices)}.')
+        if value < 0 or (value == 0 and name in positive):
+            raise UserError(f'config.model.{name}={value}: must be {"positive" if name in positive else "0 or more"}.')
+    if config.experts and config.experts_per_token > config.experts:
+        raise UserError(f'config.model.experts_per_token={config.experts_per_token}: there are {config.experts} experts.')
+    if config.experts and (config.mlp_bias or not config.gated):
+        raise UserError('config.model.experts: experts are gated MLPs without bias; set gated=True and mlp_bias=False.')
 
 
-def to_dict(config: ModelConfig) -> types.MappingProxyType:
-    """The fields as a read-only mapping, for checkpoints."""
-    return types.MappingProxyType(dataclasses.asdict(config))
+def _check_choices(config: ModelConfig) -> None:
+    choices = dict(param_dtype=DTYPES, compute_dtype=DTYPES, activation=ACTIVATIONS, remat=REMAT, norms=NORMS, qk_norm=QK_NORMS)
+    for name, known in choices.items():
+        value = getattr(config, name)
+        if value not in known:
+            raise UserError(f'config.model.{name}="{value}": unknown.{nearest(str(value), known)} Known: {listing(known)}.')
+
+
+def _check_layers(config: ModelConfig) -> None:
+    if not config.attention_pattern:
+        raise UserError('config.model.attention_pattern: names no kind of layer; ("global",) makes all alike.')
+    for kind in config.attention_pattern:
+        if kind not in LAYER_KINDS:
+            raise UserError(
+                f'config.model.attention_pattern: unknown kind "{kind}".{nearest(str(kind), LAYER_KINDS)} Known: {listing(LAYER_KINDS)}.'
+            )
+    if any(config.local) and not config.window:
+        raise UserError('config.model.window=0: attention_pattern has local layers, which need a window.')
+
+
+def to_dict(config: ModelConfig) -> dict[str, Any]:
+    """The fields as JSON holds them, for checkpoints and configs; `from_config` takes them back."""
+    return dataclasses.asdict(config) | {'rope_scaling': dict(config.rope_scaling)}

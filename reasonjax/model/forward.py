@@ -1,17 +1,34 @@
 """The one forward pass: training, scoring, prefill and decoding differ only in the attention function they hand in."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from reasonjax.model.config import ModelConfig
+from reasonjax.model.experts import Routing, mixture
+from reasonjax.model.rotary import Rotation, rotate, rotations
 from reasonjax.weights.linear import embed, linear, unembed
 
-# (q [B,T,H,d], k [B,T,K,d], v [B,T,K,d], cache of this layer or None) -> (output [B,T,H,d], new cache of this layer or None)
-Attention = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+# (q [B,T,H,d], k [B,T,K,d], v [B,T,K,d], cache of this layer or None, whether it is local)
+# -> (output [B,T,H,d], new cache of this layer or None)
+Attention = Callable[[jax.Array, jax.Array, jax.Array, Any, Any], tuple[jax.Array, Any]]
 Tap = Callable[[jax.Array | int, jax.Array], jax.Array]
+
+
+class Output(NamedTuple):
+    """What `forward` returns.
+
+    Attributes:
+      hidden: [B, T, D] after the final norm, in the compute dtype.
+      cache: the new cache; None where attention returns none.
+      routing: of the experts, stacked over layers; None where there are none, or no token was to be counted.
+    """
+
+    hidden: jax.Array
+    cache: Any
+    routing: Routing | None
 
 
 def forward(
@@ -24,7 +41,8 @@ def forward(
     cache: Any = None,
     inputs_embeds: jax.Array | None = None,
     tap: Tap | None = None,
-) -> tuple[jax.Array, Any]:
+    counted_BxT: jax.Array | None = None,
+) -> Output:
     """Runs the decoder up to and including the final norm.
 
     Args:
@@ -34,22 +52,30 @@ def forward(
       positions_BxT: int32 rotary positions.
       attention: how queries meet keys; see `model.attention`.
       cache: what `attention` carries from call to call: a list of per-layer caches, or a pytree stacked over layers when `config.scan`.
-      inputs_embeds: [B, T, D] to read instead of the embedding rows of `inputs_BxT`.
+      inputs_embeds: [B, T, D] to read instead of the embedding rows of `inputs_BxT` (which are scaled by `embed_scale`, these are not).
       tap: `tap(layer, residual_BxTxD) -> residual`, called on the residual stream after every block; `layer` counts from 0. To capture
         by writing to a closure, neither scan nor remat.
-
-    Returns:
-      Hidden states [B, T, D] in the compute dtype, and the new cache (None where attention returns none).
+      counted_BxT: bool, tokens whose routing to experts is reported.
     """
     dtype = jnp.dtype(config.compute_dtype)
-    x = embed(inputs_BxT, params['embed'], dtype) if inputs_embeds is None else inputs_embeds.astype(dtype)
-    rotation = rope(positions_BxT, config.head_dim, config.rope_theta)
+    if inputs_embeds is None:
+        x = embed(inputs_BxT, params['embed'], dtype)
+        x = x if config.embed_scale == 1 else x * jnp.asarray(config.embed_scale, dtype)
+    else:
+        x = inputs_embeds.astype(dtype)
+    tables = rotations(config, positions_BxT)
+    number_of_table = {name: number for number, name in enumerate(config.rope_tables)}
+    table_of_layer = tuple(number_of_table[name] for name in config.rope_of_layer)
 
-    def block(x: jax.Array, weights: dict, layer: Any, layer_cache: Any) -> tuple[jax.Array, Any]:
-        mixed, layer_cache = _attend(weights['attention'], config, x, rotation, attention, layer_cache)
+    def block(x: jax.Array, weights: dict, layer: Any, layer_cache: Any) -> tuple[jax.Array, tuple]:
+        number = _of_layer(table_of_layer, layer)
+        rotation = Rotation(*(jax.lax.dynamic_index_in_dim(table, number, keepdims=False) for table in tables))
+        local = _of_layer(config.local, layer)
+        mixed, layer_cache = _attend(weights['attention'], config, x, rotation, attention, layer_cache, local)
         x = x + mixed
-        x = x + _mlp(weights['mlp'], config, x)
-        return (x if tap is None else tap(layer, x)), layer_cache
+        mixed, routing = _mlp(weights['mlp'], config, x, counted_BxT)
+        x = x + mixed
+        return (x if tap is None else tap(layer, x)), (layer_cache, routing)
 
     scanned = config.scan and not isinstance(params['layers'], list)
     if config.remat != 'none':
@@ -59,25 +85,28 @@ def forward(
     layers = params['layers']
     if scanned:
 
-        def body(x: jax.Array, xs: tuple) -> tuple[jax.Array, Any]:
+        def body(x: jax.Array, xs: tuple) -> tuple[jax.Array, tuple]:
             return block(x, *xs)
 
-        x, cache = jax.lax.scan(body, x, (layers, jnp.arange(config.layers), cache))
+        x, (cache, routing) = jax.lax.scan(body, x, (layers, jnp.arange(config.layers), cache))
     else:
         layers = layers if isinstance(layers, list) else unstack(layers, config.layers)
         caches = [None] * config.layers if cache is None else cache
-        cache = []
+        made = []
         for layer, (weights, layer_cache) in enumerate(zip(layers, caches, strict=True)):
-            x, layer_cache = block(x, weights, layer, layer_cache)
-            cache.append(layer_cache)
-        cache = None if cache[0] is None else cache
-    return rms_norm(x, params['norm'], config.norm_eps), cache
+            x, beside = block(x, weights, layer, layer_cache)
+            made.append(beside)
+        cache = None if made[0][0] is None else [c for c, _ in made]
+        routing = None if made[0][1] is None else jax.tree.map(lambda *x: jnp.stack(x), *(r for _, r in made))
+    return Output(_norm(x, params['norm'], config), cache, routing)
 
 
 def logits(params: dict, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """Float32 logits [..., V] of hidden states [..., D]; PAD gets -1e9, in training and in sampling alike."""
     # Products of the compute dtype, but not rounded to it: in bfloat16 that would move log-probs by hundredths.
     out = unembed(hidden, params['embed'], jnp.float32) if config.tied else linear(hidden, params['head'], jnp.float32)
+    if config.logit_softcap:
+        out = jnp.tanh(out / config.logit_softcap) * config.logit_softcap
     if config.pad_id < 0:
         return out
     return jnp.where(jnp.arange(out.shape[-1]) == config.pad_id, -1e9, out)
@@ -90,50 +119,62 @@ def unstack(layers: Any, number: int) -> list:
     return [jax.tree.unflatten(structure, [piece[i] for piece in pieces]) for i in range(number)]
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm over the last axis in float32, returned in the dtype of x (Zhang & Sennrich 2019, arXiv:1910.07467)."""
-    x32 = x.astype(jnp.float32)
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
+    """x / rms(x) * (offset + scale) over the last axis, in float32, in the dtype of x at last (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+    x32, scale32 = x.astype(jnp.float32), scale.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    return (x32 * inverse).astype(x.dtype) * scale.astype(x.dtype)
+    return (x32 * inverse * (offset + scale32 if offset else scale32)).astype(x.dtype)
 
 
-def rope(positions_BxT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B, T, 1, head_dim / 2], float32 (Su et al. 2021, arXiv:2104.09864; halves rotated as in Llama and Qwen)."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions_BxT.astype(jnp.float32)[..., None, None] * frequency
-    return jnp.cos(angle), jnp.sin(angle)
+def _norm(x: jax.Array, scale: jax.Array, config: ModelConfig) -> jax.Array:
+    return rms_norm(x, scale, config.norm_eps, config.norm_offset)
 
 
-def rotate(x_BxTxHxd: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates the two halves of each head by the angles of `rope`."""
-    cos, sin = rotation
-    a, b = jnp.split(x_BxTxHxd.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxTxHxd.dtype)
+def _of_layer(values: tuple, layer: Any) -> Any:
+    """What holds for a layer: a Python value where all layers are alike or `layer` is a number, an array where layers are scanned."""
+    if len(set(values)) == 1:
+        return values[0]
+    return values[layer] if isinstance(layer, int) else jnp.asarray(values)[layer]
 
 
-def _attend(w: dict, config: ModelConfig, x: jax.Array, rotation: Any, attention: Attention, cache: Any) -> tuple[jax.Array, Any]:
-    normed = rms_norm(x, w['norm'], config.norm_eps)
-
-    def heads(name: str, number: int) -> jax.Array:
-        out = linear(normed, w[name])
-        if config.qkv_bias:
-            out = out + w[f'{name}_bias'].astype(out.dtype)
-        return out.reshape(*x.shape[:2], number, config.head_dim)
-
-    q, k, v = heads('q', config.heads), heads('k', config.kv_heads), heads('v', config.kv_heads)
-    if config.qk_norm:
-        q, k = rms_norm(q, w['q_norm'], config.norm_eps), rms_norm(k, w['k_norm'], config.norm_eps)
-    out, cache = attention(rotate(q, rotation), rotate(k, rotation), v, cache)
-    return linear(out.reshape(*x.shape[:2], config.heads * config.head_dim), w['o']), cache
+def _project(x: jax.Array, w: dict, name: str) -> jax.Array:
+    out = linear(x, w[name])
+    return out + w[f'{name}_bias'].astype(out.dtype) if f'{name}_bias' in w else out
 
 
-def _mlp(w: dict, config: ModelConfig, x: jax.Array) -> jax.Array:
-    normed = rms_norm(x, w['norm'], config.norm_eps)
-    up = linear(normed, w['up'])
-    if config.gated:
-        return linear(_activate(linear(normed, w['gate']), config.activation) * up, w['down'])
-    return linear(_activate(up, config.activation), w['down'])
+def _around(w: dict, config: ModelConfig, x: jax.Array, inner: Callable[[jax.Array], tuple[jax.Array, Any]]) -> tuple[jax.Array, Any]:
+    """Norms before, after or around what a block adds to the residual stream."""
+    out, beside = inner(_norm(x, w['norm'], config) if 'norm' in w else x)
+    return (_norm(out, w['post_norm'], config) if 'post_norm' in w else out), beside
 
 
-def _activate(x: jax.Array, name: str) -> jax.Array:
-    return jax.nn.silu(x) if name == 'silu' else jax.nn.gelu(x, approximate=name == 'gelu_tanh')
+def _attend(
+    w: dict, config: ModelConfig, x: jax.Array, rotation: Rotation, attention: Attention, cache: Any, local: Any
+) -> tuple[jax.Array, Any]:
+    def heads(normed: jax.Array, name: str, number: int) -> jax.Array:
+        out = _project(normed, w, name)
+        if config.qk_norm == 'row' and name in 'qk':
+            out = _norm(out, w[f'{name}_norm'], config)
+        out = out.reshape(*x.shape[:2], number, config.head_dim)
+        return _norm(out, w[f'{name}_norm'], config) if config.qk_norm == 'head' and name in 'qk' else out
+
+    def inner(normed: jax.Array) -> tuple[jax.Array, Any]:
+        q, k, v = heads(normed, 'q', config.heads), heads(normed, 'k', config.kv_heads), heads(normed, 'v', config.kv_heads)
+        out, new = attention(rotate(q, rotation), rotate(k, rotation), v, cache, local)
+        return _project(out.reshape(*x.shape[:2], config.heads * config.head_dim), w, 'o'), new
+
+    return _around(w, config, x, inner)
+
+
+def _mlp(w: dict, config: ModelConfig, x: jax.Array, counted_BxT: jax.Array | None) -> tuple[jax.Array, Routing | None]:
+    def activate(x: jax.Array) -> jax.Array:
+        return jax.nn.silu(x) if config.activation == 'silu' else jax.nn.gelu(x, approximate=config.activation == 'gelu_tanh')
+
+    def inner(normed: jax.Array) -> tuple[jax.Array, Routing | None]:
+        if config.experts:
+            return mixture(w, config, normed, activate, counted_BxT)
+        up = _project(normed, w, 'up')
+        hidden = activate(_project(normed, w, 'gate')) * up if config.gated else activate(up)
+        return _project(hidden, w, 'down'), None
+
+    return _around(w, config, x, inner)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from reasonjax.model.attention import causal
 from reasonjax.model.config import ModelConfig
+from reasonjax.model.experts import Routing
 from reasonjax.model.forward import Tap, forward, logits
 
 
@@ -18,11 +19,13 @@ class Scored(NamedTuple):
       logprob: [B, T] float32, log p(x_t | x_<t) in nats.
       entropy: [B, T] float32, entropy of p(. | x_<t) in nats.
       correct: [B, T] bool, whether x_t is the most likely token.
+      routing: of the experts, over all tokens but padding; None where the model has none.
     """
 
     logprob: jax.Array
     entropy: jax.Array
     correct: jax.Array
+    routing: Routing | None = None
 
 
 def score(
@@ -45,14 +48,15 @@ def score(
       inputs_embeds: see `forward`.
       tap: see `forward`.
     """
-    hidden_BxTxD, _ = forward(
-        params, config, batch.get('inputs', batch['tokens']), batch['positions'], causal(batch['segments'], batch.get('attend')),
-        inputs_embeds=inputs_embeds, tap=tap,
-    )  # fmt: skip
-    shifted = token_scores(params, config, hidden_BxTxD, jnp.roll(batch['tokens'], -1, axis=1), temperature)
     segments = batch['segments']
+    out = forward(
+        params, config, batch.get('inputs', batch['tokens']), batch['positions'], causal(config, segments, batch.get('attend')),
+        inputs_embeds=inputs_embeds, tap=tap, counted_BxT=segments > 0 if config.experts else None,
+    )  # fmt: skip
+    shifted = token_scores(params, config, out.hidden, jnp.roll(batch['tokens'], -1, axis=1), temperature)
     follows = jnp.concatenate([jnp.zeros_like(segments[:, :1], bool), segments[:, 1:] == segments[:, :-1]], axis=1)
-    return Scored(*(jnp.where(follows & (segments > 0), jnp.roll(x, 1, axis=1), jnp.zeros((), x.dtype)) for x in shifted))
+    aligned = (jnp.where(follows & (segments > 0), jnp.roll(x, 1, axis=1), jnp.zeros((), x.dtype)) for x in shifted[:3])
+    return Scored(*aligned, routing=out.routing)
 
 
 def token_scores(
@@ -77,7 +81,7 @@ def token_scores(
         return _chunk_scores(params, config, *pair, temperature)
 
     scored = jax.lax.map(body, (hidden, targets))
-    return Scored(*(x.swapaxes(0, 1).reshape(B, number * chunk)[:, :T] for x in scored))
+    return Scored(*(x.swapaxes(0, 1).reshape(B, number * chunk)[:, :T] for x in scored[:3]))
 
 
 def _chunk_scores(params: dict, config: ModelConfig, hidden: jax.Array, targets: jax.Array, temperature: float) -> Scored:

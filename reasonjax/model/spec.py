@@ -48,31 +48,45 @@ def specs(config: ModelConfig) -> dict:
     def matrix(rows: int, columns: int, axes: tuple[str, str], scale: float = 1.0) -> Spec:
         return Spec((L, rows, columns), ('layers', *axes), std=scale / math.sqrt(rows))
 
-    def norm(width: int, axis: str | None = None) -> Spec:
-        return Spec((L, width), ('layers', axis), constant=1.0)
+    def bank(rows: int, columns: int, axes: tuple[str, str], scale: float = 1.0) -> Spec:
+        return Spec((L, config.experts, rows, columns), ('layers', 'expert', *axes), std=scale / math.sqrt(rows))
 
-    attention = {
-        'norm': norm(D),
+    def norm(width: int, axis: str | None = None) -> Spec:
+        return Spec((L, width), ('layers', axis), constant=1.0 - config.norm_offset)
+
+    placed = {'before': ('norm',), 'after': ('post_norm',), 'around': ('norm', 'post_norm')}[config.norms]
+    attention = {name: norm(D) for name in placed} | {
         'q': matrix(D, H * d, ('embed', 'heads')),
         'k': matrix(D, K * d, ('embed', 'kv_heads')),
         'v': matrix(D, K * d, ('embed', 'kv_heads')),
         'o': matrix(H * d, D, ('heads', 'embed'), residual),
     }
-    if config.qk_norm:
+    attention |= _biases(attention, ('q', 'k', 'v') * config.qkv_bias + ('o',) * config.o_bias)
+    if config.qk_norm == 'head':
         attention |= {'q_norm': norm(d), 'k_norm': norm(d)}
-    if config.qkv_bias:
-        attention |= {f'{n}_bias': Spec((L, s.shape[-1]), ('layers', s.axes[-1])) for n, s in attention.items() if n in 'qkv'}
-    mlp = {'norm': norm(D), 'up': matrix(D, F, ('embed', 'mlp')), 'down': matrix(F, D, ('mlp', 'embed'), residual)}
-    if config.gated:
-        mlp['gate'] = matrix(D, F, ('embed', 'mlp'))
+    if config.qk_norm == 'row':
+        attention |= {'q_norm': norm(H * d, 'heads'), 'k_norm': norm(K * d, 'kv_heads')}
+    mlp = {name: norm(D) for name in placed}
+    if config.experts:
+        mlp |= {'router': matrix(D, config.experts, ('embed', None))}
+        mlp |= {name: bank(D, F, ('embed', 'mlp')) for name in ('up', 'gate')} | {'down': bank(F, D, ('mlp', 'embed'), residual)}
+    else:
+        mlp |= {'up': matrix(D, F, ('embed', 'mlp')), 'down': matrix(F, D, ('mlp', 'embed'), residual)}
+        if config.gated:
+            mlp['gate'] = matrix(D, F, ('embed', 'mlp'))
+        mlp |= _biases(mlp, ('up', 'down') * config.mlp_bias + ('gate',) * (config.mlp_bias and config.gated))
     tree = {
         'embed': Spec((config.vocab_size, D), ('vocab', 'embed'), std=config.embed_std),
         'layers': {'attention': attention, 'mlp': mlp},
-        'norm': Spec((D,), (None,), constant=1.0),
+        'norm': Spec((D,), (None,), constant=1.0 - config.norm_offset),
     }
     if not config.tied:
         tree['head'] = Spec((D, config.vocab_size), ('embed', 'vocab'), std=1 / math.sqrt(D))
     return tree
+
+
+def _biases(matrices: dict[str, Spec], names: tuple[str, ...]) -> dict[str, Spec]:
+    return {f'{n}_bias': Spec((matrices[n].shape[0], matrices[n].shape[-1]), ('layers', matrices[n].axes[-1])) for n in names}
 
 
 def abstract(tree: Any, dtype: Any) -> Any:

@@ -11,10 +11,13 @@ from reasonjax.errors import UserError
 from reasonjax.model.spec import is_spec
 from reasonjax.weights.linear import LowRank, is_weight
 
-AXES = ('data', 'fsdp', 'tensor')
+AXES = ('data', 'fsdp', 'tensor', 'expert')
 
 # Logical axis of a parameter -> mesh axis it is split over.
-RULES = {'embed': 'fsdp', 'heads': 'tensor', 'kv_heads': 'tensor', 'mlp': 'tensor', 'vocab': 'tensor', 'layers': None, None: None}
+RULES = {
+    'embed': 'fsdp', 'heads': 'tensor', 'kv_heads': 'tensor', 'mlp': 'tensor', 'vocab': 'tensor', 'expert': 'expert',
+    'layers': None, None: None,
+}  # fmt: skip
 BATCH = PartitionSpec(('data', 'fsdp'))
 
 
@@ -72,8 +75,13 @@ def _place(axes: tuple[str | None, ...], leaf: Any, mesh: Mesh) -> Any:
         )
     if is_weight(leaf):
         raise TypeError(f'no placement rule for {type(leaf).__name__}')
+    return placed(axes, leaf.shape, mesh)
+
+
+def placed(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Where an array with these logical axes lives; an axis that does not divide stays whole."""
     wanted = partition_spec(axes)
-    fits = [axis if axis is None or leaf.shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(wanted)]
+    fits = [axis if axis is None or shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(wanted)]
     return NamedSharding(mesh, PartitionSpec(*fits))
 
 

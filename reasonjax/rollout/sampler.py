@@ -130,8 +130,8 @@ def generate(
     params = params | {'layers': unstack(params['layers'], config.layers)}
     unrolled = dataclasses.replace(config, scan=False, remat='none')
 
-    _, kept = forward(params, unrolled, prompts['tokens'], prompts['positions'], causal(prompts['segments'], keep=True))
-    prompt_cache = [Prompt(*(x.swapaxes(1, 2) for x in layer)) for layer in kept]
+    prefill = forward(params, unrolled, prompts['tokens'], prompts['positions'], causal(config, prompts['segments'], keep=True))
+    prompt_cache = [Prompt(*(x.swapaxes(1, 2) for x in layer)) for layer in prefill.cache]
     # The last prompt token is fed again as each row's first input: every token then comes from the same code, and the prompt part of the
     # attention covers the tokens before it.
     prompt_mask_PxTp = (prompts['segments'] > 0) & (jnp.arange(Tp) < Tp - 1)
@@ -155,9 +155,9 @@ def generate(
 
     def advance(s: Progress) -> Progress:
         caches = list(enumerate(s.cache))
-        attention = decode(prompt_cache, prompt_mask_PxTp, s.step)
-        hidden_Bx1xD, caches = forward(params, unrolled, s.last[:, None], (start_B + s.step)[:, None], attention, cache=caches)
-        z_BxV = logits(params, config, hidden_Bx1xD[:, 0])
+        attention = decode(config, prompt_cache, prompt_mask_PxTp, s.step)
+        out = forward(params, unrolled, s.last[:, None], (start_B + s.step)[:, None], attention, cache=caches)
+        z_BxV = logits(params, config, out.hidden[:, 0])
         greedy = sampling.temperature == 0
         z_BxV = z_BxV if greedy else z_BxV / sampling.temperature
         drawn_from = z_BxV
@@ -181,7 +181,7 @@ def generate(
             tokens=write(s.tokens, drawn_B, pad),
             logprob=write(s.logprob, scored.logprob, 0.0),
             entropy=write(s.entropy, scored.entropy, 0.0),
-            cache=[own for _, own in caches],
+            cache=[own for _, own in out.cache],
         )
 
     end = jax.lax.while_loop(lambda s: (s.step < C) & ~jnp.all(s.done), advance, begin)

@@ -12,6 +12,7 @@ import numpy as np
 
 from reasonjax import config as configs
 from reasonjax import randomness
+from reasonjax.data import render
 from reasonjax.data.sources import Source
 from reasonjax.data.tokenizers import Tokenizer
 from reasonjax.errors import UserError, listing, nearest
@@ -19,6 +20,7 @@ from reasonjax.metrics import Writer
 from reasonjax.model import config as model_config
 from reasonjax.model import spec
 from reasonjax.model.config import ModelConfig
+from reasonjax.model.rotary import longest
 from reasonjax.parallel import mesh as meshes
 
 
@@ -82,7 +84,25 @@ def open_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, active
     tokenizer = make_tokenizer(functools.partial(training_texts, config), workdir)
     size = max(tokenizer.vocab_size, (tokenizer.mask_id or 0) + 1)
     model = model_config.from_config(config.model, vocab_size=size, pad_id=tokenizer.pad_id)
+    check_lengths(config, model)
     return Run(config, workdir, mesh, tokenizer, model, spec.specs(model), Writer(workdir, active=active))
+
+
+def check_lengths(config: ml_collections.ConfigDict, model: ModelConfig) -> None:
+    """Raises UserError where a stage has longer sequences than the model has positions for."""
+    limit = longest(model)
+    groups = {name: config[name] for name in config.stages if name in config} | {'evaluation': config.evaluation}
+    for name, group in groups.items():
+        data = group.get('data', group)
+        length = data.get('max_length', 0)
+        if 'max_completion_length' in group:
+            length = data.max_prompt_length + group.max_completion_length
+        if limit and length > limit:
+            way = 'model.rope_scaling.length' if 'length' in dict(model.rope_scaling) else 'model.max_positions'
+            raise UserError(
+                f'config.{name}: sequences of {length} tokens, but the positions of this model are good for {limit}; '
+                f'shorten them, or set config.{way}={length} if that is meant.'
+            )
 
 
 def training_texts(config: ml_collections.ConfigDict) -> Iterator[str]:
@@ -96,13 +116,7 @@ def training_texts(config: ml_collections.ConfigDict) -> Iterator[str]:
         for transform in transforms:
             examples = [out for example in examples for out in transform(example, np.random.default_rng(i))]
         for example in examples:
-            yield ''.join(_spoken(example.get(column)) for column in ('prompt', 'completion', 'messages', 'text'))
-
-
-def _spoken(value: Any) -> str:
-    if value is None or isinstance(value, str):
-        return value or ''
-    return '\n'.join(message['content'] for message in value)
+            yield ''.join(render.texts(example))
 
 
 def data_functions(run: Run, data: ml_collections.ConfigDict) -> tuple[Source, list]:

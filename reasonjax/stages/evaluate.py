@@ -55,8 +55,9 @@ def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
     if c.samples < 0 or not (c.greedy or c.samples):
         raise UserError(f'config.evaluation: greedy={c.greedy} with samples={c.samples} draws no answer; set greedy, or samples above 0.')
     task = configs.resolve(c.task, 'task', 'evaluation.task')()
+    transforms = [configs.resolve(t, 'transforms', f'evaluation.transforms[{i}]') for i, t in enumerate(c.transforms)]
     batches = pipeline.evaluation(
-        task.examples, (), run.tokenizer, max_prompt_length=c.max_prompt_length, batch_size=c.batch_size, overlong=c.overlong
+        task.examples, transforms, run.tokenizer, max_prompt_length=c.max_prompt_length, batch_size=c.batch_size, overlong=c.overlong
     )
     key = randomness.key(run.config.seed, 0, 0, 'evaluate')
     common = dict(max_tokens=c.max_completion_length, eos_ids=run.tokenizer.eos_ids)

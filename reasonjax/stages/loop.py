@@ -1,6 +1,5 @@
 """The one training loop: restore, step, record, evaluate, save. Stages differ in the feed they hand in."""
 
-import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -45,6 +44,7 @@ class Feed(NamedTuple):
       updates: optimiser updates per step.
       temperature: of the log-probs that the objective sees.
       record: `(step) -> None`, writes what is worth keeping of the last step besides its metrics.
+      together: adjacent rows that the objective compares.
     """
 
     next: Callable[[int, Any, Timers], Fed]
@@ -52,6 +52,7 @@ class Feed(NamedTuple):
     updates: int
     temperature: float = 1.0
     record: Callable[[int], None] | None = None
+    together: int = 1
 
 
 class Trained(NamedTuple):
@@ -73,7 +74,7 @@ def train(run: Run, place: Place, incoming: Any, feed: Feed, evaluation: Callabl
     """
     stage = settings(run.config, place)
     started = time.perf_counter()
-    params = jax.jit(functools.partial(adapt, run, place))(incoming) if stage.adapter.name != 'none' else incoming
+    params = adapt(run, place, incoming)
     placed = meshes.shardings(run.specs, params, run.mesh)
     params = jax.device_put(params, placed)
     chosen = configs.resolve(stage.filter, 'filter')(run.specs, params)
@@ -95,7 +96,7 @@ def train(run: Run, place: Place, incoming: Any, feed: Feed, evaluation: Callabl
             counted = restored.meta['counted']
 
         def save(step: int) -> None:
-            meta = {'stage': place.name, 'model': dict(model_config.to_dict(run.model)), 'counted': elapsed()}
+            meta = {'stage': place.name, 'model': model_config.to_dict(run.model), 'counted': elapsed()}
             checkpoints.save(step, params=combine(state.trainable, frozen), train=_rest(state), data=feed.data, meta=meta)
 
         def elapsed() -> dict:
@@ -172,6 +173,7 @@ def _compile(run: Run, stage: Any, feed: Feed, optimizer: Any, state: State, upd
         corruption=corruption,
         context=context,
         accumulation=stage.accumulation,
+        together=feed.together,
         temperature=feed.temperature,
     )
     # Pinned, or the compiler may choose other shardings for the output and compile once more.

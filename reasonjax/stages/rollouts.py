@@ -35,6 +35,21 @@ class Drawn(NamedTuple):
     rewards: Rewards
 
 
+def open_data(run: Run, place: Place) -> pipeline.Batches:
+    """The prompts a stage samples from."""
+    stage = settings(run.config, place)
+    source, transforms = data_functions(run, stage.data)
+    return pipeline.prompts(
+        source,
+        transforms,
+        run.tokenizer,
+        max_prompt_length=stage.data.max_prompt_length,
+        num_prompts=stage.num_prompts,
+        seed=randomness.host_seed(run.config.seed, place.number),
+        overlong=stage.data.overlong,
+    )
+
+
 class Rollouts:
     """The prompts of a stage, the compiled sampler, and the reward functions in their worker processes.
 
@@ -44,7 +59,6 @@ class Rollouts:
 
     def __init__(self, run: Run, place: Place, pool: RewardPool):
         stage = settings(run.config, place)
-        source, transforms = data_functions(run, stage.data)
         sampling = Sampling(
             num_generations=stage.num_generations,
             max_tokens=stage.max_completion_length,
@@ -56,15 +70,7 @@ class Rollouts:
         )
         self._run, self._place, self._pool = run, place, pool
         self._generate = jax.jit(lambda params, prompts, key: generate(params, run.model, prompts, key, sampling))
-        self.data = pipeline.prompts(
-            source,
-            transforms,
-            run.tokenizer,
-            max_prompt_length=stage.data.max_prompt_length,
-            num_prompts=stage.num_prompts,
-            seed=randomness.host_seed(run.config.seed, place.number),
-            overlong=stage.data.overlong,
-        )
+        self.data = open_data(run, place)
 
     def draw(self, step: int, params: Any, timers: Timers) -> Drawn:
         """Samples the next prompts and scores the completions.

@@ -5,22 +5,25 @@ import os
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 
 from reasonjax import config as configs
 from reasonjax import metrics, report
-from reasonjax.checkpoint import load_params
+from reasonjax.checkpoint import Checkpoints, load_params
 from reasonjax.errors import UserError, listing, nearest
+from reasonjax.model import pretrained
+from reasonjax.model.config import to_dict
 from reasonjax.stages import collect, evaluate, online, supervised
 from reasonjax.stages.context import Place, Run, abstract_params, fresh_params, open_run, places, settings
 from reasonjax.weights.linear import merge_tree
 from reasonjax.weights.partition import path_name
 
 TRAINING = {'supervised': supervised.run, 'online': online.run}
-KINDS = (*TRAINING, 'collect', 'evaluate')
+SAVING = (*TRAINING, 'keep')
+KINDS = (*SAVING, 'collect', 'evaluate')
 LISTED = 12
 SHOWN = 300
 
@@ -110,8 +113,8 @@ def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def arriving(run: Run, place: Place) -> Any:
-    """Parameters as a stage finds them: those of the last training stage before it, else those `config.init` names."""
-    before = [p for p in places(run.config, run.workdir)[: place.number] if settings(run.config, p).kind in TRAINING]
+    """Parameters as a stage finds them: those of the last stage before it that saved some, else those `config.init` names."""
+    before = [p for p in places(run.config, run.workdir)[: place.number] if settings(run.config, p).kind in SAVING]
     if before:
         last = before[-1]
         return load_params(last.folder / 'checkpoints', abstract_params(run, last.number))[0]
@@ -119,17 +122,25 @@ def arriving(run: Run, place: Place) -> Any:
 
 
 def initial(run: Run) -> Any:
-    """Parameters before the first stage: fresh, or of another run (`config.init='checkpoint:WORKDIR[:STAGE]'`), its adapters merged.
+    """Parameters before the first stage: fresh, of a Hugging Face folder, or of another run, its adapters merged.
 
     Raises:
-      UserError: no such run, or a model of another shape.
+      UserError: no such folder or run, or a model of another shape.
     """
     init = run.config.init
     if not init:
         return fresh_params(run)
     scheme, _, place = init.partition(':')
-    if scheme != 'checkpoint' or not place:
-        raise UserError(f'config.init="{init}": expected "" (fresh) or "checkpoint:WORKDIR", with ":STAGE" behind it to take that stage.')
+    if scheme not in ('checkpoint', 'hf') or not place:
+        raise UserError(
+            f'config.init="{init}": expected "" (fresh), "hf:FOLDER" (a Hugging Face model), or "checkpoint:WORKDIR", '
+            'with ":STAGE" behind it to take that stage.'
+        )
+    if scheme == 'hf':
+        with metrics.Progress('import', 100) as progress:
+            return pretrained.load(
+                pretrained.read_folder(place), run.model, run.mesh, lambda done, of: progress.update(100 * done // of, {})
+            )
     workdir, _, stage = place.partition(':')
     return _fitting(run, *trained(pathlib.Path(workdir), stage))
 
@@ -154,12 +165,22 @@ def _fitting(run: Run, theirs: Run, params: Any) -> Any:
     return jax.tree.map(lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding), dense, wanted)
 
 
-def trained(workdir: pathlib.Path, stage: str = '') -> tuple[Run, Any]:
-    """Opens a run's workdir and loads the parameters of its last training stage that has a checkpoint.
+class Saved(NamedTuple):
+    """A run's parameters as one of its stages saved them."""
+
+    run: Run
+    place: Place
+    step: int
+    params: Any
+
+
+def saved(workdir: pathlib.Path, stage: str = '', base: pathlib.Path | None = None) -> Saved:
+    """Opens a run's workdir and loads the parameters of its last stage that has a checkpoint.
 
     Args:
       workdir: of the run.
       stage: take this stage's instead.
+      base: a Hugging Face folder in which the tokenizer is looked for, where its file has moved.
 
     Raises:
       UserError: no run or no checkpoint there.
@@ -167,17 +188,28 @@ def trained(workdir: pathlib.Path, stage: str = '') -> tuple[Run, Any]:
     path = workdir / 'config.json'
     if not path.is_file():
         raise UserError(f'{workdir} holds no run (no config.json).')
-    theirs = open_run(configs.complete(configs.from_json(path.read_text())), workdir, active=False)
-    training = [p for p in places(theirs.config, workdir) if settings(theirs.config, p).kind in TRAINING]
-    names = [p.name for p in training]
+    config = configs.from_json(path.read_text())
+    file = pathlib.Path(config.tokenizer.get('path') or '.').expanduser()
+    if base is not None and not file.exists():
+        config.tokenizer.path = str(base if config.tokenizer.name == 'huggingface' else base / file.name)
+    theirs = open_run(configs.complete(config), workdir, active=False)
+    saving = [p for p in places(theirs.config, workdir) if settings(theirs.config, p).kind in SAVING]
+    names = [p.name for p in saving]
     if stage and stage not in names:
         raise UserError(f'{workdir} has no training stage "{stage}".{nearest(stage, names)} Stages: {listing(names)}.')
     # Only digits: a name with more is a checkpoint that is still being written, or that a kill left half-written.
-    found = [p for p in training if any(c.name.isdigit() for c in (p.folder / 'checkpoints').glob('*')) and stage in ('', p.name)]
+    found = [p for p in saving if any(c.name.isdigit() for c in (p.folder / 'checkpoints').glob('*')) and stage in ('', p.name)]
     if not found:
         raise UserError(f'{workdir} holds no checkpoint of {stage or "any stage"} yet.')
     place = found[-1]
-    return theirs, load_params(place.folder / 'checkpoints', abstract_params(theirs, place.number))[0]
+    params, _, step = load_params(place.folder / 'checkpoints', abstract_params(theirs, place.number))
+    return Saved(theirs, place, step, params)
+
+
+def trained(workdir: pathlib.Path, stage: str = '') -> tuple[Run, Any]:
+    """The run and the parameters of `saved`."""
+    found = saved(workdir, stage)
+    return found.run, found.params
 
 
 def _run_stage(run: Run, place: Place, params: Any, evaluation: Callable | None) -> tuple[Any, dict]:
@@ -185,7 +217,10 @@ def _run_stage(run: Run, place: Place, params: Any, evaluation: Callable | None)
     started = time.perf_counter()
     if stage.kind == 'collect':
         return params, {'name': place.name} | collect.run(run, place, params) | {'seconds': time.perf_counter() - started}
-    if stage.kind in TRAINING:
+    if stage.kind == 'keep':
+        run.writer.resume(place.name, None)
+        params, seconds = keep(run, place, params), 0.0
+    elif stage.kind in TRAINING:
         params, seconds = TRAINING[stage.kind](run, place, params, evaluation)
     else:
         run.writer.resume(place.name, None)
@@ -199,6 +234,13 @@ def _run_stage(run: Run, place: Place, params: Any, evaluation: Callable | None)
         result |= summary | {'examples': evaluate.examples(found)}
         seconds += time.perf_counter() - started
     return params, result | {'seconds': seconds}
+
+
+def keep(run: Run, place: Place, params: Any) -> Any:
+    """A stage that only writes a checkpoint of the parameters as they arrive."""
+    with Checkpoints(place.folder / 'checkpoints') as checkpoints:
+        checkpoints.save(0, params=params, meta={'stage': place.name, 'model': to_dict(run.model)})
+    return params
 
 
 def _write_once(run: Run, place: Place, step: int, measured: dict) -> None:

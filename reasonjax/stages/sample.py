@@ -27,6 +27,8 @@ def run(options: argparse.Namespace) -> None:
     prompts = list(read_prompts(options))
     if not prompts:
         raise UserError('no prompts: give them as arguments, in --file, or on standard input.')
+    if options.chat:
+        prompts = [[{'role': 'user', 'content': p}] if isinstance(p, str) else p for p in prompts]
     of_run, params = trained(pathlib.Path(options.workdir), options.stage)
     sampling = Sampling(
         num_generations=options.samples,

@@ -7,12 +7,13 @@ import re
 from typing import Any
 
 from reasonjax.errors import UserError, listing, nearest
-from reasonjax.tasks.answers import extract, same_number
+from reasonjax.tasks.answers import extract
 from reasonjax.tasks.base import Task
 
 CALCULATOR = re.compile(r'<<[^<>]*>>')
 FINAL = re.compile(r'####\s*(-?[0-9][0-9.,]*)\s*$')
 TEMPLATE = 'Question: {question}\nAnswer:'  # lm-evaluation-harness's
+STOPS = re.compile(r'Question:|</s>|<\|im_end\|>')  # likewise
 
 
 def rows_to_prompt(question: str, answer: str, *, template: str = TEMPLATE, keep_calculator: bool = False) -> dict:
@@ -67,18 +68,23 @@ class Rows:
 
 
 def verify(completion: str, row: dict, terminated: bool) -> dict:
-    """Marks a completion both ways; `correct` is `strict`, the rule of the data set's authors.
+    """Marks a completion both ways, exactly as lm-evaluation-harness's task gsm8k does; `correct` is `strict`.
 
-    `strict`: the first '#### number' equals the solution. `flexible`: the last number of the text does. Text from a
-    further 'Question:' on is ignored (a model that goes on to invent the next problem is marked on this one), as by the
-    stop strings of lm-evaluation-harness. Whether the completion ended by itself does not matter.
+    `strict`: the first '#### number', the form of the data set's own answers, is the solution. `flexible`: the last number of the text
+    is. Numbers are compared as they are written, apart from commas, dollar signs and one final dot: 72.0 is not 72. Text from a stop
+    string of that task on is ignored (a model that goes on to invent the next problem is marked on this one). Whether the completion
+    ended by itself does not matter.
     """
     del terminated
-    text = completion.partition('Question:')[0]
+    text = STOPS.split(completion, maxsplit=1)[0]
     strict, flexible = extract(text, 'strict'), extract(text, 'flexible')
-    strict_right, flexible_right = (x is not None and same_number(x, row['solution']) for x in (strict, flexible))
+    strict_right, flexible_right = (x is not None and _written(x) == _written(row['solution']) for x in (strict, flexible))
     answer = flexible if strict is None else strict
     return {'correct': strict_right, 'answer': answer, 'strict': strict_right, 'flexible': flexible_right}
+
+
+def _written(number: str) -> str:
+    return number.replace(',', '').replace('$', '').removesuffix('.')
 
 
 def gsm8k(*, path: str = '', split: str = 'test', limit: int | None = None, keep_calculator: bool = False) -> Task:

@@ -102,6 +102,20 @@ def unembed(x: jax.Array, w: Any, dtype: Any = None) -> jax.Array:
     return flat.reshape(*x.shape[:-1], flat.shape[-1])
 
 
+def grouped(x_MxD: jax.Array, w_ExDxF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """Applies a bank of matrices to rows sorted by matrix: the first sizes[0] rows times w[0], the next sizes[1] times w[1], and so on.
+
+    Args:
+      x_MxD: rows.
+      w_ExDxF: an array; adapters over banks are not offered (`lora` refuses to target one).
+      sizes_E: int32, sums to M.
+
+    Returns:
+      [M, F] in the dtype of x.
+    """
+    return jax.lax.ragged_dot(x_MxD, w_ExDxF.astype(x_MxD.dtype), sizes_E)
+
+
 def embed(ids: jax.Array, w: Any, dtype: Any) -> jax.Array:
     """Looks up rows of an embedding leaf [V, D] by int ids [...]: returns [..., D] in `dtype`."""
     return w.take(ids, dtype) if isinstance(w, Weight) else jnp.take(w, ids, axis=0).astype(dtype)

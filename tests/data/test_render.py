@@ -1,4 +1,4 @@
-"""Rendering: ids and weights against counts made by hand."""
+"""Rendering of demonstrations and prompts: ids and weights against counts made by hand."""
 
 import pathlib
 
@@ -43,41 +43,41 @@ def spelt(tokenizer, document):
 
 
 def test_prompt_and_completion_weight_the_answer_and_its_eos():
-    made = render.document({'prompt': '12+3=', 'completion': '#15', 'level': 2}, characters())
+    made = render.demonstration({'prompt': '12+3=', 'completion': '#15', 'level': 2}, characters())[0]
     np.testing.assert_array_equal(made.tokens, [8, 9, 17, 10, 5, 4, 8, 12, 2])
     np.testing.assert_array_equal(made.weights, [0, 0, 0, 0, 0, 1, 1, 1, 1])
     assert made.tokens.dtype == np.int32 and made.weights.dtype == np.float32
 
 
 def test_an_eos_the_completion_spells_out_is_not_repeated():
-    spelt_out = render.document({'prompt': '1=', 'completion': '#1$'}, characters())
-    appended = render.document({'prompt': '1=', 'completion': '#1'}, characters())
+    spelt_out = render.demonstration({'prompt': '1=', 'completion': '#1$'}, characters())[0]
+    appended = render.demonstration({'prompt': '1=', 'completion': '#1'}, characters())[0]
     np.testing.assert_array_equal(spelt_out.tokens, appended.tokens)
     assert list(spelt_out.tokens).count(2) == 1 and spelt_out.weights[-1] == 1
 
 
 def test_bos_once_and_never_a_target():
-    made = render.document({'prompt': '1=', 'completion': '2'}, characters(bos='.'))
+    made = render.demonstration({'prompt': '1=', 'completion': '2'}, characters(bos='.'))[0]
     np.testing.assert_array_equal(made.tokens, [1, 8, 5, 9, 2])
     np.testing.assert_array_equal(made.weights, [0, 0, 0, 1, 1])
     np.testing.assert_array_equal(render.prompt({'prompt': '.1='}, characters(bos='.')), [1, 8, 5])
 
 
 def test_text_weights_all_but_the_first():
-    made = render.document({'text': '1+2'}, characters())
+    made = render.demonstration({'text': '1+2'}, characters())[0]
     np.testing.assert_array_equal(made.tokens, [8, 17, 9, 2])
     np.testing.assert_array_equal(made.weights, [0, 1, 1, 1])
-    with_bos = render.document({'text': '1+2'}, characters(bos='.'))
+    with_bos = render.demonstration({'text': '1+2'}, characters(bos='.'))[0]
     np.testing.assert_array_equal(with_bos.weights, [0, 1, 1, 1, 1])
 
 
 def test_an_empty_prompt_leaves_the_first_token_without_weight():
-    made = render.document({'prompt': '', 'completion': '12'}, characters())
+    made = render.demonstration({'prompt': '', 'completion': '12'}, characters())[0]
     np.testing.assert_array_equal(made.weights, [0, 1, 1])
 
 
 def test_eos_of_a_hugging_face_tokenizer_is_in_the_loss(hf):
-    made = render.document({'prompt': 'Tom has', 'completion': ' 12'}, hf)
+    made = render.demonstration({'prompt': 'Tom has', 'completion': ' 12'}, hf)[0]
     assert made.tokens[-1] == 2 and made.weights[-1] == 1
     assert hf.pad_id not in made.tokens
 
@@ -87,7 +87,7 @@ def test_prompt_ids_are_those_the_training_document_starts_with(hf):
     chat = {'prompt': TURNS[:1], 'completion': TURNS[1:2]}
     for example in (strings, chat):
         asked = render.prompt(example, hf)
-        made = render.document(example, hf)
+        made = render.demonstration(example, hf)[0]
         np.testing.assert_array_equal(made.tokens[: len(asked)], asked)
         assert made.weights[: len(asked)].sum() == 0 and made.weights[len(asked)] == 1
 
@@ -96,7 +96,7 @@ def test_prompt_ids_are_those_the_training_document_starts_with(hf):
 
 
 def test_assistant_mask_equals_the_one_made_by_hand(hf):
-    made = render.document({'messages': TURNS}, hf)
+    made = render.demonstration({'messages': TURNS}, hf)[0]
     pieces = [  # the template spelt out, and whether the model has to say it
         ('<|im_start|>user\nTom has 1<|im_end|>\n<|im_start|>assistant\n', 0),
         ('So 2<|im_end|>', 1),
@@ -112,7 +112,7 @@ def test_assistant_mask_equals_the_one_made_by_hand(hf):
 
 
 def test_conversational_completion_weights_its_own_turns_only(hf):
-    made = render.document({'prompt': TURNS[:3], 'completion': TURNS[3:]}, hf)
+    made = render.demonstration({'prompt': TURNS[:3], 'completion': TURNS[3:]}, hf)[0]
     told, said = spelt(hf, made)
     assert said == '4.<|im_end|>' and 'So 2<|im_end|>' in told
 
@@ -121,25 +121,24 @@ def test_eos_is_appended_where_the_template_writes_none(tmp_path, hugging_face_f
     template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     template += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     tokenizer = chat_tokenizer(tmp_path, hugging_face_folder, template)
-    made = render.document({'messages': TURNS[:2]}, tokenizer)
+    made = render.demonstration({'messages': TURNS[:2]}, tokenizer)[0]
     assert spelt(tokenizer, made)[1] == 'So 2\n<|im_end|>'
     assert made.tokens[-1] == 2 and made.weights[-1] == 1
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path, hugging_face_folder):
+def test_a_template_that_rewrites_earlier_turns_gives_a_document_per_answer(tmp_path, hugging_face_folder):
     template = (  # as templates do that drop the reasoning of all turns but the last
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
         "{% if m['role'] == 'assistant' and not loop.last %}{{ m['content'][-1:] }}{% else %}{{ m['content'] }}{% endif %}"
         "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     tokenizer = chat_tokenizer(tmp_path, hugging_face_folder, template)
-    with pytest.raises(UserError, match=r'renders message 2 \(assistant\) differently'):
-        render.document({'messages': TURNS}, tokenizer)
-    # One example per answer is the way out.
-    assert (
-        spelt(tokenizer, render.document({'prompt': TURNS[:3], 'completion': TURNS[3:]}, tokenizer))[1]
-        == '4.<|im_end|>'
-    )
+    first, second = render.demonstration({'messages': TURNS}, tokenizer)
+    assert [spelt(tokenizer, made)[1] for made in (first, second)] == ['So 2<|im_end|>', '4.<|im_end|>']
+    assert '<|im_start|>assistant\n2<|im_end|>' in spelt(tokenizer, second)[0]
+    (last,) = render.demonstration({'prompt': TURNS[:3], 'completion': TURNS[3:]}, tokenizer)
+    np.testing.assert_array_equal(last.tokens, second.tokens)
+    np.testing.assert_array_equal(last.weights, second.weights)
 
 
 # What is refused.
@@ -165,14 +164,14 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path, hugging_fac
 )
 def test_documents_that_are_refused(example, message):
     with pytest.raises(UserError, match=message):
-        render.document(example, characters())
+        render.demonstration(example, characters())[0]
 
 
 def test_conversations_that_are_refused(hf):
     with pytest.raises(UserError, match='no assistant message to learn from'):
-        render.document({'messages': TURNS[:1]}, hf)
+        render.demonstration({'messages': TURNS[:1]}, hf)[0]
     with pytest.raises(UserError, match=r'message 2 \(assistant\) is empty'):
-        render.document({'messages': [TURNS[0], {'role': 'assistant', 'content': ''}]}, hf)
+        render.demonstration({'messages': [TURNS[0], {'role': 'assistant', 'content': ''}]}, hf)[0]
 
 
 @pytest.mark.parametrize(
@@ -188,3 +187,17 @@ def test_conversations_that_are_refused(hf):
 def test_prompts_that_are_refused(example, message):
     with pytest.raises(UserError, match=message):
         render.prompt(example, characters())
+
+
+def test_texts_of_every_form():
+    chat = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': [{'type': 'text', 'text': 'b'}]}]
+    call = [{'role': 'assistant', 'content': None, 'tool_calls': [{'function': {'name': 'add'}}]}]
+    for example, texts in (
+        ({'prompt': 'a', 'completion': 'b', 'solution': 'no'}, ['a', 'b']),
+        ({'messages': chat}, ['a\nb']),
+        ({'prompt': chat[:1], 'completion': call}, ['a', '']),
+        ({'chosen': 'a b', 'rejected': 'a c'}, ['a b', 'a c']),
+        ({'prompt': 'a', 'completions': ['b', 'c'], 'labels': [True, False]}, ['a', 'b', 'c']),
+        ({'text': None}, []),
+    ):
+        assert list(render.texts(example)) == texts

@@ -118,6 +118,19 @@ def test_parquet_rows_places_limit_and_fingerprint(tmp_path):
     assert sources.parquet(path=path, limit=3).fingerprint() != source.fingerprint()
 
 
+def test_parquet_leaves_out_what_a_message_does_not_have(tmp_path):
+    calls = [{'function': {'name': 'add', 'arguments': {'a': 1}}}, {'function': {'name': 'sub', 'arguments': {'b': 2}}}]
+    rows = [
+        {'messages': [{'role': 'user', 'content': 'x'}, {'role': 'assistant', 'tool_calls': calls}], 'tools': None},
+        {'messages': [{'role': 'user', 'content': 'y'}], 'tools': [{'name': 'add'}]},
+    ]
+    path = str(tmp_path / 'x.parquet')
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    assert pq.read_table(path).to_pylist() != rows  # the table itself has every key everywhere
+    source = sources.parquet(path=path)
+    assert [source[0], source[1]] == rows
+
+
 def test_parquet_errors(tmp_path):
     with pytest.raises(UserError, match='x.parquet: not a readable Parquet file'):
         sources.parquet(path=write(tmp_path / 'x.parquet', 'no'))

@@ -2,15 +2,12 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
 from reasonjax.data import tokenizers, vocabulary
 from reasonjax.errors import UserError
 
-ROOT = pathlib.Path(__file__).parents[2]
 ALPHABET = '_.$M#=,0123456789+'
 HARD = ['a\n\nb', '  two  spaces ', ' ', '\t\r\n', '<mask> </s> <pad> <s>', 'é中😀', '\u2581x \u2581', '0123456789', '']
 
@@ -237,34 +234,5 @@ def test_huggingface_template_errors(tmp_path, hugging_face_folder):
     with pytest.raises(UserError, match='has no chat template'):
         opened(hugging_face_folder(tmp_path / 'a', template=None)).chat([{'role': 'user', 'content': 'x'}], True)
     strict = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(UserError, match='refuses these messages: roles must alternate'):
+    with pytest.raises(UserError, match=r'refuses message 1 \(role "user"\): roles must alternate'):
         opened(hugging_face_folder(tmp_path / 'b', template=strict)).chat([{'role': 'user', 'content': 'x'}], True)
-
-
-def test_huggingface_folder_errors(tmp_path, hugging_face_folder):
-    (tmp_path / 'qwen').mkdir()
-    (tmp_path / 'qwen' / 'weights.bin').write_text('')
-    with pytest.raises(UserError, match='tokenizer.path: no folder .*qwne.*Did you mean "qwen"'):
-        opened(tmp_path / 'qwne')
-    with pytest.raises(UserError, match="tokenizer.path: no folder ''"):
-        tokenizers.huggingface(no_texts, tmp_path)
-    with pytest.raises(UserError, match='no tokenizer in .*found weights.bin'):
-        opened(tmp_path / 'qwen')
-    with pytest.raises(UserError, match='names an EOS'):
-        opened(hugging_face_folder(tmp_path / 'no_eos', eos=None))
-    assert opened(hugging_face_folder(tmp_path / 'given', eos=None, generation={'eos_token_id': 2})).eos_ids == (2,)
-
-
-def test_huggingface_needs_no_torch(tmp_path, hugging_face_folder):
-    folder = hugging_face_folder(tmp_path)
-    script = f"""
-import sys, pathlib
-sys.modules['torch'] = None  # as if it were not installed
-from reasonjax.data import tokenizers
-tokenizer = tokenizers.huggingface(lambda: [], pathlib.Path('.'), path={folder!r})
-assert tokenizer.decode(tokenizer.encode('Tom has 12')) == 'Tom has 12'
-assert tokenizer.chat([{{'role': 'user', 'content': 'Tom'}}], True)[0] == 1
-assert 'tensorflow' not in sys.modules
-"""
-    result = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr

@@ -79,6 +79,66 @@ def test_chat_wraps_strings():
         transforms.chat({'prompt': []}, RNG)
 
 
+def test_constants_are_columns_of_every_row():
+    values = {'chat_template_kwargs': {'enable_thinking': False}, 'level': 1}
+    assert one(transforms.constants({'prompt': 'a', 'level': 3}, RNG, values=values)) == {
+        'prompt': 'a',
+        'level': 3,  # the row's own
+        'chat_template_kwargs': {'enable_thinking': False},
+    }
+
+
+PAIR = {'prompt': 'a', 'chosen': 'b', 'rejected': 'c', 'k': 1}
+IMPLICIT = {'chosen': 'a b', 'rejected': 'a c', 'k': 1}
+TURNS = [{'role': role, 'content': text} for role, text in (('user', 'a'), ('assistant', 'b'), ('assistant', 'c'))]
+
+
+def test_chosen_only():
+    assert one(transforms.chosen_only(PAIR, RNG)) == {'prompt': 'a', 'completion': 'b', 'k': 1}
+    assert one(transforms.chosen_only(IMPLICIT, RNG)) == {'prompt': 'a', 'completion': ' b', 'k': 1}
+    conversation = {'chosen': TURNS[:2], 'rejected': [TURNS[0], TURNS[2]]}
+    assert one(transforms.chosen_only(conversation, RNG)) == {'prompt': TURNS[:1], 'completion': TURNS[1:2]}
+    with pytest.raises(UserError, match='no column "rejected" .chosen_only.; columns found: chosen'):
+        transforms.chosen_only({'chosen': 'b'}, RNG)
+
+
+def test_unpair():
+    good, bad = transforms.unpair(PAIR, RNG)
+    assert good == {'prompt': 'a', 'completion': 'b', 'label': True, 'k': 1}
+    assert bad == {'prompt': 'a', 'completion': 'c', 'label': False, 'k': 1}
+
+
+def test_desirable_only():
+    row = {'prompt': 'a', 'completion': 'b', 'k': 1}
+    assert one(transforms.desirable_only(row | {'label': True}, RNG)) == row
+    assert list(transforms.desirable_only(row | {'label': False}, RNG)) == []
+    for label in (None, 'yes', 2):
+        with pytest.raises(UserError, match='column "label" .desirable_only. (is null|must be true or false)'):
+            transforms.desirable_only(row | {'label': label}, RNG)
+
+
+def test_correct_steps():
+    row = {'prompt': 'a', 'completions': ['b', 'c'], 'labels': [True, True]}
+    assert one(transforms.correct_steps(row, RNG)) == {'prompt': 'a', 'completion': 'b\nc'}
+    assert one(transforms.correct_steps(row, RNG, separator=' '))['completion'] == 'b c'
+    assert list(transforms.correct_steps(row | {'labels': [True, False]}, RNG)) == []
+    with pytest.raises(UserError, match='must be lists of one length'):
+        transforms.correct_steps(row | {'labels': [True]}, RNG)
+
+
+def test_what_transforms_of_forms_make_is_of_the_form():
+    from reasonjax.data import forms
+
+    for function, row in (
+        (transforms.chosen_only, PAIR),
+        (transforms.desirable_only, {'prompt': 'a', 'completion': 'b', 'label': True}),
+        (transforms.correct_steps, {'prompt': 'a', 'completions': ['b'], 'labels': [True]}),
+    ):
+        forms.check('demonstration', one(function(row, RNG)))
+    for made in transforms.unpair(PAIR, RNG):
+        forms.check('unpaired', made)
+
+
 def test_gsm8k_makes_prompt_completion_and_solution():
     example = one(transforms.gsm8k(ROW, RNG))
     assert example['prompt'] == 'Question: How many {x}?\nAnswer:'
@@ -125,6 +185,9 @@ def test_transforms_do_not_change_the_row_they_are_given():
         (transforms.gsm8k, dict(ROW)),
         (transforms.chat, {'prompt': 'a', 'completion': 'b'}),
         (transforms.messages, {'messages': [{'role': 'human', 'content': 'a'}]}),
+        (transforms.chosen_only, PAIR),
+        (transforms.unpair, IMPLICIT),
+        (transforms.correct_steps, {'prompt': 'a', 'completions': ['b'], 'labels': [True]}),
     ):
         before = json.dumps(row)
         list(function(row, RNG))

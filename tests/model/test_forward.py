@@ -14,8 +14,18 @@ from reasonjax.model.score import score
 
 VARIANTS = {
     'all_options': toys.TINY,
-    'plain_gelu': toys.changed(gated=False, activation='gelu', qk_norm=False, qkv_bias=False, kv_heads=4, rope_theta=50.0),
+    'plain_gelu': toys.changed(gated=False, activation='gelu', qk_norm='none', qkv_bias=False, kv_heads=4, rope_theta=50.0),
     'tied_gelu_tanh': toys.changed(tied=True, activation='gelu_tanh', qkv_bias=False, kv_heads=1, norm_eps=1e-3),
+    # What Gemma, OLMo and SmolLM do otherwise, and layers of every kind.
+    'around': toys.changed(
+        layers=3, norms='around', norm_offset=1.0, embed_scale=4.0, query_scale=0.3, attention_softcap=1.5, logit_softcap=2.0,
+        attention_pattern=('local', 'global', 'local_nope'), window=3, rope_theta=100.0, rope_local_theta=10.0,
+    ),
+    'after': toys.changed(
+        norms='after', qk_norm='row', o_bias=True, mlp_bias=True, attention_pattern=('local', 'global_nope'), window=4, head_dim=8,
+        rope_fraction=0.5, rope_scaling=(('factor', 3.0), ('name', 'linear')),
+    ),
+    'experts': toys.changed(experts=3, experts_per_token=2, normalise_router=False, attention_pattern=('local',), window=1),
 }
 
 
@@ -30,15 +40,34 @@ def numpy_logits(params, config, batch):
     }[config.activation]
 
     def norm(x, scale):
-        return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + config.norm_eps) * scale
+        return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + config.norm_eps) * (config.norm_offset + scale)
 
-    def spin(x, position):
-        half = len(x) // 2
-        out = np.empty_like(x)
-        for j in range(half):
-            angle = position * config.rope_theta ** (-2 * j / len(x))
+    def spin(x, position, kind):
+        width = round(config.head_dim * config.rope_fraction)
+        half, out = width // 2, x.copy()
+        theta, factor = config.rope_theta, dict(config.rope_scaling).get('factor', 1.0)
+        if kind == 'local' and config.rope_local_theta:
+            theta, factor = config.rope_local_theta, 1.0
+        for j in range(0 if kind.endswith('nope') else half):
+            angle = position / factor * theta ** (-2 * j / width)
             out[j] = x[j] * math.cos(angle) - x[j + half] * math.sin(angle)
             out[j + half] = x[j + half] * math.cos(angle) + x[j] * math.sin(angle)
+        return out
+
+    def cap(x, at):
+        return at * np.tanh(x / at) if at else x
+
+    def mlp(w, h):
+        if not config.experts:
+            gate = activate(h @ w['gate'] + w.get('gate_bias', 0)) if config.gated else 1
+            up = h @ w['up'] + w.get('up_bias', 0)
+            return (gate * up if config.gated else activate(up)) @ w['down'] + w.get('down_bias', 0)
+        out = np.zeros_like(h)
+        for t, token in enumerate(h):
+            share = np.exp(token @ w['router'])
+            share /= share.sum()
+            for e in np.argsort(-share)[: config.experts_per_token]:
+                out[t] += share[e] * (activate(token @ w['gate'][e]) * (token @ w['up'][e])) @ w['down'][e]
         return out
 
     inputs = batch.get('inputs', batch['tokens'])
@@ -46,30 +75,34 @@ def numpy_logits(params, config, batch):
     attend = batch.get('attend', np.ones((B, T), bool))
     out = np.zeros((B, T, config.vocab_size))
     for b in range(B):
-        x = p['embed'][inputs[b]]
+        x = p['embed'][inputs[b]] * config.embed_scale
         for layer in range(config.layers):
             w = jax.tree.map(lambda leaf, layer=layer: leaf[layer], p['layers'])
-            a = w['attention']
-            h = norm(x, a['norm'])
-            bias = {n: a.get(f'{n}_bias', 0.0) for n in 'qkv'}
-            q, k, v = ((h @ a[n] + bias[n]).reshape(T, -1, config.head_dim) for n in 'qkv')
-            if config.qk_norm:
+            a, m = w['attention'], w['mlp']
+            kind = config.attention_pattern[layer % len(config.attention_pattern)]
+            h = norm(x, a['norm']) if 'norm' in a else x
+            q, k, v = (h @ a[n] + a.get(f'{n}_bias', 0) for n in 'qkv')
+            if config.qk_norm == 'row':
+                q, k = norm(q, a['q_norm']), norm(k, a['k_norm'])
+            q, k, v = (each.reshape(T, -1, config.head_dim) for each in (q, k, v))
+            if config.qk_norm == 'head':
                 q, k = norm(q, a['q_norm']), norm(k, a['k_norm'])
             mixed = np.zeros((T, config.heads, config.head_dim))
             for t in range(T):
                 seen = [s for s in range(t + 1) if batch['segments'][b, s] == batch['segments'][b, t] and (attend[b, s] or s == t)]
+                seen = [s for s in seen if t - s < config.window or kind.startswith('global')]
                 for head in range(config.heads):
                     shared = head // (config.heads // config.kv_heads)
-                    query = spin(q[t, head], batch['positions'][b, t])
-                    keys = np.stack([spin(k[s, shared], batch['positions'][b, s]) for s in seen])
-                    weight = np.exp(keys @ query / math.sqrt(config.head_dim))
+                    query = spin(q[t, head], batch['positions'][b, t], kind)
+                    keys = np.stack([spin(k[s, shared], batch['positions'][b, s], kind) for s in seen])
+                    scale = config.query_scale or 1 / math.sqrt(config.head_dim)
+                    weight = np.exp(cap(keys @ query * scale, config.attention_softcap))
                     mixed[t, head] = weight / weight.sum() @ v[seen, shared]
-            x = x + mixed.reshape(T, -1) @ a['o']
-            m = w['mlp']
-            h = norm(x, m['norm'])
-            inner = activate(h @ m['gate']) * (h @ m['up']) if config.gated else activate(h @ m['up'])
-            x = x + inner @ m['down']
-        out[b] = norm(x, p['norm']) @ (p['embed'].T if config.tied else p['head'])
+            added = mixed.reshape(T, -1) @ a['o'] + a.get('o_bias', 0)
+            x = x + (norm(added, a['post_norm']) if 'post_norm' in a else added)
+            added = mlp(m, norm(x, m['norm']) if 'norm' in m else x)
+            x = x + (norm(added, m['post_norm']) if 'post_norm' in m else added)
+        out[b] = cap(norm(x, p['norm']) @ (p['embed'].T if config.tied else p['head']), config.logit_softcap)
     out[..., config.pad_id] = -1e9
     return out
 
@@ -103,9 +136,10 @@ def test_attend_equals_numpy_and_hides_a_key():
     assert not same[0, at] and np.delete(same[0], at).all()
 
 
-@pytest.mark.parametrize('name', VARIANTS)
+@pytest.mark.parametrize('name', ['all_options', 'plain_gelu', 'experts'])
 def test_causal(name):
-    config = VARIANTS[name]
+    # A window would hide most of the past as well.
+    config = toys.changed(VARIANTS[name], attention_pattern=('global',))
     params = toys.params(config)
     tokens = np.random.default_rng(1).integers(1, 13, (1, 11))
     batch = toys.batch([tokens[0].tolist()])
@@ -166,11 +200,16 @@ def test_padding_on_the_left_changes_nothing(left):
     np.testing.assert_allclose(np.roll(scored.logprob, left, axis=1), shifted.logprob, atol=2e-6)
 
 
-@pytest.mark.parametrize('scan, remat', [(True, 'none'), (False, 'dots'), (False, 'full'), (True, 'full')])
-def test_scan_unroll_and_remat_agree(scan, remat):
-    params, batch = toys.params(), toys.random_batch()
-    value, grads = toys.weighted_score_and_grad(toys.changed(scan=scan, remat=remat))(params, batch)
-    wanted, wanted_grads = toys.weighted_score_and_grad(toys.TINY)(params, batch)
+@pytest.mark.parametrize(
+    'name, scan, remat',
+    [('all_options', True, 'none'), ('all_options', False, 'dots'), ('all_options', False, 'full'), ('all_options', True, 'full'),
+     ('around', True, 'none'), ('experts', True, 'full')],
+)  # fmt: skip
+def test_scan_unroll_and_remat_agree(name, scan, remat):
+    config = VARIANTS[name]
+    params, batch = toys.params(config), toys.random_batch()
+    value, grads = toys.weighted_score_and_grad(toys.changed(config, scan=scan, remat=remat))(params, batch)
+    wanted, wanted_grads = toys.weighted_score_and_grad(config)(params, batch)
     np.testing.assert_allclose(value, wanted, atol=1e-5)
     toys.assert_trees_close(grads, wanted_grads, atol=1e-5)
 
@@ -220,7 +259,7 @@ def test_tap_captures_and_replaces():
             seen[layer] = x
             return x
 
-        hidden, cache = forward(params, toys.TINY, batch['tokens'], batch['positions'], causal(batch['segments']), tap=tap)
+        hidden, cache, _ = forward(params, toys.TINY, batch['tokens'], batch['positions'], causal(toys.TINY, batch['segments']), tap=tap)
         return seen, hidden, cache
 
     seen, hidden, cache = run(params, batch)
@@ -229,9 +268,9 @@ def test_tap_captures_and_replaces():
     # Where layer 0's output is overwritten by what a run left there, the rest follows from it, whatever was read.
     embeds = jnp.zeros_like(seen[0])
     for scan in (False, True):
-        patched, _ = jax.jit(
+        patched, _, _ = jax.jit(
             lambda params, batch, scan=scan: forward(
-                params, toys.changed(scan=scan), batch['tokens'], batch['positions'], causal(batch['segments']),
+                params, toys.changed(scan=scan), batch['tokens'], batch['positions'], causal(toys.TINY, batch['segments']),
                 inputs_embeds=embeds, tap=lambda layer, x: jnp.where(layer == 0, seen[0], x),
             )
         )(params, batch)  # fmt: skip
@@ -241,8 +280,8 @@ def test_tap_captures_and_replaces():
 def test_bfloat16_computes_in_bfloat16_and_scores_in_float32():
     config = toys.changed(compute_dtype='bfloat16')
     params, batch = toys.params(config), toys.random_batch()
-    hidden, _ = jax.eval_shape(
-        lambda p, b: forward(p, config, b['tokens'], b['positions'], causal(b['segments'])), params, batch
+    hidden, _, _ = jax.eval_shape(
+        lambda p, b: forward(p, config, b['tokens'], b['positions'], causal(config, b['segments'])), params, batch
     )
     assert hidden.dtype == jnp.bfloat16 and jax.eval_shape(lambda p, h: logits(p, config, h), params, hidden).dtype == jnp.float32
     scored, exact = toys.scorer(config)(params, batch), toys.scorer(toys.TINY)(params, batch)

@@ -14,7 +14,7 @@ T = 11
 def oracle(logits, batch, temperature=1.0):
     """Scores of a batch in float64, one position at a time."""
     z = np.asarray(logits, np.float64) / temperature
-    out = {name: np.zeros(batch['tokens'].shape) for name in Scored._fields}
+    out = {name: np.zeros(batch['tokens'].shape) for name in ('logprob', 'entropy', 'correct')}
     for b, t in np.ndindex(*batch['tokens'].shape):
         if t and batch['segments'][b, t] and batch['segments'][b, t] == batch['segments'][b, t - 1]:
             p = np.exp(z[b, t - 1] - z[b, t - 1].max())

@@ -27,7 +27,7 @@ def test_quickstart_has_335904_parameters():
     assert sum(x.size for x in jax.tree.leaves(fresh(toys.QUICKSTART))) == 335_904
 
 
-@pytest.mark.parametrize('changes', [{}, {'tied': True}, {'gated': False, 'qk_norm': False, 'qkv_bias': False}])
+@pytest.mark.parametrize('changes', [{}, {'tied': True}, {'gated': False, 'qk_norm': 'none', 'qkv_bias': False}])
 def test_abstract_equals_fresh(changes):
     config = toys.changed(**changes)
     tree = spec.specs(config)
@@ -39,7 +39,7 @@ def test_abstract_equals_fresh(changes):
     names = set(partition.names(made))
     assert ('head' in names) == (not config.tied)
     assert ('layers/mlp/gate' in names) == config.gated
-    assert ('layers/attention/q_norm' in names) == config.qk_norm
+    assert ('layers/attention/q_norm' in names) == (config.qk_norm == 'head')
     assert {f'layers/attention/{n}_bias' for n in 'qkv'} & names == (
         {f'layers/attention/{n}_bias' for n in 'qkv'} if config.qkv_bias else set()
     )
@@ -47,7 +47,7 @@ def test_abstract_equals_fresh(changes):
 
 @pytest.mark.parametrize(
     'changes, own',
-    [({'tied': True, 'qk_norm': False, 'qkv_bias': False}, ()), ({'mlp_dim': 32}, ('mlp/up', 'mlp/gate', 'mlp/down'))],
+    [({'tied': True, 'qk_norm': 'none', 'qkv_bias': False}, ()), ({'mlp_dim': 32}, ('mlp/up', 'mlp/gate', 'mlp/down'))],
 )
 def test_a_leafs_draw_does_not_depend_on_others(changes, own):
     a, b = by_name(fresh(toys.TINY)), by_name(fresh(toys.changed(**changes)))
@@ -64,7 +64,7 @@ def test_draws_differ_by_leaf_layer_and_seed():
 
 
 def test_scale_of_fresh_weights():
-    config = toys.changed(toys.QUICKSTART, gated=True, qk_norm=True, qkv_bias=True)
+    config = toys.changed(toys.QUICKSTART, gated=True, qk_norm='head', qkv_bias=True)
     made = by_name(fresh(config))
     matrix, residual = 96**-0.5, (2 * 3) ** -0.5
     wanted = {f'layers/{name}': matrix for name in ('attention/q', 'attention/k', 'attention/v', 'mlp/up', 'mlp/gate')}

@@ -17,7 +17,7 @@ from reasonjax.parallel import mesh as meshes
 from reasonjax.rollout.sampler import Sampling, generate
 from reasonjax.weights import partition
 
-CONFIG = toys.changed(vocab_size=16, scan=True, remat='full', logprob_chunk=4, gated=False, qk_norm=False, qkv_bias=False)
+CONFIG = toys.changed(vocab_size=16, scan=True, remat='full', logprob_chunk=4, gated=False, qk_norm='none', qkv_bias=False)
 SAMPLING = Sampling(num_generations=2, max_tokens=6, eos_ids=(2,))
 STEPS = 3
 

@@ -14,7 +14,7 @@ from reasonjax.parallel import mesh as meshes
 def test_a_single_device_is_a_mesh_of_one():
     one = jax.devices()[:1]
     for shape in ({}, {'data': -1}, {'data': 1, 'fsdp': -1, 'tensor': 1}):
-        assert dict(meshes.make_mesh(shape, one).shape) == {'data': 1, 'fsdp': 1, 'tensor': 1}
+        assert dict(meshes.make_mesh(shape, one).shape) == {'data': 1, 'fsdp': 1, 'tensor': 1, 'expert': 1}
 
 
 @pytest.mark.parametrize('shape, words', [

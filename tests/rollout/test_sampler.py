@@ -67,10 +67,21 @@ def assert_equals_scoring(config, params, prompts, rollout, temperature, atol=1e
     return inside
 
 
+# Longest prompt 5, completions of 12. A window of 3 leaves the prompt after three tokens, one of 7 starts in most prompts and ends in
+# the completion; 20 sees everything.
+WINDOWS = {n: toys.changed(attention_pattern=('local', 'global'), window=n) for n in (3, 7, 20)}
+AROUND = toys.changed(
+    norms='around', norm_offset=1.0, embed_scale=4.0, query_scale=0.3, attention_softcap=1.5, logit_softcap=2.0, rope_local_theta=10.0,
+    attention_pattern=('local', 'local_nope', 'global'), layers=3, window=3,
+)  # fmt: skip
+EXPERTS = toys.changed(SMALL, experts=5, experts_per_token=2, mlp_dim=8)
+
+
 @pytest.mark.parametrize(
     'sampling, temperature, config',
     [
         (FREE, 1.0, toys.TINY),
+        *((FREE, 1.0, config) for config in (WINDOWS[3], WINDOWS[7], AROUND, EXPERTS)),
         # What may be drawn is narrowed; what is recorded is the whole distribution at that temperature.
         (Sampling(4, C, temperature=0.7, top_k=6, top_p=0.9, min_p=0.02, eos_ids=EOS), 0.7, SMALL),
         (Sampling(4, C, temperature=0.0, eos_ids=EOS), 1.0, SMALL),
@@ -95,6 +106,19 @@ def test_logprobs_equal_scoring_at_the_quickstarts_batch_and_length():
     rollout = sampler(config, sampling)(params, prompts, KEY)
     inside = assert_equals_scoring(config, params, prompts, rollout, 1.0)
     assert inside.sum() > 2000 and not inside.all() and inside[:, -1].any()
+
+
+def test_a_window_beyond_everything_changes_nothing():
+    params, prompts = toys.params(), left_padded(PROMPTS)
+    wide, narrow = (sampler(WINDOWS[n], FREE)(params, prompts, KEY) for n in (20, 3))
+    toys.assert_trees_equal(wide, sampler(toys.TINY, FREE)(params, prompts, KEY))
+    assert np.abs(wide.logprob - narrow.logprob).max() > 0.1
+
+
+def test_experts_sample_alike_when_scanned():
+    params, prompts = toys.params(EXPERTS), left_padded(PROMPTS)
+    scanned = sampler(toys.changed(EXPERTS, scan=True, router_balance_weight=0.5), FREE)(params, prompts, KEY)
+    toys.assert_trees_equal(scanned, sampler(EXPERTS, FREE)(params, prompts, KEY))
 
 
 def test_bfloat16_logprobs_stay_near_scoring():

@@ -9,10 +9,9 @@ import orbax.checkpoint as ocp
 import pyarrow.parquet as pq
 import pytest
 
-from reasonjax import config as configs
 from reasonjax import metrics
 from reasonjax.smoke import shrink
-from reasonjax.stages import loop
+from reasonjax.stages import adopt, loop
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -26,7 +25,7 @@ def digits(prompts, completions, **kwargs):
 def small(location: str, **overrides):
     """A shrunk config; `train__steps=3` sets `train.steps`."""
     pairs = [(key.replace('__', '.'), str(value)) for key, value in overrides.items()]
-    return shrink(configs.load(str(ROOT / location), pairs), [pair for pair in pairs if not pair[0].endswith('.name')])
+    return shrink(adopt.load(str(ROOT / location), pairs), [pair for pair in pairs if not pair[0].endswith('.name')])
 
 
 def quiet(location: str, **overrides):

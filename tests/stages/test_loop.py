@@ -229,10 +229,14 @@ def test_accumulation_does_not_change_the_result(packing, tmp_path):
 def test_micro_batches_are_strided_over_the_batch():
     """So that each has rows of every shard of the batch axis."""
     rows = jnp.arange(12).reshape(6, 2)
-    assert _split(rows, 3)[:, :, 0].tolist() == [[0, 6], [2, 8], [4, 10]]
-    assert _split(rows, 1).tolist() == [rows.tolist()]
+    assert _split(rows, 3, 1)[:, :, 0].tolist() == [[0, 6], [2, 8], [4, 10]]
+    # Pairs stay together.
+    assert _split(rows, 3, 2)[:, :, 0].tolist() == [[0, 2], [4, 6], [8, 10]]
+    assert _split(rows, 1, 1).tolist() == [rows.tolist()]
     with pytest.raises(UserError, match='6 rows per step do not split into accumulation=4'):
-        _split(rows, 4)
+        _split(rows, 4, 1)
+    with pytest.raises(UserError, match='3 groups of 2 rows per step do not split into accumulation=2'):
+        _split(rows, 2, 2)
 
 
 def test_updates_of_one_online_step_share_its_record(tmp_path, monkeypatch):

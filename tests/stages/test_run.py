@@ -59,9 +59,9 @@ def test_starting_from_a_stage(finished, tmp_path):
         run(no_evaluation(init=f'checkpoint:{finished}:trian'), tmp_path / 'unknown')
 
 
-@pytest.mark.parametrize('init', ['nowhere', 'checkpoint:', 'checkpoint:/does/not/exist', 'hf:x'])
+@pytest.mark.parametrize('init', ['nowhere', 'checkpoint:', 'checkpoint:/does/not/exist', 'hf:', 'hf:x'])
 def test_bad_init(init, tmp_path):
-    with pytest.raises(UserError, match='checkpoint:WORKDIR|holds no run'):
+    with pytest.raises(UserError, match='checkpoint:WORKDIR|holds no run|hf:x: no such folder'):
         run(no_evaluation(init=init), tmp_path)
 
 

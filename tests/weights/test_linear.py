@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import toys
 
-from reasonjax.weights.linear import LowRank, embed, linear, merge, merge_tree, unembed
+from reasonjax.weights.linear import LowRank, embed, grouped, linear, merge, merge_tree, unembed
 
 V, D, R = 9, 6, 3
 
@@ -84,3 +84,20 @@ def test_a_change_of_scale_does_not_recompile():
     for scale in (0.5, 1.0, 3.0):
         run(draw(4, V), low_rank(scale=scale))
     assert run._cache_size() == 1
+
+
+@pytest.mark.parametrize('sizes', [(2, 3, 1), (0, 6, 0), (6, 0, 0), (0, 0, 6)])
+def test_a_bank_gives_every_row_its_matrix(sizes):
+    x, bank, out = draw(6, V), draw(3, V, D), draw(6, D, seed=1)
+    owner = np.repeat(np.arange(3), sizes)
+    exact_x, exact = np.asarray(x, np.float64), np.asarray(bank, np.float64)
+    wanted = np.stack([row @ exact[e] for row, e in zip(exact_x, owner)])
+    sizes = jnp.asarray(sizes, jnp.int32)
+    np.testing.assert_allclose(grouped(x, bank, sizes), wanted, atol=1e-5)
+    assert grouped(x.astype(jnp.bfloat16), bank, sizes).dtype == jnp.bfloat16
+
+    to_x, to_bank = jax.grad(lambda x, bank: jnp.sum(out * grouped(x, bank, sizes)), (0, 1))(x, bank)
+    np.testing.assert_allclose(to_x, [g @ exact[e].T for g, e in zip(np.asarray(out, np.float64), owner)], atol=1e-5)
+    by_hand = np.zeros_like(exact)
+    np.add.at(by_hand, owner, exact_x[:, :, None] * np.asarray(out, np.float64)[:, None])
+    np.testing.assert_allclose(to_bank, by_hand, atol=1e-5)

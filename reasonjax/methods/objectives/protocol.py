@@ -21,3 +21,12 @@ def needed(objective: Callable) -> frozenset[str]:
     parameters = inspect.signature(function).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     return frozenset(declared({**defaults, **given}))
+
+
+def forms(objective: Callable) -> tuple[str, ...]:
+    """Names the forms of rows (`reasonjax.data.forms`) that an objective reads.
+
+    An objective that knows of rejected answers, labels or steps says so in a function attribute `forms`. One without it
+    is taken to learn whatever has a weight, so it reads demonstrations only.
+    """
+    return getattr(getattr(objective, 'func', objective), 'forms', ('demonstration',))

@@ -108,3 +108,14 @@ def chat(example: Example, rng: np.random.Generator, *, system: str = '') -> Ite
     if system:
         made['prompt'] = [{'role': 'system', 'content': system}, *made['prompt']]
     return [{**example, **made}]
+
+
+def constants(example: Example, rng: np.random.Generator, *, values: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    """Gives every row columns of the same value, such as `dict(chat_template_kwargs=dict(enable_thinking=False))`.
+
+    Args:
+        example: a row; a column that it has already stays as it is.
+        rng: not used.
+        values: column -> value.
+    """
+    return [{**values, **example}]

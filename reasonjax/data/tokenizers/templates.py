@@ -1,0 +1,163 @@
+"""Chat templates of Hugging Face tokenizers: what one is found to do, and errors that say which message it refuses."""
+
+import inspect
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reasonjax.data.tokenizers.protocol import Message
+from reasonjax.errors import UserError, listing, nearest
+
+# Stands for a message's words where a template is tried out; holds nothing that a template could trim or escape.
+MARK = 'reasonjaxmark'
+
+
+def choose(tokenizer: Any, chat_template: str, path: str) -> None:
+    """Gives the tokenizer the template that the knob `chat_template` asks for: one of its own by name, or a file.
+
+    Raises:
+        UserError: no such template and no such file.
+    """
+    if '{' in chat_template:
+        raise UserError('tokenizer.chat_template: expected a name or a file, got what looks like a template; put it in a file')
+    own = tokenizer.chat_template
+    names = sorted(own) if isinstance(own, Mapping) else []
+    file = pathlib.Path(chat_template).expanduser()
+    if chat_template in names:
+        tokenizer.chat_template = own[chat_template]
+    elif file.is_file():
+        tokenizer.chat_template = file.read_text(encoding='utf-8')
+    else:
+        raise UserError(
+            f'tokenizer.chat_template: "{chat_template}" is no file, and no template of {path}, '
+            f'which names {listing(names) or "none"}.{nearest(chat_template, names)}'
+        )
+
+
+def render(
+    tokenizer: Any,
+    path: str,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool,
+    tools: Sequence[Mapping] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    continue_final_message: bool = False,
+) -> str:
+    """Renders as `tokenizer.apply_chat_template` does; see `Tokenizer.chat_text`.
+
+    Raises:
+        UserError: several templates and none called default, tools or variables that the template does not read, or a
+            template that refuses these messages (the first it refuses is named).
+    """
+    if isinstance(tokenizer.chat_template, Mapping) and 'default' not in tokenizer.chat_template:
+        raise UserError(
+            f'the tokenizer in {path} has several chat templates and none is called default; '
+            f'name one in tokenizer.chat_template: {listing(tokenizer.chat_template)}'
+        )
+    if not messages:
+        raise UserError('a conversation needs at least one message')
+    given = dict(template_kwargs or {})
+    _check_variables(tokenizer, path, tools, given)
+
+    def attempt(upto: int, add_generation_prompt: bool) -> str:
+        return tokenizer.apply_chat_template(
+            list(messages[:upto]),
+            tools=list(tools) if tools else None,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message and upto == len(messages),
+            **given,
+        )
+
+    try:
+        return attempt(len(messages), add_generation_prompt)
+    except _refusals() as error:
+        reason = error
+    number = len(messages)
+    for upto in range(1, len(messages)):
+        try:
+            attempt(upto, False)
+        except _refusals() as error:
+            # A shorter conversation may be refused for a reason of its own.
+            if str(error) == str(reason):
+                number = upto
+                break
+    roles = dict.fromkeys(str(message.get('role')) for message in messages)
+    raise UserError(
+        f'the chat template of {path} refuses message {number} (role "{messages[number - 1].get("role")}"): {reason}; '
+        f'roles seen: {", ".join(roles)}'
+    ) from reason
+
+
+def takes_parts(tokenizer: Any) -> bool:
+    """Whether the template reads content given as a list of parts; others refuse it, or print it as Python shows lists."""
+    if tokenizer.chat_template is None:
+        return False
+    plain = [{'role': 'user', 'content': MARK}]
+    parts = [{'role': 'user', 'content': [{'type': 'text', 'text': MARK}]}]
+    try:
+        return _plainly(tokenizer, plain) == _plainly(tokenizer, parts)
+    except _refusals():
+        return False
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The id that the template writes right behind an answer (spaces aside), where that is a token of its own.
+
+    It is what a model trained on the template says when it is done, whatever the tokenizer calls its EOS.
+    """
+    if tokenizer.chat_template is None:
+        return None
+    try:
+        text = _plainly(tokenizer, [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': MARK}])
+    except _refusals():
+        # A template that refuses a plain exchange says so when it is used.
+        return None
+    _, said, after = text.rpartition(MARK)
+    added = tokenizer.get_added_vocab()
+    ends = [token for token in added if token and after.lstrip().startswith(token)]
+    return added[max(ends, key=len)] if said and ends else None
+
+
+def words(message: Message) -> str:
+    """The content of a message as one text, whether it is given as one or as a list of text parts; '' for none.
+
+    Raises:
+        UserError: a part that is not text.
+    """
+    content = message.get('content')
+    if not isinstance(content, list | tuple):
+        return '' if content is None else str(content)
+    for part in content:
+        if not isinstance(part, Mapping) or not isinstance(part.get('text'), str):
+            kind = part.get('type', listing(part)) if isinstance(part, Mapping) else type(part).__name__
+            raise UserError(f'a {message.get("role")} message holds a part that is not text ({kind}); only text can be read')
+    return ''.join(part['text'] for part in content)
+
+
+def _plainly(tokenizer: Any, messages: list[Message]) -> str:
+    return tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What rendering raises where a template does not fit the messages: its own errors, and those of text plus no text."""
+    import jinja2
+
+    return jinja2.TemplateError, TypeError, ValueError
+
+
+def _check_variables(tokenizer: Any, path: str, tools: Sequence[Mapping] | None, given: Mapping[str, Any]) -> None:
+    """Raises a UserError where the template would not read what it is given beside the messages."""
+    if not tools and not given:
+        return
+    parameters = inspect.signature(tokenizer.apply_chat_template).parameters.values()
+    template = tokenizer.get_chat_template(tools=tools)
+    for name, value in {'tools': tools or None, **given}.items():
+        # `documents` are handed to the template; the other parameters are not its variables.
+        if name in given and name != 'documents' and any(p.name == name and p.kind is not p.VAR_KEYWORD for p in parameters):
+            raise UserError(f'chat_template_kwargs: "{name}" is not a variable of a chat template; leave it out')
+        if not re.search(rf'\b{re.escape(name)}\b', template) and value not in (None, '', [], {}):
+            where = 'column "tools"' if name == 'tools' else 'chat_template_kwargs'
+            raise UserError(f'{where}: the chat template of {path} does not read "{name}", so it would have no effect; leave it out')

@@ -1,0 +1,98 @@
+"""A config that starts from a model takes over its shape and its tokenizer: what `config.init` names decides `config.model`."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
+from reasonjax import config as configs
+from reasonjax.errors import UserError
+from reasonjax.model.config import CHOSEN
+from reasonjax.model.pretrained import read_folder
+
+OWN = ('model.', 'tokenizer.')
+
+
+def load(location: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
+    """Loads a config file as `config.load` does, and adopts the model that its `init` names.
+
+    Overrides of `model` and `tokenizer` are applied last: they change what was adopted.
+    """
+    config = configs.load(location, [pair for pair in overrides if not pair[0].startswith(OWN)])
+    return adopt(config, [pair for pair in overrides if pair[0].startswith(OWN)])
+
+
+def adopt(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
+    """Fills `config.model`, in place, with the shape of the model that `config.init` names, and `config.tokenizer` with its tokenizer.
+
+    Of `config.model` the fields that are the run's to choose stay (dtypes, scan, remat, `model.config.CHOSEN`). A tokenizer that names a
+    folder or file of its own stays. A fresh model (`init=''`) is left alone.
+
+    Args:
+      config: completed, as `config.load` returns it.
+      overrides: pairs ('model.rope_scaling.length', '8192'), applied at the end.
+
+    Returns:
+      The config.
+
+    Raises:
+      UserError: no such folder or run, or a tokenizer with more tokens than the model has embedding rows.
+    """
+    scheme, _, place = config.init.partition(':')
+    with config.unlocked():
+        if scheme == 'hf' and place:
+            _adopt_folder(config, place)
+        elif scheme == 'checkpoint' and place:
+            _adopt_run(config, pathlib.Path(place.partition(':')[0]))
+        configs.apply(config, overrides)
+        if scheme == 'hf' and place:
+            config.model.vocab_size = _rows(config)
+    return config
+
+
+def _adopt_folder(config: ml_collections.ConfigDict, place: str) -> None:
+    folder = read_folder(place)
+    config.model = ml_collections.ConfigDict(folder.fields | _chosen(config.model) | {'max_positions': folder.fields['max_positions']})
+    if not _own_tokenizer(config.tokenizer):
+        config.tokenizer = ml_collections.ConfigDict(dict(name='huggingface', path=place))
+    configs.complete(config)
+
+
+def _adopt_run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    path = workdir / 'config.json'
+    if not path.is_file():
+        raise UserError(f'config.init: {workdir} holds no run (no config.json).')
+    theirs = configs.from_json(path.read_text())
+    config.model = ml_collections.ConfigDict(dict(theirs.model) | _chosen(config.model))
+    if not _own_tokenizer(config.tokenizer):
+        config.tokenizer = theirs.tokenizer
+        trained = workdir / f'sentencepiece_{theirs.tokenizer.get("vocab_size")}.model'
+        if theirs.tokenizer.name == 'sentencepiece' and not theirs.tokenizer.path and trained.is_file():
+            config.tokenizer.path = str(trained)
+    configs.complete(config)
+
+
+def _chosen(model: ml_collections.ConfigDict) -> dict[str, Any]:
+    return {name: model[name] for name in CHOSEN if name in model and name != 'max_positions'}
+
+
+def _own_tokenizer(tokenizer: ml_collections.ConfigDict) -> bool:
+    return tokenizer.name in ('huggingface', 'sentencepiece') and bool(tokenizer.get('path'))
+
+
+def _rows(config: ml_collections.ConfigDict) -> int:
+    """Rows of the embedding: the folder's, and one more for PAD and the mask each where the tokenizer puts them behind its tokens."""
+    rows = config.model.vocab_size
+    if config.tokenizer.name == 'sentencepiece' and not config.tokenizer.path:
+        raise UserError('config.tokenizer: a pretrained model needs the tokenizer it was trained with; give tokenizer.path.')
+    tokenizer = configs.resolve(config.tokenizer, 'tokenizer')(None, None)
+    size = max(tokenizer.vocab_size, (tokenizer.mask_id or 0) + 1)
+    beyond = set(range(rows, size)) - {tokenizer.pad_id, tokenizer.mask_id}
+    if beyond:
+        raise UserError(
+            f'config.tokenizer: {len(beyond)} tokens from id {min(beyond)} on ({tokenizer.decode([min(beyond)])!r}) have no embedding: '
+            f'{config.init} has {rows} rows. It is the tokenizer of another model, or one that was extended after training.'
+        )
+    return max(rows, size)
+
