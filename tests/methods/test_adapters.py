@@ -1,5 +1,6 @@
 """Low-rank adapters in the model: neutral at the start, equal to their merged weights, and separate from their base."""
 
+import dataclasses
 import functools
 import math
 
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 import toys
 
+from reasonjax import config as configs
 from reasonjax.errors import UserError
 from reasonjax.methods import adapters, filters
+from reasonjax.model.families import LLAMA
+from reasonjax.model.peft_saving import pairs_of, save_adapter
 from reasonjax.model.score import score
 from reasonjax.weights import partition
 from reasonjax.weights.linear import LowRank, merge_tree
@@ -125,3 +129,32 @@ def test_bad_knobs_are_named():
         adapters.lora(toys.params(), jax.random.key(0), target_modules=('head', 'layers/atention/*'))
     with pytest.raises(UserError, match='"norm" matches no matrix'):
         adapters.lora(toys.params(), jax.random.key(0), target_modules=('norm',))
+
+
+def test_banks_of_experts_take_no_adapter():
+    params = toys.params(toys.changed(experts=3))
+    with pytest.raises(UserError, match=r'"layers/mlp/\*" matches layers/mlp/down, layers/mlp/gate, layers/mlp/up, which are banks of'):
+        adapters.lora(params, jax.random.key(0))
+    assert isinstance(adapters.lora(params, jax.random.key(0), target_modules=ATTENTION)['layers']['attention']['q'], LowRank)
+
+
+def test_training_goes_on_from_a_peft_folder(tmp_path):
+    config = toys.changed(qkv_bias=False, qk_norm='none', head_dim=4)
+    trained = shake(adapters.lora(toys.params(config), jax.random.key(0), r=2, target_modules=ATTENTION), 0.3)
+    save_adapter(tmp_path, pairs_of(trained, LLAMA, config), base='', layers=config.layers)
+    other = toys.params(config, seed=1)
+    adapter = configs.resolve(dict(name='peft', path=str(tmp_path)), 'adapter')
+    params = adapter(other, jax.random.key(5))
+    toys.assert_trees_equal(
+        params['layers']['attention']['v'], dataclasses.replace(trained['layers']['attention']['v'], base=other['layers']['attention']['v'])
+    )
+    assert params['layers']['mlp']['up'] is other['layers']['mlp']['up']
+    # A run asks for shapes alone before it reads a checkpoint.
+    shapes = jax.eval_shape(lambda p: adapter(p, jax.random.key(5)), other)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(lambda x: (x.shape, x.dtype), params)
+    # Fresh pairs may go over read ones.
+    assert isinstance(adapters.lora(params, jax.random.key(0), r=1)['layers']['attention']['q'].base, LowRank)
+    with pytest.raises(UserError, match='config.adapter.path: .*no PEFT adapter there'):
+        adapters.peft(other, jax.random.key(0), path=str(tmp_path / 'none'))
+    with pytest.raises(UserError, match=r'config.adapter.path: .*does not fit this model(.|\n)*expected \[24, 16\], found \[16, 16\]'):
+        adapters.peft(toys.params(), jax.random.key(0), path=str(tmp_path))

@@ -1,5 +1,6 @@
 """Richer leaves: `(params, key, **knobs) -> params`."""
 
 from reasonjax.methods.adapters.lora import lora, none
+from reasonjax.methods.adapters.peft import peft
 
-__all__ = ['lora', 'none']
+__all__ = ['lora', 'none', 'peft']

@@ -39,14 +39,22 @@ def lora(
       use_rslora: see lora_alpha.
 
     Raises:
-      UserError: a rank below 1, or a pattern without a matrix.
+      UserError: a rank below 1, a pattern without a matrix, or one that matches a bank of experts.
     """
     if r < 1:
         raise UserError(f'config.adapter.r: rank must be at least 1, got {r}; adapter.name=none trains without one.')
     leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_weight)
     named = [(partition.path_name(path), leaf) for path, leaf in leaves]
-    matrices = [name for name, leaf in named if _is_matrix(name, leaf)]
+    axes = {name: len(jax.eval_shape(merge, leaf).shape) - name.startswith('layers/') for name, leaf in named}
+    matrices = [name for name, number in axes.items() if number == 2]
+    banks = [name for name, number in axes.items() if number == 3]
     for pattern in target_modules:
+        matched = [name for name in banks if partition.match(name, (pattern,))]
+        if matched:
+            raise UserError(
+                f'config.adapter.target_modules: "{pattern}" matches {listing(matched)}, which are banks of experts and take no adapter; '
+                f'name what is to be adapted of {listing(matrices)}.'
+            )
         if not any(partition.match(name, (pattern,)) for name in matrices):
             raise UserError(f'config.adapter.target_modules: "{pattern}" matches no matrix. Matrices: {listing(matrices)}.')
     scale = lora_alpha / (r**0.5 if use_rslora else r)
@@ -54,12 +62,6 @@ def lora(
                if name in matrices and partition.match(name, target_modules) else leaf
                for name, leaf in named]  # fmt: skip
     return jax.tree_util.tree_unflatten(structure, adapted)
-
-
-def _is_matrix(name: str, leaf: Any) -> bool:
-    shape = jax.eval_shape(merge, leaf).shape
-    stacked = name.startswith('layers/')
-    return len(shape) == 2 + stacked
 
 
 def _adapt(leaf: Any, key: jax.Array, r: int, scale: float) -> LowRank:
