@@ -7,7 +7,7 @@ import textwrap
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-DOCUMENTS = ('README.md', 'BUILD.md', 'docs/METHODS.md')
+DOCUMENTS = ('README.md', 'BUILD.md', 'docs/METHODS.md', 'docs/FAMILIES.md')
 
 
 @pytest.mark.parametrize('name', DOCUMENTS)
@@ -27,4 +27,4 @@ def test_named_files_exist(name):
 
 def test_ci_runs_the_command_of_the_readme():
     block = re.search(r'<!-- test-command -->\n```bash\n(.*?)```\n<!-- /test-command -->', (ROOT / 'README.md').read_text(), re.DOTALL)
-    assert block and 'pytest' in block[1] and "pip install -e '.[test,hf,tasks]'" in block[1]
+    assert block and 'pytest' in block[1] and "pip install -e '.[test,tasks]'" in block[1]

@@ -1,0 +1,1 @@
+"""Measurements beside the tests: parity with transformers, memory of an import."""
