@@ -68,7 +68,7 @@ def test_messages_errors():
 
 
 def test_chat_wraps_strings():
-    example = one(transforms.chat({'prompt': 'a', 'completion': 'b', 'k': 1}, RNG, system='s'))
+    example = one(transforms.chat({'prompt': 'a', 'completion': ' b\n', 'k': 1}, RNG, system='s'))
     assert example == {
         'prompt': [{'role': 'system', 'content': 's'}, {'role': 'user', 'content': 'a'}],
         'completion': [{'role': 'assistant', 'content': 'b'}],

@@ -87,7 +87,7 @@ def messages(
 
 
 def chat(example: Example, rng: np.random.Generator, *, system: str = '') -> Iterable[dict[str, Any]]:
-    """Wraps a string prompt, and the completion where there is one, into messages for a chat template.
+    """Wraps a string prompt, and the completion where there is one (white space around it taken off), into messages for a chat template.
 
     Args:
         example: an example with `prompt` and perhaps `completion`, as strings.
@@ -104,7 +104,8 @@ def chat(example: Example, rng: np.random.Generator, *, system: str = '') -> Ite
         text = take(example, name, 'chat')
         if not isinstance(text, str):
             raise UserError(f'column "{name}" (chat) must be a string, found {type(text).__name__}')
-        made[name] = [{'role': speaker, 'content': text}]
+        # The space that parts a completion from its prompt has no place in a turn of its own.
+        made[name] = [{'role': speaker, 'content': text.strip() if name == 'completion' else text}]
     if system:
         made['prompt'] = [{'role': 'system', 'content': system}, *made['prompt']]
     return [{**example, **made}]
