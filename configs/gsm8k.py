@@ -11,7 +11,7 @@ vocabulary of 4096 pieces is learnt from the training text on first use and kept
     --config.tokenizer.name=huggingface --config.tokenizer.path=FOLDER
 
 A model of this size (2.6M parameters) learns the form of an answer, not to solve the problems: expect a loss that falls and an accuracy
-of a few per cent at most. Measured: 200 steps (`--config.sft.steps=200`) take 5 minutes on two cores, the loss falls from 8.4 to 3.6, and
+of a few per cent at most. Measured: 200 steps (`--config.sft.steps=200`) take 3 minutes on two cores, the loss falls from 8.4 to 3.6, and
 200 test problems give 0.0 % [0.0, 1.9] greedy, 1.1 % [0.5, 1.9] sampled and 4.5 % [2.4, 8.3] pass@4 (seed 0).
 """
 
