@@ -102,11 +102,14 @@ def make_update(
             return found
 
         loss, metrics = objective(scoring, batch, key)
-        if config.experts:
+        if config.experts and scored:
+            penalties = []
             for of_batch, found in scored:
                 tokens_B = jnp.sum(of_batch['segments'] > 0, axis=1, dtype=jnp.float32)
-                extra, routed = experts.penalty(config, found.routing, tokens_B, batch['step_tokens'])
-                loss, metrics = loss + extra, metrics | routed
+                penalties.append(experts.penalty(config, found.routing, tokens_B, batch['step_tokens']))
+            loss = loss + sum(extra for extra, _ in penalties)
+            # An objective may score several batches.
+            metrics = metrics | reduce.over(jax.tree.map(lambda *x: jnp.stack(x), *(routed for _, routed in penalties)))
         reduce.check(metrics)
         return loss, metrics
 

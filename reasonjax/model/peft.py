@@ -6,7 +6,6 @@ of the other, it never moves.
 """
 
 import collections
-import json
 import math
 import pathlib
 import re
@@ -19,6 +18,7 @@ import numpy as np
 import safetensors.numpy
 
 from reasonjax.errors import UserError, listing, nearest
+from reasonjax.files import json_object
 from reasonjax.model.families import FAMILIES
 from reasonjax.weights.linear import LowRank, is_weight, merge
 from reasonjax.weights.partition import path_name
@@ -103,10 +103,7 @@ def _settings(path: pathlib.Path) -> dict:
     if not file.is_file():
         siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         raise UserError(f'{path}: no PEFT adapter there (no {CONFIG}).{nearest(path.name, siblings)}')
-    try:
-        settings = json.loads(file.read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f'{file}: not JSON ({error}).') from error
+    settings = json_object(file)
     kind = settings.get('peft_type')
     if kind != 'LORA':
         raise UserError(f'{file}: an adapter of type {kind}; only LORA is supported.')

@@ -13,6 +13,7 @@ import numpy as np
 import safetensors
 
 from reasonjax.errors import UserError, listing, nearest
+from reasonjax.files import json_object
 from reasonjax.model import spec
 from reasonjax.model.config import ModelConfig
 from reasonjax.model.families import FAMILIES, Family, Tensor, tensors
@@ -75,13 +76,7 @@ def read_json(file: pathlib.Path) -> dict:
     """A file that holds a JSON object."""
     if not file.is_file():
         raise UserError(f'{file.parent}: no {file.name}; a Hugging Face model folder has config.json, *.safetensors and tokenizer files.')
-    try:
-        value = json.loads(file.read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f'{file}: not JSON ({error}).') from error
-    if not isinstance(value, dict):
-        raise UserError(f'{file}: expected a JSON object, found {type(value).__name__}.')
-    return value
+    return json_object(file)
 
 
 def _known() -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import ml_collections
 
 from reasonjax import config as configs
+from reasonjax.data.tokenizers.plain import trained_file
 from reasonjax.errors import UserError
 from reasonjax.model.config import CHOSEN
 from reasonjax.model.pretrained import read_folder
@@ -67,9 +68,8 @@ def _adopt_run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None
     config.model = ml_collections.ConfigDict(dict(theirs.model) | _chosen(config.model))
     if not _own_tokenizer(config.tokenizer):
         config.tokenizer = theirs.tokenizer
-        trained = workdir / f'sentencepiece_{theirs.tokenizer.get("vocab_size")}.model'
-        if theirs.tokenizer.name == 'sentencepiece' and not theirs.tokenizer.path and trained.is_file():
-            config.tokenizer.path = str(trained)
+        if theirs.tokenizer.name == 'sentencepiece' and not theirs.tokenizer.path:
+            config.tokenizer.path = str(trained_file(workdir, theirs.tokenizer.vocab_size))
     configs.complete(config)
 
 

@@ -183,10 +183,10 @@ def test_balance_loss_is_between_k_and_experts_times_k(even):
 
 
 @functools.cache
-def updated(config, accumulation=1, scan=False):
+def updated(config, accumulation=1, scan=False, objective=toys.nll):
     config = toys.changed(config, scan=scan)
     optimizer = optax.sgd(0.1)
-    update = jax.jit(state.make_update(config, toys.nll, optimizer, accumulation=accumulation))
+    update = jax.jit(state.make_update(config, objective, optimizer, accumulation=accumulation))
 
     def run(params, batch):
         now = state.State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
@@ -206,6 +206,22 @@ def test_splitting_a_step_changes_nothing(accumulation, scan):
         if name != 'router/max_load':  # the busiest of a micro-batch
             np.testing.assert_allclose(split_metrics[name], metrics[name], rtol=2e-5, err_msg=name)
     assert {'router/balance_loss', 'router/z_loss', 'router/max_load'} < set(metrics)
+
+
+def test_an_objective_may_score_several_batches():
+    """Halves scored one after the other are the whole, in the loss and in what the router reports."""
+
+    def in_halves(score, batch, key):
+        rows = {name: x for name, x in batch.items() if jnp.ndim(x)}
+        totals = {name: x for name, x in batch.items() if not jnp.ndim(x)}
+        losses = [toys.nll(score, {name: x[half] for name, x in rows.items()} | totals, key)[0] for half in (slice(0, 1), slice(1, None))]
+        return sum(losses), {}
+
+    params, batch = toys.params(LOSSES), toys.random_batch(rows=4)
+    (whole, metrics), (halves, of_halves) = (updated(LOSSES, objective=o)(params, batch) for o in (toys.nll, in_halves))
+    toys.assert_trees_close(whole.trainable, halves.trainable, atol=1e-6)
+    for name in ('loss', 'router/balance_loss', 'router/z_loss'):
+        np.testing.assert_allclose(of_halves[name], metrics[name], rtol=2e-5, err_msg=name)
 
 
 def test_weights_reach_the_router():

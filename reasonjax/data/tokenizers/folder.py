@@ -19,6 +19,7 @@ from reasonjax.data.tokenizers.protocol import (
     specials,
 )
 from reasonjax.errors import UserError
+from reasonjax.files import json_object
 
 # Any of these holds a vocabulary. Without one, transformers makes some tokenizers up, with nothing in them.
 _FILES = (
@@ -259,12 +260,4 @@ def _eos_ids(tokenizer: Any, folder: pathlib.Path, size: int) -> tuple[int, ...]
 
 def _json(file: pathlib.Path) -> dict[str, Any]:
     """Reads a JSON object; {} where there is no file."""
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f'{file}: not JSON ({error})') from error
-    if not isinstance(value, dict):
-        raise UserError(f'{file}: expected a JSON object, found {type(value).__name__}')
-    return value
+    return json_object(file) if file.is_file() else {}

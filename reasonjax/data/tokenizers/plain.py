@@ -146,6 +146,11 @@ class SentencePiece:
         return hashed('sentencepiece', self.digest, self.pad_id, self.eos_ids, self.bos_id, self.mask_id)
 
 
+def trained_file(cache_dir: pathlib.Path, vocab_size: int) -> pathlib.Path:
+    """Where a trained vocabulary is kept."""
+    return pathlib.Path(cache_dir) / f'sentencepiece_{vocab_size}.model'
+
+
 def sentencepiece(texts: Texts, cache_dir: pathlib.Path, *, path: str = '', vocab_size: int = 4096) -> SentencePiece:
     """Opens a SentencePiece model, or trains one on first use and keeps it in `cache_dir`.
 
@@ -162,7 +167,7 @@ def sentencepiece(texts: Texts, cache_dir: pathlib.Path, *, path: str = '', voca
         UserError: no such file, not a model, a model without an end-of-sentence piece, or texts too few for
             `vocab_size`.
     """
-    file = pathlib.Path(path).expanduser() if path else pathlib.Path(cache_dir) / f'sentencepiece_{vocab_size}.model'
+    file = pathlib.Path(path).expanduser() if path else trained_file(cache_dir, vocab_size)
     if path and not file.is_file():
         raise UserError(f'tokenizer.path: no SentencePiece model at {path}.{nearest_file(file)}')
     if not file.is_file():
