@@ -122,8 +122,8 @@ def half(prompts, completions, **kwargs):
 
 
 @pytest.fixture
-def own_rewards(tmp_path, monkeypatch):
-    (tmp_path / 'own_rewards.py').write_text(REWARDS)
+def failing_rewards(tmp_path, monkeypatch):
+    (tmp_path / 'failing_rewards.py').write_text(REWARDS)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
     return tmp_path / 'work'
@@ -133,16 +133,16 @@ def own_rewards(tmp_path, monkeypatch):
     ('name', 'message'),
     [('raises', 'no such luck'), ('hangs', '0.3'), ('is_nan', 'nan'), ('too_few', r'1.*2|2.*1')],
 )
-def test_a_failing_reward_names_itself(name, message, own_rewards):
-    overrides = dict(grpo__rewards__accuracy__name=f'own_rewards.{name}', grpo__reward_time_limit='0.3')
+def test_a_failing_reward_names_itself(name, message, failing_rewards):
+    overrides = dict(grpo__rewards__accuracy__name=f'failing_rewards.{name}', grpo__reward_time_limit='0.3')
     with pytest.raises(UserError, match=message) as error:
-        run(grpo(**overrides), own_rewards)
+        run(grpo(**overrides), failing_rewards)
     assert 'accuracy' in str(error.value)
 
 
-def test_samples_without_a_reward_are_dropped_and_counted(own_rewards):
-    run(grpo(grpo__rewards__accuracy__name='own_rewards.half'), own_rewards)
-    records = [json.loads(line) for line in (own_rewards / 'metrics.jsonl').read_text().splitlines()]
+def test_samples_without_a_reward_are_dropped_and_counted(failing_rewards):
+    run(grpo(grpo__rewards__accuracy__name='failing_rewards.half'), failing_rewards)
+    records = [json.loads(line) for line in (failing_rewards / 'metrics.jsonl').read_text().splitlines()]
     assert [r['rewards/accuracy/dropped'] for r in records] == [4, 4]
     # One valid sample of two a group compares with nothing: no advantage, no gradient.
     assert [r['grad_norm'] for r in records] == [0.0, 0.0]
