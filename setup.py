@@ -44,5 +44,6 @@ setup(
         'eval': ['lm-eval>=0.4.13'],
         'tasks': ['math-verify[antlr4_13_2]'],
         'bench': ['tqdm'],
+        'plan': ['libtpu'],
     },
 )

@@ -21,7 +21,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.init = ''
     c.model = tiny.get_config()  # shape of the model: fields of reasonjax.model.config.ModelConfig
     c.tokenizer = addition_tokenizer()  # characters | sentencepiece | huggingface
-    c.mesh = dict(data=-1, fsdp=1, tensor=1, expert=1)  # devices along each axis; -1 takes what is left
+    # Devices along each axis; -1 takes what is left. Split are: rows over data, fsdp and expert; weights over fsdp and sequence; heads, MLP
+    # and vocabulary over tensor; tokens of a row over sequence; experts over expert.
+    c.mesh = dict(data=-1, fsdp=1, expert=1, sequence=1, tensor=1)
+    c.rollout = dict(mesh=dict(data=0, fsdp=0, expert=0, sequence=0, tensor=0))  # the same for sampling; all 0: as for training
     c.stages = ('train',)  # run in this order; each names a group of this tree
     c.train = supervised(c)
     c.evaluation = evaluation(c)
@@ -39,15 +42,21 @@ def training(c: ml_collections.ConfigDict) -> dict:
         steps=500,  # steps of the stage
         accumulation=1,  # micro-batches per optimiser update; changes memory, not the result
         corruption=dict(name='none'),  # changes the inputs of a batch, on the device
-        adapter=dict(name='none'),  # richer leaves put over the weights when the stage starts: none | lora
+        adapter=dict(name='none'),  # richer leaves put over the weights when the stage starts: none | lora | peft | quantise
         filter=dict(name='all'),  # which weights train: all | paths | lora
         optimizer=dict(name='adamw', b2=0.98, weight_decay=0.01, clip_norm=1.0),
+        offload_optimizer=False,  # its moments wait in the host's memory between updates
         learning_rate=dict(name='cosine', peak=3e-3, warmup_steps=30, final_fraction=0.05),
         log_every=1,  # steps between records of metrics.jsonl
         eval_every=0,  # steps between evaluations; 0: only at the end
         checkpoint_every=0,  # steps between checkpoints; 0: only at the end
         keep_checkpoints=2,  # newest kept
-        max_nonfinite=4,  # consecutive steps with a non-finite loss or gradient (skipped, counted) before the run stops
+        keep_best='',  # a metric of the evaluation (eval_accuracy, ...): the checkpoint that is best by it is kept too; '': off
+        keep_best_mode='max',  # which is better: max | min
+        max_nonfinite=4,  # consecutive steps with a non-finite loss or gradient (skipped, counted) before the run rolls back
+        max_rollbacks=1,  # times to go back to a good checkpoint and on with new data before the run stops; 0: stop at once
+        spike_zscore=0.0,  # skip updates whose gradient norm is this many standard deviations above its mean; 0: off
+        spike_window=128,  # applied updates that mean is over; none is skipped before there are as many
     )
 
 
@@ -74,6 +83,7 @@ def rollouts(c: ml_collections.ConfigDict) -> dict:
     return dict(
         num_prompts=32,  # prompts per step
         num_generations=8,  # completions per prompt
+        prompts_at_once=0,  # prompts that are sampled at the same time; changes memory, not what is drawn; 0: all
         data=dict(
             source=dict(name='addition', split='prompts', size=20_000, levels=(2, 3, 4), seed=c.get_oneway_ref('seed')),
             transforms=(),

@@ -32,14 +32,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--config', default='', metavar='FILE[:ARG]',
                         help='evaluation and other settings of a run made of a Hugging Face model (default: configs/hf.py)')  # fmt: skip
     parser.add_argument('--skip_selfcheck', action='store_true', help='do not test the backend for wrong results first')
-    from reasonjax.programs import parse, run_program, start
+    from reasonjax.programs import add_process_options, parse, run_program, start
 
+    add_process_options(parser)
     arguments = sys.argv[1:] if arguments is None else arguments
     options, overrides = parse(parser, arguments)
     options.command = shlex.join(arguments)
 
     def program() -> None:
-        start(options.skip_selfcheck)
+        start(options.skip_selfcheck, options)
         from reasonjax.stages import convert
 
         convert.run(options, overrides)

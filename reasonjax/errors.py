@@ -11,6 +11,15 @@ class UserError(ValueError):
     """
 
 
+class Stopped(Exception):
+    """The program was asked to stop (see `stopping`), and has saved what there was to save; the message says where.
+
+    Programs exit with `status`, EX_TEMPFAIL of sysexits.h: the same command may be given again.
+    """
+
+    status = 75
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Returns ' Did you mean "x"?' for the choice most like `word`, or '' where nothing is close."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
@@ -20,3 +29,8 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 def listing(choices: Iterable[str]) -> str:
     """Returns the choices, sorted and comma-separated, as errors print them."""
     return ', '.join(sorted(choices))
+
+
+def divisor(number: int, wanted: int) -> int:
+    """Returns the divisor of `number` nearest to `wanted`."""
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))

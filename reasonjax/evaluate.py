@@ -24,12 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--output', help='JSONL file for every answer with its verdict')
     parser.add_argument('--json', action='store_true', help='print the result as JSON')
     parser.add_argument('--skip_selfcheck', action='store_true', help='do not test the backend for wrong results first')
-    from reasonjax.programs import parse, run_program, start
+    from reasonjax.programs import add_process_options, parse, run_program, start
 
+    add_process_options(parser)
     options, overrides = parse(parser, sys.argv[1:] if arguments is None else arguments)
 
     def program() -> None:
-        start(options.skip_selfcheck)
+        start(options.skip_selfcheck, options)
         from reasonjax.stages import scoring
 
         scoring.run(options, overrides)

@@ -23,10 +23,11 @@ from reasonjax.model.rotary import longest
 from reasonjax.model.score import score
 from reasonjax.parallel import mesh as meshes
 from reasonjax.programs import run_program, start
-from reasonjax.rollout.sampler import Sampling, generate
+from reasonjax.rollout.sampler import Sampling
 from reasonjax.rollout.text import completions
 from reasonjax.stages.context import Run
 from reasonjax.stages.run import saved
+from reasonjax.stages.sampling import sampler
 
 if importlib.util.find_spec('lm_eval') is None:
     MISSING = 'reasonjax.harness needs lm-evaluation-harness: pip install "reasonjax[eval]".'
@@ -116,7 +117,7 @@ class Harness(TemplateLM):
             scored = score(params, self._config, batch)
             return scored.logprob, scored.correct
 
-        self._score = jax.jit(scores)
+        self._score = jax.jit(meshes.on(run.mesh, scores))
 
     @classmethod
     def from_workdir(cls, workdir: str | pathlib.Path, *, stage: str = '', **options: Any) -> 'Harness':
@@ -194,7 +195,7 @@ class Harness(TemplateLM):
         self._count_cut('loglikelihood', cut)
         found: list = [None] * len(rows)
         with tqdm(total=len(rows), desc='Scoring', disable=disable_tqdm) as bar:
-            for chunk, filled in self._chunks([len(row.tokens) for row in rows], range(len(rows))):
+            for chunk, filled in self._chunks([len(row.tokens) for row in rows], range(len(rows)), self._run.mesh):
                 length = min(bucket(len(rows[chunk[0]].tokens)), self.max_length + 1)
                 batch = rows_of.stacked([rows_of.padded(rows[i], pad_id=self.tokenizer.pad_id, length=length) for i in filled])
                 logprob_BxT, hit_BxT = jax.device_get(self._score(self._params, meshes.place_batch(batch, self._run.mesh)))
@@ -259,23 +260,21 @@ class Harness(TemplateLM):
         prompts = {i: self.tok_encode(requests[i].args[0]) or [self.prefix_token_id] for i in members}
         self._count_cut('generate_until', [max(0, len(ids) - room) for ids in prompts.values()])
         prompts = {i: np.array(ids[-room:], np.int32) for i, ids in prompts.items()}
-        draw = jax.jit(lambda params, prompts, key: generate(params, self._config, prompts, key, way.sampling))
-        program = self._programs.setdefault(way.sampling, draw)
+        draw = self._programs.setdefault(way.sampling, sampler(self._run, way.sampling))
         key = randomness.key(self._seed, 0, 0, 'rollout')
-        for chunk, filled in self._chunks([len(prompts[i]) for i in members], members):
+        for chunk, filled in self._chunks([len(prompts[i]) for i in members], members, self._run.rollout_mesh):
             length = min(bucket(len(prompts[chunk[0]])), room)
             batch = rows_of.left_padded([prompts[i] for i in filled], pad_id=self.tokenizer.pad_id, length=length)
             batch['index'] = np.array(filled, np.uint32)
-            rollout = jax.device_get(program(self._params, meshes.place_batch(batch, self._run.mesh), key))
+            rollout = jax.device_get(draw(self._params, batch, key))
             for i, (completion,) in zip(chunk, completions(rollout, self.tokenizer)):
                 # All ids, because one that stands for a stop string has ended the answer and has to cut it too.
                 yield i, cut_at(self.tokenizer.decode(completion.ids), way.until)
 
-    def _chunks(self, lengths: list[int], members: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+    def _chunks(self, lengths: list[int], members: Sequence[int], mesh: jax.sharding.Mesh) -> Iterator[tuple[list[int], list[int]]]:
         """Batches, the longest members first (what is too large fails at once), and each filled with repeats to the size of all."""
         order = [i for _, i in sorted(zip(lengths, members), key=lambda pair: -pair[0])]
-        ways = self._run.mesh.shape['data'] * self._run.mesh.shape['fsdp']
-        size = -(-max(1, min(self.batch_size, len(members))) // ways) * ways
+        size = meshes.filled(max(1, min(self.batch_size, len(members))), mesh)
         for first in range(0, len(order), size):
             chunk = order[first : first + size]
             yield chunk, chunk + [chunk[-1]] * (size - len(chunk))

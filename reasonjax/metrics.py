@@ -26,6 +26,8 @@ import rich.console
 import rich.progress
 import rich.table
 
+from reasonjax.parallel import processes
+
 PACKAGES = ('reasonjax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'transformers', 'sentencepiece',
             'numpy')
 
@@ -275,12 +277,12 @@ def environment() -> dict[str, Any]:
 class Timers:
     """Adds up how long the phases of a step take: `with timers('generate'): ...`, then `timers.take()`.
 
-    Device work is launched, not run, by a call: fetch or block inside the phase it should count for.
+    Device work is launched, not run, by a call: fetch or block inside the phase. A checkpoint holds `seconds`, what is not taken yet.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
-        self._seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -288,12 +290,12 @@ class Timers:
         try:
             yield
         finally:
-            self._seconds[phase] = self._seconds.get(phase, 0.0) + self._clock() - start
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + self._clock() - start
 
     def take(self) -> dict[str, float]:
         """Returns {'time/<phase>': seconds} since the last call, and starts again from nothing."""
-        taken = {f'time/{phase}': seconds for phase, seconds in self._seconds.items()}
-        self._seconds = {}
+        taken = {f'time/{phase}': seconds for phase, seconds in self.seconds.items()}
+        self.seconds = {}
         return taken
 
 
@@ -301,14 +303,13 @@ class Progress:
     """One line for a stage: steps, reward or loss, tokens/s and the time left.
 
     A live bar on a terminal; elsewhere plain lines: the first and the last step, and one every `every` seconds between.
+    Processes other than the first show nothing.
 
     Args:
-        stage: its name.
-        total: the last step.
+        stage, total: its name and its last step.
         start: the step it goes on from.
         stream: where to; None is standard output.
-        every: seconds between plain lines.
-        clock: for tests.
+        every, clock: seconds between plain lines, and what tells the time.
     """
 
     def __init__(self, stage: str, total: int, *, start: int = 0, stream: TextIO | None = None, every: float = 10.0,
@@ -319,7 +320,8 @@ class Progress:
         self._printed = -math.inf
         self._text = ''
         self._bar: rich.progress.Progress | None = None
-        if self._stream.isatty():
+        self._shown = processes.is_main()
+        if self._shown and self._stream.isatty():
             self._bar = rich.progress.Progress(
                 rich.progress.TextColumn('{task.description}'), rich.progress.BarColumn(bar_width=None),
                 rich.progress.MofNCompleteColumn(), rich.progress.TextColumn('{task.fields[text]}'),
@@ -337,6 +339,8 @@ class Progress:
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Shows that `step` is done, with `reward` or else `loss` and `tokens_per_second`, where they are there."""
+        if not self._shown:
+            return
         now = self._clock()
         # The first step holds the compilation, so the pace is measured from its end.
         self._first = self._first or (step, now)

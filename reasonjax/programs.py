@@ -2,13 +2,17 @@
 
 import argparse
 import ctypes
+import errno
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from reasonjax import config as configs
-from reasonjax.errors import UserError
+from reasonjax.errors import Stopped, UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room on the disk, or beyond what this user may have
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
@@ -20,12 +24,33 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[ar
     return parser.parse_args(rest), overrides
 
 
+def add_process_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of a program that may run as several processes; `start` takes them."""
+    group = parser.add_argument_group('several processes', 'BUILD.md has commands for TPU pods, GKE, SLURM and ssh.')
+    group.add_argument('--distributed', action='store_true', help='find the others from the cluster (Cloud TPU, GKE, SLURM, Open MPI)')
+    group.add_argument('--coordinator', metavar='HOST:PORT', help='where process 0 listens for the others')
+    group.add_argument('--num_processes', metavar='N', help='how many there are')
+    group.add_argument('--process_id', metavar='I', help='which of them this is, from 0')
+
+
 def run_program(program: Callable[[], None]) -> int:
     """Runs a program; what the user can mend is printed without a traceback. Returns the exit status."""
     try:
         program()
     except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
+        from reasonjax.parallel import processes
+
+        which = processes.label()
+        print(f'error ({which}): {error}' if which else f'error: {error}', file=sys.stderr, flush=True)
+        return 2
+    except Stopped as stop:
+        again = shlex.join(['python', *sys.orig_argv[1:]])
+        print(f'stopped: {stop}. To go on, give the same command again:\n  {again}', file=sys.stderr, flush=True)
+        return Stopped.status
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f'error: {error}. What was saved before is whole; make room and give the same command again.', file=sys.stderr, flush=True)
         return 2
     return 0
 
@@ -58,11 +83,20 @@ def _keep_freed_memory() -> None:
             libc.mallopt(option, value)
 
 
-def start(skip_selfcheck: bool) -> None:
-    """Prepares the process, and checks that the backend computes what it is told to (see `selfcheck`). Nothing may run on it before."""
+def start(skip_selfcheck: bool, options: argparse.Namespace | None = None) -> None:
+    """Prepares the process: joins the others where there are some, and checks that the backend computes what it is told to (see
+    `selfcheck`). Nothing may run on it before.
+
+    Args:
+      skip_selfcheck: do not check.
+      options: those of `add_process_options`; None for a program that is always one process.
+    """
     from reasonjax import selfcheck
+    from reasonjax.parallel import processes
 
     _keep_freed_memory()
+    if options is not None:
+        processes.start(vars(options))
     if not skip_selfcheck:
         try:
             selfcheck.check()

@@ -31,12 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--logprobs', action='store_true', help="show each token's log-probability, and their sum")
     parser.add_argument('--jsonl', action='store_true', help='print one JSON object a completion')
     parser.add_argument('--skip_selfcheck', action='store_true', help='do not test the backend for wrong results first')
-    from reasonjax.programs import run_program, start
+    from reasonjax.programs import add_process_options, run_program, start
 
+    add_process_options(parser)
     options = parser.parse_args(arguments)
 
     def program() -> None:
-        start(options.skip_selfcheck)
+        start(options.skip_selfcheck, options)
         from reasonjax.stages import sample
 
         sample.run(options)

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from reasonjax import reduce
+from reasonjax import reduce, spikes
 from reasonjax.errors import UserError
 from reasonjax.model import experts
 from reasonjax.model.config import ModelConfig
 from reasonjax.model.score import Scored, score
+from reasonjax.optim.offload import in_host, placing
 from reasonjax.weights.partition import combine
 
 
@@ -25,29 +26,46 @@ class State:
       step: [] int32, updates done.
       trainable: the trainable part of the parameters, None elsewhere.
       optimizer: state of the optimiser, of the trainable part only.
+      norms: gradient norms of late, where spikes are skipped; else None.
     """
 
     step: jax.Array
     trainable: Any
     optimizer: Any
+    norms: spikes.Window | None = None
 
 
-def create(trainable: Any, optimizer: optax.GradientTransformation, placed: Any, replicated: Any) -> State:
+def create(
+    trainable: Any, optimizer: optax.GradientTransformation, placed: Any, replicated: Any, *, spike_window: int = 0, offload: bool = False
+) -> State:
     """The state before the first step.
 
     Args:
       trainable: the part of the parameters that trains; copied, because the step donates its state.
       optimizer: of the stage.
-      placed: sharding of each trainable parameter; its moments live with it.
+      placed: sharding of each trainable parameter.
       replicated: the sharding of everything else.
+      spike_window: how many gradient norms to remember; 0 where spikes are not skipped.
+      offload: moments live in the host's memory.
     """
-    moments = optax.tree_map_params(
-        optimizer, lambda _, s: s, jax.eval_shape(optimizer.init, trainable), placed, transform_non_params=lambda _: replicated
-    )
-    shardings = State(replicated, placed, moments)
     # A jitted init without out_shardings would put the moments on one device.
-    begin = jax.jit(lambda t: State(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, t), optimizer.init(t)), out_shardings=shardings)
-    return begin(trainable)
+    homes = shardings(trainable, optimizer, placed, replicated, spike_window=spike_window, offload=offload)
+    return placing(lambda t: fresh(jax.tree.map(jnp.copy, t), optimizer, spike_window), homes)(trainable)
+
+
+def fresh(trainable: Any, optimizer: optax.GradientTransformation, spike_window: int) -> State:
+    """The state before the first step, of arrays or under `eval_shape`; see `create`."""
+    return State(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), spikes.empty(spike_window) if spike_window else None)
+
+
+def shardings(
+    trainable: Any, optimizer: optax.GradientTransformation, placed: Any, replicated: Any, *, spike_window: int = 0, offload: bool = False
+) -> State:
+    """Where a state lives, moments with their parameters; the arguments are those of `create`, `trainable` may be shapes."""
+    moments = jax.eval_shape(optimizer.init, trainable)
+    homes = jax.tree.map(in_host, placed) if offload else placed
+    moved = optax.tree_map_params(optimizer, lambda _, s: s, moments, homes, transform_non_params=lambda _: replicated)
+    return State(replicated, placed, moved, spikes.Window(replicated, replicated) if spike_window else None)
 
 
 def with_totals(batch: Mapping[str, jax.Array], micro: int) -> dict:
@@ -71,6 +89,8 @@ def make_update(
     accumulation: int = 1,
     together: int = 1,
     temperature: float = 1.0,
+    spike_zscore: float = 0.0,
+    apply: Callable | None = None,
 ) -> Callable[[State, Any, Mapping[str, jax.Array], jax.Array], tuple[State, dict]]:
     """Builds the step: corruption, forward, objective, gradient of the trainable part, update.
 
@@ -86,11 +106,13 @@ def make_update(
       accumulation: micro-batches per step; divides the rows.
       together: adjacent rows that an objective compares, so that they stay in one micro-batch.
       temperature: of the log-probs the objective sees.
+      spike_zscore: skip an update whose gradient norm lies more than this many standard deviations above those of late (`spikes`); 0: no.
+      apply: does the optimiser's part in its place, see `optim.offload.streamed`; None for `optimizer.update`.
 
     Returns:
       `update(state, frozen, batch, key) -> (state, metrics)`, to be jitted with the state donated and its shardings pinned (without
       `out_shardings` the compiler may choose others and compile once more). A loss or gradient that is not finite
-      leaves parameters and optimiser as they were and is counted in the metric `nonfinite`.
+      leaves parameters and optimiser as they were and is counted in the metric `nonfinite`, a skipped spike in `spike`.
     """
 
     def loss_of(trainable: Any, frozen: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
@@ -131,6 +153,14 @@ def make_update(
         (loss, grads), metrics = jax.lax.scan(body, start, {name: _split(x, accumulation, together) for name, x in rows.items()})
         return loss, jax.tree.map(lambda g, x: g.astype(x.dtype), grads, trainable), reduce.over(metrics)
 
+    def everywhere(grads: Any, moments: Any, trainable: Any, applied: jax.Array) -> tuple[Any, Any]:
+        changes, new = optimizer.update(grads, moments, trainable)
+
+        def keep(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda a, b: jnp.where(applied, a, b), new, old)
+
+        return keep(optax.apply_updates(trainable, changes), trainable), keep(new, moments)
+
     def update(state: State, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[State, dict]:
         batch = dict(batch) | {'row': jnp.arange(len(batch['tokens']), dtype=jnp.int32)}
         corrupted = {}
@@ -138,21 +168,38 @@ def make_update(
             batch, corrupted = corruption(batch, jax.random.fold_in(key, 0), state.step, context)
         loss, grads, metrics = gradients(state.trainable, frozen, with_totals(batch, accumulation), jax.random.fold_in(key, 1))
         norm = optax.global_norm(grads)
-        changes, moments = optimizer.update(grads, state.optimizer, state.trainable)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-
-        def keep(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-
-        new_state = State(
-            step=state.step + 1,
-            trainable=keep(optax.apply_updates(state.trainable, changes), state.trainable),
-            optimizer=keep(moments, state.optimizer),
-        )
+        applied = finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         always = {'loss': loss, 'grad_norm': norm, 'nonfinite': 1.0 - finite.astype(jnp.float32)}
+        norms = state.norms
+        if spike_zscore:
+            applied = finite & ~spikes.is_spike(norms, norm, spike_zscore)
+            norms = spikes.put(norms, norm, applied)
+            always['spike'] = (finite & ~applied).astype(jnp.float32)
+
+        trainable, moments = (apply or everywhere)(grads, state.optimizer, state.trainable, applied)
+        new_state = State(step=state.step + 1, trainable=trainable, optimizer=moments, norms=norms)
         return new_state, reduce.values(corrupted) | reduce.values(metrics) | always
 
     return update
+
+
+def make_score(config: ModelConfig, *, micro: int = 1, temperature: float = 1.0) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
+    """Builds `score(params, batch) -> logprob [B, T]`, of as many rows at a time as a step trains on: a reference needs no more memory.
+
+    Args:
+      config: the model's shape.
+      micro: parts that the rows are taken in; divides them.
+      temperature: of the log-probs.
+    """
+
+    def logprob(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        if micro == 1:
+            return score(params, config, batch, temperature=temperature).logprob
+        read = {name: _split(batch[name], micro, 1) for name in ('tokens', 'segments', 'positions')}
+        parts = jax.lax.map(lambda rows: score(params, config, rows, temperature=temperature).logprob, read)
+        return parts.swapaxes(0, 1).reshape(batch['tokens'].shape)
+
+    return logprob
 
 
 def _split(x: jax.Array, micro: int, together: int) -> jax.Array:

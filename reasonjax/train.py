@@ -5,7 +5,8 @@ import sys
 
 EPILOG = """\
 Any leaf of the config can be set: --config.sft.steps=10  --config.sft.learning_rate.name=constant
-A run that was stopped goes on where it was: give the same command again.
+SIGTERM or Ctrl-C lets the step under way finish, saves, and exits with status 75; a second Ctrl-C ends the program at once.
+A run that was stopped, or killed, goes on where it was: give the same command again.
 The workdir then holds config.json, metrics.jsonl, tensorboard/, completions/, stages/ (checkpoints), summary.json and report.html."""
 
 
@@ -16,18 +17,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--workdir', help='where results go and a stopped run goes on from (default: runs/CONFIG)')
     parser.add_argument('--smoke', action='store_true', help='one layer, two steps a stage: does it run at all?')
     parser.add_argument('--skip_selfcheck', action='store_true', help='do not test the backend for wrong results first')
-    from reasonjax.programs import parse, run_program
+    from reasonjax.programs import add_process_options, parse, run_program
 
+    add_process_options(parser)
     options, overrides = parse(parser, sys.argv[1:] if arguments is None else arguments)
 
     def program() -> None:
+        from reasonjax import stopping
         from reasonjax.programs import load_config, start
         from reasonjax.stages.run import run, show
 
         config, name = load_config(options.config, overrides, options.smoke)
-        start(options.skip_selfcheck)
+        start(options.skip_selfcheck, options)
         workdir = options.workdir or f'runs/{name}'
-        show(run(config, workdir))
+        # Now, because what starts several processes installs handlers of its own.
+        with stopping.listening():
+            summary = run(config, workdir)
+        show(summary)
         if options.smoke:
             print('A smoke run: it shows that the config runs, its numbers mean nothing.')
         print(f'Curves, samples and timings: {workdir}/report.html')

@@ -66,7 +66,8 @@ def test_models_have_the_published_size():
     from reasonjax.model import config as model_config
     from reasonjax.model import spec
 
-    sizes = {'tiny': 18, 'qwen3_0_6b': 596_049_920, 'qwen3_1_7b': 1_720_574_976}
+    sizes = {'tiny': 18, 'qwen3_0_6b': 596_049_920, 'qwen3_1_7b': 1_720_574_976, 'qwen3_8b': 8_190_735_360}
+    sizes |= {'qwen3_32b': 32_762_123_264, 'llama3_70b': 70_553_706_496}
     for name in sorted(p.stem for p in (ROOT / 'configs' / 'models').glob('*.py')):
         module = configs._execute(ROOT / 'configs' / 'models' / f'{name}.py', '')
         model = model_config.from_config(module, vocab_size=18, pad_id=0)

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
@@ -160,6 +161,14 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal():
     assert lines[1] == 'grpo 31/100  reward 0.31  12.3k tokens/s  0:34 left'  # 69 steps of half a second
     assert lines[-1] == 'grpo 100/100  reward 1  12.3k tokens/s'
     assert len(lines) == 6
+
+
+def test_progress_is_silent_in_all_processes_but_the_first(monkeypatch):
+    monkeypatch.setattr(jax, 'process_index', lambda: 1)
+    stream = io.StringIO()
+    with metrics.Progress('sft', 3, stream=stream) as progress:
+        progress.update(3, {'loss': 0.25})
+    assert stream.getvalue() == ''
 
 
 def test_progress_is_one_live_line_on_a_terminal():

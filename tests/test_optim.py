@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from reasonjax.errors import UserError
 from reasonjax.optim import optimizers, schedules
 
 
@@ -114,6 +115,19 @@ def test_neutral_knobs():
     plain = run(optax.adam(schedule))
     np.testing.assert_array_equal(plain['head'], run(optimizers.adamw(schedule))['head'])
     np.testing.assert_array_equal(plain['head'], run(optimizers.adamw(schedule, clip_norm=1e9))['head'])
+
+
+def test_first_moments_in_fewer_bits():
+    schedule, params = optax.constant_schedule(0.1), as_float32(parameters())
+    moments = optimizers.adamw(schedule, mu_dtype='bfloat16').init(params)[0]
+    assert {x.dtype for x in jax.tree.leaves(moments.mu)} == {jnp.dtype('bfloat16')}
+    assert {x.dtype for x in jax.tree.leaves(moments.nu)} == {jnp.dtype('float32')}
+    plain, rounded = run(optimizers.adamw(schedule))['head'], run(optimizers.adamw(schedule, mu_dtype='bfloat16'))['head']
+    assert np.all(plain == run(optimizers.adamw(schedule, mu_dtype=''))['head'])
+    # Five steps of at most 0.1 each, their directions rounded to 8 bits.
+    assert 0 < np.abs(plain - rounded).max() < 5 * 0.1 * 2**-7
+    with pytest.raises(UserError, match='config.optimizer.mu_dtype="bfloat": unknown. Did you mean "bfloat16"'):
+        optimizers.adamw(schedule, mu_dtype='bfloat')
 
 
 def test_sgd():

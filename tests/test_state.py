@@ -172,3 +172,12 @@ def test_a_metric_that_cannot_be_combined_is_refused(accumulation):
 
     with pytest.raises(TypeError, match='metric "plain"'):
         step(eight_rows(), objective=plain, accumulation=accumulation)
+
+
+@pytest.mark.parametrize('micro', [1, 2, 4])
+def test_a_reference_is_scored_in_parts_of_the_same_rows(micro):
+    batch = eight_rows()
+    found = jax.jit(state.make_score(MODEL, micro=micro, temperature=0.7))(toys.params(MODEL), batch)
+    wanted = toys.scorer(MODEL, 0.7)(toys.params(MODEL), batch).logprob
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+    assert np.unique(np.round(np.asarray(wanted)[:, 3], 4)).size == 8  # rows differ: their order is tested

@@ -24,7 +24,8 @@ def get_config() -> ml_collections.ConfigDict:
             param_dtype='float32',
             compute_dtype='float32',
             scan=False,  # lax.scan over layers
-            remat='none',  # none | dots | full
+            remat='none',  # what the backward pass recomputes: none | dots | full | save:NAME,... | offload:NAME,...
+            attention_chunk=0,  # queries per chunk of the attention; 0: all at once
             logprob_chunk=0,  # positions per chunk of the vocabulary projection; 0: all at once
         )
     )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from reasonjax.model.config import ModelConfig
 from reasonjax.model.forward import Attention
+from reasonjax.parallel import layout
 
 # Finite, so that a row whose keys are all masked (padding) has a uniform softmax instead of nan.
 MASKED = -1e30
@@ -18,6 +19,10 @@ MASKED = -1e30
 def causal(config: ModelConfig, segments_BxT: jax.Array, attend_BxT: jax.Array | None = None, keep: bool = False) -> Attention:
     """Self-attention of each token to itself and earlier tokens of its own segment, of a local layer within the window.
 
+    With `config.attention_chunk` queries are taken a chunk at a time and the chunk's scores computed again in the backward pass, so that
+    [B, H, chunk, T] of them exist at once. Where T is split over devices, each takes its own queries and all keys (as Llama 3 was trained,
+    Grattafiori et al. 2024, arXiv:2407.21783, section 3.3.2).
+
     Args:
       config: the model's shape.
       segments_BxT: int32, 0 = padding; tokens see only tokens of an equal segment.
@@ -25,24 +30,47 @@ def causal(config: ModelConfig, segments_BxT: jax.Array, attend_BxT: jax.Array |
       keep: return (k, v) as the layer's cache, for decoding after a prefill.
     """
     T = segments_BxT.shape[1]
-    distance_TxS = jnp.arange(T)[:, None] - jnp.arange(T)[None]
-    mask_BxTxS = (distance_TxS >= 0) & (segments_BxT[:, :, None] == segments_BxT[:, None, :])
-    if attend_BxT is not None:
-        mask_BxTxS = mask_BxTxS & (attend_BxT[:, None, :] | jnp.eye(T, dtype=bool))
+    times_1xT = jnp.arange(T)[None]
+    number = -(-T // (config.attention_chunk or T))
+
+    def visible(time_1xS: jax.Array, segments_BxS: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Of queries at these times: which keys they see, and how far away keys are [S, T]."""
+        distance_SxT = time_1xS[0][:, None] - times_1xT
+        mask_BxSxT = (distance_SxT >= 0) & (segments_BxS[:, :, None] == segments_BxT[:, None, :])
+        if attend_BxT is not None:
+            mask_BxSxT = mask_BxSxT & (attend_BxT[:, None, :] | (distance_SxT == 0))
+        return mask_BxSxT, distance_SxT
+
+    # Outside the loop over layers, which share it.
+    of_all = visible(times_1xT, segments_BxT) if number == 1 else None
 
     def attention(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, local: Any) -> tuple[jax.Array, Any]:
-        B, T, H, d = q.shape
-        K = k.shape[2]
-        # Key heads lead and their query heads share rows: on CPU these products take half the time of [B, T, K, R, d] ones.
-        q_BxKxRTxd = q.reshape(B, T, K, H // K, d).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, d)
-        scores = _scores(config, jnp.einsum('bkqd,bskd->bkqs', q_BxKxRTxd, k, preferred_element_type=jnp.float32), d)
-        seen = _seen(config, mask_BxTxS, distance_TxS, local)[:, None, None]
-        weights = jax.nn.softmax(jnp.where(seen, scores.reshape(B, K, -1, T, T), MASKED), axis=-1)
-        out = jnp.einsum('bkqs,bskd->bkqd', weights.astype(v.dtype).reshape(B, K, -1, T), v)
-        out = out.reshape(B, K, -1, T, d).transpose(0, 3, 1, 2, 4).reshape(B, T, H, d)
+        if layout.size('sequence') > 1:
+            k, v = (layout.constrain(x, 'batch', None, 'kv_heads', None) for x in (k, v))
+        if number == 1:
+            out = _weigh(config, q, k, v, *of_all, local)
+        else:
+            piece = jax.checkpoint(lambda xs: _weigh(config, xs[0], k, v, *visible(*xs[1:]), local))
+            out = layout.join_time(jax.lax.map(piece, tuple(layout.split_time(x, number) for x in (q, times_1xT, segments_BxT))), T)
         return out, (k, v) if keep else None
 
     return attention
+
+
+def _weigh(
+    config: ModelConfig, q: jax.Array, k: jax.Array, v: jax.Array, mask_BxSxT: jax.Array, distance_SxT: jax.Array, local: Any
+) -> jax.Array:
+    """Attention of S queries [B, S, H, d] to T keys [B, T, K, d]: [B, S, H, d]."""
+    B, S, H, d = q.shape
+    K = k.shape[2]
+    # Key heads lead and their query heads share rows: on CPU these products take half the time of [B, S, K, R, d] ones. Time comes before
+    # the query heads, so that a split of it survives the merging of the two.
+    q_BxKxSRxd = q.reshape(B, S, K, H // K, d).swapaxes(1, 2).reshape(B, K, -1, d)
+    scores = _scores(config, jnp.einsum('bkqd,btkd->bkqt', q_BxKxSRxd, k, preferred_element_type=jnp.float32), d)
+    seen = _seen(config, mask_BxSxT, distance_SxT, local)[:, None, :, None]
+    weights = jax.nn.softmax(jnp.where(seen, scores.reshape(B, K, S, -1, k.shape[1]), MASKED), axis=-1)
+    out = jnp.einsum('bkqt,btkd->bkqd', weights.astype(v.dtype).reshape(B, K, -1, k.shape[1]), v)
+    return out.reshape(B, K, S, -1, d).swapaxes(1, 2).reshape(B, S, H, d)
 
 
 class Prompt(NamedTuple):

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from reasonjax import config as configs
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, divisor, listing, nearest
+from reasonjax.model import remat
 
 ACTIVATIONS = ('gelu', 'gelu_tanh', 'silu')
 DTYPES = ('bfloat16', 'float16', 'float32')
-REMAT = ('none', 'full', 'dots')
 NORMS = ('before', 'after', 'around')
 QK_NORMS = ('none', 'head', 'row')
 LAYER_KINDS = ('global', 'local', 'global_nope', 'local_nope')
@@ -59,7 +59,8 @@ class ModelConfig:
       param_dtype: dtype parameters are stored in.
       compute_dtype: dtype of activations and products; softmax, norms, log-probs and losses are float32.
       scan: loop over layers with `lax.scan` (compiles once per layer shape) instead of unrolling (faster for few layers).
-      remat: what the backward pass recomputes: 'none', 'dots' (keeps products with weights), 'full' (keeps only block inputs).
+      remat: what the backward pass recomputes; see `model.remat`.
+      attention_chunk: queries per chunk of the attention in training and prefill; 0 takes all at once.
       logprob_chunk: positions per chunk of the vocabulary projection; 0 takes all at once.
     """
 
@@ -102,6 +103,7 @@ class ModelConfig:
     compute_dtype: str = 'float32'
     scan: bool = False
     remat: str = 'none'
+    attention_chunk: int = 0
     logprob_chunk: int = 0
 
     @property
@@ -133,8 +135,8 @@ class ModelConfig:
 
 # What a run may choose for a model whose shape is given: everything else is the shape.
 CHOSEN = (
-    'pad_id', 'param_dtype', 'compute_dtype', 'scan', 'remat', 'logprob_chunk', 'embed_std', 'router_balance_weight', 'router_z_weight',
-    'max_positions',
+    'pad_id', 'param_dtype', 'compute_dtype', 'scan', 'remat', 'attention_chunk', 'logprob_chunk', 'embed_std', 'router_balance_weight',
+    'router_z_weight', 'max_positions',
 )  # fmt: skip
 
 
@@ -184,11 +186,11 @@ def check(config: ModelConfig, tokenizer_vocab: int) -> None:
         if getattr(config, name) < 1:
             raise UserError(f'config.model.{name}={getattr(config, name)}: must be at least 1.')
     if config.heads % config.kv_heads:
-        divisors = [d for d in range(1, config.heads + 1) if config.heads % d == 0]
-        best = min(divisors, key=lambda d: abs(d - config.kv_heads))
+        best = divisor(config.heads, config.kv_heads)
         raise UserError(f'config.model.kv_heads={config.kv_heads}: must divide heads={config.heads}; nearest: {best}.')
     _check_numbers(config)
     _check_choices(config)
+    remat.check(config.remat)
     _check_layers(config)
     # Resolved here, so that a wrong scaling is an error before anything is built.
     configs.resolve(dict(config.rope_scaling), 'rope_scaling', 'model.rope_scaling')(config.rope_theta, config.rotated)
@@ -201,8 +203,8 @@ def _check_numbers(config: ModelConfig) -> None:
         )
     positive = ('rope_theta', 'norm_eps', 'embed_scale')
     not_negative = (
-        'embed_std', 'logprob_chunk', 'experts', 'window', 'query_scale', 'attention_softcap', 'logit_softcap', 'rope_local_theta',
-        'max_positions', 'router_balance_weight', 'router_z_weight',
+        'embed_std', 'attention_chunk', 'logprob_chunk', 'experts', 'window', 'query_scale', 'attention_softcap', 'logit_softcap',
+        'rope_local_theta', 'max_positions', 'router_balance_weight', 'router_z_weight',
     )  # fmt: skip
     for name in positive + not_negative:
         value = getattr(config, name)
@@ -215,7 +217,7 @@ def _check_numbers(config: ModelConfig) -> None:
 
 
 def _check_choices(config: ModelConfig) -> None:
-    choices = dict(param_dtype=DTYPES, compute_dtype=DTYPES, activation=ACTIVATIONS, remat=REMAT, norms=NORMS, qk_norm=QK_NORMS)
+    choices = dict(param_dtype=DTYPES, compute_dtype=DTYPES, activation=ACTIVATIONS, norms=NORMS, qk_norm=QK_NORMS)
     for name, known in choices.items():
         value = getattr(config, name)
         if value not in known:

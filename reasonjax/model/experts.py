@@ -10,7 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from reasonjax import reduce
+from reasonjax.errors import UserError
 from reasonjax.model.config import ModelConfig
+from reasonjax.model.remat import named
+from reasonjax.parallel import layout
 from reasonjax.weights.linear import grouped, linear
 
 
@@ -41,32 +44,74 @@ def mixture(w: dict, config: ModelConfig, x_BxTxD: jax.Array, activate: Callable
     Returns:
       [B, T, D] in the dtype of x, and `Routing` or None.
     """
-    B, T, D = x_BxTxD.shape
     E, k = config.experts, config.experts_per_token
-    x_NxD = x_BxTxD.reshape(-1, D)
-    router_NxE = linear(x_NxD, w['router'], jnp.float32)
-    probability_NxE = jax.nn.softmax(router_NxE, axis=-1)
-    share_NxK, pick_NxK = jax.lax.top_k(probability_NxE, k)
+    router_BxTxE = linear(x_BxTxD, w['router'], jnp.float32)
+    probability_BxTxE = jax.nn.softmax(router_BxTxE, axis=-1)
+    share_BxTxK, pick_BxTxK = jax.lax.top_k(probability_BxTxE, k)
     if config.normalise_router:
-        share_NxK = share_NxK / jnp.sum(share_NxK, axis=-1, keepdims=True)
-
-    order = jnp.argsort(pick_NxK.reshape(-1))  # stable: tokens of an expert keep their order
-    back = jnp.argsort(order)
-    sizes_E = jnp.bincount(pick_NxK.reshape(-1), length=E).astype(jnp.int32)
-    sorted_MxD = jnp.repeat(x_NxD, k, axis=0).at[order].get(unique_indices=True)
-    hidden_MxF = activate(grouped(sorted_MxD, w['gate'], sizes_E)) * grouped(sorted_MxD, w['up'], sizes_E)
-    out_NxKxD = grouped(hidden_MxF, w['down'], sizes_E).at[back].get(unique_indices=True).reshape(-1, k, D)
-    mixed_NxD = jnp.sum(out_NxKxD * share_NxK[..., None].astype(out_NxKxD.dtype), axis=1)
+        share_BxTxK = share_BxTxK / jnp.sum(share_BxTxK, axis=-1, keepdims=True)
+    mixed_BxTxD = named(_spread(w, activate, x_BxTxD, share_BxTxK, pick_BxTxK), 'down')
 
     routing = None
     if counted_BxT is not None:
         counted = counted_BxT.astype(jnp.float32)
-        rows = jnp.broadcast_to(jnp.arange(B)[:, None, None], (B, T, k))
-        picks = jnp.zeros((B, E)).at[rows, pick_NxK.reshape(B, T, k)].add(counted[..., None])
-        z_BxT = jnp.square(jax.nn.logsumexp(router_NxE, axis=-1)).reshape(B, T)
-        shares = jnp.einsum('bte,bt->be', probability_NxE.reshape(B, T, E), counted)
-        routing = Routing(jax.lax.stop_gradient(picks), shares, jnp.sum(z_BxT * counted, axis=1))
-    return mixed_NxD.reshape(B, T, D), routing
+        picks_BxE = jnp.sum(jax.nn.one_hot(pick_BxTxK, E) * counted[..., None, None], axis=(1, 2))
+        z_BxT = jnp.square(jax.nn.logsumexp(router_BxTxE, axis=-1))
+        shares_BxE = jnp.einsum('bte,bt->be', probability_BxTxE, counted)
+        routing = Routing(jax.lax.stop_gradient(picks_BxE), shares_BxE, jnp.sum(z_BxT * counted, axis=1))
+    return mixed_BxTxD, routing
+
+
+def _spread(w: dict, activate: Callable, x_BxTxD: jax.Array, share_BxTxK: jax.Array, pick_BxTxK: jax.Array) -> jax.Array:
+    """Runs the picked experts where their weights live: [B, T, D].
+
+    Sorting tokens is a local affair, so on several devices this is written for one of them: the devices of `expert` show each other their
+    tokens, each runs its own experts on all of them, and the sums go back to where the tokens came from. Nothing is dropped, whatever the
+    router picks; what travels does not depend on it.
+    """
+    banks = [w[name] for name in ('gate', 'up', 'down')]
+    if layout.size(*layout.AXES) == 1:
+        return _run(activate, x_BxTxD, share_BxTxK, pick_BxTxK, *banks)
+    sizes = jax.sharding.get_abstract_mesh().shape
+    if len(banks[0]) % sizes['expert']:
+        raise UserError(f'config.mesh.expert={sizes["expert"]}: does not divide model.experts={len(banks[0])}.')
+    of_tokens = layout.partition_spec(('batch', 'time', None), x_BxTxD.shape, sizes)
+    axes = (('expert', None, 'mlp'), ('expert', None, 'mlp'), ('expert', 'mlp', None))
+    of_banks = [layout.partition_spec(its, bank.shape, sizes) for its, bank in zip(axes, banks)]
+    rows_split, mlp_split = 'expert' in (of_tokens[0] or ()), of_banks[0][2] == 'tensor'
+
+    def local(x: jax.Array, share: jax.Array, pick: jax.Array, *banks: jax.Array) -> jax.Array:
+        if rows_split:
+            x, share, pick = (jax.lax.all_gather(t, 'expert', axis=0, tiled=True) for t in (x, share, pick))
+        if mlp_split:
+            # Said here, or the backward pass would add up the gradients of the repeated and sorted rows.
+            x, share = (jax.lax.pcast(t, 'tensor', to='varying') for t in (x, share))
+        out = _run(activate, x, share, pick - jax.lax.axis_index('expert') * len(banks[0]), *banks)
+        out = jax.lax.psum_scatter(out, 'expert', scatter_dimension=0, tiled=True) if rows_split else jax.lax.psum(out, 'expert')
+        return jax.lax.psum(out, 'tensor') if mlp_split else out
+
+    spread = jax.shard_map(local, in_specs=(of_tokens, of_tokens, of_tokens, *of_banks), out_specs=of_tokens)
+    return spread(x_BxTxD, share_BxTxK, pick_BxTxK, *banks)
+
+
+def _run(
+    activate: Callable, x_BxTxD: jax.Array, share_BxTxK: jax.Array, pick_BxTxK: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array
+) -> jax.Array:
+    """The weighted sum of the picked experts that are here: [B, T, D]; a pick outside 0 .. len(gate) - 1 is elsewhere, adds nothing."""
+    B, T, D = x_BxTxD.shape
+    k = pick_BxTxK.shape[-1]
+    pick_M = pick_BxTxK.reshape(-1)
+    here_M = (pick_M >= 0) & (pick_M < len(gate))
+    pick_M = jnp.where(here_M, pick_M, len(gate))
+    order = jnp.argsort(pick_M)  # stable: tokens of an expert keep their order
+    back = jnp.argsort(order)
+    sizes_E = jnp.bincount(pick_M, length=len(gate)).astype(jnp.int32)
+    sorted_MxD = jnp.repeat(x_BxTxD.reshape(-1, D), k, axis=0).at[order].get(unique_indices=True)
+    hidden_MxF = activate(grouped(sorted_MxD, gate, sizes_E)) * grouped(sorted_MxD, up, sizes_E)
+    out_MxD = grouped(hidden_MxF, down, sizes_E).at[back].get(unique_indices=True)
+    # Rows that belong to no expert come last, and what a ragged product leaves there is not defined.
+    out_NxKxD = jnp.where(here_M[:, None], out_MxD, 0).reshape(-1, k, D)
+    return jnp.sum(out_NxKxD * share_BxTxK.reshape(-1, k, 1).astype(out_NxKxD.dtype), axis=1).reshape(B, T, D)
 
 
 def penalty(config: ModelConfig, routing: Routing, tokens_B: jax.Array, step_tokens: jax.Array) -> tuple[jax.Array, dict]:

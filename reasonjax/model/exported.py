@@ -19,6 +19,7 @@ from reasonjax.model.families import FAMILIES, Family
 from reasonjax.model.pretrained import Folder, Wanted, check_tensors, stored_tensors, wanted_tensors
 from reasonjax.weights.linear import is_weight, merge
 from reasonjax.weights.partition import path_name
+from reasonjax.weights.quantised import Quantised
 
 # Entries of a config that are written anew, or name code that an exported folder does not bring along.
 REPLACED = ('rope_parameters', 'layer_types', 'dtype', 'transformers_version', 'auto_map')
@@ -99,19 +100,24 @@ def differing(folder: Folder, config: ModelConfig, params: Any, report: Callable
     Args:
       folder: see `pretrained.read_folder`.
       config: the model's shape; rows that an embedding has beyond its `vocab_size` are not looked at.
-      params: a tree of arrays; the folder's values are compared in its dtype.
+      params: a tree of arrays and quantised weights; the folder's values are compared in its dtype, and quantised likewise.
       report: called with tensors compared and tensors in all.
     """
-    leaves = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    leaves = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_weight)}
     stored = stored_tensors(folder.path)
     wanted = check_tensors(folder, config, stored)
     found = []
     for done, name in enumerate(wanted, 1):
         with safetensors.safe_open(stored[name].file, framework='numpy') as content:
             theirs = content.get_tensor(name)
-        dtype = leaves[wanted[name].tensor.parts[0]].dtype
-        ours = _as_stored(wanted[name], leaves, dtype)
-        found += [] if np.array_equal(ours, theirs.astype(dtype)) else [name]
+        tensor = wanted[name].tensor
+        leaf = leaves[tensor.parts[0]]
+        dtype = jax.eval_shape(merge, leaf).dtype
+        ours, theirs = _as_stored(wanted[name], leaves, dtype), theirs.astype(dtype)
+        if isinstance(leaf, Quantised):
+            # Columns are quantised each for itself, so parts that are fused in the file need not be taken apart.
+            theirs = np.asarray(leaf.rounded(theirs.T)).T if tensor.transposed else np.asarray(leaf.rounded(theirs))
+        found += [] if np.array_equal(ours, theirs) else [name]
         report(done, len(wanted))
     return found
 

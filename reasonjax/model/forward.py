@@ -8,7 +8,9 @@ import jax.numpy as jnp
 
 from reasonjax.model.config import ModelConfig
 from reasonjax.model.experts import Routing, mixture
+from reasonjax.model.remat import named, rematerialised
 from reasonjax.model.rotary import Rotation, rotate, rotations
+from reasonjax.parallel import layout
 from reasonjax.weights.linear import embed, linear, unembed
 
 # (q [B,T,H,d], k [B,T,K,d], v [B,T,K,d], cache of this layer or None, whether it is local)
@@ -63,6 +65,7 @@ def forward(
         x = x if config.embed_scale == 1 else x * jnp.asarray(config.embed_scale, dtype)
     else:
         x = inputs_embeds.astype(dtype)
+    x = layout.constrain(x, 'batch', 'time', None)
     tables = rotations(config, positions_BxT)
     number_of_table = {name: number for number, name in enumerate(config.rope_tables)}
     table_of_layer = tuple(number_of_table[name] for name in config.rope_of_layer)
@@ -74,13 +77,11 @@ def forward(
         mixed, layer_cache = _attend(weights['attention'], config, x, rotation, attention, layer_cache, local)
         x = x + mixed
         mixed, routing = _mlp(weights['mlp'], config, x, counted_BxT)
-        x = x + mixed
+        x = layout.constrain(x + mixed, 'batch', 'time', None)
         return (x if tap is None else tap(layer, x)), (layer_cache, routing)
 
     scanned = config.scan and not isinstance(params['layers'], list)
-    if config.remat != 'none':
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == 'dots' else None
-        block = jax.checkpoint(block, policy=policy, static_argnums=() if scanned else (2,))
+    block = rematerialised(block, config.remat, static_argnums=() if scanned else (2,))
 
     layers = params['layers']
     if scanned:
@@ -139,7 +140,7 @@ def _of_layer(values: tuple, layer: Any) -> Any:
 
 def _project(x: jax.Array, w: dict, name: str) -> jax.Array:
     out = linear(x, w[name])
-    return out + w[f'{name}_bias'].astype(out.dtype) if f'{name}_bias' in w else out
+    return named(out + w[f'{name}_bias'].astype(out.dtype) if f'{name}_bias' in w else out, name)
 
 
 def _around(w: dict, config: ModelConfig, x: jax.Array, inner: Callable[[jax.Array], tuple[jax.Array, Any]]) -> tuple[jax.Array, Any]:
@@ -161,6 +162,7 @@ def _attend(
     def inner(normed: jax.Array) -> tuple[jax.Array, Any]:
         q, k, v = heads(normed, 'q', config.heads), heads(normed, 'k', config.kv_heads), heads(normed, 'v', config.kv_heads)
         out, new = attention(rotate(q, rotation), rotate(k, rotation), v, cache, local)
+        out = named(out, 'attended')
         return _project(out.reshape(*x.shape[:2], config.heads * config.head_dim), w, 'o'), new
 
     return _around(w, config, x, inner)

@@ -10,6 +10,7 @@ from reasonjax.model.attention import causal
 from reasonjax.model.config import ModelConfig
 from reasonjax.model.experts import Routing
 from reasonjax.model.forward import Tap, forward, logits
+from reasonjax.parallel import layout
 
 
 class Scored(NamedTuple):
@@ -67,21 +68,17 @@ def token_scores(
     The vocabulary projection runs over chunks of T with the batch axis kept (a chunk of flattened tokens would cut across the shards of the
     batch), each recomputed in the backward pass, so that at most [B, chunk, V] logits exist.
     """
-    B, T, D = hidden_BxTxD.shape
-    chunk = min(config.logprob_chunk or T, T)
-    if chunk == T:
+    T = hidden_BxTxD.shape[1]
+    number = -(-T // (config.logprob_chunk or T))
+    if number == 1:
         return _chunk_scores(params, config, hidden_BxTxD, targets_BxT, temperature)
-    number = -(-T // chunk)
-    padding = number * chunk - T
-    hidden = jnp.pad(hidden_BxTxD, ((0, 0), (0, padding), (0, 0))).reshape(B, number, chunk, D).swapaxes(0, 1)
-    targets = jnp.pad(targets_BxT, ((0, 0), (0, padding))).reshape(B, number, chunk).swapaxes(0, 1)
 
     @jax.checkpoint
     def body(pair: tuple[jax.Array, jax.Array]) -> Scored:
         return _chunk_scores(params, config, *pair, temperature)
 
-    scored = jax.lax.map(body, (hidden, targets))
-    return Scored(*(x.swapaxes(0, 1).reshape(B, number * chunk)[:, :T] for x in scored[:3]))
+    scored = jax.lax.map(body, (layout.split_time(hidden_BxTxD, number), layout.split_time(targets_BxT, number)))
+    return Scored(*(layout.join_time(x, T) for x in scored[:3]))
 
 
 def _chunk_scores(params: dict, config: ModelConfig, hidden: jax.Array, targets: jax.Array, temperature: float) -> Scored:

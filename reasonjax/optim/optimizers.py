@@ -1,14 +1,33 @@
 """Optimisers: `(learning_rate, *, knobs) -> optax transformation` over the trainable part of the parameters."""
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from reasonjax.errors import UserError, listing, nearest
 from reasonjax.weights import partition
 
 # Weights whose shrinking towards zero means nothing.
 UNDECAYED = ('*norm', '*bias')
+MOMENTS = ('float32', 'bfloat16', 'float16')
+
+
+class Separable(NamedTuple):
+    """An optax transformation that says which part of it treats every weight, and every layer of a stack, for itself.
+
+    Attributes:
+      init, update: of the transformation: `whole`, where there is one, chained with `each`.
+      whole: what looks at all gradients together, such as clipping by their norm; None where nothing does. It keeps no moments.
+      each: the rest.
+    """
+
+    init: optax.TransformInitFn
+    update: optax.TransformUpdateFn
+    whole: optax.GradientTransformation | None
+    each: optax.GradientTransformation
 
 
 def adamw(
@@ -20,7 +39,8 @@ def adamw(
     weight_decay: float = 0.0,
     no_decay: tuple[str, ...] = UNDECAYED,
     clip_norm: float = float('inf'),
-) -> optax.GradientTransformation:
+    mu_dtype: str = '',
+) -> Separable:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) after clipping the global gradient norm.
 
     Args:
@@ -29,12 +49,24 @@ def adamw(
       weight_decay: decoupled decay, times the learning rate; 0 is Adam.
       no_decay: patterns of weights that do not decay.
       clip_norm: gradients are scaled down to this global norm; infinity never clips.
+      mu_dtype: of the first moment (bfloat16 halves it); '' is that of the weights. The second moment always has theirs: it moves by
+        1 - b2 of itself, which bfloat16 would round away.
+
+    Raises:
+      UserError: an unknown dtype.
     """
-    adam = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=lambda p: _decays(p, no_decay))
+    if mu_dtype not in ('', *MOMENTS):
+        raise UserError(
+            f'config.optimizer.mu_dtype="{mu_dtype}": unknown.{nearest(mu_dtype, MOMENTS)} '
+            f'Known: {listing(MOMENTS)}, or "" for the dtype of the weights.'
+        )
+    decays = functools.partial(_decays, no_decay=no_decay)
+    dtype = jnp.dtype(mu_dtype) if mu_dtype else None
+    adam = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays, mu_dtype=dtype)
     return _clipped(adam, clip_norm)
 
 
-def sgd(learning_rate: optax.Schedule, *, momentum: float = 0.0, clip_norm: float = float('inf')) -> optax.GradientTransformation:
+def sgd(learning_rate: optax.Schedule, *, momentum: float = 0.0, clip_norm: float = float('inf')) -> Separable:
     """Gradient descent after clipping; `momentum` 0 is plain."""
     return _clipped(optax.sgd(learning_rate, momentum=momentum or None), clip_norm)
 
@@ -43,7 +75,9 @@ def _decays(params: Any, no_decay: tuple[str, ...]) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: not partition.match(partition.path_name(path), no_decay), params)
 
 
-def _clipped(transformation: optax.GradientTransformation, clip_norm: float) -> optax.GradientTransformation:
+def _clipped(each: optax.GradientTransformation, clip_norm: float) -> Separable:
     if clip_norm == float('inf'):
-        return transformation
-    return optax.chain(optax.clip_by_global_norm(clip_norm), transformation)
+        return Separable(each.init, each.update, None, each)
+    clip = optax.clip_by_global_norm(clip_norm)
+    chained = optax.chain(clip, each)
+    return Separable(chained.init, chained.update, clip, each)

@@ -62,6 +62,16 @@ class Rewards(NamedTuple):
     counts: dict[str, int]
 
 
+def joined(parts: Sequence[Rewards]) -> Rewards:
+    """The rewards of parts of a batch, as those of the batch."""
+    return Rewards(
+        parts[0].names,
+        np.concatenate([part.values for part in parts]),
+        np.concatenate([part.total for part in parts]),
+        {name: sum(part.counts[name] for part in parts) for name in parts[0].counts},
+    )
+
+
 class _Call(NamedTuple):
     """One call of one function: its reward key and the rows it sees."""
 
@@ -127,7 +137,9 @@ class RewardPool:
         )
         self._pool.schedule(reward_worker.ready)  # processes start with the first task: now, not at the first rollout
 
-    def score(self, prompts: Sequence, completions: Sequence, columns: Mapping[str, Sequence], group: int) -> Rewards:
+    def score(
+        self, prompts: Sequence, completions: Sequence, columns: Mapping[str, Sequence], group: int, first: int = 0
+    ) -> Rewards:
         """Runs every function on every sample.
 
         Args:
@@ -135,6 +147,7 @@ class RewardPool:
           completions: N completions.
           columns: name -> N values, for the functions that take a parameter of that name or `**kwargs`.
           group: samples per prompt. Those of one prompt are adjacent, and N is a multiple of it.
+          first: number of the first sample in errors, where these are a part of a batch.
 
         Raises:
           UserError: a function needs a column that is not there; or, with on_error='raise', a sample fails.
@@ -159,7 +172,7 @@ class RewardPool:
 
         def passed(results: list[tuple[_Call, Outcome]]) -> list[tuple[_Call, Outcome]]:
             for call, outcome in results:
-                self._refuse(call, outcome, data, group)
+                self._refuse(call, outcome, data, group, first)
             return results
 
         return self._collect(_settle(groups, list(self._specs), attempt, passed), samples)
@@ -219,7 +232,7 @@ class RewardPool:
         samples = sum(len(call.rows) for call in job)
         return min(samples * self._time_limit, self._time_limit + 4 * (samples - 1) * self._pace[job[0].name])
 
-    def _refuse(self, call: _Call, outcome: Outcome, data: Mapping, group: int) -> None:
+    def _refuse(self, call: _Call, outcome: Outcome, data: Mapping, group: int, first: int) -> None:
         """Raises the first failure that the run must not survive."""
         whole = isinstance(outcome, Failure)
         for row, failure in [(call.rows[0], outcome)] if whole else zip(call.rows, outcome):
@@ -227,7 +240,8 @@ class RewardPool:
                 continue
             if failure.kind == 'config':
                 raise UserError(f'rewards.{call.name}: {failure.text}')
-            where = f'sample {row} (prompt {row // group}, generation {row % group})'
+            number = first + row
+            where = f'sample {number} (prompt {number // group}, generation {number % group})'
             if whole and len(call.rows) > 1:
                 where = f'{where}, called together with {len(call.rows) - 1} more of its prompt; one by one they pass'
             raise UserError(

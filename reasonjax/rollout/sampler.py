@@ -1,5 +1,6 @@
 """The sampler: one prefill per prompt, one prompt cache shared by its samples, one compiled loop that stops when every row has.
 
+`generate` is `prefill` and then `decode`; the two are apart so that each can be compiled, and looked at, alone.
 It takes the parameters as an argument, so there is no second engine, no weight sync and no stale policy; and it calls the same forward as
 training, so its log-probs are the trainer's.
 """
@@ -13,10 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from reasonjax.errors import UserError
-from reasonjax.model.attention import Own, Prompt, causal, decode
+from reasonjax.model.attention import Own, Prompt, causal
+from reasonjax.model.attention import decode as of_one_token
 from reasonjax.model.config import ModelConfig
 from reasonjax.model.forward import forward, logits, unstack
 from reasonjax.model.score import distribution_scores
+from reasonjax.parallel import layout
 from reasonjax.rollout import processors as limits
 
 # (logits [B, V] float32 divided by the temperature, state) -> logits to draw from
@@ -123,15 +126,46 @@ def generate(
       processors: applied in turn to the temperature-scaled logits, before top-k, top-p and min-p. The recorded log-prob is that of the
         distribution they are given: the policy's own.
     """
+    return decode(params, config, prompts, prefill(params, config, prompts), key, sampling, processors)
+
+
+def apart(params: dict, config: ModelConfig) -> dict:
+    """Parameters with the stack of layers taken apart, once: slices of stacked weights would be copied again for every token."""
+    layers = params['layers']
+    return params if isinstance(layers, list) else params | {'layers': unstack(layers, config.layers)}
+
+
+def prefill(params: dict, config: ModelConfig, prompts: dict[str, jax.Array]) -> list[Prompt]:
+    """Reads the prompts, once for all completions of each.
+
+    Args:
+      params: parameter tree.
+      config: the model's shape.
+      prompts: as `generate` takes them.
+
+    Returns:
+      Per layer, the keys and values of every prompt position, in the compute dtype.
+    """
+    attention = causal(config, prompts['segments'], keep=True)
+    out = forward(params, dataclasses.replace(config, remat='none'), prompts['tokens'], prompts['positions'], attention)
+    layers = out.cache if isinstance(out.cache, list) else [[x[i] for x in out.cache] for i in range(config.layers)]
+    return [Prompt(*(_cache(x.swapaxes(1, 2)) for x in layer)) for layer in layers]
+
+
+def decode(
+    params: dict,
+    config: ModelConfig,
+    prompts: dict[str, jax.Array],
+    prompt_cache: list[Prompt],
+    key: jax.Array,
+    sampling: Sampling,
+    processors: tuple[Processor, ...] = (),
+) -> Rollout:
+    """Draws completions of prompts that `prefill` has read; the other arguments are those of `generate`."""
     P, Tp = prompts['tokens'].shape
     G, C = sampling.num_generations, sampling.max_tokens
     B, K, d, dtype = P * G, config.kv_heads, config.head_dim, jnp.dtype(config.compute_dtype)
-    # Slices of stacked weights would be copied again for every token: take them apart once, outside the loop.
-    params = params | {'layers': unstack(params['layers'], config.layers)}
-    unrolled = dataclasses.replace(config, scan=False, remat='none')
-
-    prefill = forward(params, unrolled, prompts['tokens'], prompts['positions'], causal(config, prompts['segments'], keep=True))
-    prompt_cache = [Prompt(*(x.swapaxes(1, 2) for x in layer)) for layer in prefill.cache]
+    params, unrolled = apart(params, config), _unrolled(config)
     # The last prompt token is fed again as each row's first input: every token then comes from the same code, and the prompt part of the
     # attention covers the tokens before it.
     prompt_mask_PxTp = (prompts['segments'] > 0) & (jnp.arange(Tp) < Tp - 1)
@@ -141,7 +175,7 @@ def generate(
     pad = max(config.pad_id, 0)
 
     def empty() -> jax.Array:
-        return jnp.zeros((B, K, C, d), dtype)
+        return _cache(jnp.zeros((B, K, C, d), dtype))
 
     begin = Progress(
         step=jnp.zeros((), jnp.int32),
@@ -155,7 +189,7 @@ def generate(
 
     def advance(s: Progress) -> Progress:
         caches = list(enumerate(s.cache))
-        attention = decode(config, prompt_cache, prompt_mask_PxTp, s.step)
+        attention = of_one_token(config, prompt_cache, prompt_mask_PxTp, s.step)
         out = forward(params, unrolled, s.last[:, None], (start_B + s.step)[:, None], attention, cache=caches)
         z_BxV = logits(params, config, out.hidden[:, 0])
         greedy = sampling.temperature == 0
@@ -186,6 +220,15 @@ def generate(
 
     end = jax.lax.while_loop(lambda s: (s.step < C) & ~jnp.all(s.done), advance, begin)
     return _finish(end, eos, P, G)
+
+
+def _unrolled(config: ModelConfig) -> ModelConfig:
+    return dataclasses.replace(config, scan=False, remat='none')
+
+
+def _cache(x_BxKxTxd: jax.Array) -> jax.Array:
+    """Keys or values, where they stay: rows split over devices as those of a batch, heads as those of the weights that make them."""
+    return layout.constrain(x_BxKxTxd, 'batch', 'kv_heads', None, None)
 
 
 def _row_keys(key: jax.Array, index_P: jax.Array, G: int) -> jax.Array:

@@ -7,8 +7,10 @@ import json
 import pathlib
 from typing import Any
 
+from reasonjax import stopping
 from reasonjax.errors import UserError
 from reasonjax.metrics import Progress, Timers
+from reasonjax.parallel import processes
 from reasonjax.rollout.text import Completion
 from reasonjax.stages.context import Place, Run, settings
 from reasonjax.stages.rollouts import Drawn, open_rollouts
@@ -31,31 +33,42 @@ def run(run: Run, place: Place, params: Any) -> dict:
     stage, timers = settings(run.config, place), Timers()
     run.writer.resume(place.name, None)
     parts = place.folder / 'parts'
-    parts.mkdir(parents=True, exist_ok=True)
+    done = processes.on_main(lambda: _done(parts))
     totals = {'sampled': 0, 'kept': 0, 'dropped': 0, 'reward': 0.0}
     with open_rollouts(run, place) as rollouts, Progress(place.name, stage.steps) as progress:
         for step in range(1, stage.steps + 1):
-            path = parts / f'{step:05d}.json'
-            if path.is_file():
+            stopping.point(f'stage {place.name}: {step - 1} of {stage.steps} steps are done and saved')
+            if step in done:
                 rollouts.skip()
+                counts = done[step]
             else:
-                _write(path, _part(rollouts.draw(step, params, timers), stage))
-            part = json.loads(path.read_text())
-            totals = {name: totals[name] + part['counts'][name] for name in totals}
+                part = _part(rollouts.draw(step, params, timers), stage)
+                counts = part['counts']
+                if processes.is_main():
+                    _write(parts / f'{step:05d}.json', json.dumps(part, ensure_ascii=False))
+            totals = {name: totals[name] + counts[name] for name in totals}
             measured = {'reward': totals['reward'] / max(1, totals['sampled'] - totals['dropped'])}
             dropped = {f'data/{name}': value for name, value in rollouts.data.counters.items() if name.startswith('dropped')}
             run.writer.write(place.name, step, totals | measured | dropped | timers.take())
             progress.update(step, measured)
-    rows = [row for path in sorted(parts.glob('*.json')) for row in json.loads(path.read_text())['rows']]
-    if not rows:
+    if not totals['kept']:
         raise UserError(
             f'stage {place.name}: none of {totals["sampled"]} samples reached min_reward={stage.min_reward}; lower it or sample more.'
         )
-    text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
-    temporary = (place.folder / FILE).with_suffix('.tmp')
-    temporary.write_text(text, encoding='utf-8')
-    temporary.replace(place.folder / FILE)
+    processes.on_main(lambda: _join(parts, place.folder / FILE))
     return totals | {'reward': totals['reward'] / max(1, totals['sampled'] - totals['dropped'])}
+
+
+def _done(parts: pathlib.Path) -> dict[int, dict]:
+    """The counts of the steps that have been written, by step."""
+    parts.mkdir(parents=True, exist_ok=True)
+    return {int(path.stem): json.loads(path.read_text())['counts'] for path in parts.glob('*.json')}
+
+
+def _join(parts: pathlib.Path, target: pathlib.Path) -> None:
+    """Writes the rows of all steps as one dataset."""
+    rows = [row for path in sorted(parts.glob('*.json')) for row in json.loads(path.read_text())['rows']]
+    _write(target, ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
 
 
 def _part(drawn: Drawn, stage: Any) -> dict:
@@ -77,7 +90,7 @@ def _part(drawn: Drawn, stage: Any) -> dict:
     return {'rows': rows, 'counts': counts}
 
 
-def _write(path: pathlib.Path, part: dict) -> None:
+def _write(path: pathlib.Path, text: str) -> None:
     temporary = path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(part, ensure_ascii=False), encoding='utf-8')
+    temporary.write_text(text, encoding='utf-8')
     temporary.replace(path)

@@ -13,15 +13,17 @@ import numpy as np
 from reasonjax import config as configs
 from reasonjax import randomness
 from reasonjax.data import render
+from reasonjax.data.pipeline import Batches
 from reasonjax.data.sources import Source
 from reasonjax.data.tokenizers import Tokenizer
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, divisor, listing, nearest
 from reasonjax.metrics import Writer
 from reasonjax.model import config as model_config
 from reasonjax.model import spec
 from reasonjax.model.config import ModelConfig
 from reasonjax.model.rotary import longest
 from reasonjax.parallel import mesh as meshes
+from reasonjax.parallel import processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Run:
     model: ModelConfig
     specs: Any
     writer: Writer
+
+    @property
+    def rollout_mesh(self) -> jax.sharding.Mesh:
+        """The mesh to sample on: the same devices in the same order."""
+        return meshes.reshaped(self.mesh, self.config.rollout.mesh, 'rollout.mesh')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +88,52 @@ def open_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, active
     """
     mesh = meshes.make_mesh(config.mesh)
     make_tokenizer = configs.resolve(config.tokenizer, 'tokenizer')
-    tokenizer = make_tokenizer(functools.partial(training_texts, config), workdir)
+    tokenizer = processes.main_first(lambda: make_tokenizer(functools.partial(training_texts, config), workdir))
     size = max(tokenizer.vocab_size, (tokenizer.mask_id or 0) + 1)
     model = model_config.from_config(config.model, vocab_size=size, pad_id=tokenizer.pad_id)
     check_lengths(config, model)
-    return Run(config, workdir, mesh, tokenizer, model, spec.specs(model), Writer(workdir, active=active))
+    run = Run(config, workdir, mesh, tokenizer, model, spec.specs(model), Writer(workdir, active=active and processes.is_main()))
+    if active:
+        for place in places(config, workdir):
+            check_mesh(run, place)
+    return run
+
+
+def check_mesh(run: Run, place: Place) -> None:
+    """Raises UserError where a mesh does not divide the model or the batches of a stage, with the nearest meshes that do."""
+    stage, name = settings(run.config, place), place.name
+    if 'num_prompts' in stage:
+        same = run.rollout_mesh == run.mesh
+        if stage.num_prompts % at_once(stage):
+            best = divisor(stage.num_prompts, stage.prompts_at_once)
+            raise UserError(
+                f'config.{name}.prompts_at_once={stage.prompts_at_once}: does not divide num_prompts={stage.num_prompts}; nearest: {best}.'
+            )
+        prompts = {f'{name}.{"prompts_at_once" if stage.prompts_at_once else "num_prompts"}': at_once(stage)}
+        meshes.check(run.rollout_mesh.shape, run.model, rows=prompts, lengths={}, key='mesh' if same else 'rollout.mesh')
+    if 'accumulation' not in stage:
+        return
+    if 'num_prompts' in stage:
+        rows = stage.num_prompts * stage.num_generations // stage.minibatches
+        text, length = 'num_prompts x num_generations / minibatches', stage.data.max_prompt_length + stage.max_completion_length
+    else:
+        rows = stage.batch_size * rows_per_example(stage)
+        text, length = 'batch_size' if rows == stage.batch_size else 'batch_size x 2', stage.data.max_length
+    if rows % stage.accumulation:
+        best = divisor(rows, stage.accumulation)
+        raise UserError(f'config.{name}.accumulation={stage.accumulation}: does not divide {rows} rows ({text}); nearest: {best}.')
+    of_micro = {f'{name}: {text} / accumulation': rows // stage.accumulation}
+    meshes.check(run.mesh.shape, run.model, rows=of_micro, lengths={f'{name}: tokens of a row': length})
+
+
+def at_once(stage: ml_collections.ConfigDict) -> int:
+    """Prompts that are sampled at the same time."""
+    return stage.prompts_at_once or stage.num_prompts
+
+
+def rows_per_example(stage: ml_collections.ConfigDict) -> int:
+    """Adjacent rows of a supervised batch that belong together: of a preference, the chosen answer and the rejected one."""
+    return 2 if stage.data.form == 'preference' else 1
 
 
 def check_lengths(config: ml_collections.ConfigDict, model: ModelConfig) -> None:
@@ -140,6 +188,11 @@ def _data_functions(data: ml_collections.ConfigDict) -> tuple[Source, list]:
     source = configs.resolve(data.source, 'source', 'data.source')()
     transforms = [configs.resolve(t, 'transforms', f'data.transforms[{i}]') for i, t in enumerate(data.transforms)]
     return getattr(source, 'examples', source), transforms
+
+
+def check_data(place: Place, data: Batches) -> None:
+    """Raises UserError where processes read other data: each places its part of a batch that all must have made alike."""
+    processes.check_equal(data.get_state()['fingerprint'], f'stage {place.name}: the data', 'Give all hosts the same files and settings.')
 
 
 def fresh_params(run: Run) -> Any:

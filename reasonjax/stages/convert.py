@@ -38,6 +38,8 @@ def run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     if options.dtype and options.dtype not in DTYPES:
         raise UserError(f'--dtype={options.dtype}: unknown.{nearest(options.dtype, DTYPES)} Known: {listing(DTYPES)}.')
     provenance = [f'Exported with `python -m reasonjax.convert {options.command}` (reasonjax {reasonjax.__version__}).']
+    if kind != 'Hugging Face model':
+        export.check_one_process()
     if kind == 'run':
         _export_run(options, source, target, provenance)
     elif kind == 'PEFT adapter':

@@ -1,22 +1,22 @@
 """Evaluation: generate answers to every problem of a task and mark them. Used between steps, as a stage, and by the program."""
 
-import functools
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from reasonjax import config as configs
-from reasonjax import randomness, statistics
+from reasonjax import randomness, statistics, stopping
 from reasonjax.data import pipeline
 from reasonjax.errors import UserError
 from reasonjax.metrics import Progress
 from reasonjax.parallel import mesh as meshes
-from reasonjax.rollout.sampler import Sampling, generate
+from reasonjax.parallel import processes
+from reasonjax.rollout.sampler import Sampling
 from reasonjax.rollout.text import Completion, completions
 from reasonjax.stages.context import Run
+from reasonjax.stages.sampling import sampler
 
 SHOWN = 3
 
@@ -55,9 +55,11 @@ def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
     if c.samples < 0 or not (c.greedy or c.samples):
         raise UserError(f'config.evaluation: greedy={c.greedy} with samples={c.samples} draws no answer; set greedy, or samples above 0.')
     task = configs.resolve(c.task, 'task', 'evaluation.task')()
+    processes.check_equal(task.examples.fingerprint(), 'config.evaluation: the problems', 'Give all hosts the same files.')
     transforms = [configs.resolve(t, 'transforms', f'evaluation.transforms[{i}]') for i, t in enumerate(c.transforms)]
+    batch_size = meshes.filled(c.batch_size, run.rollout_mesh)  # of the last batch, what no problem fills is not marked
     batches = pipeline.evaluation(
-        task.examples, transforms, run.tokenizer, max_prompt_length=c.max_prompt_length, batch_size=c.batch_size, overlong=c.overlong
+        task.examples, transforms, run.tokenizer, max_prompt_length=c.max_prompt_length, batch_size=batch_size, overlong=c.overlong
     )
     key = randomness.key(run.config.seed, 0, 0, 'evaluate')
     common = dict(max_tokens=c.max_completion_length, eos_ids=run.tokenizer.eos_ids)
@@ -68,9 +70,7 @@ def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
         ways['sampled'] = Sampling(
             num_generations=c.samples, temperature=c.temperature, top_k=c.top_k, top_p=c.top_p, min_p=c.min_p, **common
         )
-    programs = {
-        name: jax.jit(functools.partial(_generate, config=run.model, sampling=sampling)) for name, sampling in ways.items()
-    }
+    programs = {name: sampler(run, sampling) for name, sampling in ways.items()}
 
     def evaluate(params: Any) -> Evaluation:
         if not progress:
@@ -81,24 +81,31 @@ def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
     def over(params: Any, report: Callable[[int], None]) -> Evaluation:
         rows, marked = [], {'greedy': [], 'sampled': []}
         for done, batch in enumerate(batches, 1):
+            stopping.point(f'evaluation: {done - 1} of {len(batches)} batches were done, and will be done again')
             prompts = {name: batch[name] for name in ('tokens', 'segments', 'positions', 'index')}
-            prompts = meshes.place_batch(prompts | {'index': prompts['index'].astype(np.uint32)}, run.mesh)
+            prompts['index'] = prompts['index'].astype(np.uint32)
             results = {name: program(params, prompts, key) for name, program in programs.items()}
             for name, rollout in results.items():
-                texts = completions(jax.device_get(rollout), run.tokenizer)
-                for i in np.flatnonzero(batch['valid']):
-                    problem, row = int(batch['index'][i]), batch['rows'][i]
-                    marked[name].append([Answer(problem, t, task.verify(t.text, row, t.terminated)) for t in texts[i]])
+                marked[name] += mark(batch, completions(processes.fetch(rollout), run.tokenizer))
             rows += [batch['rows'][i] for i in np.flatnonzero(batch['valid'])]
             report(done)
         greedy = [answers[0] for answers in marked['greedy']]
         return Evaluation(rows, greedy, marked['sampled'], batches.counters['dropped_overlong'])
 
+    def mark(batch: dict, texts: list[list[Completion]]) -> list[list[Answer]]:
+        """Verifies the answers to a batch; each process those to its share of the problems."""
+        valid = np.flatnonzero(batch['valid'])
+
+        def of(part: slice) -> list[list[dict]]:
+            return [[task.verify(t.text, batch['rows'][i], t.terminated) for t in texts[i]] for i in valid[part]]
+
+        verdicts = [verdict for part in processes.divided(len(valid), of) for verdict in part]
+        return [
+            [Answer(int(batch['index'][i]), t, verdict) for t, verdict in zip(texts[i], of_problem, strict=True)]
+            for i, of_problem in zip(valid, verdicts, strict=True)
+        ]
+
     return evaluate
-
-
-def _generate(params: Any, prompts: dict, key: jax.Array, *, config: Any, sampling: Sampling) -> Any:
-    return generate(params, config, prompts, key, sampling)
 
 
 def summarise(found: Evaluation) -> dict:

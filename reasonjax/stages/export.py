@@ -62,9 +62,10 @@ def export(
       shard_bytes: most bytes of a file.
 
     Raises:
-      UserError: the folder is there already, `base` is of another shape or no architecture can hold the model, a weight is not finite in
-        `dtype`, or the adapters are not all that the run changed.
+      UserError: several processes, the folder is there already, `base` is of another shape or no architecture can hold the model, a
+        weight is not finite in `dtype`, or the adapters are not all that the run changed.
     """
+    check_one_process()
     output = pathlib.Path(output)
     folder = read_folder(base) if base is not None else None
     check_new(output)
@@ -104,6 +105,15 @@ def export(
         _copy_notices(folder, path)
         text = card.render(output.name, run, folder, architecture=family.architecture, adapter=adapter, stage=stage, provenance=provenance)
         (path / 'README.md').write_text(text, encoding='utf-8')
+
+
+def check_one_process() -> None:
+    """Raises UserError where there are several."""
+    if jax.process_count() > 1:
+        raise UserError(
+            'an export is written by one process: leave out --distributed or --coordinator, and give it a host with memory for the whole '
+            'model (JAX_PLATFORMS=cpu does without its accelerators).'
+        )
 
 
 def check_new(output: pathlib.Path) -> None:

@@ -1,5 +1,10 @@
-"""The one training loop: restore, step, record, evaluate, save. Stages differ in the feed they hand in."""
+"""The one training loop: restore, step, record, evaluate, save. Stages differ in the feed they hand in.
 
+What a kill at any moment may cost is the time since the newest checkpoint, and nothing else: see docs/RELIABILITY.md.
+"""
+
+import dataclasses
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,15 +13,19 @@ import jax
 import numpy as np
 
 from reasonjax import config as configs
-from reasonjax import randomness
-from reasonjax.checkpoint import Checkpoints
-from reasonjax.errors import UserError
+from reasonjax import randomness, stopping
+from reasonjax.checkpoint import Checkpoints, Remembers
+from reasonjax.checkpoint_trees import abstract
+from reasonjax.errors import Stopped, UserError
 from reasonjax.methods.corruptions import Context
 from reasonjax.metrics import Progress, Timers
 from reasonjax.model import config as model_config
+from reasonjax.optim import offload
 from reasonjax.parallel import mesh as meshes
+from reasonjax.parallel import processes
 from reasonjax.stages import evaluate
 from reasonjax.stages.context import Place, Run, adapt, settings
+from reasonjax.stages.ledger import Ledger, better, check
 from reasonjax.state import State, create, make_update
 from reasonjax.weights.partition import combine, partition
 
@@ -45,6 +54,7 @@ class Feed(NamedTuple):
       temperature: of the log-probs that the objective sees.
       record: `(step) -> None`, writes what is worth keeping of the last step besides its metrics.
       together: adjacent rows that the objective compares.
+      memory: what the method remembers from step to step, if anything; saved and restored with everything else.
     """
 
     next: Callable[[int, Any, Timers], Fed]
@@ -53,117 +63,253 @@ class Feed(NamedTuple):
     temperature: float = 1.0
     record: Callable[[int], None] | None = None
     together: int = 1
+    memory: Remembers | None = None
 
 
 class Trained(NamedTuple):
-    """A finished stage: parameters, seconds it took (those of killed attempts up to their last checkpoint included)."""
+    """A finished stage: parameters, seconds it took (those of killed attempts up to their last checkpoint included), and the best
+    evaluation within it, {'step', 'value'}, where the stage keeps its best checkpoint."""
 
     params: Any
     seconds: float
+    best: dict[str, Any] | None = None
 
 
-def train(run: Run, place: Place, incoming: Any, feed: Feed, evaluation: Callable | None) -> Trained:
+def train(run: Run, place: Place, incoming: Callable[[], Any], feed: Feed, evaluation: Callable | None) -> Trained:
     """Runs a training stage to its end, from its newest checkpoint where there is one.
 
     Args:
       run: what stages share.
       place: of this stage.
-      incoming: parameters as the stage before left them; not changed, not donated.
+      incoming: returns the parameters that the stage starts from; called at the start, and by a rollback to it. They are not changed, and
+        not kept here but for what does not train.
       feed: source of batches.
       evaluation: what `evaluate.make` returned, or None.
+
+    Raises:
+      UserError: settings that cannot work, a checkpoint that cannot be written, or a stage that goes on failing.
+      Stopped: the program was asked to stop; everything is saved.
     """
     stage = settings(run.config, place)
-    started = time.perf_counter()
-    params = adapt(run, place, incoming)
-    placed = meshes.shardings(run.specs, params, run.mesh)
-    params = jax.device_put(params, placed)
-    chosen = configs.resolve(stage.filter, 'filter')(run.specs, params)
-    trainable, frozen = partition(params, chosen)
-    total_updates = stage.steps * feed.updates
-    schedule = configs.resolve(stage.learning_rate, 'learning_rate')(total_updates)
-    optimizer = configs.resolve(stage.optimizer, 'optimizer')(schedule)
-    state = create(trainable, optimizer, partition(placed, chosen)[0], meshes.replicated(run.mesh))
-    del params, trainable
-    update = _compile(run, stage, feed, optimizer, state, total_updates)
-    counted = {'num_tokens': 0.0, 'skipped_updates': 0.0, 'nonfinite_in_a_row': 0, 'seconds': 0.0}
-
+    check(stage, place.name, evaluation is not None)
     with Checkpoints(place.folder / 'checkpoints', keep=stage.keep_checkpoints) as checkpoints:
-        begin = checkpoints.latest()
-        run.writer.resume(place.name, begin)
-        if begin is not None:
-            restored = checkpoints.restore(begin, params=combine(state.trainable, frozen), train=_rest(state), data=feed.data)
-            state = State(restored.train['step'], partition(restored.params, chosen)[0], restored.train['optimizer'])
-            counted = restored.meta['counted']
-
-        def save(step: int) -> None:
-            meta = {'stage': place.name, 'model': model_config.to_dict(run.model), 'counted': elapsed()}
-            checkpoints.save(step, params=combine(state.trainable, frozen), train=_rest(state), data=feed.data, meta=meta)
-
-        def elapsed() -> dict:
-            return counted | {'seconds': counted['seconds'] + time.perf_counter() - started}
-
-        def settle(pending: tuple[int, list[dict], Fed]) -> dict:
-            """Fetches the metrics of a step that has been dispatched, and writes them down."""
-            nonlocal clock
-            step, device, fed = pending
-            metrics = _average(jax.device_get(device)) | fed.metrics
-            counted['num_tokens'] += fed.tokens
-            nonfinite = metrics.pop('nonfinite')
-            counted['skipped_updates'] += round(nonfinite * feed.updates)
-            in_a_row = counted['nonfinite_in_a_row'] = counted['nonfinite_in_a_row'] + 1 if nonfinite else 0
-            seconds, clock = time.perf_counter() - clock, time.perf_counter()
-            metrics |= {name: counted[name] for name in ('num_tokens', 'skipped_updates')}
-            # An update that was skipped leaves the optimiser's own count where it was.
-            applied = max(0, step * feed.updates - 1 - counted['skipped_updates'])
-            metrics |= {'learning_rate': float(schedule(applied)), 'step_time': seconds, 'tokens_per_second': fed.tokens / seconds}
-            if step % stage.log_every == 0 or step == stage.steps:
-                run.writer.write(place.name, step, metrics | timers.take())
-            if in_a_row > stage.max_nonfinite:
-                raise UserError(
-                    f'stage {place.name}, step {step}: loss or gradient was not finite {in_a_row} steps in a row '
-                    f'(loss {metrics["loss"]}, grad_norm {metrics["grad_norm"]}); those updates were skipped. Lower '
-                    f'{place.name}.learning_rate.peak or set {place.name}.optimizer.clip_norm; max_nonfinite says how many are tolerated.'
-                )
-            return metrics
-
-        timers, pending, clock = Timers(), None, 0.0
-        with Progress(place.name, stage.steps, start=begin or 0) as progress:
-            clock = time.perf_counter()
-            for step in range((begin or 0) + 1, stage.steps + 1):
-                fed = feed.next(step, combine(state.trainable, frozen), timers)
-                # Read now: when the metrics are fetched, the feed may be a batch further.
-                dropped = {f'data/{name}': value for name, value in feed.data.counters.items() if name.startswith('dropped')}
-                with timers('update'):
-                    device = []
-                    for i, batch in enumerate(fed.batches):
-                        key = randomness.key(run.config.seed, place.number, (step - 1) * feed.updates + i, 'update')
-                        state, metrics = update(state, frozen, batch, key)
-                        device.append(metrics)
-                    # The metrics of the step before are fetched while this one runs.
-                    if pending is not None:
-                        progress.update(pending[0], settle(pending))
-                pending = (step, device, fed._replace(metrics=fed.metrics | dropped))
-                due = _due(step, stage)
-                if due or feed.record is not None:
-                    with timers('update'):
-                        jax.block_until_ready(state)
-                    progress.update(step, settle(pending))
-                    pending = None
-                if feed.record is not None:
-                    feed.record(step)
-                if 'evaluate' in due and evaluation is not None and step < stage.steps:
-                    with timers('evaluate'):
-                        summary = evaluate.summarise(evaluation(combine(state.trainable, frozen)))
-                    run.writer.write(place.name, step, evaluate.as_metrics(summary))
-                if 'save' in due:
-                    save(step)
-                if due:
-                    clock = time.perf_counter()
-        seconds = elapsed()['seconds']
-    return Trained(combine(state.trainable, frozen), seconds)
+        return _Training(run, place, incoming, feed, evaluation, checkpoints).to_the_end()
 
 
-def _compile(run: Run, stage: Any, feed: Feed, optimizer: Any, state: State, updates: int) -> Callable:
+class _Training:
+    """A training stage under way: the state of the step and everything beside it that changes."""
+
+    def __init__(
+        self, run: Run, place: Place, incoming: Callable[[], Any], feed: Feed, evaluation: Callable | None, checkpoints: Checkpoints
+    ):
+        self.run, self.place, self.stage = run, place, settings(run.config, place)
+        self.incoming, self.feed, self.evaluation, self.checkpoints = incoming, feed, evaluation, checkpoints
+        self.started = time.perf_counter()
+        self.earlier = 0.0  # seconds of attempts before this one
+        total_updates = self.stage.steps * feed.updates
+        self.schedule = configs.resolve(self.stage.learning_rate, 'learning_rate')(total_updates)
+        self.optimizer = configs.resolve(self.stage.optimizer, 'optimizer')(self.schedule)
+        if self.stage.offload_optimizer:
+            offload.check(run.mesh.devices.flat[0], self.optimizer, f'config.{place.name}.offload_optimizer')
+        self.state, self.frozen, self.chosen = self._start()
+        self.update = compile_update(run, self.stage, feed, self.optimizer, self.state, total_updates)
+        self.ledger, self.timers = Ledger(), Timers()
+        self.pending: tuple[int, list[dict], Fed] | None = None  # the step whose metrics have not been fetched
+        self.failing = False  # the last steps were not finite, one more than are tolerated
+
+    def to_the_end(self) -> Trained:
+        """Goes on from the newest checkpoint."""
+        begin, unevaluated = self._resume()
+        with Progress(self.place.name, self.stage.steps, start=begin) as self.progress:
+            self.clock = time.perf_counter()
+            if unevaluated:
+                self._conclude(begin, {'evaluate'})
+            for step in range(begin + 1, self.stage.steps + 1):
+                self._step(step)
+        return Trained(self._params(), self._seconds(), self.ledger.best)
+
+    def _step(self, step: int) -> None:
+        self._dispatch(step)
+        stop = stopping.asked()
+        due = _due(step, self.stage, self.evaluation is not None)
+        if stop or due or self.feed.record is not None or self._watchful():
+            with self.timers('update'):
+                jax.block_until_ready(self.state)
+            self._settle()
+        if self.feed.record is not None:
+            self.feed.record(step)
+        if self.failing:
+            self._roll_back(step)
+        self._conclude(step, due)
+        if stop:
+            self._save(step, regular=False)
+            raise Stopped(f'{self._where(step)} is done and saved')
+        if due:
+            self.clock = time.perf_counter()
+
+    def _dispatch(self, step: int) -> None:
+        """Starts a step, and settles the one before while it runs."""
+        fed = self.feed.next(step, self._params(), self.timers)
+        # Read now: when the metrics are fetched, the feed may be a batch further.
+        dropped = {f'data/{name}': value for name, value in self.feed.data.counters.items() if name.startswith('dropped')}
+        with self.timers('update'):
+            device = []
+            for i, batch in enumerate(fed.batches):
+                key = randomness.key(self.run.config.seed, self.place.number, (step - 1) * self.feed.updates + i, 'update')
+                self.state, metrics = self.update(self.state, self.frozen, batch, key)
+                device.append(metrics)
+            self._settle()
+        self.pending = (step, device, fed._replace(metrics=fed.metrics | dropped))
+
+    def _settle(self) -> None:
+        """Fetches the metrics of the step that was dispatched last, if that has not been done; counts and writes them down."""
+        if self.pending is None:
+            return
+        (step, device, fed), self.pending = self.pending, None
+        ledger, stage = self.ledger, self.stage
+        metrics = _average(jax.device_get(device)) | fed.metrics
+        ledger.count(self.feed.updates, fed.tokens, metrics.pop('nonfinite'), metrics.pop('spike', 0.0))
+        self.failing = ledger.nonfinite_in_a_row > stage.max_nonfinite
+        over = self.failing and ledger.rollbacks == stage.max_rollbacks
+        ledger.rollbacks += self.failing and not over
+        metrics |= {'num_tokens': ledger.num_tokens, 'skipped_updates': ledger.skipped_updates}
+        if stage.spike_zscore:
+            metrics['skipped_spikes'] = ledger.skipped_spikes
+        if stage.max_rollbacks:
+            metrics['rollbacks'] = ledger.rollbacks
+        seconds, self.clock = time.perf_counter() - self.clock, time.perf_counter()
+        # An update that was skipped leaves the optimiser's own count where it was.
+        rate = float(self.schedule(max(0, ledger.applied_updates - 1)))
+        metrics |= {'learning_rate': rate, 'step_time': seconds, 'tokens_per_second': fed.tokens / seconds}
+        if step % stage.log_every == 0 or step == stage.steps:
+            self.run.writer.write(self.place.name, step, metrics | self.timers.take())
+        self.progress.update(step, metrics)
+        if over or ledger.spikes_in_a_row > stage.spike_window:
+            raise UserError(self._complaint(step, metrics))
+
+    def _complaint(self, step: int, metrics: dict) -> str:
+        ledger, name = self.ledger, self.place.name
+        numbers = f'(loss {metrics["loss"]}, grad_norm {metrics["grad_norm"]}); those updates were skipped'
+        if not self.failing:
+            return (
+                f'stage {name}, step {step}: the gradient norm stood out {ledger.spikes_in_a_row} steps in a row {numbers}. That is its '
+                f'new level: raise {name}.spike_zscore, or lower {name}.learning_rate.peak.'
+            )
+        back = f', after {ledger.rollbacks} rollbacks' if ledger.rollbacks else ''
+        return (
+            f'stage {name}, step {step}: loss or gradient was not finite {ledger.nonfinite_in_a_row} steps in a row{back} {numbers}. Lower '
+            f'{name}.learning_rate.peak or set {name}.optimizer.clip_norm; max_nonfinite says how many are tolerated, max_rollbacks how '
+            'often to go back to a checkpoint and go on with the next data.'
+        )
+
+    def _watchful(self) -> bool:
+        """Whether each step is to be settled at once, so that a rollback always comes before the same step."""
+        return self.stage.max_rollbacks > 0 and (self.ledger.nonfinite_in_a_row > 0 or self.stage.max_nonfinite == 0)
+
+    def _conclude(self, step: int, due: set[str]) -> None:
+        """Evaluates and saves where it is due."""
+        if 'evaluate' in due and self._evaluate(step, due):
+            due = due | {'save'}
+        if 'save' in due:
+            self._save(step)
+
+    def _evaluate(self, step: int, due: set[str]) -> bool:
+        """Evaluates; returns whether that makes this the checkpoint to keep."""
+        try:
+            with self.timers('evaluate'):
+                summary = evaluate.summarise(self.evaluation(self._params()))
+        except Stopped as stop:
+            self._save(step, regular='save' in due, unevaluated=True)
+            raise Stopped(f'{self._where(step)} is done and saved; {stop}') from None
+        measured = evaluate.as_metrics(summary)
+        self.run.writer.write(self.place.name, step, measured)
+        before, self.ledger.best = self.ledger.best, better(self.ledger.best, step, measured, self.stage, self.place.name)
+        return self.ledger.best != before
+
+    def _save(self, step: int, *, regular: bool = True, unevaluated: bool = False) -> None:
+        """Saves everything.
+
+        Args:
+          step: that was done.
+          regular: whether an undisturbed run saves here too.
+          unevaluated: the evaluation of this step is still to be done.
+        """
+        if regular:
+            self.ledger.newest = step
+        self.checkpoints.retain(self.ledger.retained(self.stage.max_rollbacks > 0))
+        meta = {
+            'stage': self.place.name, 'model': model_config.to_dict(self.run.model), 'counted': dataclasses.asdict(self.ledger),
+            'clock': {'seconds': self._seconds(), 'phases': self.timers.seconds}, 'unevaluated': unevaluated,
+        }  # fmt: skip
+        self.checkpoints.save(step, params=self._params(), train=_rest(self.state), data=self.feed.data, memory=self.feed.memory, meta=meta)
+
+    def _resume(self) -> tuple[int, bool]:
+        """Restores the newest checkpoint. Returns its step, 0 where there is none, and whether its evaluation is still to be done."""
+        begin = self.checkpoints.latest()
+        self.run.writer.resume(self.place.name, begin)
+        if begin is None:
+            return 0, False
+        meta = self._restore(begin, data=self.feed.data, memory=self.feed.memory)
+        self.ledger = Ledger(**meta['counted'])
+        self.earlier = meta['clock']['seconds']
+        self.timers.seconds.update(meta['clock']['phases'])
+        return begin, meta['unevaluated']
+
+    def _restore(self, step: int, **position: Any) -> dict:
+        """Puts the parameters, the optimiser and the step's own count of a checkpoint in place of those there are. Returns its `meta`."""
+        params, train = abstract(self._params()), abstract(_rest(self.state))
+        # Given up first: there may not be room for both.
+        jax.tree.map(lambda x: x.delete(), self.state)
+        restored = self.checkpoints.restore(step, params=params, train=train, **position)
+        self.state = State(trainable=partition(restored.params, self.chosen)[0], **restored.train)
+        return restored.meta
+
+    def _roll_back(self, step: int) -> None:
+        """Goes back to weights that are known to be good. Step, position in the data and counters move on: the bad stretch is over."""
+        ledger, bad = self.ledger, self.ledger.nonfinite_in_a_row
+        target = None if ledger.proven is None else self.checkpoints.latest(upto=ledger.proven)
+        count = np.asarray(jax.device_get(self.state.step))
+        if target is None:
+            jax.tree.map(lambda x: x.delete(), self.state)
+            self.state, self.frozen, _ = self._start()
+            ledger.applied_updates = 0
+        else:
+            ledger.applied_updates = self._restore(target)['counted']['applied_updates']
+        self.state = self.state.replace(step=jax.device_put(count, self.state.step.sharding))
+        ledger.newest, ledger.proven, ledger.nonfinite_in_a_row, self.failing = target, target, 0, False
+        if processes.is_main():
+            where = 'where the stage began' if target is None else f'the checkpoint of step {target}'
+            print(
+                f'warning: stage {self.place.name}, step {step}: loss or gradient was not finite {bad} steps in a row; weights and '
+                f'optimiser go back to {where}, and training goes on with step {step + 1} and new data (rollback {ledger.rollbacks} of at '
+                f'most {self.stage.max_rollbacks}). The learning rate is as it was then.',
+                file=sys.stderr,
+            )
+
+    def _start(self) -> tuple[State, Any, Any]:
+        """The state before the first step, the frozen part, and which weights train."""
+        params = adapt(self.run, self.place, self.incoming())
+        placed = meshes.shardings(self.run.specs, params, self.run.mesh)
+        params = jax.device_put(params, placed)
+        chosen = configs.resolve(self.stage.filter, 'filter')(self.run.specs, params)
+        trainable, frozen = partition(params, chosen)
+        window = self.stage.spike_window if self.stage.spike_zscore else 0
+        homes = partition(placed, chosen)[0]
+        settled = dict(spike_window=window, offload=self.stage.offload_optimizer)
+        return create(trainable, self.optimizer, homes, meshes.replicated(self.run.mesh), **settled), frozen, chosen
+
+    def _where(self, step: int) -> str:
+        return f'stage {self.place.name}: step {step} of {self.stage.steps}'
+
+    def _params(self) -> Any:
+        return combine(self.state.trainable, self.frozen)
+
+    def _seconds(self) -> float:
+        return self.earlier + time.perf_counter() - self.started
+
+
+def compile_update(run: Run, stage: Any, feed: Feed, optimizer: Any, state: State, updates: int) -> Callable:
+    """The compiled step of a stage; of `state` (arrays, or shapes with shardings) only the shardings are read."""
     context = Context(updates, run.tokenizer.pad_id, run.tokenizer.mask_id, run.tokenizer.vocab_size)
     corruption = configs.resolve(stage.corruption, 'corruption') if stage.corruption.name != 'none' else None
     update = make_update(
@@ -175,24 +321,28 @@ def _compile(run: Run, stage: Any, feed: Feed, optimizer: Any, state: State, upd
         accumulation=stage.accumulation,
         together=feed.together,
         temperature=feed.temperature,
+        spike_zscore=stage.spike_zscore,
+        apply=offload.streamed(optimizer, moving=run.mesh.devices.flat[0].platform != 'cpu') if stage.offload_optimizer else None,
     )
-    # Pinned, or the compiler may choose other shardings for the output and compile once more.
+    # Pinned, or the compiler may choose other shardings for the output and compile once more. Metrics are whole everywhere, because every
+    # process reads them.
     placed = jax.tree.map(lambda x: x.sharding, state)
-    return jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
+    return offload.placing(meshes.on(run.mesh, update), (placed, meshes.replicated(run.mesh)), donate_argnums=0)
 
 
 def _rest(state: State) -> dict:
-    return {'step': state.step, 'optimizer': state.optimizer}
+    return {'step': state.step, 'optimizer': state.optimizer, 'norms': state.norms}
 
 
-def _due(step: int, stage: Any) -> set[str]:
-    """What follows a step: an evaluation, a checkpoint; the last step is always saved."""
+def _due(step: int, stage: Any, evaluating: bool = True) -> set[str]:
+    """What follows a step: an evaluation, a checkpoint; the last step is always saved, and evaluated when the stage is over."""
     every = {'evaluate': stage.eval_every, 'save': stage.checkpoint_every}
     due = {name for name, period in every.items() if period and step % period == 0}
+    if step == stage.steps or not evaluating:
+        due -= {'evaluate'}
     return due | ({'save'} if step == stage.steps else set())
 
 
 def _average(updates: list[dict]) -> dict[str, float]:
     names = updates[0].keys()
     return {name: float(np.mean([u[name] for u in updates])) for name in names}
-

@@ -10,22 +10,23 @@ import numpy as np
 
 from reasonjax import config as configs
 from reasonjax import reduce
-from reasonjax.errors import UserError
+from reasonjax.errors import UserError, divisor
 from reasonjax.methods.objectives.protocol import needed
 from reasonjax.metrics import Timers
-from reasonjax.model.score import score
 from reasonjax.parallel import mesh as meshes
+from reasonjax.parallel import processes
 from reasonjax.rollout.rewards import Rewards
 from reasonjax.rollout.sampler import Rollout
 from reasonjax.stages.context import Place, Run, settings
 from reasonjax.stages.loop import Fed, Feed, Trained, train
 from reasonjax.stages.rollouts import Drawn, open_rollouts
+from reasonjax.state import make_score
 
 FLAT_STEPS = 10
 CUT_SHARE = 0.5
 
 
-def run(run: Run, place: Place, incoming: Any, evaluation: Callable | None) -> Trained:
+def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callable | None) -> Trained:
     """Runs the stage; see `loop.train`.
 
     Raises:
@@ -37,12 +38,15 @@ def run(run: Run, place: Place, incoming: Any, evaluation: Callable | None) -> T
     advantage_of = jax.jit(lambda rewards_PxG, valid_PxG: _with_values(advantage(rewards_PxG, valid_PxG)))
     reference_of = None
     if 'logprob_ref' in needed(configs.resolve(stage.objective, 'objective')):
-        # The reference is the model as this stage found it, adapters of earlier stages included.
-        of_incoming = jax.jit(lambda params, batch: score(params, run.model, batch, temperature=stage.temperature).logprob)
-        reference_of = lambda batch: of_incoming(incoming, batch)  # noqa: E731
+        # The reference is the model as this stage found it, adapters of earlier stages included; it stays in memory.
+        reference = incoming()
+        incoming = lambda: reference  # noqa: E731
+        micro = stage.minibatches * stage.accumulation
+        logprob = jax.jit(meshes.on(run.mesh, make_score(run.model, micro=micro, temperature=stage.temperature)))
+        reference_of = lambda batch: logprob(reference, batch)  # noqa: E731
     updates = stage.num_iterations * stage.minibatches
     table: list[dict] = []
-    watch = watcher(place.name)
+    watch = Watcher(place.name)
 
     with open_rollouts(run, place) as rollouts:
 
@@ -71,7 +75,7 @@ def run(run: Run, place: Place, incoming: Any, evaluation: Callable | None) -> T
                 run.writer.completions(place.name, step, table)
                 table.clear()
 
-        return train(run, place, incoming, Feed(feed, rollouts.data, updates, stage.temperature, record), evaluation)
+        return train(run, place, incoming, Feed(feed, rollouts.data, updates, stage.temperature, record, memory=watch), evaluation)
 
 
 def check(stage: Mapping[str, Any], name: str) -> None:
@@ -82,8 +86,7 @@ def check(stage: Mapping[str, Any], name: str) -> None:
             'needed (8 is usual).'
         )
     if stage.num_prompts % stage.minibatches:
-        divisors = [d for d in range(1, stage.num_prompts + 1) if stage.num_prompts % d == 0]
-        best = min(divisors, key=lambda d: abs(d - stage.minibatches))
+        best = divisor(stage.num_prompts, stage.minibatches)
         raise UserError(f'config.{name}.minibatches={stage.minibatches}: must divide num_prompts={stage.num_prompts}; nearest: {best}.')
 
 
@@ -126,18 +129,26 @@ def minibatches(batch: dict, stage: Mapping[str, Any]) -> list[dict]:
     return [part | {'max_completion_length': limit} for part in parts] * stage.num_iterations
 
 
-def watcher(name: str) -> Callable[[Mapping[str, float]], None]:
-    """Returns a function of a step's metrics that warns, once each, of the two ways a run silently learns nothing."""
-    flat, said = 0, set()
+class Watcher:
+    """Called with a step's metrics, it warns, once each, of the two ways a run silently learns nothing. A checkpoint holds its state."""
 
-    def watch(metrics: Mapping[str, float]) -> None:
-        nonlocal flat
-        flat = flat + 1 if metrics.get('frac_reward_zero_std') == 1 else 0
+    def __init__(self, name: str):
+        self._name = name
+        self._flat, self._said = 0, []
+
+    def get_state(self) -> dict:
+        return {'flat': self._flat, 'said': list(self._said)}
+
+    def set_state(self, state: dict) -> None:
+        self._flat, self._said = state['flat'], list(state['said'])
+
+    def __call__(self, metrics: Mapping[str, float]) -> None:
+        self._flat = self._flat + 1 if metrics.get('frac_reward_zero_std') == 1 else 0
         cut = metrics['completions/clipped_ratio']
         texts = {}
-        if flat >= FLAT_STEPS:
+        if self._flat >= FLAT_STEPS:
             texts['flat'] = (
-                f'every prompt had equal rewards for {flat} steps (now {metrics["reward"]:.3g}), so there is nothing to learn from. '
+                f'every prompt had equal rewards for {self._flat} steps (now {metrics["reward"]:.3g}), so there is nothing to learn from. '
                 'Look at the completions, and at what the reward function reads.'
             )
         if cut > CUT_SHARE:
@@ -146,11 +157,10 @@ def watcher(name: str) -> Callable[[Mapping[str, float]], None]:
                 'set mask_truncated_completions.'
             )
         for kind, text in texts.items():
-            if kind not in said:
-                said.add(kind)
-                print(f'warning: stage {name}: {text}', file=sys.stderr)
-
-    return watch
+            if kind not in self._said:
+                self._said.append(kind)
+                if processes.is_main():
+                    print(f'warning: stage {self._name}: {text}', file=sys.stderr)
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:

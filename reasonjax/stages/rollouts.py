@@ -12,11 +12,12 @@ from reasonjax import randomness
 from reasonjax.data import pipeline
 from reasonjax.errors import UserError
 from reasonjax.metrics import Timers
-from reasonjax.parallel import mesh as meshes
-from reasonjax.rollout.rewards import RewardPool, Rewards, RewardSpec
-from reasonjax.rollout.sampler import Rollout, Sampling, generate
+from reasonjax.parallel import processes
+from reasonjax.rollout.rewards import RewardPool, Rewards, RewardSpec, joined
+from reasonjax.rollout.sampler import Rollout, Sampling
 from reasonjax.rollout.text import Completion, completions
-from reasonjax.stages.context import Place, Run, data_functions, settings
+from reasonjax.stages.context import Place, Run, at_once, check_data, data_functions, settings
+from reasonjax.stages.sampling import sampler
 
 
 class Drawn(NamedTuple):
@@ -69,8 +70,10 @@ class Rollouts:
             eos_ids=run.tokenizer.eos_ids,
         )
         self._run, self._place, self._pool = run, place, pool
-        self._generate = jax.jit(lambda params, prompts, key: generate(params, run.model, prompts, key, sampling))
+        self._generate = sampler(run, sampling)
+        self._at_once = at_once(stage)
         self.data = open_data(run, place)
+        check_data(place, self.data)
 
     def draw(self, step: int, params: Any, timers: Timers) -> Drawn:
         """Samples the next prompts and scores the completions.
@@ -81,10 +84,14 @@ class Rollouts:
         with timers('data'):
             prompts = next(self.data)
             arrays = {name: prompts[name] for name in ('tokens', 'segments', 'positions')}
-            placed = meshes.place_batch(arrays | {'index': np.arange(len(prompts['rows']))}, self._run.mesh)
+            arrays['index'] = np.arange(len(prompts['rows']))
         with timers('generate'):
             key = randomness.key(self._run.config.seed, self._place.number, step, 'rollout')
-            rollout = jax.device_get(self._generate(params, placed, key))
+            parts = [
+                self._generate(params, {name: x[i : i + self._at_once] for name, x in arrays.items()}, key)
+                for i in range(0, len(prompts['rows']), self._at_once)
+            ]
+            rollout = jax.tree.map(lambda *x: np.concatenate(x), *processes.fetch(parts))
         with timers('reward'):
             texts = completions(rollout, self._run.tokenizer)
             rewards = score_completions(self._pool, prompts['rows'], texts)
@@ -123,13 +130,19 @@ def reward_specs(stage: Mapping[str, Any]) -> dict[str, RewardSpec]:
 
 
 def score_completions(pool: RewardPool, rows: list[dict], texts: list[list[Completion]]) -> Rewards:
-    """Calls the reward functions with TRL's arguments: every prompt repeated for its completions, extra columns beside."""
-    G = len(texts[0])
-    flat = [c for group in texts for c in group]
-    columns = {'completion_ids': [c.ids for c in flat], 'terminated': [c.terminated for c in flat]}
-    names = set.intersection(*(set(row) for row in rows)) - {'prompt', 'completion', *columns}
-    columns |= {name: [row[name] for row in rows for _ in range(G)] for name in sorted(names)}
-    prompts = [row['prompt'] for row in rows for _ in range(G)]
-    conversational = not isinstance(prompts[0], str)
-    said = [[{'role': 'assistant', 'content': c.text}] if conversational else c.text for c in flat]
-    return pool.score(prompts, said, columns, G)
+    """Calls the reward functions with TRL's arguments: every prompt repeated for its completions, extra columns beside.
+
+    Each process scores its share of the prompts, and all get all rewards.
+    """
+    G, conversational = len(texts[0]), not isinstance(rows[0]['prompt'], str)
+    names = set.intersection(*(set(row) for row in rows)) - {'prompt', 'completion', 'completion_ids', 'terminated'}
+
+    def of(part: slice) -> Rewards:
+        flat = [c for group in texts[part] for c in group]
+        repeated = [row for row in rows[part] for _ in range(G)]
+        columns = {'completion_ids': [c.ids for c in flat], 'terminated': [c.terminated for c in flat]}
+        columns |= {name: [row[name] for row in repeated] for name in sorted(names)}
+        said = [[{'role': 'assistant', 'content': c.text}] if conversational else c.text for c in flat]
+        return pool.score([row['prompt'] for row in repeated], said, columns, G, first=part.start * G)
+
+    return joined(processes.divided(len(rows), of))

@@ -1,5 +1,6 @@
 """A run: its stages in order, each at most once, then one table."""
 
+import functools
 import json
 import os
 import pathlib
@@ -10,14 +11,17 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
+from reasonjax import __version__, metrics, report
 from reasonjax import config as configs
-from reasonjax import metrics, report
-from reasonjax.checkpoint import Checkpoints, load_params
+from reasonjax.checkpoint import Checkpoints, load_params, read_meta
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.model import pretrained
 from reasonjax.model.config import to_dict
+from reasonjax.parallel import mesh as meshes
+from reasonjax.parallel import processes
 from reasonjax.stages import collect, evaluate, online, supervised
 from reasonjax.stages.context import Place, Run, abstract_params, fresh_params, open_run, places, settings
+from reasonjax.stages.ledger import better
 from reasonjax.weights.linear import merge_tree
 from reasonjax.weights.partition import path_name
 
@@ -25,6 +29,7 @@ TRAINING = {'supervised': supervised.run, 'online': online.run}
 SAVING = (*TRAINING, 'keep')
 KINDS = (*SAVING, 'collect', 'evaluate')
 LISTED = 12
+DEVICES = ('config.mesh.', 'config.rollout.mesh.')  # what may change: a run goes on on whatever devices there are
 SHOWN = 300
 
 
@@ -43,32 +48,43 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict:
     """
     workdir = pathlib.Path(workdir)
     check(config)
-    claim(config, workdir)
+    started = (__version__, jax.__version__, configs.to_json(config))
+    processes.check_equal(started, 'the config, or the version of reasonjax or jax,', 'Give all hosts equal copies and the same command.')
+    processes.check_shared(workdir)
+    processes.on_main(lambda: claim(config, workdir))
     context = open_run(config, workdir)
     with context.writer:
         context.writer.environment()
         evaluation = evaluate.make(context) if config.evaluation.enabled else None
-        params, results, concluded = None, [], False
+        finished = processes.on_main(lambda: _finished(config, workdir))
+        left, results, concluded = None, [], False
         for place in places(config, workdir):
-            done = place.folder / 'done.json'
-            if done.is_file():
-                results.append(json.loads(done.read_text()))
-                params = None
+            if place.name in finished:
+                results.append(finished[place.name])
+                left = None
                 continue
-            if params is None:
-                params = arriving(context, place)
-            params, result = _run_stage(context, place, params, evaluation)
-            _write_json(done, result)
+            found = Arriving(functools.partial(arriving, context, place, evaluation), left)
+            left = None  # only the stage has them now
+            left, result = _run_stage(context, place, found, evaluation)
             results.append(result)
-            _conclude(workdir, results)
+            processes.on_main(functools.partial(_conclude, workdir, results, place))
             concluded = True
     if not concluded:
         # All stages were done already, but the process that did the last may have been killed before it concluded.
-        _conclude(workdir, results)
+        processes.on_main(lambda: _conclude(workdir, results))
     return summary_of(results)
 
 
-def _conclude(workdir: pathlib.Path, results: list[dict]) -> None:
+def _finished(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, dict]:
+    """The results of the stages that are done."""
+    done = {place.name: place.folder / 'done.json' for place in places(config, workdir)}
+    return {name: json.loads(path.read_text()) for name, path in done.items() if path.is_file()}
+
+
+def _conclude(workdir: pathlib.Path, results: list[dict], place: Place | None = None) -> None:
+    """Writes down that the stage at `place` is done, and what the run has reached."""
+    if place is not None:
+        _write_json(place.folder / 'done.json', results[-1])
     _write_json(workdir / 'summary.json', summary_of(results))
     report.write(workdir)
 
@@ -89,6 +105,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         for key in ('steps', 'batch_size', 'accumulation', 'log_every', 'num_prompts', 'num_iterations', 'minibatches'):
             if key in config[name] and config[name][key] < 1:
                 raise UserError(f'config.{name}.{key}={config[name][key]}: must be at least 1.')
+        if config[name].get('prompts_at_once', 0) < 0:
+            raise UserError(f'config.{name}.prompts_at_once={config[name].prompts_at_once}: must be 0 (all) or more.')
 
 
 def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
@@ -102,22 +120,44 @@ def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     # A run that failed before its first result has no say in what the next attempt may be.
     if path.is_file() and produced:
         differing = configs.differences(configs.from_json(path.read_text()), config)
+        differing = [line for line in differing if not line.startswith(DEVICES)]
         if differing:
             shown = '\n  '.join(differing[:LISTED])
             more = f'\n  and {len(differing) - LISTED} more' if len(differing) > LISTED else ''
             raise UserError(f'{path} is of another config; use a new --workdir, or undo these changes:\n  {shown}{more}')
-        return
     workdir.mkdir(parents=True, exist_ok=True)
     path.with_suffix('.tmp').write_text(configs.to_json(config) + '\n')
     path.with_suffix('.tmp').replace(path)
 
 
-def arriving(run: Run, place: Place) -> Any:
-    """Parameters as a stage finds them: those of the last stage before it that saved some, else those `config.init` names."""
+class Arriving:
+    """Hands a stage the parameters it starts from. It keeps none: a stage that trains all weights can let go of those it started from,
+    and one that has to begin again calls again, which loads them.
+
+    Args:
+      load: loads them.
+      params: those that the stage before has left, if it ran just now.
+    """
+
+    def __init__(self, load: Callable[[], Any], params: Any = None):
+        self._load, self._params = load, params
+
+    def __call__(self) -> Any:
+        params, self._params = self._params, None
+        return self._load() if params is None else params
+
+
+def arriving(run: Run, place: Place, evaluation: Callable | None) -> Any:
+    """Parameters as a stage finds them: those of the last stage before it that saved some, else those `config.init` names.
+
+    Where the last checkpoint of that stage is damaged, what followed the one before is done again.
+    """
     before = [p for p in places(run.config, run.workdir)[: place.number] if settings(run.config, p).kind in SAVING]
     if before:
         last = before[-1]
-        return load_params(last.folder / 'checkpoints', abstract_params(run, last.number))[0]
+        params, _, step = load_params(last.folder / 'checkpoints', abstract_params(run, last.number))
+        whole = step == settings(run.config, last).get('steps', 0)
+        return params if whole else _run_stage(run, last, Arriving(functools.partial(arriving, run, last, evaluation)), evaluation)[0]
     return initial(run)
 
 
@@ -179,7 +219,7 @@ def saved(workdir: pathlib.Path, stage: str = '', base: pathlib.Path | None = No
 
     Args:
       workdir: of the run.
-      stage: take this stage's instead.
+      stage: take this stage's instead; 'STAGE@best' its best checkpoint (`keep_best`), '@best' that of the last stage.
       base: a Hugging Face folder in which the tokenizer is looked for, where its file has moved.
 
     Raises:
@@ -192,18 +232,47 @@ def saved(workdir: pathlib.Path, stage: str = '', base: pathlib.Path | None = No
     file = pathlib.Path(config.tokenizer.get('path') or '.').expanduser()
     if base is not None and not file.exists():
         config.tokenizer.path = str(base if config.tokenizer.name == 'huggingface' else base / file.name)
-    theirs = open_run(configs.complete(config), workdir, active=False)
+    theirs = open_run(_on_these_devices(configs.complete(config)), workdir, active=False)
     saving = [p for p in places(theirs.config, workdir) if settings(theirs.config, p).kind in SAVING]
     names = [p.name for p in saving]
+    stage, _, which = stage.partition('@')
+    if which not in ('', 'best'):
+        raise UserError(f'"{stage}@{which}": behind a stage only @best is known, the checkpoint that `keep_best` kept.')
     if stage and stage not in names:
         raise UserError(f'{workdir} has no training stage "{stage}".{nearest(stage, names)} Stages: {listing(names)}.')
-    # Only digits: a name with more is a checkpoint that is still being written, or that a kill left half-written.
-    found = [p for p in saving if any(c.name.isdigit() for c in (p.folder / 'checkpoints').glob('*')) and stage in ('', p.name)]
+    found = [p for p in processes.on_main(lambda: [p for p in saving if _has_checkpoint(p)]) if stage in ('', p.name)]
     if not found:
         raise UserError(f'{workdir} holds no checkpoint of {stage or "any stage"} yet.')
     place = found[-1]
-    params, _, step = load_params(place.folder / 'checkpoints', abstract_params(theirs, place.number))
+    step = _best_step(place) if which else None
+    params, _, step = load_params(place.folder / 'checkpoints', abstract_params(theirs, place.number), step=step)
     return Saved(theirs, place, step, params)
+
+
+def _on_these_devices(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config of a run that is only read: where its mesh does not fit the devices, weights are split over all there are."""
+    try:
+        meshes.make_mesh(config.mesh)
+    except UserError:
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.mesh = dict.fromkeys(meshes.AXES, 1) | {'fsdp': -1}
+            config.rollout.mesh = dict.fromkeys(meshes.AXES, 0)
+    return config
+
+
+def _best_step(place: Place) -> int:
+    """The step of the checkpoint that is best so far by the stage's `keep_best`."""
+    done = place.folder / 'done.json'
+    found = json.loads(done.read_text()) if done.is_file() else read_meta(place.folder / 'checkpoints').get('counted', {})
+    if not found.get('best'):
+        raise UserError(f'stage {place.name} has no best checkpoint: its keep_best names no metric, or nothing has been evaluated yet.')
+    return found['best']['step']
+
+
+def _has_checkpoint(place: Place) -> bool:
+    # Only digits: a name with more is a checkpoint that is still being written, or that a kill left half-written.
+    return any(path.name.isdigit() for path in (place.folder / 'checkpoints').glob('*'))
 
 
 def trained(workdir: pathlib.Path, stage: str = '') -> tuple[Run, Any]:
@@ -212,25 +281,29 @@ def trained(workdir: pathlib.Path, stage: str = '') -> tuple[Run, Any]:
     return found.run, found.params
 
 
-def _run_stage(run: Run, place: Place, params: Any, evaluation: Callable | None) -> tuple[Any, dict]:
+def _run_stage(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callable | None) -> tuple[Any, dict]:
     stage = settings(run.config, place)
     started = time.perf_counter()
+    params = None if stage.kind in TRAINING else incoming()
     if stage.kind == 'collect':
         return params, {'name': place.name} | collect.run(run, place, params) | {'seconds': time.perf_counter() - started}
     if stage.kind == 'keep':
         run.writer.resume(place.name, None)
-        params, seconds = keep(run, place, params), 0.0
+        params, seconds, best = keep(run, place, params), 0.0, None
     elif stage.kind in TRAINING:
-        params, seconds = TRAINING[stage.kind](run, place, params, evaluation)
+        params, seconds, best = TRAINING[stage.kind](run, place, incoming, evaluation)
     else:
         run.writer.resume(place.name, None)
-        seconds = 0.0
+        seconds, best = 0.0, None
     result = {'name': place.name}
     if evaluation is not None:
         started = time.perf_counter()
         found = evaluation(params)
         summary = evaluate.summarise(found)
-        _write_once(run, place, stage.get('steps', 0), evaluate.as_metrics(summary))
+        measured = evaluate.as_metrics(summary)
+        _write_once(run, place, stage.get('steps', 0), measured)
+        if stage.get('keep_best'):
+            result['best'] = better(best, stage.steps, measured, stage, place.name)
         result |= summary | {'examples': evaluate.examples(found)}
         seconds += time.perf_counter() - started
     return params, result | {'seconds': seconds}
@@ -245,7 +318,7 @@ def keep(run: Run, place: Place, params: Any) -> Any:
 
 def _write_once(run: Run, place: Place, step: int, measured: dict) -> None:
     """Writes the record of a final evaluation, unless a run that was killed right after it has done so: no checkpoint follows it."""
-    there = metrics.read(run.writer.path) if run.writer.path.is_file() else []
+    there = metrics.read(run.writer.path) if run.writer.path.is_file() and processes.is_main() else []
     if {'stage': place.name, 'step': step} | measured not in there:
         run.writer.write(place.name, step, measured)
 

@@ -7,24 +7,25 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from reasonjax import randomness
 from reasonjax.data import pipeline, render, sources
 from reasonjax.errors import UserError
 from reasonjax.parallel import mesh as meshes
-from reasonjax.rollout.sampler import Rollout, Sampling, generate
+from reasonjax.parallel import processes
+from reasonjax.rollout.sampler import Rollout, Sampling
 from reasonjax.rollout.text import completions
 from reasonjax.stages.context import Run
 from reasonjax.stages.run import trained
+from reasonjax.stages.sampling import sampler
 
 ROUND = 16
 
 
 def run(options: argparse.Namespace) -> None:
     """Prints completions of the prompts; `options` are those of `reasonjax.sample`."""
-    prompts = list(read_prompts(options))
+    prompts = processes.on_main(lambda: list(read_prompts(options)))
     if not prompts:
         raise UserError('no prompts: give them as arguments, in --file, or on standard input.')
     if options.chat:
@@ -71,17 +72,16 @@ def sample(of_run: Run, params: Any, prompts: list, sampling: Sampling, seed: in
     Log-probabilities are in nats, under the temperature-scaled distribution (at temperature 1 where decoding is greedy).
     """
     rows = sources.memory(rows=[{'prompt': prompt} for prompt in prompts], label='prompts')
-    ways = of_run.mesh.shape['data'] * of_run.mesh.shape['fsdp']
-    size = -(-min(batch_size, len(prompts)) // ways) * ways
+    size = meshes.filled(min(batch_size, len(prompts)), of_run.rollout_mesh)
     longest = max(len(render.prompt({'prompt': prompt}, of_run.tokenizer)) for prompt in prompts)
     # Rounded up, so that prompts of about one length share a compiled program.
     length = -(-longest // ROUND) * ROUND
     batches = pipeline.evaluation(rows, (), of_run.tokenizer, max_prompt_length=length, batch_size=size)
-    program = jax.jit(lambda params, arrays, key: generate(params, of_run.model, arrays, key, sampling))
+    draw = sampler(of_run, sampling)
     key = randomness.key(seed, 0, 0, 'rollout')
     for batch in batches:
         arrays = {name: batch[name] for name in ('tokens', 'segments', 'positions')} | {'index': batch['index'].astype(np.uint32)}
-        rollout = jax.device_get(program(params, meshes.place_batch(arrays, of_run.mesh), key))
+        rollout = processes.fetch(draw(params, arrays, key))
         texts = completions(rollout, of_run.tokenizer)
         for i in np.flatnonzero(batch['valid']):
             yield batch['rows'][i]['prompt'], [_completion(c, rollout, i, g, of_run) for g, c in enumerate(texts[i])]

@@ -15,6 +15,7 @@ from reasonjax import config as configs
 from reasonjax import statistics
 from reasonjax.errors import UserError
 from reasonjax.metrics import percent
+from reasonjax.parallel import processes
 from reasonjax.stages import evaluate
 from reasonjax.stages.run import trained
 
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     found = evaluate.make(dataclasses.replace(of_run, config=config), progress=True)(params)
     result = evaluate.summarise(found) | scores(found, ks)
     if options.output:
-        write_answers(found, pathlib.Path(options.output))
+        processes.on_main(lambda: write_answers(found, pathlib.Path(options.output)))
     if options.json:
         print(json.dumps(result, indent=2))
     else:

@@ -12,11 +12,11 @@ from reasonjax.errors import UserError, listing
 from reasonjax.methods.objectives.protocol import forms
 from reasonjax.metrics import Timers
 from reasonjax.parallel import mesh as meshes
-from reasonjax.stages.context import Place, Run, data_functions, settings
+from reasonjax.stages.context import Place, Run, check_data, data_functions, rows_per_example, settings
 from reasonjax.stages.loop import Fed, Feed, Trained, train
 
 
-def run(run: Run, place: Place, incoming: Any, evaluation: Callable | None) -> Trained:
+def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callable | None) -> Trained:
     """Runs the stage; see `loop.train`.
 
     Raises:
@@ -25,6 +25,7 @@ def run(run: Run, place: Place, incoming: Any, evaluation: Callable | None) -> T
     stage = settings(run.config, place)
     check(stage, place.name)
     data = open_data(run, place)
+    check_data(place, data)
 
     def feed(step: int, params: Any, timers: Timers) -> Fed:
         with timers('data'):
@@ -33,8 +34,7 @@ def run(run: Run, place: Place, incoming: Any, evaluation: Callable | None) -> T
             filled = {'data/fill': tokens / batch['segments'].size}
             return Fed([meshes.place_batch(batch, run.mesh)], filled, tokens)
 
-    together = 2 if stage.data.form == 'preference' else 1
-    return train(run, place, incoming, Feed(feed, data, updates=1, together=together), evaluation)
+    return train(run, place, incoming, Feed(feed, data, updates=1, together=rows_per_example(stage)), evaluation)
 
 
 def open_data(run: Run, place: Place) -> pipeline.Batches:

@@ -6,10 +6,14 @@ product; an adapter is therefore a kind of leaf, and neither the model nor the s
 
 import abc
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+
+from reasonjax.parallel import layout
+
+Axes = tuple[str | None, ...]
 
 
 class Weight(abc.ABC):
@@ -17,7 +21,12 @@ class Weight(abc.ABC):
 
     In a stack of layers every leaf of the node carries the layer axis in front. Shapes are not validated at construction: tree
     transformations rebuild nodes around things that are not arrays.
+
+    Attributes:
+      constants: names of the parts that are constants of the node's definition: filters leave them frozen.
     """
+
+    constants: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def apply(self, x_NxD: jax.Array) -> jax.Array:
@@ -34,6 +43,10 @@ class Weight(abc.ABC):
     @abc.abstractmethod
     def merge(self) -> jax.Array:
         """The dense array this node stands for."""
+
+    @abc.abstractmethod
+    def axes(self, of_dense: Axes) -> 'Weight':
+        """The logical axes of each part, in a node of this kind, given those of the dense array (the layer axis included)."""
 
 
 @jax.tree_util.register_dataclass
@@ -52,6 +65,8 @@ class LowRank(Weight):
     a: jax.Array
     b: jax.Array
     scale: jax.Array
+
+    constants: ClassVar[tuple[str, ...]] = ('scale',)
 
     def apply(self, x_NxD: jax.Array) -> jax.Array:
         dtype = x_NxD.dtype
@@ -74,6 +89,11 @@ class LowRank(Weight):
         delta = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST) * self.scale[..., None, None]
         return (base.astype(jnp.float32) + delta).astype(base.dtype)
 
+    def axes(self, of_dense: Axes) -> 'LowRank':
+        *stack, rows, columns = of_dense
+        base = self.base.axes(of_dense) if is_weight(self.base) else of_dense
+        return LowRank(base, a=(*stack, rows, None), b=(*stack, None, columns), scale=tuple(stack))
+
 
 def matmul(x_NxD: jax.Array, w: Any, dtype: Any = None) -> jax.Array:
     """x @ W of operands in the dtype of x, for a leaf of shape [D, F]; the result in `dtype`, by default that of x."""
@@ -91,15 +111,20 @@ def matmul_transposed(x_NxF: jax.Array, w: Any, dtype: Any = None) -> jax.Array:
 
 def linear(x: jax.Array, w: Any, dtype: Any = None) -> jax.Array:
     """Applies a leaf [D, F] to the last axis of x [..., D]; returns [..., F] in `dtype`, by default that of x."""
-    # Two-dimensional products: on CPU the backward pass of a [B, T, D] product transposes, at twice the time.
-    flat = matmul(x.reshape(-1, x.shape[-1]), w, dtype)
-    return flat.reshape(*x.shape[:-1], flat.shape[-1])
+    out = matmul(_rows(x), w, dtype)
+    return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
 def unembed(x: jax.Array, w: Any, dtype: Any = None) -> jax.Array:
     """Applies the transpose of an embedding leaf [V, D] to the last axis of x [..., D]: logits [..., V] of a tied head."""
-    flat = matmul_transposed(x.reshape(-1, x.shape[-1]), w, dtype)
-    return flat.reshape(*x.shape[:-1], flat.shape[-1])
+    out = matmul_transposed(_rows(x), w, dtype)
+    return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """[..., D] -> [N, D]: on CPU the backward pass of a [B, T, D] product transposes, at twice the time. Left as it is where T is split
+    over devices as B is: the two could be merged only after gathering them."""
+    return x if layout.size('sequence') > 1 else x.reshape(-1, x.shape[-1])
 
 
 def grouped(x_MxD: jax.Array, w_ExDxF: jax.Array, sizes_E: jax.Array) -> jax.Array:
@@ -118,7 +143,12 @@ def grouped(x_MxD: jax.Array, w_ExDxF: jax.Array, sizes_E: jax.Array) -> jax.Arr
 
 def embed(ids: jax.Array, w: Any, dtype: Any) -> jax.Array:
     """Looks up rows of an embedding leaf [V, D] by int ids [...]: returns [..., D] in `dtype`."""
-    return w.take(ids, dtype) if isinstance(w, Weight) else jnp.take(w, ids, axis=0).astype(dtype)
+    if isinstance(w, Weight):
+        return w.take(ids, dtype)
+    if layout.size('fsdp', 'sequence') > 1:
+        # Rows of a table split by columns would have to be gathered for the whole batch: gather the table instead, in the smaller dtype.
+        w = layout.constrain(w.astype(dtype), 'vocab', None)
+    return jnp.take(w, ids, axis=0).astype(dtype)
 
 
 def merge(w: Any) -> jax.Array:

@@ -203,7 +203,8 @@ def test_padding_on_the_left_changes_nothing(left):
 @pytest.mark.parametrize(
     'name, scan, remat',
     [('all_options', True, 'none'), ('all_options', False, 'dots'), ('all_options', False, 'full'), ('all_options', True, 'full'),
-     ('around', True, 'none'), ('experts', True, 'full')],
+     ('all_options', True, 'save:q,attended,gate'), ('all_options', False, 'offload:attended,up'), ('around', True, 'none'),
+     ('experts', True, 'full'), ('experts', True, 'save:down')],
 )  # fmt: skip
 def test_scan_unroll_and_remat_agree(name, scan, remat):
     config = VARIANTS[name]
@@ -223,6 +224,39 @@ def test_remat_recomputes(scan):
 
     # 'dots' recomputes attention's two products; 'full' also those with weights.
     assert products('none') < products('dots') < products('full')
+    # Each product kept is one less to recompute: in every layer, or in the one that is scanned.
+    layers = 1 if scan else toys.TINY.layers
+    assert products('full') - products('save:q,v') == 2 * layers == products('full') - products('offload:k,o')
+    assert products('full') - products('save:attended') == layers  # of its two, the scores are needed again for their own gradient
+
+
+@pytest.mark.parametrize('name, chunk', [('all_options', 4), ('around', 3), ('tiny', 5), ('tiny', 11), ('tiny', 99)])
+def test_chunks_of_attention_change_nothing(name, chunk):
+    config = VARIANTS.get(name, toys.TINY)
+    params, batch = toys.params(config), toys.random_batch()
+    batch['attend'] = np.random.default_rng(3).uniform(size=batch['tokens'].shape) > 0.2
+    value, grads = toys.weighted_score_and_grad(toys.changed(config, attention_chunk=chunk))(params, batch)
+    wanted, wanted_grads = toys.weighted_score_and_grad(config)(params, batch)
+    np.testing.assert_allclose(value, wanted, atol=1e-5)
+    toys.assert_trees_close(grads, wanted_grads, atol=2e-5)
+
+
+def test_chunks_of_attention_hold_fewer_scores():
+    def largest(chunk):
+        config = toys.changed(attention_chunk=chunk)
+        grad = jax.grad(lambda p: toys.weighted_score(p, config, toys.random_batch(rows=2, length=64)))
+        return max(math.prod(v.aval.shape) for v in _values(jax.make_jaxpr(grad)(toys.params()).jaxpr))
+
+    assert largest(0) == 2 * toys.TINY.heads * 64 * 64
+    # Less than the scores of one chunk of 8 queries: the residual stream of two rows is then the largest thing there is.
+    assert largest(8) == max(2 * toys.TINY.heads * 8 * 64, 2 * 64 * toys.TINY.mlp_dim)
+
+
+def _values(jaxpr):
+    for equation in jaxpr.eqns:
+        yield from equation.outvars
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from _values(inner)
 
 
 def test_tied_head_is_the_transposed_embedding():

@@ -1,8 +1,9 @@
 """What `test_folder_devices` runs, here and in a process that has eight devices: prints nothing, writes one .npz.
 
-    python folder_devices.py OUT FOLDERS MESH [MESH ...]    where MESH is data,fsdp,tensor,expert
+    python folder_devices.py OUT FOLDERS MESH [MESH ...]    where MESH is like fsdp=4,tensor=2
 """
 
+import math
 import pathlib
 import sys
 
@@ -23,9 +24,9 @@ RUN = dict(scan=True, router_balance_weight=0.3, router_z_weight=0.02)
 SAMPLING = Sampling(num_generations=2, max_tokens=6, eos_ids=(2,))
 
 
-def run(root: pathlib.Path, *sizes: int) -> dict[str, np.ndarray]:
+def run(root: pathlib.Path, sizes: dict[str, int]) -> dict[str, np.ndarray]:
     """Parameters of every folder; of the mixture, two training steps and a rollout."""
-    mesh = meshes.make_mesh(dict(zip(meshes.AXES, sizes)), jax.devices()[: np.prod(sizes)])
+    mesh = meshes.make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
     out = {}
     for path in sorted(root.iterdir()):
         folder = pretrained.read_folder(path)
@@ -44,7 +45,8 @@ def run(root: pathlib.Path, *sizes: int) -> dict[str, np.ndarray]:
 def train(config: model_config.ModelConfig, params: dict, placement: dict, mesh: jax.sharding.Mesh) -> dict:
     optimizer = optax.sgd(0.1)
     now = state.create(params, optimizer, placement, meshes.replicated(mesh))
-    update = jax.jit(state.make_update(config, toys.nll, optimizer), out_shardings=(jax.tree.map(lambda x: x.sharding, now), None))
+    homes = jax.tree.map(lambda x: x.sharding, now)
+    update = jax.jit(meshes.on(mesh, state.make_update(config, toys.nll, optimizer)), out_shardings=(homes, None))
     batch = meshes.place_batch(toys.random_batch(rows=8, config=config), mesh)
     frozen, out = jax.tree.map(lambda _: None, params), {}
     for number in range(2):
@@ -56,14 +58,19 @@ def train(config: model_config.ModelConfig, params: dict, placement: dict, mesh:
 
 
 def sample(config: model_config.ModelConfig, params: dict, mesh: jax.sharding.Mesh) -> dict:
-    given = {name: x[:, :4] for name, x in toys.random_batch(rows=4, config=config).items() if name in ('tokens', 'positions')}
-    prompts = meshes.place_batch(given | {'segments': np.ones((4, 4), np.int32), 'index': np.arange(4)}, mesh)
-    rollout = jax.jit(lambda p, x, key: generate(p, config, x, key, SAMPLING))(params, prompts, jax.random.key(2))
+    given = {name: x[:, :4] for name, x in toys.random_batch(rows=8, config=config).items() if name in ('tokens', 'positions')}
+    prompts = meshes.place_batch(given | {'segments': np.ones((8, 4), np.int32), 'index': np.arange(8)}, mesh)
+    draw = meshes.on(mesh, lambda p, x, key: generate(p, config, x, key, SAMPLING))
+    rollout = jax.jit(draw)(params, prompts, jax.random.key(2))
     return {'rollout/tokens': rollout.tokens, 'rollout/logprob': rollout.logprob}
+
+
+def parsed(shape: str) -> dict[str, int]:
+    return {axis: int(size) for axis, size in (part.split('=') for part in shape.split(','))}
 
 
 if __name__ == '__main__':
     destination, folders, *shapes = sys.argv[1:]
     assert len(jax.devices()) == 8
-    found = {f'{s}/{name}': x for s in shapes for name, x in run(pathlib.Path(folders), *map(int, s.split(','))).items()}
+    found = {f'{s}/{name}': x for s in shapes for name, x in run(pathlib.Path(folders), parsed(s)).items()}
     np.savez(destination, **found)

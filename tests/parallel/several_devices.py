@@ -1,81 +1,121 @@
 """What `test_several_devices` runs, here and in a process that has eight devices: prints nothing, writes one .npz.
 
-    python several_devices.py OUT MESH [MESH ...]    where MESH is data,fsdp,tensor
+    python several_devices.py OUT MESH [MESH ...]    where MESH is like fsdp=4,tensor=2 (a mixture's, where it names `expert`)
 """
 
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import toys
 
 from reasonjax import state
 from reasonjax.methods import adapters, filters
+from reasonjax.methods.objectives import policy
 from reasonjax.model import spec
 from reasonjax.parallel import mesh as meshes
 from reasonjax.rollout.sampler import Sampling, generate
 from reasonjax.weights import partition
 
-CONFIG = toys.changed(vocab_size=16, scan=True, remat='full', logprob_chunk=4, gated=False, qk_norm='none', qkv_bias=False)
+# Chunks that do not divide the 12 tokens of a row evenly.
+CONFIG = toys.changed(vocab_size=16, scan=True, remat='save:attended', logprob_chunk=5, attention_chunk=5, gated=False, qkv_bias=False)
+MIXTURE = toys.changed(CONFIG, gated=True, experts=4, mlp_dim=8, router_balance_weight=0.3, router_z_weight=0.02, remat='full')
 SAMPLING = Sampling(num_generations=2, max_tokens=6, eos_ids=(2,))
 STEPS = 3
 
 
-def run(*sizes: int) -> dict[str, np.ndarray]:
-    """Fresh weights, three steps of AdamW on them, and on one kind of mesh
-    each a rollout and three steps on low-rank pairs."""
-    mesh = meshes.make_mesh(dict(zip(meshes.AXES, sizes)))
-    tree = spec.specs(CONFIG)
+def preferences(score, batch, key):
+    """An objective over pairs of rows, the better first (Rafailov et al. 2023, arXiv:2305.18290, equation 7)."""
+    del key
+    margin_B = jnp.sum(batch['weights'] * (score(batch).logprob - batch['logprob_ref']), axis=1)
+    better, worse = margin_B.reshape(-1, 2).T
+    return -2 * jnp.sum(jax.nn.log_sigmoid(0.1 * (better - worse))) / batch['step_rows'], {}
+
+
+def reinforcement(score, batch, key):
+    return policy(score, batch, key, beta=0.1, epsilon_high=0.3)
+
+
+def caught() -> optax.GradientTransformation:
+    """No update at all; its state is the gradient."""
+
+    def nothing(tree):
+        return jax.tree.map(jnp.zeros_like, tree)
+
+    return optax.GradientTransformation(nothing, lambda grads, state, params=None: (nothing(grads), grads))
+
+
+def run(sizes: dict[str, int], config) -> dict[str, np.ndarray]:
+    """Fresh weights; loss and gradient of each kind of step; on some meshes a rollout and three steps on low-rank pairs."""
+    mesh = meshes.make_mesh(sizes)
+    tree = spec.specs(config)
     placement = meshes.shardings(tree, spec.abstract(tree, 'float32'), mesh)
     fresh = jax.jit(lambda key: spec.initialise(tree, key, 'float32'), out_shardings=placement)(jax.random.key(0))
     out = {f'fresh/{name}': x for name, x in zip(partition.names(fresh), jax.tree.leaves(fresh))}
-    starts = {'dense': fresh}
-    if mesh.shape['tensor'] > 1 or mesh.size == 1:
-        starts['lora'] = adapters.lora(fresh, jax.random.key(1), r=2)
-    for kind, params in starts.items():
-        out |= {f'{kind}/{name}': x for name, x in train(kind, params, tree, mesh).items()}
-    if mesh.shape['data'] > 1 and mesh.shape['fsdp'] > 1 or mesh.size == 1:
-        out |= sample(fresh, mesh)
-    return jax.tree.map(np.asarray, out)
+    rows = toys.random_batch(rows=16, length=12, config=config)
+    rng = np.random.default_rng(5)
+    near = {name: rng.normal(-3, 0.3, (16, 12)).astype(np.float32) for name in ('logprob_old', 'logprob_ref')}
+    kinds = {'supervised': (toys.nll, {}, 1), 'reinforcement': (reinforcement, near | {'advantage': rng.normal(size=16)}, 1)}
+    if not config.experts:
+        kinds['preferences'] = (preferences, {'logprob_ref': near['logprob_ref']}, 2)
+    for kind, (objective, more, together) in kinds.items():
+        now, metrics = steps(objective, rows | more, caught(), together, fresh, filters.all(tree, fresh), tree, config, mesh, number=1)
+        out |= {f'{kind}/gradient/{name}': x for name, x in zip(partition.names(now.optimizer), jax.tree.leaves(now.optimizer))}
+        out |= {f'{kind}/{name}': x for name, x in metrics[0].items()}
+    if not config.experts and mesh.shape['sequence'] == 1:
+        pairs = adapters.lora(fresh, jax.random.key(1), r=2)
+        now, metrics = steps(toys.nll, rows, optax.adamw(0.01), 1, pairs, filters.lora(tree, pairs), tree, config, mesh, number=STEPS)
+        out |= {'lora/losses': np.array([m['loss'] for m in metrics])}
+        out |= {f'lora/{name}': x for name, x in zip(partition.names(now.trainable), jax.tree.leaves(now.trainable))}
+    return jax.tree.map(np.asarray, out | sample(fresh, config, mesh))
 
 
-def sample(params: dict, mesh) -> dict:
-    prompts = meshes.place_batch(
-        {name: toys.random_batch(rows=8, config=CONFIG)[name][:, :4] for name in ('tokens', 'positions')}
-        | {'segments': np.ones((8, 4), np.int32), 'index': np.arange(8)},
-        mesh,
-    )
-    rollout = jax.jit(lambda p, x, key: generate(p, CONFIG, x, key, SAMPLING))(params, prompts, jax.random.key(2))
-    return {'rollout/tokens': rollout.tokens, 'rollout/logprob': rollout.logprob}
+def sample(params: dict, config, mesh) -> dict:
+    """A rollout on the mesh of training; where that splits heads, one on another mesh too, the weights resharded in the program."""
+    given = toys.random_batch(rows=8, config=config)
+    prompts = {name: given[name][:, :4] for name in ('tokens', 'positions')} | {'segments': np.ones((8, 4), np.int32)}
+    out, others = {}, {'other': meshes.reshaped(mesh, {'data': -1}, 'rollout.mesh')} if mesh.shape['tensor'] > 1 or mesh.size == 1 else {}
+    for name, of_rollout in ({'same': mesh} | others).items():
+        homes = meshes.shardings(spec.specs(config), params, of_rollout)
+
+        def draw(params, prompts, key, homes=homes):
+            return generate(jax.lax.with_sharding_constraint(params, homes), config, prompts, key, SAMPLING)
+
+        placed = meshes.place_batch(prompts | {'index': np.arange(8)}, of_rollout)
+        rollout = jax.jit(meshes.on(of_rollout, draw))(params, placed, jax.random.key(2))
+        out |= {f'rollout/{name}/tokens': rollout.tokens, f'rollout/{name}/logprob': rollout.logprob}
+    return out
 
 
-def train(kind: str, params: dict, tree: dict, mesh) -> dict:
+def steps(objective, rows: dict, optimizer, together: int, params, chosen, tree, config, mesh, *, number: int) -> tuple:
     placement = meshes.shardings(tree, params, mesh)
     params = jax.device_put(params, placement)
-    chosen = filters.lora(tree, params) if kind == 'lora' else filters.all(tree, params)
     (trainable, frozen), (placed, _) = partition.partition(params, chosen), partition.partition(placement, chosen)
-    optimizer = optax.adamw(0.01)
     now = state.create(trainable, optimizer, placed, meshes.replicated(mesh))
     homes = jax.tree.map(lambda x: x.sharding, now)
-    for leaf, home in zip(jax.tree.leaves(now.optimizer[0].mu), jax.tree.leaves(placed), strict=True):
-        assert leaf.sharding.is_equivalent_to(home, leaf.ndim), 'a moment does not live with its weight'
     update = jax.jit(
-        state.make_update(CONFIG, toys.nll, optimizer, accumulation=2),
-        donate_argnums=0,
-        out_shardings=(homes, None),
+        meshes.on(mesh, state.make_update(config, objective, optimizer, accumulation=2, together=together)), out_shardings=(homes, None)
     )
-    batch = meshes.place_batch(toys.random_batch(rows=16, config=CONFIG), mesh)
-    losses = []
-    for number in range(STEPS):
-        now, metrics = update(now, frozen, batch, jax.random.key(number))
-        losses.append(metrics['loss'])
+    batch = meshes.place_batch(rows, mesh)
+    metrics = []
+    for i in range(number):
+        now, measured = update(now, frozen, batch, jax.random.key(i))
+        metrics.append(measured)
     assert update._cache_size() == 1, 'the step was compiled again'
-    return {'losses': np.array(losses)} | dict(zip(partition.names(now.trainable), jax.tree.leaves(now.trainable)))
+    return now, metrics
+
+
+def parsed(shape: str) -> dict[str, int]:
+    return {axis: int(size) for axis, size in (part.split('=') for part in shape.split(','))}
 
 
 if __name__ == '__main__':
     destination, *shapes = sys.argv[1:]
     assert len(jax.devices()) == 8
-    found = {f'{shape}/{name}': x for shape in shapes for name, x in run(*map(int, shape.split(','))).items()}
+    found = {}
+    for shape in shapes:
+        config = MIXTURE if 'expert' in shape else CONFIG
+        found |= {f'{shape}/{name}': x for name, x in run(parsed(shape), config).items()}
     np.savez(destination, **found)

@@ -16,7 +16,7 @@ from reasonjax.model.families import FAMILIES
 pytest.importorskip('transformers')
 
 HERE = pathlib.Path(__file__).parent
-MESHES = ('2,1,1,4', '1,2,2,2')
+MESHES = ('data=2,expert=4', 'fsdp=2,expert=2,tensor=2')
 SHAPE = toys.changed(vocab_size=16, qk_norm='none', qkv_bias=False, pad_id=-1, head_dim=4)
 FOLDERS = {
     'experts': toys.changed(SHAPE, qk_norm='head', experts=4, experts_per_token=2, mlp_dim=8),
@@ -59,7 +59,7 @@ def one(folders):
     import folder_devices
 
     sys.path.remove(str(HERE))
-    return folder_devices.run(folders, 1, 1, 1, 1)
+    return folder_devices.run(folders, {})
 
 
 @pytest.mark.parametrize('shape', MESHES)

@@ -10,7 +10,7 @@ import pytest
 
 from reasonjax.errors import UserError
 from reasonjax.methods import rewards
-from reasonjax.rollout.rewards import RewardPool, RewardSpec
+from reasonjax.rollout.rewards import RewardPool, RewardSpec, joined
 
 LIMIT = 0.5  # seconds; far above what the honest functions below need
 
@@ -114,6 +114,21 @@ def counted(result, name='naughty'):
 
 
 NONE = {'errors': 0, 'timeouts': 0, 'nan': 0, 'dropped': 0}
+
+
+def test_parts_of_a_batch_make_the_batch(dropping):
+    completions = ['a', 'bbb', 'raise', 'cc', 'none', 'array']
+    whole = run(dropping, completions, group=2)
+    parts = [run(dropping, completions[i:j], group=2) for i, j in ((0, 2), (2, 2), (2, 6))]
+    found = joined(parts)
+    assert found.names == whole.names and found.counts == whole.counts
+    np.testing.assert_array_equal(found.values, whole.values)
+    np.testing.assert_array_equal(found.total, whole.total)
+
+
+def test_an_error_names_the_sample_of_the_whole_batch(raising):
+    with pytest.raises(UserError, match=r'sample 13 \(prompt 6, generation 1\)'):
+        raising.score(['p'] * 4, ['a', 'raise', 'a', 'a'], {}, 2, first=12)
 
 
 def test_good_rewards_and_groups(dropping):

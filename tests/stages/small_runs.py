@@ -67,7 +67,7 @@ def checkpoints(workdir: pathlib.Path) -> dict:
     found = {}
     for path in sorted(workdir.glob('stages/*/checkpoints/*')):
         record = json.loads((path / 'meta' / 'metadata').read_text())
-        record['meta']['counted'].pop('seconds')
+        record['meta'].pop('clock')
         with ocp.StandardCheckpointer() as reader:
             arrays = {part: reader.restore(path / part) for part in ('params', 'train')}
         found[f'{path.parent.parent.name}/{path.name}'] = (arrays, record)
@@ -104,7 +104,7 @@ def crash(owner, name: str, call: int = 1, *, after: bool = False):
 @contextlib.contextmanager
 def crash_in_update(call: int):
     """Within it, optimiser update number `call` of a stage raises."""
-    compile_ = loop._compile
+    compile_ = loop.compile_update
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(loop, '_compile', lambda *arguments: _planted(compile_(*arguments), call, False))
+        patch.setattr(loop, 'compile_update', lambda *arguments: _planted(compile_(*arguments), call, False))
         yield

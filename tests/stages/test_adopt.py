@@ -84,7 +84,7 @@ def test_a_run_from_a_folder_and_a_run_from_that_run(folder, rows, tmp_path):
     second = shrink(adopt.load(str(ROOT / 'configs/sft.py'), overrides))
     assert second.model.to_dict() == first.model.to_dict() and second.tokenizer.path == str(folder)
     opened = open_run(second, tmp_path / 'second')
-    toys.assert_trees_equal(arriving(opened, places(second, tmp_path / 'second')[0]), params)
+    toys.assert_trees_equal(arriving(opened, places(second, tmp_path / 'second')[0], None), params)
 
 
 def test_a_kept_model_is_a_run(folder, tmp_path):

@@ -1,6 +1,7 @@
 """The loop around the step: what is recorded, evaluated and saved when, and what becomes of steps that are not finite."""
 
 import json
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from reasonjax import metrics, report
 from reasonjax.data import pipeline
 from reasonjax.errors import UserError
 from reasonjax.stages import loop
+from reasonjax.stages import run as runs
 from reasonjax.stages.run import run, trained
 from reasonjax.state import _split
 from reasonjax.weights.linear import LowRank
@@ -81,9 +83,10 @@ def test_evaluations_and_checkpoints_come_when_they_are_due(tmp_path):
     assert last['eval_accuracy'] == summary['stages'][0]['accuracy'] and summary['stages'][0]['problems'] == 4
 
 
-@pytest.mark.parametrize(('keep', 'left'), [(1, [4]), (3, [2, 3, 4])])
-def test_the_newest_checkpoints_are_kept(keep, left, tmp_path):
-    run(base(steps=4, checkpoint_every=1, keep_checkpoints=keep), tmp_path)
+@pytest.mark.parametrize(('keep', 'rollbacks', 'left'), [(1, 0, [4]), (1, 1, [3, 4]), (3, 1, [2, 3, 4])])
+def test_the_newest_checkpoints_are_kept(keep, rollbacks, left, tmp_path):
+    """And the newest from which a step is known to be finite, where a rollback may need it."""
+    run(base(steps=4, checkpoint_every=1, keep_checkpoints=keep, max_rollbacks=rollbacks), tmp_path)
     assert saved(tmp_path) == left
 
 
@@ -149,7 +152,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(breaks, monkeypatch):
 
 def test_too_many_in_a_row_stop_the_run(breaks, monkeypatch):
     with pytest.raises(UserError, match=r'stage train, step 4: loss or gradient was not finite 3 steps in a row') as error:
-        run(broken(monkeypatch, {2, 3, 4, 5, 6}, steps=9, max_nonfinite=2), breaks)
+        run(broken(monkeypatch, {2, 3, 4, 5, 6}, steps=9, max_nonfinite=2, max_rollbacks=0), breaks)
     for word in ('loss nan', 'train.learning_rate.peak', 'clip_norm', 'max_nonfinite'):
         assert word in str(error.value)
     assert [r['step'] for r in records(breaks, 'train')] == [1, 2, 3, 4]
@@ -161,7 +164,7 @@ def test_a_finite_step_between_resets_the_count(breaks, monkeypatch):
 
 
 def test_the_count_in_a_row_survives_a_restart(breaks, monkeypatch):
-    config = broken(monkeypatch, {2, 3, 4, 5, 6}, steps=9, max_nonfinite=2)
+    config = broken(monkeypatch, {2, 3, 4, 5, 6}, steps=9, max_nonfinite=2, max_rollbacks=0)
     for _ in range(2):
         with pytest.raises(UserError, match='step 4: .* 3 steps in a row'):
             run(config, breaks)
@@ -200,6 +203,27 @@ def test_only_the_factors_train(tmp_path):
         else:
             np.testing.assert_array_equal(node, plain[name], err_msg=name)
     assert seen and len(nodes) == len(plain)
+
+
+@pytest.mark.parametrize('beta, kept', [(None, False), (0.0, False), (0.1, True)])
+def test_what_a_stage_starts_from_is_kept_only_as_a_reference(beta, kept, tmp_path, monkeypatch):
+    """A second copy of the weights is what does not fit when all of them train. `beta` None is a supervised stage."""
+    begun, alive, fresh, dispatch = [], [], runs.fresh_params, loop._Training._dispatch
+
+    def drawn(context):
+        params = fresh(context)
+        begun.extend(weakref.ref(x) for x in jax.tree.leaves(params))
+        return params
+
+    def counted(training, step):
+        dispatch(training, step)
+        alive.append(sum(found() is not None for found in begun))
+
+    monkeypatch.setattr(runs, 'fresh_params', drawn)
+    monkeypatch.setattr(loop._Training, '_dispatch', counted)
+    online = dict(stages="('grpo',)", grpo__steps='2', grpo__reward_workers='0', grpo__objective__beta=beta)
+    run(base(steps=2) if beta is None else quiet('configs/grpo.py', **online), tmp_path)
+    assert begun and alive == [kept * len(begun)] * 2
 
 
 def test_masking_nothing_is_sft_bit_for_bit(tmp_path):

@@ -5,8 +5,11 @@ import pathlib
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
+import pytest
 
 from reasonjax import config as configs
+from reasonjax.errors import UserError
 from reasonjax.smoke import shrink
 from reasonjax.stages import online
 from reasonjax.stages.run import run, trained
@@ -74,6 +77,18 @@ def test_old_logprobs_of_the_sampler_are_the_policys_own(tmp_path):
     assert [r['clip_ratio/region_mean'] for r in records] == [0.0, 0.0]
 
 
+def test_sampling_some_prompts_at_once_draws_the_same(tmp_path):
+    tables = []
+    for at_once in (0, 2):
+        workdir = tmp_path / str(at_once)
+        run(small(('grpo.prompts_at_once', str(at_once)), ('grpo.log_completions_every', '1')), workdir)
+        tables.append([pq.read_table(path).to_pydict() for path in sorted((workdir / 'completions').glob('*'))])
+    assert len(tables[0]) == 2 and len(set(tables[0][0]['completion'])) > 2
+    assert tables[0] == tables[1]
+    with pytest.raises(UserError, match='prompts_at_once=3: does not divide num_prompts=4; nearest: [24]'):
+        run(small(('grpo.prompts_at_once', '3')), tmp_path / 'refused')
+
+
 def test_kl_to_the_reference_is_zero_at_first_and_grows(tmp_path):
     run(small(('grpo.objective.beta', '0.1'), ('grpo.learning_rate.peak', '0.05'), ('grpo.learning_rate.warmup_steps', '0'),
               ('grpo.rewards.accuracy.extract', 'flexible')), tmp_path)  # fmt: skip
@@ -93,8 +108,6 @@ def test_identical_rewards_leave_the_policy_alone(tmp_path):
 
 
 def test_completions_table(tmp_path):
-    import pyarrow.parquet as pq
-
     run(small(), tmp_path)
     files = sorted((tmp_path / 'completions').glob('*.parquet'))
     assert [f.name for f in files] == ['completions_00001.parquet', 'completions_00002.parquet']
@@ -104,7 +117,7 @@ def test_completions_table(tmp_path):
 
 
 def test_a_run_that_learns_nothing_is_told_so_once(capsys):
-    watch = online.watcher('grpo')
+    watch = online.Watcher('grpo')
     flat = {'frac_reward_zero_std': 1.0, 'reward': 0.0, 'completions/clipped_ratio': 0.0}
     for _ in range(online.FLAT_STEPS - 1):
         watch(flat)

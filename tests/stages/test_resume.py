@@ -14,6 +14,7 @@ from toys import assert_trees_equal
 from reasonjax import metrics, report
 from reasonjax.checkpoint import Checkpoints
 from reasonjax.data import pipeline
+from reasonjax.errors import UserError
 from reasonjax.stages import collect, evaluate, rollouts
 from reasonjax.stages import run as runs
 from reasonjax.stages.run import run, trained
@@ -183,7 +184,7 @@ def test_kill_9(tmp_path, rewards):
     for point, call, when in [
         ('reasonjax.stages.loop:Checkpoints.save', 2, 'after'),  # SFT: step 2 is being written in the background
         ('reasonjax.stages.rollouts:score_completions', 2, 'before'),  # GRPO: rewards of step 2
-        ('reasonjax.stages.evaluate:summarise', 1, 'before'),  # GRPO: evaluation after step 2, while step 1 is saved
+        ('reasonjax.stages.loop:_Training._settle', 3, 'before'),  # GRPO: the update of step 3 is running, step 2 is being saved
     ]:
         process = started('-c', KILLED, point, str(call), when)
         output = process.communicate(timeout=300)
@@ -199,3 +200,46 @@ def test_kill_9(tmp_path, rewards):
     assert process.returncode == 0, errors
     assert_same(workdir, tmp_path / 'alone')
     assert 'The same problem, answered by each stage' in printed and 'grpo' in printed
+
+
+def spoil(step: pathlib.Path) -> None:
+    """Flips a bit of the largest array file of a checkpoint."""
+    path = max(step.rglob('d/*'), key=lambda path: path.stat().st_size)
+    data = path.read_bytes()
+    path.write_bytes(data[:40] + bytes([data[40] ^ 1]) + data[41:])
+
+
+def test_damaged_checkpoints(tmp_path, rewards, capfd):
+    """The newest of a stage under way; then the last of a stage that is done, while the next one has none."""
+    config = quiet('configs/grpo.py', warmup__steps=5, warmup__checkpoint_every=2, grpo__steps=2, grpo__reward_workers=0,
+                   grpo__rewards__accuracy__name='toy_rewards.digits', grpo__checkpoint_every=0)  # fmt: skip
+    alone, work = tmp_path / 'alone', tmp_path / 'work'
+    run(config, alone)
+    with crash_in_update(5):
+        run(config, work)
+    spoil(work / 'stages' / '00_warmup' / 'checkpoints' / '4')
+    with crash(rollouts.Rollouts, 'draw'):
+        run(config, work)
+    spoil(work / 'stages' / '00_warmup' / 'checkpoints' / '5')
+    run(config, work)
+    said = [line for line in capfd.readouterr().err.splitlines() if 'Put aside' in line]
+    assert [line.split(' is damaged')[0].rpartition('/')[2] for line in said] == ['4', '5']
+    assert left_behind(work)['metrics'] == left_behind(alone)['metrics']
+    assert_trees_equal(trained(work)[1], trained(alone)[1])
+    assert_trees_equal(trained(work, 'warmup')[1], trained(alone, 'warmup')[1])
+
+
+def test_other_data_are_refused(tmp_path):
+    """A position in other rows means nothing; a config that names the same files cannot tell, the fingerprint can."""
+    rows = tmp_path / 'rows.jsonl'
+    text = ''.join(f'{{"prompt": "{i}+{i}=", "completion": "{2 * i}"}}\n' for i in range(1, 40))
+    rows.write_text(text)
+    config = quiet('configs/base.py', train__data__source__name='jsonl', train__data__source__path=str(rows), train__checkpoint_every=1,
+                   train__steps=3)  # fmt: skip
+    with crash_in_update(2):
+        run(config, tmp_path / 'work')
+    rows.write_text(text.replace('"completion": "4"', '"completion": "5"'))
+    with pytest.raises(UserError, match='other rows, another tokenizer or other data settings'):
+        run(config, tmp_path / 'work')
+    rows.write_text(text)
+    run(config, tmp_path / 'work')

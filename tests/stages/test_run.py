@@ -71,7 +71,7 @@ def test_bad_init(init, tmp_path):
         (dict(stages="('trian',)"), r'config.stages: no stage "trian". Did you mean "train"\?'),
         (dict(train__kind='suprvised'), r'config.train.kind: unknown kind "suprvised". Did you mean "supervised"\?'),
         (dict(train__steps='0'), r'config.train.steps=0: must be at least 1'),
-        (dict(train__accumulation='3'), r'4 rows per step do not split into accumulation=3'),
+        (dict(train__accumulation='3'), r'config.train.accumulation=3: does not divide 4 rows \(batch_size\); nearest: [24]'),
         (dict(train__filter__name='lora'), r'no low-rank weights'),
         (dict(train__data__max_length='12', train__data__overlong='error'), r'addition:train\[\d+\].*12'),
         (dict(model__kv_heads='3', model__heads='4'), r'config.model.kv_heads=3: must divide heads=4; nearest: [24]'),

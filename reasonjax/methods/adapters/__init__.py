@@ -2,5 +2,6 @@
 
 from reasonjax.methods.adapters.lora import lora, none
 from reasonjax.methods.adapters.peft import peft
+from reasonjax.methods.adapters.quantise import quantise
 
-__all__ = ['lora', 'none', 'peft']
+__all__ = ['lora', 'none', 'peft', 'quantise']

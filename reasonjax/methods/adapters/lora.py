@@ -6,9 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from reasonjax.errors import UserError, listing
-from reasonjax.weights import partition
-from reasonjax.weights.linear import LowRank, is_weight, merge
+from reasonjax.errors import UserError
+from reasonjax.methods.adapters.quantise import BLOCK
+from reasonjax.methods.adapters.quantise import quantise as quantised
+from reasonjax.methods.adapters.targets import LAYERS, chosen, replaced
+from reasonjax.weights.linear import LowRank, merge
 
 
 def none(params: Any, key: jax.Array) -> Any:
@@ -22,13 +24,17 @@ def lora(
     *,
     r: int = 8,
     lora_alpha: float = 16.0,
-    target_modules: tuple[str, ...] = ('layers/attention/*', 'layers/mlp/*'),
+    target_modules: tuple[str, ...] = LAYERS,
     use_rslora: bool = False,
+    quantise: str = 'none',
+    quantise_block: int = BLOCK,
+    quantise_modules: tuple[str, ...] = LAYERS,
 ) -> Any:
     """Puts a low-rank pair over every targeted matrix: W + scale A B.
 
     A is uniform in +-sqrt(1 / in) as PEFT's (Kaiming uniform with a = sqrt(5)), B is zero: the adapted model equals its base, every
-    operation bit for bit (compiled as a whole, to rounding, as the compiler fuses the two differently).
+    operation bit for bit (compiled as a whole, to rounding, as the compiler fuses the two differently). With `quantise` the base is what
+    is left of it in so many bits.
 
     Args:
       params: parameter tree.
@@ -37,31 +43,19 @@ def lora(
       lora_alpha: scale is lora_alpha / r, or lora_alpha / sqrt(r) with `use_rslora` (arXiv:2312.03732).
       target_modules: patterns over names such as 'layers/attention/q'.
       use_rslora: see lora_alpha.
+      quantise: none | int8 | nf4, how the base is kept; nf4 is QLoRA (arXiv:2305.14314).
+      quantise_block, quantise_modules: see `adapters.quantise`.
 
     Raises:
-      UserError: a rank below 1, a pattern without a matrix, or one that matches a bank of experts.
+      UserError: a rank below 1, a pattern without a matrix, one that matches a bank of experts, or what `adapters.quantise` refuses.
     """
     if r < 1:
         raise UserError(f'config.adapter.r: rank must be at least 1, got {r}; adapter.name=none trains without one.')
-    leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_weight)
-    named = [(partition.path_name(path), leaf) for path, leaf in leaves]
-    axes = {name: len(jax.eval_shape(merge, leaf).shape) - name.startswith('layers/') for name, leaf in named}
-    matrices = [name for name, number in axes.items() if number == 2]
-    banks = [name for name, number in axes.items() if number == 3]
-    for pattern in target_modules:
-        matched = [name for name in banks if partition.match(name, (pattern,))]
-        if matched:
-            raise UserError(
-                f'config.adapter.target_modules: "{pattern}" matches {listing(matched)}, which are banks of experts and take no adapter; '
-                f'name what is to be adapted of {listing(matrices)}.'
-            )
-        if not any(partition.match(name, (pattern,)) for name in matrices):
-            raise UserError(f'config.adapter.target_modules: "{pattern}" matches no matrix. Matrices: {listing(matrices)}.')
+    params = quantised(params, key, quantise=quantise, quantise_block=quantise_block, quantise_modules=quantise_modules)
+    leaves = chosen(params, target_modules, knob='config.adapter.target_modules', adapted='adapted', refusal='take no adapter')
     scale = lora_alpha / (r**0.5 if use_rslora else r)
-    adapted = [_adapt(leaf, jax.random.fold_in(key, zlib.crc32(name.encode())), r, scale)
-               if name in matrices and partition.match(name, target_modules) else leaf
-               for name, leaf in named]  # fmt: skip
-    return jax.tree_util.tree_unflatten(structure, adapted)
+    adapted = {name: _adapt(leaf, jax.random.fold_in(key, zlib.crc32(name.encode())), r, scale) for name, leaf in leaves.items()}
+    return replaced(params, adapted)
 
 
 def _adapt(leaf: Any, key: jax.Array, r: int, scale: float) -> LowRank:

@@ -5,10 +5,21 @@ from typing import Any
 import jax
 
 from reasonjax.errors import UserError
+from reasonjax.methods.adapters.quantise import BLOCK
+from reasonjax.methods.adapters.quantise import quantise as quantised
+from reasonjax.methods.adapters.targets import LAYERS
 from reasonjax.model.peft import put_adapter, read_adapter
 
 
-def peft(params: Any, key: jax.Array, *, path: str) -> Any:
+def peft(
+    params: Any,
+    key: jax.Array,
+    *,
+    path: str,
+    quantise: str = 'none',
+    quantise_block: int = BLOCK,
+    quantise_modules: tuple[str, ...] = LAYERS,
+) -> Any:
     """Puts the pairs of a PEFT LoRA folder over the matrices they were made for: W + scale A B, with A and B as the file has them.
 
     Ranks and scales are the folder's; layers that it leaves out get pairs of zeros, which stay zero in training. The folder is read again
@@ -18,11 +29,13 @@ def peft(params: Any, key: jax.Array, *, path: str) -> Any:
       params: parameter tree, or its shapes.
       key: not used.
       path: folder with adapter_config.json and adapter_model.safetensors.
+      quantise: none | int8 | nf4, how the base under the pairs is kept.
+      quantise_block, quantise_modules: see `adapters.quantise`.
 
     Raises:
-      UserError: no such folder, an adapter of another kind, or one for another base.
+      UserError: no such folder, an adapter of another kind, one for another base, or what `adapters.quantise` refuses.
     """
-    del key
+    params = quantised(params, key, quantise=quantise, quantise_block=quantise_block, quantise_modules=quantise_modules)
     try:
         return put_adapter(params, read_adapter(path))
     except UserError as error:

@@ -1,5 +1,6 @@
 """Filters by name and by kind of leaf."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,21 +8,23 @@ import jax
 from reasonjax.errors import UserError, listing
 from reasonjax.weights import partition
 
-# A scale is a constant of the adapter's definition, not a parameter of the model.
-CONSTANTS = ('*/scale',)
 
+def _by_name(params: Any, wanted: Callable[[str], bool]) -> Any:
+    """What is wanted by name, but for the constants of nodes."""
 
-def _by_name(params: Any, wanted: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: wanted(partition.path_name(path)), params)
+    def one(path: Any, constant: bool) -> bool:
+        return not constant and wanted(partition.path_name(path))
+
+    return jax.tree_util.tree_map_with_path(one, partition.constants(params))
 
 
 def all(specs: Any, params: Any) -> Any:
-    """Everything trains, adapter constants apart."""
-    return _by_name(params, lambda name: not partition.match(name, CONSTANTS))
+    """Everything trains but what is quantised, and the scales of low-rank pairs."""
+    return _by_name(params, lambda name: True)
 
 
 def paths(specs: Any, params: Any, *, include: tuple[str, ...] = ('*',), exclude: tuple[str, ...] = ()) -> Any:
-    """Leaves whose name matches a pattern of `include` and none of `exclude` train.
+    """Leaves whose name matches a pattern of `include` and none of `exclude` train, but never those that `all` leaves out.
 
     `include=('*',), exclude=()` is `all`. Patterns are shell-style over names such as 'layers/attention/q' ('*' crosses '/').
 
@@ -33,7 +36,7 @@ def paths(specs: Any, params: Any, *, include: tuple[str, ...] = ('*',), exclude
         for pattern in patterns:
             if not any(partition.match(name, (pattern,)) for name in names):
                 raise UserError(f'config.filter.{knob}: pattern "{pattern}" matches no weight. Weights: {listing(names)}.')
-    chosen = _by_name(params, lambda n: partition.match(n, include) and not partition.match(n, (*exclude, *CONSTANTS)))
+    chosen = _by_name(params, lambda name: partition.match(name, include) and not partition.match(name, exclude))
     if not any_true(chosen):
         raise UserError('config.filter: include and exclude together leave nothing to train.')
     return chosen

@@ -1,0 +1,102 @@
+"""What a stage has counted so far: part of every checkpoint, so that a resumed stage counts, and decides, as if nothing had been."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from reasonjax.errors import UserError, listing, nearest
+
+MODES = ('max', 'min')
+
+
+@dataclasses.dataclass
+class Ledger:
+    """Counts of a stage.
+
+    Attributes:
+      num_tokens: read or produced.
+      skipped_updates: because loss or gradient was not finite.
+      skipped_spikes: updates skipped because the gradient norm stood out.
+      applied_updates: of the line of weights there is now: the optimiser's own count, which a rollback turns back.
+      nonfinite_in_a_row: steps up to now with an update that was not finite.
+      spikes_in_a_row: steps up to now with a spike.
+      rollbacks: times the weights went back to a checkpoint.
+      newest: step of the newest checkpoint of this line of weights. One that was only saved because the run was asked to stop does not
+        count: an undisturbed run has none there, and must decide the same.
+      proven: step of the newest checkpoint from whose weights a step was finite; None means the weights as they came in.
+      best: {'step', 'value'} of the best evaluation so far, where the stage keeps its best checkpoint.
+    """
+
+    num_tokens: float = 0.0
+    skipped_updates: int = 0
+    skipped_spikes: int = 0
+    applied_updates: int = 0
+    nonfinite_in_a_row: int = 0
+    spikes_in_a_row: int = 0
+    rollbacks: int = 0
+    newest: int | None = None
+    proven: int | None = None
+    best: dict[str, Any] | None = None
+
+    def count(self, updates: int, tokens: float, nonfinite: float, spike: float) -> None:
+        """Counts one step.
+
+        Args:
+          updates: in it.
+          tokens: in it.
+          nonfinite: share of the updates skipped because they were not finite.
+          spike: share skipped because their gradient norm stood out.
+        """
+        skipped, spiked = round(nonfinite * updates), round(spike * updates)
+        self.num_tokens += tokens
+        self.skipped_updates += skipped
+        self.skipped_spikes += spiked
+        self.applied_updates += updates - skipped - spiked
+        self.nonfinite_in_a_row = self.nonfinite_in_a_row + 1 if skipped else 0
+        self.spikes_in_a_row = self.spikes_in_a_row + 1 if spiked else 0
+        if not skipped:
+            self.proven = self.newest
+
+    def retained(self, rolling_back: bool) -> set[int]:
+        """Steps whose checkpoints must stay: the best, and the one that a rollback would need."""
+        return {step for step in (self.proven if rolling_back else None, self.best and self.best['step']) if step is not None}
+
+
+def better(before: dict[str, Any] | None, step: int, measured: Mapping[str, Any], stage: Any, name: str) -> dict[str, Any] | None:
+    """The best evaluation after one more at `step`: the later one has to be strictly better.
+
+    Args:
+      before: the best so far.
+      step: of the evaluation.
+      measured: its metrics, under the names of `metrics.jsonl`.
+      stage: settings; `keep_best` names the metric, `keep_best_mode` says which way is better.
+      name: of the stage, for the error message.
+
+    Raises:
+      UserError: there is no such metric.
+    """
+    if not stage.keep_best:
+        return None
+    if stage.keep_best not in measured:
+        raise UserError(
+            f'config.{name}.keep_best="{stage.keep_best}": the evaluation gives no such metric.{nearest(stage.keep_best, measured)} '
+            f'It gives: {listing(measured)}.'
+        )
+    value = float(measured[stage.keep_best])
+    sign = 1 if stage.keep_best_mode == 'max' else -1
+    wins = math.isfinite(value) and (before is None or sign * value > sign * before['value'])
+    return {'step': step, 'value': value} if wins else before
+
+
+def check(stage: Any, name: str, evaluating: bool) -> None:
+    """Raises UserError where the settings of these decisions cannot work."""
+    for key, least in (('keep_checkpoints', 1), ('max_nonfinite', 0), ('max_rollbacks', 0), ('spike_zscore', 0), ('spike_window', 2)):
+        if stage[key] < least:
+            raise UserError(f'config.{name}.{key}={stage[key]}: must be at least {least}.')
+    if stage.keep_best_mode not in MODES:
+        hint = nearest(stage.keep_best_mode, MODES)
+        raise UserError(f'config.{name}.keep_best_mode="{stage.keep_best_mode}": expected max or min.{hint}')
+    if stage.keep_best and not (evaluating and stage.eval_every):
+        missing = 'eval_every above 0' if evaluating else 'evaluation.enabled=True'
+        raise UserError(f'config.{name}.keep_best="{stage.keep_best}": there is nothing to choose by; it needs {missing}.')

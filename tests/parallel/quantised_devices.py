@@ -1,0 +1,91 @@
+"""What `test_quantised_devices` runs, here and in a process that has eight devices: prints nothing, writes one .npz.
+
+    python quantised_devices.py OUT MESH [MESH ...]    where MESH is like fsdp=4,tensor=2
+"""
+
+import sys
+
+import jax
+import numpy as np
+import optax
+import toys
+from several_devices import CONFIG, caught, parsed
+
+from reasonjax import state
+from reasonjax.methods import adapters, filters
+from reasonjax.model import spec
+from reasonjax.optim import offload, optimizers
+from reasonjax.parallel import mesh as meshes
+from reasonjax.weights import partition
+
+# Blocks of 4 divide over four devices with the 16 rows they are cut from; of the two blocks of 8 each device keeps all.
+KINDS = {'int8': 4, 'nf4': 8}
+TARGETS = ('layers/attention/q', 'layers/attention/o', 'layers/mlp/up')
+
+
+def run(sizes: dict[str, int]) -> dict[str, np.ndarray]:
+    """Loss and gradient of pairs over each kind of base (over dense ones: `several_devices`); where no tokens are split, parameters after
+    two steps with moments in the host's memory."""
+    mesh, tree = meshes.make_mesh(sizes), spec.specs(CONFIG)
+    fresh = jax.jit(lambda key: spec.initialise(tree, key, 'float32'))(jax.random.key(0))
+    rows = toys.random_batch(rows=16, length=12, config=CONFIG)
+    out = {}
+    kinds = KINDS if mesh.shape['sequence'] == 1 else {'nf4': KINDS['nf4']}
+    for kind, block in kinds.items():
+        bits = dict(quantise=kind, quantise_block=block, quantise_modules=TARGETS)
+        params = adapters.lora(fresh, jax.random.key(1), r=2, target_modules=TARGETS, **bits)
+        placement = meshes.shardings(tree, params, mesh)
+        params = jax.device_put(params, placement)
+        if 'tensor' in sizes:
+            check_places(params, kind, sizes)
+        chosen = filters.lora(tree, params)
+        # Of zeros in B the gradient of A is zero.
+        params = jax.tree_util.tree_map_with_path(lambda p, x: x + 0.1 if partition.path_name(p).endswith('/b') else x, params)
+        now, loss = steps(params, placement, chosen, caught(), mesh, rows, number=1, offloaded=False)
+        out |= {f'{kind}/gradient/{name}': x for name, x in zip(partition.names(now.optimizer), jax.tree.leaves(now.optimizer))}
+        out[f'{kind}/loss'] = loss
+    if mesh.shape['sequence'] > 1:
+        return jax.tree.map(np.asarray, out)
+    optimizer = optimizers.adamw(optax.constant_schedule(0.01), clip_norm=1.0)
+    now, loss = steps(params, placement, chosen, optimizer, mesh, rows, number=2, offloaded=True)
+    moments = now.optimizer[1][0]
+    for leaf, home in zip(jax.tree.leaves(moments.mu), jax.tree.leaves(now.trainable), strict=True):
+        assert leaf.sharding.memory_kind == 'pinned_host' and leaf.sharding.spec == home.sharding.spec
+    out |= {f'offloaded/{name}': x for name, x in zip(partition.names(now.trainable), jax.tree.leaves(now.trainable))}
+    return jax.tree.map(np.asarray, out | {'offloaded/loss': loss})
+
+
+def check_places(params: dict, kind: str, sizes: dict[str, int]) -> None:
+    """Codes and scales are split as the dense weight is, whose rows are the model's width and whose columns are the MLP's."""
+    node, rows = params['layers']['mlp']['up'], sizes['fsdp'] * sizes.get('sequence', 1)
+    assert parts(node.a) == (1, rows, 1) and parts(node.b) == (1, 1, sizes['tensor']) and parts(node.scale) == (1,)
+    blocks = node.base.absmax.shape[1]
+    fitting = rows if blocks % rows == 0 else sizes['fsdp'] if blocks % sizes['fsdp'] == 0 else 1
+    assert parts(node.base.codes) == (1, rows, sizes['tensor']) and parts(node.base.absmax) == (1, fitting, sizes['tensor'])
+    assert (fitting < rows) == (kind == 'nf4')
+    dense = params['layers']['mlp']['down']
+    assert parts(dense) == (1, sizes['tensor'], rows)
+
+
+def parts(x: jax.Array) -> tuple[int, ...]:
+    """Over how many devices each axis is split."""
+    return tuple(whole // own for whole, own in zip(x.shape, x.sharding.shard_shape(x.shape)))
+
+
+def steps(params, placement, chosen, optimizer, mesh, rows: dict, *, number: int, offloaded: bool) -> tuple:
+    (trainable, frozen), (placed, _) = partition.partition(params, chosen), partition.partition(placement, chosen)
+    whole = meshes.replicated(mesh)
+    now = state.create(trainable, optimizer, placed, whole, offload=offloaded)
+    homes = jax.tree.map(lambda x: x.sharding, now)
+    apply = offload.streamed(optimizer, moving=False) if offloaded else None
+    update = meshes.on(mesh, state.make_update(CONFIG, toys.nll, optimizer, apply=apply))
+    update, batch = offload.placing(update, (homes, whole)), meshes.place_batch(rows, mesh)
+    for i in range(number):
+        now, metrics = update(now, frozen, batch, jax.random.key(i))
+    return now, metrics['loss']
+
+
+if __name__ == '__main__':
+    destination, *shapes = sys.argv[1:]
+    assert len(jax.devices()) == 8
+    np.savez(destination, **{f'{shape}/{name}': x for shape in shapes for name, x in run(parsed(shape)).items()})

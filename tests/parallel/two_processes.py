@@ -1,0 +1,125 @@
+"""What `test_processes` runs: as one process with eight devices, and as two with four each. Writes .npz and .json files, one per process.
+
+    python two_processes.py OUT OTHER                 one process
+    python two_processes.py OUT OTHER PORT INDEX      one of two
+    python two_processes.py alone PORT INDEX          one of two, of which process 1 fails alone
+
+OUT is where the runs are written; OTHER is that of the other launch, whose checkpoints are read when they are there.
+"""
+
+import json
+import os
+import pathlib
+import sys
+import time
+
+import jax
+import numpy as np
+from small_runs import ROOT, small
+
+from reasonjax import metrics, report, train
+from reasonjax.errors import UserError
+from reasonjax.parallel import processes
+from reasonjax.stages import rollouts
+from reasonjax.stages.run import run, trained
+from reasonjax.weights.partition import names
+
+# Weights split over both processes; low-rank pairs, which are made outside of any compiled program.
+LORA = dict(
+    pretrain__batch_size=8, pretrain__learning_rate__peak=0.03, lora__batch_size=8, lora__learning_rate__peak=0.03, mesh__data=1,
+    mesh__fsdp=8, evaluation__enabled=False,
+)  # fmt: skip
+# Rows split over both.
+GRPO = dict(
+    stages="('grpo',)", grpo__num_prompts=8, grpo__steps=3, grpo__learning_rate__peak=0.03, grpo__reward_workers=1,
+    grpo__rewards__accuracy__name='counted_rewards.counted', evaluation__batch_size=8, evaluation__greedy=False, mesh__data=2, mesh__fsdp=2,
+    mesh__tensor=2,
+)  # fmt: skip
+FAILING = GRPO | dict(
+    grpo__rewards__accuracy__name='counted_rewards.fails', grpo__reward_workers=0, evaluation__enabled=False,
+)  # fmt: skip
+
+
+
+def watch(seen: dict) -> None:
+    """Records what every process would write down, and what it samples and scores, whether or not it is the one that writes."""
+    write, draw = metrics.Writer.write, rollouts.Rollouts.draw
+
+    def writing(self, stage, step, values):
+        seen.update({f'metrics/{stage}/{step}/{name}': value for name, value in values.items() if isinstance(value, int | float)})
+        write(self, stage, step, values)
+
+    def drawing(self, step, *arguments):
+        drawn = draw(self, step, *arguments)
+        seen.update({f'rollout/{step}/{name}': getattr(drawn.rollout, name) for name in ('tokens', 'logprob', 'length')})
+        seen.update({f'rewards/{step}/values': drawn.rewards.values, f'rewards/{step}/total': drawn.rewards.total})
+        return drawn
+
+    metrics.Writer.write, rollouts.Rollouts.draw = writing, drawing
+
+
+def parameters(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    params = processes.fetch(trained(workdir)[1])
+    return {f'{workdir.name}/{name}': x for name, x in zip(names(params), jax.tree.leaves(params))}
+
+
+def refused(function, *arguments) -> str:
+    try:
+        function(*arguments)
+    except UserError as error:
+        return str(error)
+    raise AssertionError('not refused')
+
+
+def main(out: pathlib.Path, other: pathlib.Path, index: int) -> int:
+    assert len(jax.devices()) == 8
+    seen, said = {}, {}
+    watch(seen)
+    report.write = lambda workdir: None  # drawing takes longer than these runs
+    os.environ['REWARD_CALLS'] = str(out / 'calls')
+    run(small(ROOT / 'configs/lora.py', **LORA), out / 'lora')
+    summary = run(small(ROOT / 'configs/grpo.py', **GRPO), out / 'grpo')
+    seen |= {f'evaluation/{stage["name"]}': stage['sampled_accuracy'] + stage['mean_length'] for stage in summary['stages']}
+    own = parameters(out / 'lora') | parameters(out / 'grpo')
+    seen |= {f'params/{name}': x for name, x in own.items()}
+    if jax.process_count() > 1:
+        processes.SHARED_WITHIN = 0.3
+        said['folder'] = refused(processes.check_shared, out / f'own{index}')
+        said['config'] = refused(run, small(ROOT / 'configs/lora.py', **LORA, seed=index), out / 'differing')
+    processes.on_main(lambda: (out / 'written').touch())
+    while not (other / 'written').is_file():
+        time.sleep(0.2)
+    read = parameters(other / 'lora') | parameters(other / 'grpo')
+    seen |= {f'theirs/{name}': x for name, x in read.items()}
+    np.savez(out / f'{index}.npz', **seen)
+    (out / f'{index}.json').write_text(json.dumps(said))
+    # At last a reward that fails in process 1 alone, through the program: all end with its error.
+    os.environ['FAILS'] = str(index)
+    overrides = [f'--config.{key.replace("__", ".")}={value}' for key, value in FAILING.items()]
+    return train.main(
+        ['--config', str(ROOT / 'configs/grpo.py'), '--workdir', str(out / 'failing'), '--smoke', '--skip_selfcheck', *overrides]
+    )
+
+
+def alone(port: str, index: str) -> None:
+    processes.TIMEOUTS['shutdown_timeout_seconds'] = 2
+    processes.start(dict(coordinator=f'127.0.0.1:{port}', num_processes='2', process_id=index))
+    jax.devices()
+    if index == '1':
+        raise UserError('a file that only process 1 lacks')
+    processes.gather('what never arrives')
+    print('went on alone', file=sys.stderr)
+
+
+if __name__ == '__main__':
+    # Guarded: reward workers import this file.
+    if sys.argv[1] == 'alone':
+        from reasonjax.programs import run_program
+
+        sys.exit(run_program(lambda: alone(*sys.argv[2:])))
+    destination, elsewhere, *place = sys.argv[1:]
+    if place:
+        port, index = place
+        coordinator = f'127.0.0.1:{port}'
+        processes.start({}, {'REASONJAX_COORDINATOR': coordinator, 'REASONJAX_NUM_PROCESSES': '2', 'REASONJAX_PROCESS_ID': index})
+    sys.exit(main(pathlib.Path(destination), pathlib.Path(elsewhere), jax.process_index()))

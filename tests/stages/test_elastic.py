@@ -1,0 +1,64 @@
+"""A run that goes on on other devices: from 8 to 4 to 1 and back to 8, sharded in other ways each time; sampling too."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from small_runs import ROOT, records
+
+from reasonjax.errors import UserError
+from reasonjax.stages import run as runs
+
+HERE = pathlib.Path(__file__).parent
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('elastic')
+    environment = os.environ | {
+        'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu',
+        'PYTHONPATH': os.pathsep.join(map(str, (HERE, HERE.parent, ROOT))),
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, str(HERE / 'elastic.py'), str(folder)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize('name', ['sft', 'grpo'])
+def test_losses_go_on_to_rounding(name, folder):
+    alone, moved = (records(folder / name / kind) for kind in ('alone', 'moved'))
+    assert [r['step'] for r in alone] == [r['step'] for r in moved] == [1, 2, 3, 4, 5]
+    for metric in ('loss', 'grad_norm', 'entropy', *(['reward'] if name == 'grpo' else [])):
+        found, expected = ([r[metric] for r in records] for records in (moved, alone))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=metric)
+    for counted in ('num_tokens', 'learning_rate', 'skipped_updates', 'rollbacks'):
+        assert [r[counted] for r in alone] == [r[counted] for r in moved]
+    ours, theirs = (np.load(folder / name / f'{kind}.npz') for kind in ('moved', 'alone'))
+    # Adam divides by the size of a gradient, however small: rounding shows in the parameters more than in the losses.
+    assert len(ours.files) > 5 and max(np.abs(ours[leaf] - theirs[leaf]).max() for leaf in ours.files) < 1e-3
+
+
+def test_a_run_is_read_on_any_devices(folder):
+    """Here there is one, and the run says eight."""
+    found = runs.saved(folder / 'sft' / 'moved')
+    assert found.step == 5 and found.run.mesh.size == 1
+    leaves = np.load(folder / 'sft' / 'moved.npz')
+    for name, leaf in zip(leaves.files, jax.tree.leaves(found.params), strict=True):
+        np.testing.assert_array_equal(leaf, leaves[name])
+
+
+def test_the_workdir_says_where_the_run_is_now_and_other_changes_are_refused(folder):
+    path = folder / 'sft' / 'moved' / 'config.json'
+    config = json.loads(path.read_text())
+    assert config['mesh']['data'] == 1 and config['mesh']['sequence'] == 2
+    loaded = runs.configs.from_json(path.read_text())
+    with loaded.unlocked():
+        loaded.mesh.fsdp, loaded.seed = 1, 1
+    with pytest.raises(UserError, match='of another config') as error:
+        runs.claim(loaded, path.parent)
+    assert 'config.seed: 0 -> 1' in str(error.value) and 'mesh' not in str(error.value)
