@@ -22,9 +22,9 @@ python -m reasonjax.plan --config configs/plan.py:qwen3_8b --topology v5e:16x16 
 
 2048 completions of at most 3072 tokens a step, 8 to a prompt of at most 1024; float32 parameters and moments, bfloat16 arithmetic. Weights
 and moments are split over all devices (`fsdp`); for sampling they are laid out anew, split over `tensor` so that they take a quarter of
-the memory at most.
+the memory at most. On fewer than 64 devices the prompts are sampled in parts (`grpo.prompts_at_once`).
 
-{table}
+{table}{missing}
 
 **How to read it.** *Peak* is the most of the four programs, what stays in memory between them included. *Tokens/s/chip* and *MFU* are
 upper bounds: the time is the largest of arithmetic at the published bfloat16 peak, memory traffic at the published bandwidth, and bytes
@@ -55,14 +55,16 @@ for each pass over them; splitting products (`tensor`) sends activations.
 
 def page(plans: Mapping[str, dict], models: Sequence[str], topologies: Sequence[str], today: datetime.date) -> str:
     """The text of docs/PLAN.md."""
-    cells = [(model, name) for name in topologies for model in models if f'{model}@{name}' in plans]
+    every = [(model, name) for name in topologies for model in models]
+    cells = [(model, name) for model, name in every if f'{model}@{name}' in plans]
+    missing = ', '.join(f'{model} on {name}' for model, name in every if (model, name) not in cells)
     rows = [_row(model, name, plans[f'{model}@{name}']) for model, name in cells]
     of_figure = {name: found for name, found in plans.items() if name.startswith('collectives@')}
     stage = next(iter(of_figure.values()))['stage'] if of_figure else {'rows': 0}
     devices = next(iter(of_figure.values()))['topology']['devices'] if of_figure else 1
     return PAGE.format(
-        date=today, table=_table(rows), cost=_cost(plans), figure=FIGURE, collectives=_collectives(of_figure),
-        rows=stage['rows'] // devices,
+        date=today, table=_table(rows), missing=f'\n\nNot planned, or refused: {missing}.' if missing else '', cost=_cost(plans),
+        figure=FIGURE, collectives=_collectives(of_figure), rows=stage['rows'] // devices,
     )  # fmt: skip
 
 

@@ -25,6 +25,8 @@ MODELS = {'qwen3_0_6b': 0.6e9, 'qwen3_1_7b': 1.7e9, 'qwen3_8b': 8.2e9, 'qwen3_32
 TOPOLOGIES = ('v5e:4x4', 'v5e:16x16', 'v6e:16x16', 'v5p:4x4x4', 'tpu7x:4x4x4')
 ROWS = 2048
 PROGRAMS = ('train', 'score', 'prefill', 'decode')
+# Devices of a small slice.
+SMALL = 64
 # Of a device's memory, how much the weights may take while sampling.
 WEIGHTS_SHARE = 0.25
 # The figure: one model, tokens per device constant, meshes by how devices are used.
@@ -64,6 +66,9 @@ def _overrides(model: str, where: topology.Topology) -> list[str]:
         'mesh.data': 1, 'mesh.fsdp': devices, 'grpo.accumulation': ROWS // devices, 'rollout.mesh.data': devices // tensor,
         'rollout.mesh.tensor': tensor,
     }  # fmt: skip
+    if devices < SMALL:
+        # It cannot hold the cache of all completions.
+        chosen['grpo.prompts_at_once'] = devices // tensor
     return [f'--program={",".join(PROGRAMS)}', *(f'--config.{key}={value}' for key, value in chosen.items())]
 
 
