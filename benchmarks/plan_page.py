@@ -81,7 +81,7 @@ def _row(model: str, name: str, found: dict) -> dict[str, str]:
         short = f'{one["tokens_per_second_per_chip"]:,.0f}, {one["mfu"]:.0%}, {one["time"]["bound"]}' if one['time'] else '-'
         row[f'{program}: tokens/s/chip, MFU, bound'] = short
     fit = found.get('fit')
-    row['what makes it fit'] = '' if fit is None else f'`{fit["command"]}`' if fit['command'] else 'nothing tried'
+    row['what makes it fit'] = '' if fit is None else f'`{fit["command"]}`' if fit['command'] else f'none of {len(fit["trials"])} changes'
     return row
 
 

@@ -23,7 +23,11 @@ from reasonjax.stages import plan_shapes as shapes
 from reasonjax.stages.context import settings
 from reasonjax.stages.plan_programs import PROGRAMS, Program, Stage, plan_run, planned_stage
 
-OUT_OF_MEMORY = re.compile(r'CompileTimeHbmOom.*?\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)', re.DOTALL)
+# The compiler's two ways of saying what it needs: before it has scheduled the program, and after.
+OUT_OF_MEMORY = (
+    re.compile(r'CompileTimeHbmOom.*?\(([\d.]+)([KMGT]?)\) exceeds available HBM', re.DOTALL),
+    re.compile(r'CompileTimeHbmOom.*?Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm', re.DOTALL),
+)
 LARGEST = 5
 UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
@@ -196,14 +200,20 @@ def compile_text(function: Any, arguments: tuple, dump: bool) -> tuple[Any, str]
         try:
             done = function.lower(*arguments).compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
-            needed = OUT_OF_MEMORY.search(str(error))
+            needed = bytes_needed(str(error))
             if needed is None:
                 raise
-            return float(needed[1]) * UNITS[needed[2]]
+            return needed
         if not dump:
             return done.memory_analysis(), done.as_text()
         files = sorted(pathlib.Path(folder).glob('*.after_optimizations.txt'), key=lambda path: path.stat().st_size)
         return done.memory_analysis(), files[-1].read_text()
+
+
+def bytes_needed(message: str) -> float | None:
+    """Bytes of one device that a program needs, from the compiler's message that they are too many; None where it says something else."""
+    found = next((match for pattern in OUT_OF_MEMORY if (match := pattern.search(message))), None)
+    return None if found is None else float(found[1]) * UNITS[found[2]]
 
 
 def as_json(one: Compiled) -> dict:

@@ -218,3 +218,12 @@ def test_a_pod_that_is_not_here(capsys):
     found = json.loads(capsys.readouterr().out)
     one = found['programs']['score']
     assert not found['fits'] and one['peak'] > 64 * 4 * 8192 * 8192 * 4 and one['time'] is None and 'fit' not in found
+
+
+def test_both_messages_of_too_little_memory_are_read():
+    start = 'RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: '
+    early = 'Ran out of memory on HBM, the total memory required for HLO temporaries (16.17G) exceeds available HBM (15.75G).'
+    late = 'XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 16.64G of 15.75G hbm. Exceeded by 918.69M.'
+    assert plan.bytes_needed(start + early) == pytest.approx(16.17 * 2**30)
+    assert plan.bytes_needed(start + late) == pytest.approx(16.64 * 2**30)
+    assert plan.bytes_needed('INTERNAL: something else') is None
