@@ -51,7 +51,8 @@ class Run:
     @property
     def rollout_mesh(self) -> jax.sharding.Mesh:
         """The mesh to sample on: the same devices in the same order."""
-        return meshes.reshaped(self.mesh, self.config.rollout.mesh, 'rollout.mesh')
+        # A run that was made before there was this key sampled on the mesh it trained on.
+        return meshes.reshaped(self.mesh, self.config.get('rollout', {}).get('mesh', {}), 'rollout.mesh')
 
 
 @dataclasses.dataclass(frozen=True)

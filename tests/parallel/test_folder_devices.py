@@ -1,10 +1,9 @@
 """A Hugging Face folder on one device and on eight (simulated, in a process of their own): import, a mixture's training and sampling."""
 
-import os
 import pathlib
-import subprocess
 import sys
 
+import devices
 import jax
 import numpy as np
 import pytest
@@ -40,14 +39,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope='module')
 def eight(folders, tmp_path_factory):
     out = tmp_path_factory.mktemp('devices') / 'eight.npz'
-    environment = os.environ | {
-        'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-        'JAX_PLATFORMS': 'cpu',
-        'PYTHONPATH': os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)]),
-    }
-    command = [sys.executable, str(HERE / 'folder_devices.py'), str(out), str(folders), *MESHES]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    devices.on_eight(HERE / 'folder_devices.py', out, folders, *MESHES)
     return np.load(out)
 
 

@@ -1,10 +1,9 @@
 """One device and eight (simulated, in a process of their own) agree on pairs over quantised weights and on offloaded moments."""
 
-import os
 import pathlib
-import subprocess
 import sys
 
+import devices
 import jax
 import numpy as np
 import pytest
@@ -16,14 +15,7 @@ MESHES = ('fsdp=4,tensor=2', 'fsdp=2,tensor=2,sequence=2')
 @pytest.fixture(scope='module')
 def eight(tmp_path_factory):
     out = tmp_path_factory.mktemp('devices') / 'eight.npz'
-    environment = os.environ | {
-        'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-        'JAX_PLATFORMS': 'cpu',
-        'PYTHONPATH': os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)]),
-    }
-    command = [sys.executable, str(HERE / 'quantised_devices.py'), str(out), *MESHES]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    devices.on_eight(HERE / 'quantised_devices.py', out, *MESHES)
     return np.load(out)
 
 

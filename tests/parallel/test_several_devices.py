@@ -1,10 +1,9 @@
 """One device and eight (simulated, in a process of their own) agree: fresh weights, steps of every kind, sampling."""
 
-import os
 import pathlib
-import subprocess
 import sys
 
+import devices
 import jax
 import numpy as np
 import pytest
@@ -17,14 +16,7 @@ MIXED = ('data=2,expert=4', 'fsdp=2,expert=2,tensor=2', 'expert=4,sequence=2')
 @pytest.fixture(scope='module')
 def eight(tmp_path_factory):
     out = tmp_path_factory.mktemp('devices') / 'eight.npz'
-    environment = os.environ | {
-        'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-        'JAX_PLATFORMS': 'cpu',
-        'PYTHONPATH': os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)]),
-    }
-    command = [sys.executable, str(HERE / 'several_devices.py'), str(out), *DENSE, *MIXED]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    devices.on_eight(HERE / 'several_devices.py', out, *DENSE, *MIXED)
     return np.load(out)
 
 
