@@ -43,7 +43,8 @@ setup(
         'test': ['pytest', 'pytest-xdist', 'ruff>=0.12,<0.18', 'tensorboardX', 'torch==2.13.0', 'peft>=0.19', 'lm-eval>=0.4.13'],
         'eval': ['lm-eval>=0.4.13'],
         'tasks': ['math-verify[antlr4_13_2]'],
-        'bench': ['tqdm'],
+        'bench': ['torch==2.13.0'],  # benchmarks.families; benchmarks.peers makes environments of its own
         'plan': ['libtpu'],
+        'kernels': ['tokamax>=0.0.12'],
     },
 )

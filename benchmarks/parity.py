@@ -17,7 +17,8 @@ from reasonjax.model import exported, pretrained
 from reasonjax.model.attention import causal
 from reasonjax.model.config import ModelConfig
 from reasonjax.model.forward import forward, logits
-from reasonjax.model.score import Scored, score
+from reasonjax.model.logprobs import Scored
+from reasonjax.model.score import score
 from reasonjax.parallel import mesh as meshes
 from reasonjax.rollout.sampler import Rollout, Sampling, generate
 

@@ -78,6 +78,29 @@ def supervised(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return stage
 
 
+def drawing() -> dict:
+    """What rollouts and evaluations have in common besides temperature and truncation: how completions end, and how they are computed."""
+    return dict(
+        min_tokens=0,  # tokens before a completion may end
+        stop=(),  # texts that end a completion, as the tokenizer writes them; they stay part of it
+        no_repeat_ngram_size=0,  # no so many tokens in a row twice in prompt and completion; 0: off
+        repetition_penalty=1.0,  # tokens that were there are made less likely by this factor of their logits; 1: off
+        forced_prefix='',  # text that every completion begins with
+        # Budget forcing; end: the token that ends the thinking, '' is off. budget: tokens until it is put, as closing says if that is set;
+        # 0: no limit. An end that comes by itself is replaced by the extension the first few times.
+        thinking=dict(end='', closing='', budget=0, extension='', times=0),
+        # These change speed and memory, not what is drawn (int8: rounding).
+        sampler=dict(
+            slots=0,  # rows that draw at the same time; one that ends takes the next completion; 0: as many as there are completions
+            burst=16,  # with slots, steps between two looks for rows that have ended
+            cache_length=0,  # tokens that the cache of completions begins with, doubled as they grow; 0: the longest from the start
+            halvings=0,  # when none waits, how often half of the rows go on alone as soon as they hold all that still draw
+            prefill_chunk=0,  # prompt tokens read at a time; 0: all
+            cache_dtype='',  # of cached keys and values: '' as the model computes | int8
+        ),
+    )
+
+
 def rollouts(c: ml_collections.ConfigDict) -> dict:
     """What online and collecting stages have in common: prompts, sampling, rewards."""
     return dict(
@@ -95,6 +118,7 @@ def rollouts(c: ml_collections.ConfigDict) -> dict:
         top_k=0,  # 0: off
         top_p=1.0,  # 1: off
         min_p=0.0,  # 0: off
+        **drawing(),
         # name: a function of reasonjax.methods.rewards, or your own by dotted name; weight: its factor in the sum
         rewards=dict(accuracy=dict(name='accuracy', extract='hash', equality='text', require_termination=True)),
         reward_workers=2,  # processes that run reward functions; 0 runs them here, without a time limit
@@ -119,7 +143,13 @@ def online(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     stage.kind = 'online'
     stage.num_iterations = 1  # times each rollout is gone over
     stage.minibatches = 1  # updates per pass over a rollout
+    stage.on_device = False  # a whole step is one program, rewards included: where the task checks answers on tokens
+    stage.iterations_per_call = 1  # steps that the program does at once, with on_device
     stage.mask_truncated_completions = False  # completions cut at the limit carry no loss
+    stage.share_prompts = True  # each prompt is read once for all its completions; False: every row has its own, as mesh.sequence needs
+    stage.packing = False  # several completions of a prompt in a row, where lengths differ much; every shape that comes up is compiled
+    stage.pipelined = False  # train on what was sampled a step ago, while the devices sample for the next one
+    stage.dynamic_sampling = 0  # batches of prompts a step may draw until num_prompts groups have unequal rewards; 0: off
     stage.advantage = dict(name='group')
     stage.objective = dict(name='policy')
     stage.log_completions_every = 10  # steps between tables of completions; 0: none
@@ -155,5 +185,6 @@ def evaluation(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             top_k=0,
             top_p=1.0,
             min_p=0.0,
+            **drawing(),
         )
     )

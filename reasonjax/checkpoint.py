@@ -2,8 +2,8 @@
 
 Layout of a folder: `STEP/params`, `STEP/train`, `STEP/memory` (arrays, written by Orbax), `STEP/meta` (JSON) and `STEP/checksums.json`. A
 step is written under a temporary name and renamed when all of it is there, so a kill at any moment leaves the earlier steps usable.
-Two things are not in it because there is nothing to save: random keys are counted from (seed, stage, step), and a rollout is used up
-within its step, so that between two steps, where checkpoints are written, no rollout waits to be trained on.
+Random keys are not in it because there is nothing to save: they are counted from (seed, stage, step). A rollout that waits to be trained
+on (`pipelined`, `dynamic_sampling`) is part of `memory`.
 
 Restoring is always into an abstract tree. The bytes are compared with their checksums first, then everything is compared by name before an
 array is read: shapes, dtypes and the static fields of weight nodes (which Orbax neither saves nor checks). Arrays go where the abstract

@@ -10,9 +10,10 @@ import optax
 
 from reasonjax import reduce, spikes
 from reasonjax.errors import UserError
-from reasonjax.model import experts
+from reasonjax.model import experts, groups
 from reasonjax.model.config import ModelConfig
-from reasonjax.model.score import Scored, score
+from reasonjax.model.logprobs import Scored
+from reasonjax.model.score import READ, score
 from reasonjax.optim.offload import in_host, placing
 from reasonjax.weights.partition import combine
 
@@ -73,7 +74,7 @@ def with_totals(batch: Mapping[str, jax.Array], micro: int) -> dict:
     rows, _ = batch['weights'].shape
     return dict(batch) | {
         'step_weight': jnp.sum(batch['weights'], dtype=jnp.float32),
-        'step_tokens': jnp.sum(batch['segments'] > 0, dtype=jnp.float32),
+        'step_tokens': jnp.sum(groups.tokens_of_rows(batch)),
         'step_rows': jnp.asarray(rows, jnp.float32),
         'step_micro': jnp.asarray(micro, jnp.float32),
     }
@@ -127,8 +128,7 @@ def make_update(
         if config.experts and scored:
             penalties = []
             for of_batch, found in scored:
-                tokens_B = jnp.sum(of_batch['segments'] > 0, axis=1, dtype=jnp.float32)
-                penalties.append(experts.penalty(config, found.routing, tokens_B, batch['step_tokens']))
+                penalties.append(experts.penalty(config, found.routing, groups.tokens_of_rows(of_batch), batch['step_tokens']))
             loss = loss + sum(extra for extra, _ in penalties)
             # An objective may score several batches.
             metrics = metrics | reduce.over(jax.tree.map(lambda *x: jnp.stack(x), *(routed for _, routed in penalties)))
@@ -150,7 +150,9 @@ def make_update(
             return (loss + extra, jax.tree.map(lambda total, x: total + x.astype(jnp.float32), grads, more)), metrics
 
         start = (jnp.zeros(()), jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable))
-        (loss, grads), metrics = jax.lax.scan(body, start, {name: _split(x, accumulation, together) for name, x in rows.items()})
+        number = groups.units(rows, together)
+        micro = {name: _split(x, accumulation, len(x) // number) for name, x in rows.items()}
+        (loss, grads), metrics = jax.lax.scan(body, start, micro)
         return loss, jax.tree.map(lambda g, x: g.astype(x.dtype), grads, trainable), reduce.over(metrics)
 
     def everywhere(grads: Any, moments: Any, trainable: Any, applied: jax.Array) -> tuple[Any, Any]:
@@ -195,9 +197,10 @@ def make_score(config: ModelConfig, *, micro: int = 1, temperature: float = 1.0)
     def logprob(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
         if micro == 1:
             return score(params, config, batch, temperature=temperature).logprob
-        read = {name: _split(batch[name], micro, 1) for name in ('tokens', 'segments', 'positions')}
+        number = groups.units(batch)
+        read = {name: _split(batch[name], micro, len(batch[name]) // number) for name in READ if name in batch}
         parts = jax.lax.map(lambda rows: score(params, config, rows, temperature=temperature).logprob, read)
-        return parts.swapaxes(0, 1).reshape(batch['tokens'].shape)
+        return _joined(parts, len(batch['tokens']) // number)
 
     return logprob
 
@@ -210,3 +213,9 @@ def _split(x: jax.Array, micro: int, together: int) -> jax.Array:
         raise UserError(f'config: {number} {kind} per step do not split into accumulation={micro} micro-batches; use a divisor.')
     parts = x.reshape(number // micro, micro, together, *x.shape[1:]).swapaxes(0, 1)
     return parts.reshape(micro, x.shape[0] // micro, *x.shape[1:])
+
+
+def _joined(parts: jax.Array, together: int) -> jax.Array:
+    """Undoes `_split`."""
+    micro, rows, *rest = parts.shape
+    return parts.reshape(micro, rows // together, together, *rest).swapaxes(0, 1).reshape(micro * rows, *rest)

@@ -7,7 +7,7 @@ import textwrap
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-DOCUMENTS = ('README.md', 'BUILD.md', 'docs/METHODS.md', 'docs/FAMILIES.md')
+DOCUMENTS = ('README.md', 'BUILD.md', 'docs/METHODS.md', 'docs/FAMILIES.md', 'docs/PERFORMANCE.md')
 
 
 @pytest.mark.parametrize('name', DOCUMENTS)

@@ -25,6 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
             compute_dtype='float32',
             scan=False,  # lax.scan over layers
             remat='none',  # what the backward pass recomputes: none | dots | full | save:NAME,... | offload:NAME,...
+            attention_kernel='xla',  # xla: anywhere | cudnn, flash: GPUs | splash: TPUs
             attention_chunk=0,  # queries per chunk of the attention; 0: all at once
             logprob_chunk=0,  # positions per chunk of the vocabulary projection; 0: all at once
         )

@@ -13,6 +13,7 @@ DTYPES = ('bfloat16', 'float16', 'float32')
 NORMS = ('before', 'after', 'around')
 QK_NORMS = ('none', 'head', 'row')
 LAYER_KINDS = ('global', 'local', 'global_nope', 'local_nope')
+ATTENTION_KERNELS = ('xla', 'cudnn', 'flash', 'splash')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,8 @@ class ModelConfig:
       scan: loop over layers with `lax.scan` (compiles once per layer shape) instead of unrolling (faster for few layers).
       remat: what the backward pass recomputes; see `model.remat`.
       attention_chunk: queries per chunk of the attention in training and prefill; 0 takes all at once.
+      attention_kernel: what computes attention in training, scoring and prefill: 'xla' anywhere, 'cudnn' or 'flash' on GPUs, 'splash' on
+        TPUs; see `model.kernels`.
       logprob_chunk: positions per chunk of the vocabulary projection; 0 takes all at once.
     """
 
@@ -104,6 +107,7 @@ class ModelConfig:
     scan: bool = False
     remat: str = 'none'
     attention_chunk: int = 0
+    attention_kernel: str = 'xla'
     logprob_chunk: int = 0
 
     @property
@@ -135,8 +139,8 @@ class ModelConfig:
 
 # What a run may choose for a model whose shape is given: everything else is the shape.
 CHOSEN = (
-    'pad_id', 'param_dtype', 'compute_dtype', 'scan', 'remat', 'attention_chunk', 'logprob_chunk', 'embed_std', 'router_balance_weight',
-    'router_z_weight', 'max_positions',
+    'pad_id', 'param_dtype', 'compute_dtype', 'scan', 'remat', 'attention_chunk', 'attention_kernel', 'logprob_chunk', 'embed_std',
+    'router_balance_weight', 'router_z_weight', 'max_positions',
 )  # fmt: skip
 
 
@@ -217,7 +221,9 @@ def _check_numbers(config: ModelConfig) -> None:
 
 
 def _check_choices(config: ModelConfig) -> None:
-    choices = dict(param_dtype=DTYPES, compute_dtype=DTYPES, activation=ACTIVATIONS, norms=NORMS, qk_norm=QK_NORMS)
+    choices = dict(
+        param_dtype=DTYPES, compute_dtype=DTYPES, activation=ACTIVATIONS, norms=NORMS, qk_norm=QK_NORMS, attention_kernel=ATTENTION_KERNELS
+    )
     for name, known in choices.items():
         value = getattr(config, name)
         if value not in known:

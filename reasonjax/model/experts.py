@@ -39,7 +39,7 @@ def mixture(w: dict, config: ModelConfig, x_BxTxD: jax.Array, activate: Callable
       config: the model's shape.
       x_BxTxD: normalised input.
       activate: the activation function.
-      counted_BxT: bool, tokens that enter `Routing`; None leaves it out.
+      counted_BxT: bool, tokens that enter `Routing`; None leaves it out. [B, R, T] counts each row's tokens R times over, as R rows.
 
     Returns:
       [B, T, D] in the dtype of x, and `Routing` or None.
@@ -55,10 +55,10 @@ def mixture(w: dict, config: ModelConfig, x_BxTxD: jax.Array, activate: Callable
     routing = None
     if counted_BxT is not None:
         counted = counted_BxT.astype(jnp.float32)
-        picks_BxE = jnp.sum(jax.nn.one_hot(pick_BxTxK, E) * counted[..., None, None], axis=(1, 2))
+        picks_BxTxE = jnp.sum(jax.nn.one_hot(pick_BxTxK, E), axis=2)
         z_BxT = jnp.square(jax.nn.logsumexp(router_BxTxE, axis=-1))
-        shares_BxE = jnp.einsum('bte,bt->be', probability_BxTxE, counted)
-        routing = Routing(jax.lax.stop_gradient(picks_BxE), shares_BxE, jnp.sum(z_BxT * counted, axis=1))
+        picks_BxE, shares_BxE = (jnp.einsum('bte,b...t->b...e', x, counted) for x in (picks_BxTxE, probability_BxTxE))
+        routing = Routing(jax.lax.stop_gradient(picks_BxE), shares_BxE, jnp.einsum('bt,b...t->b...', z_BxT, counted))
     return mixed_BxTxD, routing
 
 

@@ -58,8 +58,10 @@ class Product:
         return 2.0 * self.rows * self.inner * self.columns * self.times
 
 
-def matrices(config: ModelConfig, specs: Any, params: Any, trains: Any, tokens: float) -> list[Product]:
-    """The products of `tokens` tokens with the weights of all layers and with the head.
+def matrices(
+    config: ModelConfig, specs: Any, params: Any, trains: Any, tokens: float, predicting: float | None = None
+) -> list[Product]:
+    """The products of `tokens` tokens with the weights of all layers, and with the head.
 
     Args:
       config: the model's shape.
@@ -67,6 +69,7 @@ def matrices(config: ModelConfig, specs: Any, params: Any, trains: Any, tokens: 
       params: arrays or shapes, low-rank pairs included, each of which is two products besides its base.
       trains: tree of bool like `params`.
       tokens: rows of every product (those of a bank of experts: tokens x experts per token).
+      predicting: rows of the product with the head, where only some tokens meet it.
     """
     found = []
     leaves, structure = jax.tree_util.tree_flatten_with_path(specs, is_leaf=is_spec)
@@ -81,6 +84,8 @@ def matrices(config: ModelConfig, specs: Any, params: Any, trains: Any, tokens: 
             continue
         bank = axes[0] == 'expert'
         rows = tokens * config.experts_per_token if bank else tokens
+        if name == 'head' and predicting is not None:
+            rows = predicting
         layers, banks = (spec.shape[0] if stacked else 1), (config.experts if bank else 1)
         whole = Product(name, rows, *shape[-2:], layers, (ROWS, *axes[-2:], None), inside=stacked, wide=name == 'head', banks=banks)
         found += _applied(whole, leaf, train)
@@ -107,6 +112,15 @@ def attention(config: ModelConfig, rows: int, length: int) -> list[Product]:
         Product('scores', length * group, config.head_dim, length, axes=axes, wide=True, **common),
         Product('weighted', length * group, length, config.head_dim, axes=axes, **common),
     ]
+
+
+def grouped_attention(config: ModelConfig, prompts: int, prompt_length: int, rows: int, length: int) -> list[Product]:
+    """The products of prompts with themselves, and of `rows` completions, each with its prompt and with itself."""
+    apart = [*attention(config, prompts, prompt_length), *attention(config, rows, length)]
+    to_prompts = [
+        dataclasses.replace(p, causal=False, **{'columns' if p.wide else 'inner': prompt_length}) for p in attention(config, rows, length)
+    ]
+    return apart + to_prompts
 
 
 def cached_attention(config: ModelConfig, prompts: int, prompt_length: int, group: int, own_length: int) -> list[Product]:

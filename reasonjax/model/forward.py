@@ -122,9 +122,15 @@ def unstack(layers: Any, number: int) -> list:
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
     """x / rms(x) * (offset + scale) over the last axis, in float32, in the dtype of x at last (Zhang & Sennrich 2019, arXiv:1910.07467)."""
-    x32, scale32 = x.astype(jnp.float32), scale.astype(jnp.float32)
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    return (x32 * inverse * (offset + scale32 if offset else scale32)).astype(x.dtype)
+
+    # The backward pass computes it again from x: what it would otherwise keep costs more to write and read than to compute.
+    @jax.checkpoint
+    def normed(x: jax.Array, scale: jax.Array) -> jax.Array:
+        x32, scale32 = x.astype(jnp.float32), scale.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+        return (x32 * inverse * (offset + scale32 if offset else scale32)).astype(x.dtype)
+
+    return normed(x, scale)
 
 
 def _norm(x: jax.Array, scale: jax.Array, config: ModelConfig) -> jax.Array:
@@ -172,11 +178,16 @@ def _mlp(w: dict, config: ModelConfig, x: jax.Array, counted_BxT: jax.Array | No
     def activate(x: jax.Array) -> jax.Array:
         return jax.nn.silu(x) if config.activation == 'silu' else jax.nn.gelu(x, approximate=config.activation == 'gelu_tanh')
 
+    # Computed again in the backward pass, as the norms are.
+    @jax.checkpoint
+    def gate(x: jax.Array, up: jax.Array) -> jax.Array:
+        return activate(x) * up
+
     def inner(normed: jax.Array) -> tuple[jax.Array, Routing | None]:
         if config.experts:
             return mixture(w, config, normed, activate, counted_BxT)
         up = _project(normed, w, 'up')
-        hidden = activate(_project(normed, w, 'gate')) * up if config.gated else activate(up)
+        hidden = gate(_project(normed, w, 'gate'), up) if config.gated else jax.checkpoint(activate)(up)
         return _project(hidden, w, 'down'), None
 
     return _around(w, config, x, inner)

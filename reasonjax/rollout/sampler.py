@@ -1,8 +1,11 @@
-"""The sampler: one prefill per prompt, one prompt cache shared by its samples, one compiled loop that stops when every row has.
+"""The sampler: each prompt is read once for all its completions, and one compiled program draws them until all have ended.
 
 `generate` is `prefill` and then `decode`; the two are apart so that each can be compiled, and looked at, alone.
 It takes the parameters as an argument, so there is no second engine, no weight sync and no stale policy; and it calls the same forward as
 training, so its log-probs are the trainer's.
+
+The settings that are about speed and memory (`slots`, `burst`, `cache_length`, `halvings`, `prefill_chunk`) change no draw: a token depends
+on the key, the prompt's number, the sample's number and the token's place, and on logits that they change by rounding at most.
 """
 
 import dataclasses
@@ -14,93 +17,39 @@ import jax
 import jax.numpy as jnp
 
 from reasonjax.errors import UserError
-from reasonjax.model.attention import Own, Prompt, causal
-from reasonjax.model.attention import decode as of_one_token
+from reasonjax.model import decoding
+from reasonjax.model.attention import causal
 from reasonjax.model.config import ModelConfig
-from reasonjax.model.forward import forward, logits, unstack
-from reasonjax.model.score import distribution_scores
-from reasonjax.parallel import layout
+from reasonjax.model.forward import forward, unstack
+from reasonjax.rollout import drawing, loop, slots
 from reasonjax.rollout import processors as limits
+from reasonjax.rollout.settings import Sampling
+from reasonjax.rollout.slots import Progress, Rollout
+from reasonjax.weights.linear import is_weight
 
-# (logits [B, V] float32 divided by the temperature, state) -> logits to draw from
-Processor = Callable[[jax.Array, 'Progress'], jax.Array]
+__all__ = ['Companion', 'Processor', 'Progress', 'Rollout', 'Sampling', 'decode', 'generate', 'prefill']
 
+DEFAULT = Sampling()
 
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How completions are drawn (static: part of the compiled program).
-
-    Attributes:
-      num_generations: G, completions per prompt.
-      max_tokens: C, longest completion, its EOS included.
-      temperature: logits are divided by it; 0 is greedy (log-probs are then those at temperature 1).
-      top_k: keep the k most likely tokens; 0 keeps all.
-      top_p: keep the smallest set of most likely tokens whose mass reaches it; 1 keeps all.
-      min_p: drop tokens less likely than this share of the most likely one; 0 keeps all.
-      eos_ids: any of these ends a completion.
-    """
-
-    num_generations: int = 1
-    max_tokens: int = 512
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    eos_ids: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        checks = {
-            'num_generations': (self.num_generations >= 1, 'at least 1'),
-            'max_tokens': (self.max_tokens >= 1, 'at least 1'),
-            'temperature': (self.temperature >= 0, '0 (greedy) or more'),
-            'top_k': (self.top_k >= 0, '0 (off) or more'),
-            'top_p': (0 < self.top_p <= 1, 'in (0, 1]; 1 is off'),
-            'min_p': (0 <= self.min_p < 1, 'in [0, 1); 0 is off'),
-        }
-        for name, (holds, wanted) in checks.items():
-            if not holds:
-                raise UserError(f'sampling.{name}={getattr(self, name)}: must be {wanted}.')
+# (logits [R, V] float32 divided by the temperature, state) -> logits to draw from
+Processor = Callable[[jax.Array, Progress], jax.Array]
+# (logits [R, V] of the policy, those of each companion, state) -> logits to draw from; all are divided by the temperature
+Combine = Callable[[jax.Array, tuple[jax.Array, ...], Progress], jax.Array]
 
 
 @flax.struct.dataclass
-class Rollout:
-    """Completions of P prompts, G each.
+class Companion:
+    """Another model that reads the same completions token by token, with a cache of its own.
 
     Attributes:
-      tokens: [P, G, C] int32, PAD after the end.
-      logprob: [P, G, C] float32, of each token under the full temperature-scaled distribution, before processors, top-k, top-p and min-p;
-        0 after the end.
-      entropy: [P, G, C] float32, of that distribution; 0 after the end.
-      length: [P, G] int32, tokens produced, EOS included.
-      terminated: [P, G] bool, ended with an EOS; otherwise it was cut at C.
+      params: its parameters.
+      prompts: its prompts, as `generate` takes them (another width, or other texts, such as prompts without their condition).
+      config: its shape; the vocabulary is the policy's.
     """
 
-    tokens: jax.Array
-    logprob: jax.Array
-    entropy: jax.Array
-    length: jax.Array
-    terminated: jax.Array
-
-
-@flax.struct.dataclass
-class Progress:
-    """The loop's state, as processors see it: B = P * G rows, samples of a prompt adjacent.
-
-    Attributes:
-      step: [] int32, tokens produced by every unfinished row.
-      last: [B] int32, the token to feed next.
-      done: [B] bool.
-      tokens, logprob, entropy: [B, C].
-      cache: per layer, `(layer, Own)`.
-    """
-
-    step: jax.Array
-    last: jax.Array
-    done: jax.Array
-    tokens: jax.Array
-    logprob: jax.Array
-    entropy: jax.Array
-    cache: Any
+    params: dict
+    prompts: dict[str, jax.Array]
+    config: ModelConfig = flax.struct.field(pytree_node=False)
 
 
 def generate(
@@ -110,11 +59,13 @@ def generate(
     key: jax.Array,
     sampling: Sampling,
     processors: tuple[Processor, ...] = (),
+    companions: tuple[Companion, ...] = (),
+    combine: Combine | None = None,
 ) -> Rollout:
     """Draws G completions of every prompt.
 
     Randomness is counted: the draw of a token depends on `key`, the prompt's `index`, the sample's number and the token's place, never on
-    the batch it happens to be in.
+    the batch or the row it happens to be in.
 
     Args:
       params: parameter tree.
@@ -123,129 +74,224 @@ def generate(
         `index` [P], the prompts' global numbers.
       key: PRNG key of this call: (seed, step, stream) folded in.
       sampling: see `Sampling`.
-      processors: applied in turn to the temperature-scaled logits, before top-k, top-p and min-p. The recorded log-prob is that of the
-        distribution they are given: the policy's own.
+      processors: applied in turn to the temperature-scaled logits, behind those that `sampling` names and before top-k, top-p and min-p.
+        The recorded log-prob is that of the distribution they are given: the policy's own.
+      companions: other models whose logits `combine` gets.
+      combine: makes of all models' logits those that processors see; needed with companions.
     """
-    return decode(params, config, prompts, prefill(params, config, prompts), key, sampling, processors)
+    cache = prefill(params, config, prompts, sampling)
+    return decode(params, config, prompts, cache, key, sampling, processors, companions, combine)
 
 
-def apart(params: dict, config: ModelConfig) -> dict:
-    """Parameters with the stack of layers taken apart, once: slices of stacked weights would be copied again for every token."""
-    layers = params['layers']
-    return params if isinstance(layers, list) else params | {'layers': unstack(layers, config.layers)}
-
-
-def prefill(params: dict, config: ModelConfig, prompts: dict[str, jax.Array]) -> list[Prompt]:
+def prefill(params: dict, config: ModelConfig, prompts: dict[str, jax.Array], sampling: Sampling = DEFAULT) -> list[decoding.Cache]:
     """Reads the prompts, once for all completions of each.
 
     Args:
       params: parameter tree.
       config: the model's shape.
       prompts: as `generate` takes them.
+      sampling: of which `prefill_chunk` and `cache_dtype` matter.
 
     Returns:
-      Per layer, the keys and values of every prompt position, in the compute dtype.
+      Per layer, the keys and values of every prompt position.
     """
-    attention = causal(config, prompts['segments'], keep=True)
-    out = forward(params, dataclasses.replace(config, remat='none'), prompts['tokens'], prompts['positions'], attention)
-    layers = out.cache if isinstance(out.cache, list) else [[x[i] for x in out.cache] for i in range(config.layers)]
-    return [Prompt(*(_cache(x.swapaxes(1, 2)) for x in layer)) for layer in layers]
+    int8, chunk = sampling.cache_dtype == 'int8', sampling.prefill_chunk
+    if chunk and chunk < prompts['tokens'].shape[1]:
+        caches = _read_in_chunks(params, config, prompts, chunk)
+        if int8:
+            caches = [decoding.stored(cache.k.transpose(0, 3, 1, 2), cache.v.swapaxes(1, 2), int8) for cache in caches]
+    else:
+        attention = causal(config, prompts['segments'], keep=True)
+        out = forward(params, dataclasses.replace(config, remat='none'), prompts['tokens'], prompts['positions'], attention)
+        layers = out.cache if isinstance(out.cache, list) else [[x[i] for x in out.cache] for i in range(config.layers)]
+        caches = [decoding.stored(k, v, int8) for k, v in layers]
+    return [decoding.placed(cache) for cache in caches]
 
 
 def decode(
     params: dict,
     config: ModelConfig,
     prompts: dict[str, jax.Array],
-    prompt_cache: list[Prompt],
+    prompt_cache: list[decoding.Cache],
     key: jax.Array,
     sampling: Sampling,
     processors: tuple[Processor, ...] = (),
+    companions: tuple[Companion, ...] = (),
+    combine: Combine | None = None,
 ) -> Rollout:
     """Draws completions of prompts that `prefill` has read; the other arguments are those of `generate`."""
-    P, Tp = prompts['tokens'].shape
-    G, C = sampling.num_generations, sampling.max_tokens
-    B, K, d, dtype = P * G, config.kv_heads, config.head_dim, jnp.dtype(config.compute_dtype)
-    params, unrolled = apart(params, config), _unrolled(config)
+    if companions and combine is None:
+        raise UserError(f'{len(companions)} companions, but no function that combines their logits with those of the policy.')
+    prompts, companions = jax.tree.map(jnp.asarray, (prompts, companions))
+    configs = (config, *(other.config for other in companions))
+    models = zip((params, *(other.params for other in companions)), configs, strict=True)
+    params, configs = zip(*(_ready(*model) for model in models), strict=True)
+    read = [_read(prompts, prompt_cache)]
+    read += [_read(other.prompts, prefill(other.params, other.config, other.prompts, sampling)) for other in companions]
+    P, G, C = len(prompts['tokens']), sampling.num_generations, sampling.max_tokens
+    rows = min(sampling.slots or P * G, P * G)
+    fixed = loop.Fixed(
+        sampling, configs, params, combine if companions else None, _processors(sampling) + processors,
+        pad=max(config.pad_id, 0), aligned=rows == P * G,
+    )  # fmt: skip
+    # All at once: for a few rows at a time they would take as long as the rest of a draw.
+    uniform = None if sampling.temperature == 0 else _uniforms(key, prompts['index'], G, C)
+    whole = _drawn(fixed, _Jobs(prompts, tuple(read), uniform, G, C), rows)
+    return jax.tree.map(lambda x: x.reshape(P, G, *x.shape[1:]), whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Jobs:
+    """All completions of a call: their prompts, as they are and as each model has read them, and the numbers they are drawn by."""
+
+    prompts: dict[str, jax.Array]
+    read: tuple[loop.Read, ...]
+    uniform: jax.Array | None
+    G: int
+    C: int
+
+    @property
+    def number(self) -> int:
+        return self.G * len(self.prompts['tokens'])
+
+    def prompt_of(self, job_R: jax.Array) -> jax.Array:
+        return jnp.minimum(job_R, self.number - 1) // self.G
+
+    def begin(self, fixed: loop.Fixed, job_R: jax.Array) -> dict[str, Any]:
+        """The state of rows at the start of these."""
+        prompt_R = self.prompt_of(job_R)
+        text_PxTp = jnp.where(self.prompts['segments'] > 0, self.prompts['tokens'], -1)
+        shape = self.C, max(map(len, fixed.sampling.stop), default=0), fixed.pad
+        return slots.fresh(self.read[0].first[prompt_R], text_PxTp[prompt_R], job_R, self.number, shape, fixed.sampling.forcing)
+
+    def whole(self) -> loop.View:
+        """Of a row for each, in order: the rows of a prompt share it."""
+        start, first = (tuple(jnp.repeat(getattr(one, name), self.G) for one in self.read) for name in ('start', 'first'))
+        return loop.View(self.read, start, first, self.uniform)
+
+    def view(self, s: Progress) -> loop.View:
+        """Of rows that may be at any of them."""
+        read = tuple(loop.of_rows(one, self.prompt_of(s.job)) for one in self.read)
+        uniform = None if self.uniform is None else self.uniform[jnp.minimum(s.job, self.number - 1)]
+        return loop.View(read, tuple(one.start for one in read), tuple(one.first for one in read), uniform)
+
+
+def _drawn(fixed: loop.Fixed, jobs: _Jobs, rows: int) -> Rollout:
+    """All completions [N, C], by so many rows, fewer at the end."""
+    sampling, lengths = fixed.sampling, fixed.sampling.lengths()
+    int8 = sampling.cache_dtype == 'int8'
+    own = [[decoding.placed(decoding.empty(c, rows, lengths[0], int8)) for _ in range(c.layers)] for c in fixed.configs]
+    s = Progress(time=jnp.zeros((), jnp.int32), own=own, **jobs.begin(fixed, jnp.arange(rows)))
+    results = slots.nothing(jobs.number, jobs.C, fixed.pad, bool(sampling.forcing))
+    left = [x for i in range(sampling.halvings + 1) if (x := rows >> i)]
+    fits = [*left[1:], 0]  # once so few rows draw, the next number of rows is enough
+    if fixed.aligned:
+        for length in lengths:
+            s = loop.run(fixed, jobs.whole(), loop.grown(s, length), lambda s, end=length: (s.time < end) & _more(s, fits[0]))
+    else:
+        s, results = _refilled(fixed, jobs, s, results, fits[0])
+    for number, enough in zip(left[1:], fits[1:], strict=True):
+        results = slots.collected(results, s)
+        s = slots.together(s, number)
+        s = loop.run(fixed, jobs.view(s), s, lambda s, enough=enough: _more(s, enough))
+    return slots.completions(s) if fixed.aligned and len(left) == 1 else slots.collected(results, s)
+
+
+def _refilled(fixed: loop.Fixed, jobs: _Jobs, s: Progress, results: Rollout, enough: int) -> tuple[Progress, Rollout]:
+    """Bursts of steps; between two, rows that have ended take the next completions. Until none waits and few enough rows draw."""
+    lengths = fixed.sampling.lengths()
+
+    def turn(state: tuple, end: int) -> tuple:
+        s, results, following = state
+        results = slots.collected(results, s)
+        job_R, following = slots.next_jobs(s, following)
+        s = slots.replaced(s, jobs.begin(fixed, job_R))
+        until = jnp.minimum(s.time + fixed.sampling.burst, end)
+        s = loop.run(fixed, jobs.view(s), s, lambda s: (s.time < until) & _more(s, 0))
+        return s, results, following
+
+    following = jnp.asarray(len(s.job), jnp.int32)
+    for length in lengths:
+        # No row is further than the loop: a shorter cache is long enough for as many steps, whatever has been refilled.
+        end = jnp.iinfo(jnp.int32).max if length == lengths[-1] else length
+
+        def go_on(state: tuple, end: int = end) -> jax.Array:
+            s, _, following = state
+            return (s.time < end) & ((following < jobs.number) | _more(s, enough))
+
+        s, results, following = jax.lax.while_loop(go_on, lambda x, end=end: turn(x, end), (loop.grown(s, length), results, following))
+    return s, results
+
+
+def _more(s: Progress, enough: int) -> jax.Array:
+    """Whether more rows than these have not ended."""
+    return jnp.sum(~s.done) > enough
+
+
+def _processors(sampling: Sampling) -> tuple[Processor, ...]:
+    """Those that settings name, in the order of transformers."""
+    wanted = {
+        limits.RepetitionPenalty(sampling.repetition_penalty): sampling.repetition_penalty != 1,
+        limits.NoRepeatNgram(sampling.no_repeat_ngram_size): sampling.no_repeat_ngram_size > 0,
+        limits.MinTokens(sampling.min_tokens, sampling.eos_ids): sampling.min_tokens > 0,
+    }
+    return tuple(process for process, on in wanted.items() if on)
+
+
+def _read(prompts: dict[str, jax.Array], cache: list[decoding.Cache]) -> loop.Read:
     # The last prompt token is fed again as each row's first input: every token then comes from the same code, and the prompt part of the
     # attention covers the tokens before it.
-    prompt_mask_PxTp = (prompts['segments'] > 0) & (jnp.arange(Tp) < Tp - 1)
-    start_B = jnp.repeat(prompts['positions'][:, -1], G)
-    row_keys = _row_keys(key, prompts['index'], G)
-    eos = jnp.asarray(sampling.eos_ids, jnp.int32)
-    pad = max(config.pad_id, 0)
-
-    def empty() -> jax.Array:
-        return _cache(jnp.zeros((B, K, C, d), dtype))
-
-    begin = Progress(
-        step=jnp.zeros((), jnp.int32),
-        last=jnp.repeat(prompts['tokens'][:, -1], G),
-        done=jnp.zeros(B, bool),
-        tokens=jnp.full((B, C), pad, jnp.int32),
-        logprob=jnp.zeros((B, C)),
-        entropy=jnp.zeros((B, C)),
-        cache=[Own(empty(), empty()) for _ in range(config.layers)],
-    )
-
-    def advance(s: Progress) -> Progress:
-        caches = list(enumerate(s.cache))
-        attention = of_one_token(config, prompt_cache, prompt_mask_PxTp, s.step)
-        out = forward(params, unrolled, s.last[:, None], (start_B + s.step)[:, None], attention, cache=caches)
-        z_BxV = logits(params, config, out.hidden[:, 0])
-        greedy = sampling.temperature == 0
-        z_BxV = z_BxV if greedy else z_BxV / sampling.temperature
-        drawn_from = z_BxV
-        for process in processors:
-            drawn_from = process(drawn_from, s)
-        drawn_from = limits.truncate(drawn_from, sampling.top_k, sampling.top_p, sampling.min_p)
-        if not greedy:
-            keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, s.step)
-            drawn_from = drawn_from + jax.vmap(lambda k: jax.random.gumbel(k, z_BxV.shape[1:]))(keys)
-        drawn_B = jnp.argmax(drawn_from, axis=-1).astype(jnp.int32)
-        scored = distribution_scores(z_BxV, drawn_B)
-
-        def write(into: jax.Array, new: jax.Array, after_end: Any) -> jax.Array:
-            column = jnp.where(s.done, after_end, new)[:, None].astype(into.dtype)
-            return jax.lax.dynamic_update_slice_in_dim(into, column, s.step, axis=1)
-
-        return Progress(
-            step=s.step + 1,
-            last=jnp.where(s.done, pad, drawn_B),
-            done=s.done | jnp.isin(drawn_B, eos),
-            tokens=write(s.tokens, drawn_B, pad),
-            logprob=write(s.logprob, scored.logprob, 0.0),
-            entropy=write(s.entropy, scored.entropy, 0.0),
-            cache=[own for _, own in out.cache],
-        )
-
-    end = jax.lax.while_loop(lambda s: (s.step < C) & ~jnp.all(s.done), advance, begin)
-    return _finish(end, eos, P, G)
+    Tp = prompts['tokens'].shape[1]
+    mask = (prompts['segments'] > 0) & (jnp.arange(Tp) < Tp - 1)
+    return loop.Read(cache, mask, prompts['positions'][:, -1], prompts['tokens'][:, -1])
 
 
-def _unrolled(config: ModelConfig) -> ModelConfig:
-    return dataclasses.replace(config, scan=False, remat='none')
+def _ready(params: dict, config: ModelConfig) -> tuple[dict, ModelConfig]:
+    """Parameters and shape as the loop over tokens wants them, made once."""
+    # Slices of stacked weights would be copied again for every token.
+    if not isinstance(params['layers'], list):
+        params = params | {'layers': unstack(params['layers'], config.layers)}
+    config = dataclasses.replace(config, scan=False, remat='none')
+    if config.tied and not is_weight(params['embed']) and _platform() == 'cpu':
+        # Read as it lies, the table would be turned round for every token: a fifth of the time of all weights at 4,096 entries.
+        head = jax.lax.optimization_barrier(params['embed'].T)
+        params, config = params | {'head': head}, dataclasses.replace(config, tied=False)
+    return params, config
 
 
-def _cache(x_BxKxTxd: jax.Array) -> jax.Array:
-    """Keys or values, where they stay: rows split over devices as those of a batch, heads as those of the weights that make them."""
-    return layout.constrain(x_BxKxTxd, 'batch', 'kv_heads', None, None)
+def _platform() -> str:
+    """What the program that is being traced is for."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
-def _row_keys(key: jax.Array, index_P: jax.Array, G: int) -> jax.Array:
-    per_prompt = jax.vmap(jax.random.fold_in, (None, 0))(key, index_P.astype(jnp.uint32))
-    return jax.vmap(lambda k: jax.vmap(jax.random.fold_in, (None, 0))(k, jnp.arange(G)))(per_prompt).reshape(-1)
+def _uniforms(key: jax.Array, index_P: jax.Array, G: int, C: int) -> jax.Array:
+    """[P * G, C, 2] float32: what the tokens are drawn by, counted by the prompt's number, the sample's and the place."""
+
+    def under(keys: jax.Array, numbers: jax.Array) -> jax.Array:
+        return jax.vmap(lambda k: jax.vmap(jax.random.fold_in, (None, 0))(k, numbers))(keys).reshape(-1)
+
+    keys = under(key[None], index_P.astype(jnp.uint32))
+    for number in (G, C):
+        keys = under(keys, jnp.arange(number))
+    return drawing.uniforms(keys).reshape(-1, C, 2)
 
 
-def _finish(end: Progress, eos: jax.Array, P: int, G: int) -> Rollout:
-    C = end.tokens.shape[1]
-    is_eos_BxC = jnp.isin(end.tokens, eos)
-    terminated_B = is_eos_BxC.any(axis=1)
-    length_B = jnp.where(terminated_B, is_eos_BxC.argmax(axis=1) + 1, C).astype(jnp.int32)
-    shape = (P, G)
-    return Rollout(
-        tokens=end.tokens.reshape(*shape, C),
-        logprob=end.logprob.reshape(*shape, C),
-        entropy=end.entropy.reshape(*shape, C),
-        length=length_B.reshape(shape),
-        terminated=terminated_B.reshape(shape),
-    )
+def _read_in_chunks(params: dict, config: ModelConfig, prompts: dict[str, jax.Array], chunk: int) -> list[decoding.Cache]:
+    """The prompts' keys and values, computed a chunk of positions at a time."""
+    P, Tp = prompts['tokens'].shape
+    number = -(-Tp // chunk)
+    more = number * chunk - Tp
+    tokens, positions, segments = (jnp.pad(prompts[name], ((0, 0), (more, 0))) for name in ('tokens', 'positions', 'segments'))
+    params, config = _ready(params, config)
+
+    def step(i: jax.Array, caches: list[decoding.Cache]) -> list[decoding.Cache]:
+        def of(x: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1)
+
+        attention = decoding.resumed(config, segments, i * chunk)
+        return forward(params, config, of(tokens), of(positions), attention, cache=caches).cache
+
+    empty = [decoding.placed(decoding.empty(config, P, number * chunk)) for _ in range(config.layers)]
+    caches = jax.lax.fori_loop(0, number, step, empty)
+    return [decoding.each(lambda x, axis: jax.lax.slice_in_dim(x, more, None, axis=axis), cache) for cache in caches]

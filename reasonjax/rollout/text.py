@@ -12,10 +12,10 @@ class Completion(NamedTuple):
     """One completion on the host.
 
     Attributes:
-      text: decoded, without its EOS.
+      text: decoded, without its EOS; a stop sequence that ended it is part of it.
       ids: all tokens, EOS included.
       length: number of tokens.
-      terminated: ended with EOS rather than by its length.
+      terminated: ended with EOS or a stop sequence rather than by its length.
     """
 
     text: str
@@ -34,6 +34,6 @@ def completions(rollout: Rollout, tokenizer: Tokenizer) -> list[list[Completion]
         for g in range(tokens_PxGxC.shape[1]):
             length, terminated = int(length_PxG[p, g]), bool(terminated_PxG[p, g])
             ids = tokens_PxGxC[p, g, :length].tolist()
-            group.append(Completion(tokenizer.decode(ids[: length - terminated]), ids, length, terminated))
+            group.append(Completion(tokenizer.decode(ids), ids, length, terminated))
         found.append(group)
     return found

@@ -16,6 +16,7 @@ from reasonjax.stages.context import Place, Run, settings
 from reasonjax.stages.rollouts import Drawn, open_rollouts
 
 FILE = 'dataset.jsonl'
+NOTHING = {'sampled': 0, 'kept': 0, 'dropped': 0, 'empty': 0, 'reward': 0.0}
 
 
 def run(run: Run, place: Place, params: Any) -> dict:
@@ -25,7 +26,8 @@ def run(run: Run, place: Place, params: Any) -> dict:
     stopped stage goes on with the next one; the draws are counted and do not change.
 
     Returns:
-      What the stage did: `sampled`, `kept`, `dropped` (no reward, or cut off before its end), and the mean `reward` of the rest.
+      What the stage did: `sampled`, `kept`, `dropped` (no reward, or cut off before its end), `empty` (good enough, but without a text
+      to learn), and the mean `reward` of all but the dropped.
 
     Raises:
       UserError: nothing was good enough to keep.
@@ -34,7 +36,7 @@ def run(run: Run, place: Place, params: Any) -> dict:
     run.writer.resume(place.name, None)
     parts = place.folder / 'parts'
     done = processes.on_main(lambda: _done(parts))
-    totals = {'sampled': 0, 'kept': 0, 'dropped': 0, 'reward': 0.0}
+    totals = dict(NOTHING)
     with open_rollouts(run, place) as rollouts, Progress(place.name, stage.steps) as progress:
         for step in range(1, stage.steps + 1):
             stopping.point(f'stage {place.name}: {step - 1} of {stage.steps} steps are done and saved')
@@ -46,7 +48,8 @@ def run(run: Run, place: Place, params: Any) -> dict:
                 counts = part['counts']
                 if processes.is_main():
                     _write(parts / f'{step:05d}.json', json.dumps(part, ensure_ascii=False))
-            totals = {name: totals[name] + counts[name] for name in totals}
+            # A part of an earlier version may lack a count.
+            totals = {name: totals[name] + counts.get(name, 0) for name in totals}
             measured = {'reward': totals['reward'] / max(1, totals['sampled'] - totals['dropped'])}
             dropped = {f'data/{name}': value for name, value in rollouts.data.counters.items() if name.startswith('dropped')}
             run.writer.write(place.name, step, totals | measured | dropped | timers.take())
@@ -72,7 +75,7 @@ def _join(parts: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def _part(drawn: Drawn, stage: Any) -> dict:
-    rows, counts = [], {'sampled': 0, 'kept': 0, 'dropped': 0, 'reward': 0.0}
+    rows, counts = [], dict(NOTHING)
     rewards = drawn.rewards.total.reshape(len(drawn.texts), -1)
     for row, group, of_group in zip(drawn.prompts['rows'], drawn.texts, rewards, strict=True):
         kept: list[Completion] = []
@@ -82,6 +85,9 @@ def _part(drawn: Drawn, stage: Any) -> dict:
                 counts['dropped'] += 1
                 continue
             counts['reward'] += float(reward)
+            if not completion.text:
+                counts['empty'] += int(reward >= stage.min_reward)
+                continue
             fresh = all(completion.text != other.text for other in kept)
             if reward >= stage.min_reward and fresh and len(kept) < (stage.max_per_prompt or len(group)):
                 kept.append(completion)

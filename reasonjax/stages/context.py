@@ -19,7 +19,7 @@ from reasonjax.data.tokenizers import Tokenizer
 from reasonjax.errors import UserError, divisor, listing, nearest
 from reasonjax.metrics import Writer
 from reasonjax.model import config as model_config
-from reasonjax.model import spec
+from reasonjax.model import kernels, spec
 from reasonjax.model.config import ModelConfig
 from reasonjax.model.rotary import longest
 from reasonjax.parallel import mesh as meshes
@@ -94,6 +94,9 @@ def open_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, active
     model = model_config.from_config(config.model, vocab_size=size, pad_id=tokenizer.pad_id)
     check_lengths(config, model)
     run = Run(config, workdir, mesh, tokenizer, model, spec.specs(model), Writer(workdir, active=active and processes.is_main()))
+    # The sampler reads prompts with it too.
+    for used in (mesh, run.rollout_mesh):
+        kernels.check(model, used.devices.flat[0], used.shape)
     if active:
         for place in places(config, workdir):
             check_mesh(run, place)

@@ -13,10 +13,9 @@ from reasonjax.errors import UserError
 from reasonjax.metrics import Progress
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
-from reasonjax.rollout.sampler import Sampling
 from reasonjax.rollout.text import Completion, completions
 from reasonjax.stages.context import Run
-from reasonjax.stages.sampling import sampler
+from reasonjax.stages.sampling import of_stage, sampler
 
 SHOWN = 3
 
@@ -62,14 +61,11 @@ def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
         task.examples, transforms, run.tokenizer, max_prompt_length=c.max_prompt_length, batch_size=batch_size, overlong=c.overlong
     )
     key = randomness.key(run.config.seed, 0, 0, 'evaluate')
-    common = dict(max_tokens=c.max_completion_length, eos_ids=run.tokenizer.eos_ids)
     ways = {}
     if c.greedy:
-        ways['greedy'] = Sampling(temperature=0.0, **common)
+        ways['greedy'] = of_stage(c, run.tokenizer, 'evaluation', temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
     if c.samples:
-        ways['sampled'] = Sampling(
-            num_generations=c.samples, temperature=c.temperature, top_k=c.top_k, top_p=c.top_p, min_p=c.min_p, **common
-        )
+        ways['sampled'] = of_stage(c, run.tokenizer, 'evaluation', num_generations=c.samples)
     programs = {name: sampler(run, sampling) for name, sampling in ways.items()}
 
     def evaluate(params: Any) -> Evaluation:

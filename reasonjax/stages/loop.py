@@ -4,6 +4,7 @@ What a kill at any moment may cost is the time since the newest checkpoint, and 
 """
 
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
 from reasonjax.stages import evaluate
 from reasonjax.stages.context import Place, Run, adapt, settings
+from reasonjax.stages.iteration import Given, Inside, Measured, fetch, make_iterations
 from reasonjax.stages.ledger import Ledger, better, check
 from reasonjax.state import State, create, make_update
 from reasonjax.weights.partition import combine, partition
@@ -48,22 +50,29 @@ class Feed(NamedTuple):
     """Where batches come from.
 
     Attributes:
-      next: `(step, params, timers) -> Fed`.
+      next: `(step, params, timers) -> Fed`, or with `inside` `-> Given` for the steps from this one on.
       data: the iterator whose position is saved; it has `counters`.
       updates: optimiser updates per step.
       temperature: of the log-probs that the objective sees.
       record: `(step) -> None`, writes what is worth keeping of the last step besides its metrics.
       together: adjacent rows that the objective compares.
       memory: what the method remembers from step to step, if anything; saved and restored with everything else.
+      inside: what makes the batches, where that is in one program with the updates.
     """
 
-    next: Callable[[int, Any, Timers], Fed]
+    next: Callable[[int, Any, Timers], Fed | Given]
     data: Any
     updates: int
     temperature: float = 1.0
     record: Callable[[int], None] | None = None
     together: int = 1
     memory: Remembers | None = None
+    inside: Inside | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps that are dispatched together."""
+        return self.inside.iterations if self.inside else 1
 
 
 class Trained(NamedTuple):
@@ -112,9 +121,9 @@ class _Training:
         if self.stage.offload_optimizer:
             offload.check(run.mesh.devices.flat[0], self.optimizer, f'config.{place.name}.offload_optimizer')
         self.state, self.frozen, self.chosen = self._start()
-        self.update = compile_update(run, self.stage, feed, self.optimizer, self.state, total_updates)
+        self.update = compile_update(run, self.stage, feed, self.optimizer, self.state, total_updates, place)
         self.ledger, self.timers = Ledger(), Timers()
-        self.pending: tuple[int, list[dict], Fed] | None = None  # the step whose metrics have not been fetched
+        self.pending: Callable[[], list[Measured]] | None = None  # fetches the metrics of what was dispatched last
         self.failing = False  # the last steps were not finite, one more than are tolerated
 
     def to_the_end(self) -> Trained:
@@ -124,15 +133,16 @@ class _Training:
             self.clock = time.perf_counter()
             if unevaluated:
                 self._conclude(begin, {'evaluate'})
-            for step in range(begin + 1, self.stage.steps + 1):
+            for step in range(begin + self.feed.steps, self.stage.steps + 1, self.feed.steps):
                 self._step(step)
         return Trained(self._params(), self._seconds(), self.ledger.best)
 
     def _step(self, step: int) -> None:
-        self._dispatch(step)
+        """Does a step, or as many as are dispatched together, of which this is the last."""
+        self._dispatch(step - self.feed.steps + 1)
         stop = stopping.asked()
         due = _due(step, self.stage, self.evaluation is not None)
-        if stop or due or self.feed.record is not None or self._watchful():
+        if stop or due or self._watchful():
             with self.timers('update'):
                 jax.block_until_ready(self.state)
             self._settle()
@@ -148,28 +158,44 @@ class _Training:
             self.clock = time.perf_counter()
 
     def _dispatch(self, step: int) -> None:
-        """Starts a step, and settles the one before while it runs."""
+        """Starts a step, or several from this one on, and settles what came before while it runs."""
         fed = self.feed.next(step, self._params(), self.timers)
-        # Read now: when the metrics are fetched, the feed may be a batch further.
-        dropped = {f'data/{name}': value for name, value in self.feed.data.counters.items() if name.startswith('dropped')}
         with self.timers('update'):
-            device = []
-            for i, batch in enumerate(fed.batches):
-                key = randomness.key(self.run.config.seed, self.place.number, (step - 1) * self.feed.updates + i, 'update')
-                self.state, metrics = self.update(self.state, self.frozen, batch, key)
-                device.append(metrics)
+            start = self._start_updates if self.feed.inside is None else self._start_program
+            measured = start(step, fed)
             self._settle()
-        self.pending = (step, device, fed._replace(metrics=fed.metrics | dropped))
+        self.pending = measured
+
+    def _start_updates(self, step: int, fed: Fed) -> Callable[[], list[Measured]]:
+        # Read now: when the metrics are fetched, the feed may be a batch further.
+        known, tokens, device = fed.metrics | dropped(self.feed.data), fed.tokens, []
+        for i, batch in enumerate(fed.batches):
+            key = randomness.key(self.run.config.seed, self.place.number, (step - 1) * self.feed.updates + i, 'update')
+            self.state, metrics = self.update(self.state, self.frozen, batch, key)
+            device.append(metrics)
+        return lambda: [Measured(step, _average(jax.device_get(device)) | known, tokens)]
+
+    def _start_program(self, step: int, given: Given) -> Callable[[], list[Measured]]:
+        inside = self.feed.inside
+        self.state, device = self.update(self.state, self.frozen, inside.fixed, given.arrays, np.int32(step))
+        return functools.partial(fetch, inside, step, given.host, device)
 
     def _settle(self) -> None:
-        """Fetches the metrics of the step that was dispatched last, if that has not been done; counts and writes them down."""
+        """Fetches the metrics of what was dispatched last, if that has not been done; counts and writes them down."""
         if self.pending is None:
             return
-        (step, device, fed), self.pending = self.pending, None
+        found, self.pending = self.pending(), None
+        seconds, self.clock = time.perf_counter() - self.clock, time.perf_counter()
+        for measured in found:
+            self._count(measured, seconds / len(found), last=measured is found[-1])
+
+    def _count(self, measured: Measured, seconds: float, last: bool) -> None:
+        """Counts a step and writes it down; `last` of those that were dispatched together."""
+        step, metrics, tokens = measured
         ledger, stage = self.ledger, self.stage
-        metrics = _average(jax.device_get(device)) | fed.metrics
-        ledger.count(self.feed.updates, fed.tokens, metrics.pop('nonfinite'), metrics.pop('spike', 0.0))
-        self.failing = ledger.nonfinite_in_a_row > stage.max_nonfinite
+        ledger.count(self.feed.updates, tokens, metrics.pop('nonfinite'), metrics.pop('spike', 0.0))
+        # Between two dispatches, where weights can change hands: a bad stretch that is over by then is over.
+        self.failing = last and ledger.nonfinite_in_a_row > stage.max_nonfinite
         over = self.failing and ledger.rollbacks == stage.max_rollbacks
         ledger.rollbacks += self.failing and not over
         metrics |= {'num_tokens': ledger.num_tokens, 'skipped_updates': ledger.skipped_updates}
@@ -177,12 +203,11 @@ class _Training:
             metrics['skipped_spikes'] = ledger.skipped_spikes
         if stage.max_rollbacks:
             metrics['rollbacks'] = ledger.rollbacks
-        seconds, self.clock = time.perf_counter() - self.clock, time.perf_counter()
         # An update that was skipped leaves the optimiser's own count where it was.
         rate = float(self.schedule(max(0, ledger.applied_updates - 1)))
-        metrics |= {'learning_rate': rate, 'step_time': seconds, 'tokens_per_second': fed.tokens / seconds}
+        metrics |= {'learning_rate': rate, 'step_time': seconds, 'tokens_per_second': tokens / seconds}
         if step % stage.log_every == 0 or step == stage.steps:
-            self.run.writer.write(self.place.name, step, metrics | self.timers.take())
+            self.run.writer.write(self.place.name, step, metrics | (self.timers.take() if last else {}))
         self.progress.update(step, metrics)
         if over or ledger.spikes_in_a_row > stage.spike_window:
             raise UserError(self._complaint(step, metrics))
@@ -308,11 +333,16 @@ class _Training:
         return self.earlier + time.perf_counter() - self.started
 
 
-def compile_update(run: Run, stage: Any, feed: Feed, optimizer: Any, state: State, updates: int) -> Callable:
-    """The compiled step of a stage; of `state` (arrays, or shapes with shardings) only the shardings are read."""
+def dropped(data: Any) -> dict[str, int]:
+    """The rows that an iterator has dropped so far, by reason."""
+    return {f'data/{name}': value for name, value in data.counters.items() if name.startswith('dropped')}
+
+
+def build_update(run: Run, stage: Any, feed: Feed, optimizer: Any, updates: int) -> Callable:
+    """The update of a stage as its config says, see `state.make_update`; `updates` are those of the whole stage."""
     context = Context(updates, run.tokenizer.pad_id, run.tokenizer.mask_id, run.tokenizer.vocab_size)
     corruption = configs.resolve(stage.corruption, 'corruption') if stage.corruption.name != 'none' else None
-    update = make_update(
+    return make_update(
         run.model,
         configs.resolve(stage.objective, 'objective'),
         optimizer,
@@ -324,6 +354,19 @@ def compile_update(run: Run, stage: Any, feed: Feed, optimizer: Any, state: Stat
         spike_zscore=stage.spike_zscore,
         apply=offload.streamed(optimizer, moving=run.mesh.devices.flat[0].platform != 'cpu') if stage.offload_optimizer else None,
     )
+
+
+def compile_update(
+    run: Run, stage: Any, feed: Feed, optimizer: Any, state: State, updates: int, place: Place | None = None
+) -> Callable:
+    """The compiled update of a stage, or with `feed.inside` its whole steps, for which `place` says which stage it is.
+
+    Of `state` (arrays, or shapes with shardings) only the shardings are read.
+    """
+    update = build_update(run, stage, feed, optimizer, updates)
+    if feed.inside is not None:
+        steps = make_iterations(feed.inside.produce, update, updates=feed.updates, stage=place.number)
+        update = lambda now, frozen, fixed, given, first: steps(now, frozen, fixed, given, run.config.seed, first)  # noqa: E731
     # Pinned, or the compiler may choose other shardings for the output and compile once more. Metrics are whole everywhere, because every
     # process reads them.
     placed = jax.tree.map(lambda x: x.sharding, state)

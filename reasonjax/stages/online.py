@@ -10,6 +10,7 @@ import numpy as np
 
 from reasonjax import config as configs
 from reasonjax import reduce
+from reasonjax.checkpoint import Remembers
 from reasonjax.errors import UserError, divisor
 from reasonjax.methods.objectives.protocol import needed
 from reasonjax.metrics import Timers
@@ -17,9 +18,11 @@ from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
 from reasonjax.rollout.rewards import Rewards
 from reasonjax.rollout.sampler import Rollout
+from reasonjax.stages.batching import Packer, assemble, form_of, minibatches
 from reasonjax.stages.context import Place, Run, settings
 from reasonjax.stages.loop import Fed, Feed, Trained, train
 from reasonjax.stages.rollouts import Drawn, open_rollouts
+from reasonjax.stages.supply import Supply
 from reasonjax.state import make_score
 
 FLAT_STEPS = 10
@@ -27,55 +30,71 @@ CUT_SHARE = 0.5
 
 
 def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callable | None) -> Trained:
-    """Runs the stage; see `loop.train`.
+    """Runs the stage; see `loop.train`, and `Supply` for where the groups come from that a step trains on.
+
+    The metrics of the advantage (`reward`, `frac_reward_zero_std`, ...) are of these groups; `rewards/*` and `completions/*` are of all
+    that was sampled for the step.
 
     Raises:
       UserError: fewer than two generations per prompt, or a minibatch count that does not divide the prompts.
     """
     stage = settings(run.config, place)
     check(stage, place.name)
-    advantage = configs.resolve(stage.advantage, 'advantage')
-    advantage_of = jax.jit(lambda rewards_PxG, valid_PxG: _with_values(advantage(rewards_PxG, valid_PxG)))
+    objective = configs.resolve(stage.objective, 'objective')
+    advantages_of = _on_host(configs.resolve(stage.advantage, 'advantage'))
+    form = form_of(stage, run.mesh, place.name)
+    pack = Packer(form)
+    updates, micro = stage.num_iterations * stage.minibatches, stage.minibatches * stage.accumulation
+    logprob = jax.jit(meshes.on(run.mesh, make_score(run.model, micro=micro, temperature=stage.temperature)))
     reference_of = None
-    if 'logprob_ref' in needed(configs.resolve(stage.objective, 'objective')):
+    if 'logprob_ref' in needed(objective):
         # The reference is the model as this stage found it, adapters of earlier stages included; it stays in memory.
         reference = incoming()
         incoming = lambda: reference  # noqa: E731
-        micro = stage.minibatches * stage.accumulation
-        logprob = jax.jit(meshes.on(run.mesh, make_score(run.model, micro=micro, temperature=stage.temperature)))
         reference_of = lambda batch: logprob(reference, batch)  # noqa: E731
-    updates = stage.num_iterations * stage.minibatches
+    every = 'logprob_old' in needed(objective)
     table: list[dict] = []
     watch = Watcher(place.name)
 
     with open_rollouts(run, place) as rollouts:
+        supply = Supply(
+            rollouts, num_prompts=stage.num_prompts, steps=stage.steps, pipelined=stage.pipelined, dynamic_sampling=stage.dynamic_sampling
+        )
 
         def feed(step: int, params: Any, timers: Timers) -> Fed:
-            drawn = rollouts.draw(step, params, timers)
+            drawn, landed, origin = supply.next(step, params, timers)
             with timers('score'):
-                total_PxG = drawn.rewards.total.reshape(stage.num_prompts, stage.num_generations)
-                valid_PxG = ~np.isnan(total_PxG)
-                advantage_PxG, metrics = jax.device_get(advantage_of(np.where(valid_PxG, total_PxG, 0.0), valid_PxG))
-                batch = assemble(drawn.prompts, drawn.rollout, advantage_PxG, mask_truncated=stage.mask_truncated_completions)
-                if updates > 1:
-                    # The sampler's log-probs are the policy's own (one forward, a test holds them together): no second pass.
-                    batch['logprob_old'] = batch['logprob_sampled']
+                advantage_PxG, metrics = advantages_of(drawn.total_PxG)
+                batch = assemble(drawn.prompts, drawn.rollout, advantage_PxG, form, mask_truncated=stage.mask_truncated_completions)
+                batch, packing = pack(batch)
+                age_B = np.repeat(step - drawn.steps, stage.num_generations)
+                if supply.may_be_stale:
+                    batch['staleness'] = age_B.astype(np.float32)
                 batch = meshes.place_batch(batch, run.mesh)
                 if reference_of is not None:
                     batch['logprob_ref'] = reference_of(batch)
+            if updates > 1:
+                # The sampler's are the policy's own where it sampled (one forward, a test holds them together): no second pass.
+                batch['logprob_old'] = batch['logprob_sampled']
+                if every or age_B.any():
+                    with timers('old_logprob'):
+                        own = logprob(params, batch)
+                        batch['logprob_old'] = own if every else jnp.where(batch['staleness'][:, None] > 0, own, batch['logprob_sampled'])
+                        if not stage.pipelined:
+                            jax.block_until_ready(own)  # for the clock; pipelined, it would wait for the rollout in flight
             if stage.log_completions_every and step % stage.log_completions_every == 0:
                 table[:] = rows_of(drawn, advantage_PxG)
-            measured = {name: float(value) for name, value in metrics.items()}
-            measured |= rollout_metrics(drawn.rollout) | reward_metrics(drawn.rewards)
+            measured = metrics | origin | packing | rollout_metrics(landed.rollout) | reward_metrics(landed.rewards)
             watch(measured)
-            return Fed(minibatches(batch, stage), measured, int(drawn.rollout.length.sum()))
+            return Fed(minibatches(batch, stage), measured, int(landed.rollout.length.sum()))
 
         def record(step: int) -> None:
             if table:
                 run.writer.completions(place.name, step, table)
                 table.clear()
 
-        return train(run, place, incoming, Feed(feed, rollouts.data, updates, stage.temperature, record, memory=watch), evaluation)
+        source = Feed(feed, rollouts.data, updates, stage.temperature, record, memory=Memory(watch, supply))
+        return train(run, place, incoming, source, evaluation)
 
 
 def check(stage: Mapping[str, Any], name: str) -> None:
@@ -88,45 +107,22 @@ def check(stage: Mapping[str, Any], name: str) -> None:
     if stage.num_prompts % stage.minibatches:
         best = divisor(stage.num_prompts, stage.minibatches)
         raise UserError(f'config.{name}.minibatches={stage.minibatches}: must divide num_prompts={stage.num_prompts}; nearest: {best}.')
+    if stage.dynamic_sampling < 0:
+        raise UserError(f'config.{name}.dynamic_sampling={stage.dynamic_sampling}: batches of prompts a step may draw; 0 is off.')
 
 
-def assemble(prompts: dict, rollout: Rollout, advantage_PxG: np.ndarray, *, mask_truncated: bool = False) -> dict:
-    """Lays prompts and completions out as a supervised batch: [left-padded prompt | completion], weight 1 on completion tokens.
+class Memory:
+    """What the stage remembers from step to step, as one thing that a checkpoint holds: the warnings and the rollouts that wait."""
 
-    Args:
-      prompts: `tokens`, `segments`, `positions` [P, Tp].
-      rollout: on the host.
-      advantage_PxG: float32.
-      mask_truncated: completions cut at the limit get weight 0 (they still count as rows).
+    def __init__(self, *parts: Remembers):
+        self._parts = parts
 
-    Returns:
-      `tokens`, `segments`, `positions`, `weights`, `logprob_sampled` [P * G, Tp + C] and `advantage` [P * G].
-    """
-    P, G, C = rollout.tokens.shape
-    alive = np.arange(C) < rollout.length.reshape(P * G, 1)
+    def get_state(self) -> dict:
+        return {name: value for part in self._parts for name, value in part.get_state().items()}
 
-    def beside(of_prompt: np.ndarray, of_completion: np.ndarray, dtype: Any) -> np.ndarray:
-        return np.concatenate([np.repeat(of_prompt, G, axis=0), of_completion.reshape(P * G, C)], axis=1).astype(dtype)
-
-    nothing = np.zeros(prompts['tokens'].shape)
-    weights = alive & (rollout.terminated.reshape(P * G, 1) | (not mask_truncated))
-    after = np.repeat(prompts['positions'][:, -1], G)[:, None] + 1 + np.arange(C)
-    return {
-        'tokens': beside(prompts['tokens'], rollout.tokens, np.int32),
-        'segments': beside(prompts['segments'], alive, np.int32),
-        'positions': beside(prompts['positions'], after * alive, np.int32),
-        'weights': beside(nothing, weights, np.float32),
-        'logprob_sampled': beside(nothing, rollout.logprob, np.float32),
-        'advantage': advantage_PxG.reshape(P * G).astype(np.float32),
-    }
-
-
-def minibatches(batch: dict, stage: Mapping[str, Any]) -> list[dict]:
-    """The batches of each update: `minibatches` parts, whole groups each, gone over `num_iterations` times."""
-    number, limit = stage.minibatches, jnp.asarray(stage.max_completion_length, jnp.float32)
-    size = len(batch['tokens']) // number
-    parts = [batch] if number == 1 else [{name: x[i * size : (i + 1) * size] for name, x in batch.items()} for i in range(number)]
-    return [part | {'max_completion_length': limit} for part in parts] * stage.num_iterations
+    def set_state(self, state: dict) -> None:
+        for part in self._parts:
+            part.set_state(state)
 
 
 class Watcher:
@@ -195,6 +191,29 @@ def rows_of(drawn: Drawn, advantage_PxG: np.ndarray) -> list[dict]:
     ]
 
 
-def _with_values(result: tuple[jax.Array, dict]) -> tuple[jax.Array, dict]:
-    advantage, metrics = result
-    return advantage, reduce.values(metrics)
+def _on_host(advantage: Callable) -> Callable[[np.ndarray], tuple[np.ndarray, dict[str, float]]]:
+    """Returns `(total_PxG, nan where there is none) -> (advantage_PxG, metrics)`, computed by the host's own device where it has one.
+
+    An accelerator does one thing after the other: the few numbers there are here would wait for a rollout in flight.
+    """
+
+    def compute(rewards_PxG: jax.Array, valid_PxG: jax.Array) -> tuple[jax.Array, dict]:
+        advantage_PxG, metrics = advantage(rewards_PxG, valid_PxG)
+        return advantage_PxG, reduce.values(metrics)
+
+    compiled, device = jax.jit(compute), _processor()
+
+    def of(total_PxG: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+        valid_PxG = ~np.isnan(total_PxG)
+        with jax.default_device(device):
+            advantage_PxG, metrics = jax.device_get(compiled(np.where(valid_PxG, total_PxG, 0.0), valid_PxG))
+        return advantage_PxG, {name: float(value) for name, value in metrics.items()}
+
+    return of
+
+
+def _processor() -> jax.Device | None:
+    try:
+        return jax.local_devices(backend='cpu')[0]
+    except RuntimeError:  # jax was told to start the accelerator's backend only
+        return None

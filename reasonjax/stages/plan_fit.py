@@ -132,7 +132,9 @@ def _chunks(planned: Stage) -> Iterator[Candidate]:
         ('logprob_chunk', ('train', 'score', 'iteration')),
         ('attention_chunk', ('train', 'score', 'prefill', 'iteration')),
     ):
-        now = getattr(planned.run.model, name) or planned.length
+        if name == 'attention_chunk' and planned.run.model.attention_kernel != 'xla':
+            continue  # the others never hold all scores
+        now = getattr(planned.run.model, name) or planned.widest
         start = min(now, LARGEST_CHUNK)
         for smaller in (start, start // 2, start // 4):
             if SMALLEST_CHUNK <= smaller < now:

@@ -17,17 +17,18 @@ from reasonjax.errors import UserError, listing, nearest
 from reasonjax.methods.objectives.protocol import needed
 from reasonjax.metrics import Writer
 from reasonjax.model import config as model_config
-from reasonjax.model import flops, spec
+from reasonjax.model import decoding, flops, kernels, spec
+from reasonjax.model.score import READ
 from reasonjax.parallel import layout
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel.roofline import Work
 from reasonjax.rollout import sampler
 from reasonjax.rollout.sampler import Sampling
-from reasonjax.stages import online
+from reasonjax.stages import batching, online
 from reasonjax.stages import plan_shapes as shapes
 from reasonjax.stages.context import Place, Run, abstract_params, at_once, check_lengths, check_mesh, places, rows_per_example, settings
 from reasonjax.stages.loop import Feed, compile_update
-from reasonjax.stages.sampling import on_rollout_mesh
+from reasonjax.stages.sampling import of_stage, on_rollout_mesh
 from reasonjax.weights.partition import combine, partition
 
 PROGRAMS = {'online': ('train', 'score', 'prefill', 'decode', 'iteration'), 'supervised': ('train', 'score')}
@@ -83,8 +84,9 @@ def plan_run(config: ml_collections.ConfigDict, devices: list) -> Run:
     tokenizer = shapes.Blank(shapes.vocabulary(config))
     model = model_config.from_config(config.model, vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id)
     check_lengths(config, model)
-    workdir = pathlib.Path()
-    return Run(config, workdir, meshes.make_mesh(config.mesh, devices), tokenizer, model, spec.specs(model), Writer(workdir, active=False))
+    workdir, mesh = pathlib.Path(), meshes.make_mesh(config.mesh, devices)
+    kernels.check(model, mesh.devices.flat[0], mesh.shape)
+    return Run(config, workdir, mesh, tokenizer, model, spec.specs(model), Writer(workdir, active=False))
 
 
 def planned_stage(config: ml_collections.ConfigDict, name: str = '') -> Place:
@@ -126,6 +128,7 @@ class Stage:
         self.wants_reference = 'logprob_ref' in needed(self.objective)
         self.rollout_mesh = run.rollout_mesh
         check_mesh(run, place)
+        self.form = batching.form_of(c, run.mesh, place.name) if self.online else batching.Form(share_prompts=False)
         self.params = abstract_params(run, place.number)
         self.chosen = configs.resolve(c.filter, 'filter')(run.specs, self.params)
         trainable, self.frozen = partition(self.params, self.chosen)
@@ -158,9 +161,26 @@ class Stage:
 
     @property
     def length(self) -> int:
-        """Tokens of a row."""
+        """Tokens of a sequence."""
         c = self.settings
         return c.data.max_prompt_length + c.max_completion_length if self.online else c.data.max_length
+
+    @property
+    def widest(self) -> int:
+        """Tokens of the longest row that is trained on: of a sequence, or of its longer part where prompts are read apart."""
+        c = self.settings
+        return max(c.data.max_prompt_length, c.max_completion_length) if self.form.share_prompts else self.length
+
+    def tokens(self, rows: int) -> int:
+        """Tokens that are read to train on so many rows: shared prompts once."""
+        c = self.settings
+        if not self.form.share_prompts:
+            return rows * self.length
+        return self._shared(rows) * c.data.max_prompt_length + rows * c.max_completion_length
+
+    def _shared(self, rows: int) -> int:
+        """Prompts beside so many rows."""
+        return rows // self.settings.num_generations * self.form.copies
 
     def programs(self, names: tuple[str, ...] = ()) -> Iterator[Program]:
         """The programs of these names, by default all there are."""
@@ -172,26 +192,25 @@ class Stage:
         batch = self._batch(rows)
         kinds = {'parameters': (self.state.trainable, self.frozen), 'optimiser': self.state.optimizer, 'batch': batch}
         counted = self._trained(rows)
-        tokens = rows * self.length
         arguments = (self.state, self.frozen, batch, self._key())
         useful, more = flops.useful(counted, self.run.model, True), self._of_optimiser()
         phases, held = ((counted, self.run.mesh),), {'incoming': self.incoming}
-        return Program('train', self._update(), arguments, kinds, held, (), phases, more, useful, tokens)
+        return Program('train', self._update(), arguments, kinds, held, (), phases, more, useful, self.tokens(rows))
 
     def _score(self) -> Program:
-        batch = {name: x for name, x in self._batch(self.rows).items() if name in ('tokens', 'segments', 'positions')}
+        batch = {name: x for name, x in self._batch(self.rows).items() if name in READ}
         function = jax.jit(meshes.on(self.run.mesh, self._logprob()))
-        counted = flops.forward(self._products(self.rows))
+        counted = flops.forward(self._read(self.rows))
         kinds = {'parameters': self.params, 'batch': batch}
-        return self._forward('score', function, (self.params, batch), kinds, (), counted, self.run.mesh, self.rows * self.length)
+        return self._forward('score', function, (self.params, batch), kinds, (), counted, self.run.mesh, self.tokens(self.rows))
 
     def _logprob(self) -> Callable:
         micro = self.settings.accumulation * (self.settings.minibatches if self.online else 1)
         return state.make_score(self.run.model, micro=micro, temperature=self.temperature)
 
     def _prefill(self) -> Program:
-        prompts, counted = self._prompts(), self._prefilled()
-        function = jax.jit(on_rollout_mesh(self.run, lambda params, prompts: sampler.prefill(params, self.run.model, prompts)))
+        prompts, counted, sampling, model = self._prompts(), self._prefilled(), self._sampling(), self.run.model
+        function = jax.jit(on_rollout_mesh(self.run, lambda params, prompts: sampler.prefill(params, model, prompts, sampling)))
         kinds = {'parameters': self.params, 'batch': prompts}
         tokens, cache = math.prod(prompts['tokens'].shape), self._prompt_cache(prompts)
         return self._forward('prefill', function, (self.params, prompts), kinds, cache, counted, self.rollout_mesh, tokens)
@@ -225,14 +244,14 @@ class Stage:
         def iteration(now: state.State, frozen: Any, incoming: Any, prompts: dict, rewards_PxG: jax.Array, key: jax.Array) -> tuple:
             rollout = generate(combine(now.trainable, frozen), prompts, key)
             advantage_PxG, _ = advantage(rewards_PxG, ~jnp.isnan(rewards_PxG))
-            batch = shapes.assemble(prompts, rollout, advantage_PxG, c.mask_truncated_completions)
+            batch = batching.assemble(prompts, rollout, advantage_PxG, self.form, mask_truncated=c.mask_truncated_completions)
             if self.updates > 1:
                 batch['logprob_old'] = batch['logprob_sampled']
             if self.wants_reference:
                 known = shapes.joined(self.run.specs, incoming, combine(now.trainable, frozen), self.shared)
                 batch['logprob_ref'] = self._logprob()(known, batch)
             measured = {}
-            for i, part in enumerate(online.minibatches(batch, c)):
+            for i, part in enumerate(batching.minibatches(batch, c)):
                 now, measured = update(now, frozen, part, jax.random.fold_in(key, i))
             return now, measured
 
@@ -240,7 +259,7 @@ class Stage:
         kinds = {'parameters': (self.state.trainable, self.frozen), 'optimiser': self.state.optimizer, 'batch': (prompts, rewards)}
         kinds['incoming'] = self.incoming
         rows = self.rows // c.minibatches
-        scored = [flops.forward(self._products(self.rows))] if self.wants_reference else []
+        scored = [flops.forward(self._read(self.rows))] if self.wants_reference else []
         trained = [(product, times * self.updates) for product, times in self._trained(rows)]
         parts = c.num_prompts // at_once(c)
         forwards = [*([(p, times * parts) for p, times in found] for found in (self._prefilled(), self._decoded())), *scored]
@@ -281,16 +300,23 @@ class Stage:
         return generate
 
     def _sampling(self) -> Sampling:
-        c = self.settings
-        return Sampling(c.num_generations, c.max_completion_length, c.temperature, c.top_k, c.top_p, c.min_p, self.run.tokenizer.eos_ids)
+        return of_stage(self.settings, self.run.tokenizer, self.place.name)
 
-    def _products(self, rows: int, length: int = 0) -> list[flops.Product]:
-        length = length or self.length
+    def _products(self, rows: int, length: int) -> list[flops.Product]:
         weights = flops.matrices(self.run.model, self.run.specs, self.params, self.chosen, rows * length)
         return weights + flops.attention(self.run.model, rows, length)
 
+    def _read(self, rows: int) -> list[flops.Product]:
+        """The products of a forward pass over a batch of so many rows."""
+        if not self.form.share_prompts:
+            return self._products(rows, self.length)
+        c, model = self.settings, self.run.model
+        predicting = rows * c.max_completion_length
+        weights = flops.matrices(model, self.run.specs, self.params, self.chosen, self.tokens(rows), predicting)
+        return weights + flops.grouped_attention(model, self._shared(rows), c.data.max_prompt_length, rows, c.max_completion_length)
+
     def _trained(self, rows: int) -> list:
-        return flops.training(self.run.model, self._products(rows))
+        return flops.training(self.run.model, self._read(rows))
 
     def _prefilled(self) -> list:
         c = self.settings
@@ -309,13 +335,16 @@ class Stage:
         return 3 * trainable + 2 * moments + 3 * trainable * (self.settings.accumulation - 1)
 
     def _batch(self, rows: int) -> dict:
-        fields = shapes.supervised_fields(self.settings.data.form) if not self.online else {}
-        if self.online:
-            fields = shapes.online_fields(old=self.updates > 1, reference=self.wants_reference)
-        sizes = {'rows': rows, 'time': self.length}
-        batch = {name: self._placed(tuple(sizes[axis] for axis in ('rows', *axes)), dtype) for name, (axes, dtype) in fields.items()}
+        c = self.settings
+        if not self.online:
+            sizes, fields = {'rows': rows, 'time': self.length}, shapes.supervised_fields(c.data.form)
+            return {name: self._placed(tuple(sizes[axis] for axis in ('rows', *axes)), dtype) for name, (axes, dtype) in fields.items()}
+        prompts = self._prompts(self.run.mesh, rows // c.num_generations)
+        batch = shapes.online_batch(
+            prompts, c.num_generations, c.max_completion_length, self.form, old=self.updates > 1, reference=self.wants_reference
+        )
         limit = jax.ShapeDtypeStruct((), jnp.float32, sharding=meshes.replicated(self.run.mesh))
-        return batch | ({'max_completion_length': limit} if self.online else {})
+        return {name: self._placed(x.shape, x.dtype) for name, x in batch.items()} | {'max_completion_length': limit}
 
     def _prompts(self, mesh: Any = None, number: int = 0) -> dict:
         shape = (number or at_once(self.settings), self.settings.data.max_prompt_length)
@@ -323,16 +352,17 @@ class Stage:
         return {name: self._placed(*field, mesh or self.rollout_mesh) for name, field in fields.items()}
 
     def _prompt_cache(self, prompts: dict) -> list:
-        made = jax.eval_shape(lambda p, x: sampler.prefill(p, self.run.model, x), self.params, prompts)
+        made = jax.eval_shape(lambda p, x: sampler.prefill(p, self.run.model, x, self._sampling()), self.params, prompts)
         return jax.tree.map(self._placed_cache, made)
 
     def _own_cache(self) -> list:
-        m, c = self.run.model, self.settings
-        one = jax.ShapeDtypeStruct((self.sampled_rows, m.kv_heads, c.max_completion_length, m.head_dim), jnp.dtype(m.compute_dtype))
-        return [self._placed_cache(one)] * 2 * m.layers
+        model, sampling = self.run.model, self._sampling()
+        rows = min(sampling.slots or self.sampled_rows, self.sampled_rows)
+        one = jax.eval_shape(lambda: decoding.empty(model, rows, sampling.max_tokens, sampling.cache_dtype == 'int8'))
+        return [jax.tree.map(self._placed_cache, one)] * model.layers
 
     def _placed_cache(self, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        home = meshes.placed(('batch', 'kv_heads', None, None), x.shape, self.rollout_mesh)
+        home = meshes.placed(('batch', 'kv_heads', *[None] * (x.ndim - 2)), x.shape, self.rollout_mesh)
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home)
 
     def _placed(self, shape: tuple[int, ...], dtype: Any, mesh: Any = None) -> jax.ShapeDtypeStruct:

@@ -1,6 +1,7 @@
 """What planned programs read and hold, as shapes: batches, references, and the bytes of each on one device."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -14,7 +15,7 @@ from reasonjax.errors import UserError
 from reasonjax.model.spec import is_spec
 from reasonjax.optim import offload
 from reasonjax.rollout.sampler import Rollout
-from reasonjax.stages import online
+from reasonjax.stages import batching
 
 # Fields of a supervised batch: name -> axes besides rows, dtype.
 SUPERVISED = {name: (('time',), np.int32) for name in ('tokens', 'segments', 'positions')} | {'weights': (('time',), np.float32)}
@@ -63,35 +64,26 @@ def supervised_fields(form: str) -> dict[str, tuple[tuple[str, ...], Any]]:
     return SUPERVISED | MARKS.get(form, {})
 
 
-def online_fields(*, old: bool, reference: bool) -> dict[str, tuple[tuple[str, ...], Any]]:
-    """The fields of a batch made of a rollout: as the stage makes them of a rollout of one token."""
-    token = np.zeros((1, 1), np.int32)
-    sampled = Rollout(token[None], token[None], token[None], token, token > 0)
-    made = online.assemble({'tokens': token, 'segments': token, 'positions': token}, sampled, np.zeros((1, 1), np.float32))
-    fields = {name: (('time',) * (x.ndim - 1), x.dtype) for name, x in made.items()}
-    extra = ('logprob_old',) * old + ('logprob_ref',) * reference
-    return fields | dict.fromkeys(extra, (('time',), np.float32))
+def online_batch(prompts: dict, group: int, length: int, form: batching.Form, *, old: bool, reference: bool) -> dict:
+    """Shapes of a batch made of a rollout.
 
-
-def assemble(prompts: dict, rollout: Rollout, advantage_PxG: jax.Array, mask_truncated: bool) -> dict:
-    """`online.assemble` on the device: in one program with the sampler, nothing is copied to the host."""
-    P, G, C = rollout.tokens.shape
-    length_Bx1, terminated_Bx1 = rollout.length.reshape(-1, 1), rollout.terminated.reshape(-1, 1)
-    alive_BxC = jnp.arange(C) < length_Bx1
-
-    def beside(of_prompt: jax.Array, of_completion: jax.Array, dtype: Any) -> jax.Array:
-        return jnp.concatenate([jnp.repeat(of_prompt, G, axis=0), of_completion.reshape(P * G, C)], axis=1).astype(dtype)
-
-    nothing = jnp.zeros(prompts['tokens'].shape)
-    after_BxC = jnp.repeat(prompts['positions'][:, -1], G)[:, None] + 1 + jnp.arange(C)
-    return {
-        'tokens': beside(prompts['tokens'], rollout.tokens, jnp.int32),
-        'segments': beside(prompts['segments'], alive_BxC, jnp.int32),
-        'positions': beside(prompts['positions'], after_BxC * alive_BxC, jnp.int32),
-        'weights': beside(nothing, alive_BxC & (terminated_Bx1 | (not mask_truncated)), jnp.float32),
-        'logprob_sampled': beside(nothing, rollout.logprob, jnp.float32),
-        'advantage': advantage_PxG.reshape(P * G).astype(jnp.float32),
+    Args:
+      prompts: shapes of `tokens`, `segments` and `positions` [P, Tp].
+      group: completions of each.
+      length: of a completion, at most.
+      form: of the batch. What is packed has no shape before it is sampled: at worst every completion is long, and that is this one.
+      old, reference: which log-probs it holds besides those of the sampler.
+    """
+    shape = (prompts['tokens'].shape[0], group)
+    of = {name: jax.ShapeDtypeStruct(shape, dtype) for name, dtype in (('length', np.int32), ('terminated', np.bool_))}
+    of |= {
+        name: jax.ShapeDtypeStruct((*shape, length), dtype)
+        for name, dtype in (('tokens', np.int32), ('logprob', np.float32), ('entropy', np.float32))
     }
+    advantage = jax.ShapeDtypeStruct(shape, np.float32)
+    made = jax.eval_shape(functools.partial(batching.assemble, form=form), prompts, Rollout(**of), advantage)
+    extra = ('logprob_old',) * old + ('logprob_ref',) * reference
+    return made | dict.fromkeys(extra, made['logprob_sampled'])
 
 
 def inherited(specs: Any, incoming: Any, params: Any, trains: Any) -> Any:

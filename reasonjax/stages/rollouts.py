@@ -1,7 +1,10 @@
 """Prompts -> rollout -> rewards: what online training and collecting have in common."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import math
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,28 +15,82 @@ from reasonjax import randomness
 from reasonjax.data import pipeline
 from reasonjax.errors import UserError
 from reasonjax.metrics import Timers
+from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
 from reasonjax.rollout.rewards import RewardPool, Rewards, RewardSpec, joined
-from reasonjax.rollout.sampler import Rollout, Sampling
+from reasonjax.rollout.sampler import Rollout
 from reasonjax.rollout.text import Completion, completions
 from reasonjax.stages.context import Place, Run, at_once, check_data, data_functions, settings
-from reasonjax.stages.sampling import sampler
+from reasonjax.stages.sampling import of_stage, sampler
+
+
+class Flight(NamedTuple):
+    """A rollout that the devices may still be computing.
+
+    Attributes:
+      prompts: the batch of prompts, `rows` with all their columns.
+      parts: rollouts of some of the prompts each, in order.
+      step: with the parameters at whose start it is drawn.
+    """
+
+    prompts: dict
+    parts: list[Rollout]
+    step: int
 
 
 class Drawn(NamedTuple):
-    """One step's rollout on the host.
+    """A rollout on the host, of P prompts.
 
     Attributes:
       prompts: the batch of prompts, `rows` with all their columns.
       rollout: arrays [P, G, C].
       texts: P lists of G completions.
       rewards: of the P * G samples, those of a prompt adjacent.
+      steps: [P] int, the step with whose first parameters each prompt was answered.
     """
 
     prompts: dict
     rollout: Rollout
     texts: list[list[Completion]]
     rewards: Rewards
+    steps: np.ndarray
+
+    @property
+    def total_PxG(self) -> np.ndarray:
+        """[P, G] float64, total rewards; nan where there is none."""
+        return self.rewards.total.reshape(len(self.texts), -1)
+
+
+def taken(drawn: Drawn, index: np.ndarray) -> Drawn:
+    """The prompts of these numbers, in this order. What reward functions failed on is counted where it was drawn, not here."""
+    P, G = drawn.total_PxG.shape
+    rewards = drawn.rewards
+    values = rewards.values.reshape(P, G, -1)[index].reshape(len(index) * G, -1)
+    return Drawn(
+        {name: [x[i] for i in index] if isinstance(x, list) else x[index] for name, x in drawn.prompts.items()},
+        jax.tree.map(lambda x: x[index], drawn.rollout),
+        [drawn.texts[i] for i in index],
+        Rewards(rewards.names, values, drawn.total_PxG[index].reshape(-1), dict.fromkeys(rewards.counts, 0)),
+        drawn.steps[index],
+    )
+
+
+def together(parts: Sequence[Drawn]) -> Drawn:
+    """The prompts of all, in order."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def of(name: str) -> Any:
+        columns = [part.prompts[name] for part in parts]
+        return sum(columns, []) if isinstance(columns[0], list) else np.concatenate(columns)
+
+    return Drawn(
+        {name: of(name) for name in parts[0].prompts},
+        concatenated([part.rollout for part in parts]),
+        [group for part in parts for group in part.texts],
+        joined([part.rewards for part in parts]),
+        np.concatenate([part.steps for part in parts]),
+    )
 
 
 def open_data(run: Run, place: Place) -> pipeline.Batches:
@@ -51,6 +108,22 @@ def open_data(run: Run, place: Place) -> pipeline.Batches:
     )
 
 
+class _Ending:
+    """Notes when the devices are done with an array."""
+
+    def __init__(self, array: jax.Array):
+        self._at = math.inf
+        threading.Thread(target=self._wait, args=(array,)).start()
+
+    def _wait(self, array: jax.Array) -> None:
+        jax.block_until_ready(array)
+        self._at = time.perf_counter()
+
+    def within(self, begin: float, end: float) -> float:
+        """Seconds from `begin` to `end` in which it was not there yet."""
+        return min(max(self._at, begin), end) - begin
+
+
 class Rollouts:
     """The prompts of a stage, the compiled sampler, and the reward functions in their worker processes.
 
@@ -60,44 +133,77 @@ class Rollouts:
 
     def __init__(self, run: Run, place: Place, pool: RewardPool):
         stage = settings(run.config, place)
-        sampling = Sampling(
-            num_generations=stage.num_generations,
-            max_tokens=stage.max_completion_length,
-            temperature=stage.temperature,
-            top_k=stage.top_k,
-            top_p=stage.top_p,
-            min_p=stage.min_p,
-            eos_ids=run.tokenizer.eos_ids,
-        )
         self._run, self._place, self._pool = run, place, pool
-        self._generate = sampler(run, sampling)
+        self._generate = sampler(run, of_stage(stage, run.tokenizer, place.name))
         self._at_once = at_once(stage)
+        self._whole = jax.jit(lambda x: x, out_shardings=meshes.replicated(run.rollout_mesh))
+        self._sampling: _Ending | None = None  # of the rollout that was started last
         self.data = open_data(run, place)
         check_data(place, self.data)
 
-    def draw(self, step: int, params: Any, timers: Timers) -> Drawn:
-        """Samples the next prompts and scores the completions.
+    def draw(self, step: int, params: Any, timers: Timers, number: int = 0) -> Drawn:
+        """Samples the next prompts and scores the completions: `launch`, then `land`."""
+        return self.land(self.launch(step, params, timers, (step, number)), timers)
 
-        Raises:
-          UserError: no sample got a reward.
+    def launch(self, step: int, params: Any, timers: Timers, label: tuple[int, int]) -> Flight:
+        """Starts to sample the next prompts, and does not wait for it. The parameters may be donated afterwards.
+
+        Args:
+          step: that is about to begin.
+          params: its first.
+          timers: of the step.
+          label: what the draws are counted by: a step, and how many batches have been drawn for it already.
         """
         with timers('data'):
             prompts = next(self.data)
+            P, (of, number) = len(prompts['rows']), label
             arrays = {name: prompts[name] for name in ('tokens', 'segments', 'positions')}
-            arrays['index'] = np.arange(len(prompts['rows']))
+            arrays['index'] = number * P + np.arange(P)
         with timers('generate'):
-            key = randomness.key(self._run.config.seed, self._place.number, step, 'rollout')
+            key = randomness.key(self._run.config.seed, self._place.number, of, 'rollout')
             parts = [
                 self._generate(params, {name: x[i : i + self._at_once] for name, x in arrays.items()}, key)
-                for i in range(0, len(prompts['rows']), self._at_once)
+                for i in range(0, P, self._at_once)
             ]
-            rollout = jax.tree.map(lambda *x: np.concatenate(x), *processes.fetch(parts))
-        with timers('reward'):
-            texts = completions(rollout, self._run.tokenizer)
-            rewards = score_completions(self._pool, prompts['rows'], texts)
-        if np.isnan(rewards.total).all():
-            raise UserError(f'stage {self._place.name}, step {step}: no sample has a reward ({rewards.counts}).')
-        return Drawn(prompts, rollout, texts, rewards)
+            if jax.process_count() > 1:
+                # Gathered now: a program of several processes that is asked for later waits behind all that is in flight by then.
+                parts = [self._whole(part) for part in parts]
+        self._sampling = _Ending(parts[-1].length)
+        return Flight(prompts, parts, step)
+
+    def land(self, flight: Flight, timers: Timers) -> Drawn:
+        """Waits for a rollout and scores its completions, those of a part while the next one is being computed.
+
+        Several processes score everything at the end: they have to exchange rewards, which would wait for the parts under way.
+        What the host spends on scoring goes to the phase `reward_hidden` as long as devices are sampling meanwhile, these prompts or those
+        of the next rollout, then to `reward`; so phases add up to the time that the step took.
+
+        Raises:
+          UserError: a reward function fails, or no sample got a reward.
+        """
+        rows, rollouts, texts, rewards = flight.prompts['rows'], [], [], []
+        shared = _columns(rows)
+        for parts in [[part] for part in flight.parts] if jax.process_count() == 1 else [flight.parts]:
+            with timers('generate'):
+                rollouts.append(concatenated(processes.fetch(parts)))
+            begin, first = time.perf_counter(), len(texts)
+            said = completions(rollouts[-1], self._run.tokenizer)
+            texts += said
+            rewards.append(score_completions(self._pool, rows[first : len(texts)], said, first, shared))
+            end = time.perf_counter()
+            hidden = 0.0 if self._sampling is None else self._sampling.within(begin, end)
+            for phase, seconds in (('reward', end - begin - hidden), ('reward_hidden', hidden)):
+                timers.seconds[phase] = timers.seconds.get(phase, 0.0) + seconds
+        found = joined(rewards)
+        if np.isnan(found.total).all():
+            raise UserError(f'stage {self._place.name}, step {flight.step}: no sample has a reward ({found.counts}).')
+        return Drawn(flight.prompts, concatenated(rollouts), texts, found, np.full(len(rows), flight.step))
+
+    def restored(self, prompts: dict, rollout: Rollout, rewards: Rewards | None, steps: np.ndarray) -> Flight | Drawn:
+        """What a checkpoint held: a rollout in flight, or one that has its rewards."""
+        if rewards is None:
+            return Flight(prompts, [rollout], int(steps[0]))
+        return Drawn(prompts, rollout, completions(rollout, self._run.tokenizer), rewards, steps)
 
     def skip(self) -> None:
         """Passes over the prompts of a step that is done already."""
@@ -129,13 +235,22 @@ def reward_specs(stage: Mapping[str, Any]) -> dict[str, RewardSpec]:
     }
 
 
-def score_completions(pool: RewardPool, rows: list[dict], texts: list[list[Completion]]) -> Rewards:
+def score_completions(
+    pool: RewardPool, rows: list[dict], texts: list[list[Completion]], first: int = 0, shared: frozenset[str] | None = None
+) -> Rewards:
     """Calls the reward functions with TRL's arguments: every prompt repeated for its completions, extra columns beside.
 
     Each process scores its share of the prompts, and all get all rewards.
+
+    Args:
+      pool: of the functions.
+      rows: of the prompts.
+      texts: of their completions, G each.
+      first: number of the first prompt in errors, where these are a part of a batch.
+      shared: the columns that every row of the batch has; None: that every row here has.
     """
     G, conversational = len(texts[0]), not isinstance(rows[0]['prompt'], str)
-    names = set.intersection(*(set(row) for row in rows)) - {'prompt', 'completion', 'completion_ids', 'terminated'}
+    names = _columns(rows) if shared is None else shared
 
     def of(part: slice) -> Rewards:
         flat = [c for group in texts[part] for c in group]
@@ -143,6 +258,15 @@ def score_completions(pool: RewardPool, rows: list[dict], texts: list[list[Compl
         columns = {'completion_ids': [c.ids for c in flat], 'terminated': [c.terminated for c in flat]}
         columns |= {name: [row[name] for row in repeated] for name in sorted(names)}
         said = [[{'role': 'assistant', 'content': c.text}] if conversational else c.text for c in flat]
-        return pool.score([row['prompt'] for row in repeated], said, columns, G, first=part.start * G)
+        return pool.score([row['prompt'] for row in repeated], said, columns, G, first=(first + part.start) * G)
 
     return joined(processes.divided(len(rows), of))
+
+
+def _columns(rows: list[dict]) -> frozenset[str]:
+    return frozenset.intersection(*(frozenset(row) for row in rows)) - {'prompt', 'completion', 'completion_ids', 'terminated'}
+
+
+def concatenated(parts: list[Rollout]) -> Rollout:
+    """Parts of a rollout, on the host, as one."""
+    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: np.concatenate(x), *parts)

@@ -19,7 +19,7 @@ from reasonjax.model import pretrained
 from reasonjax.model.config import to_dict
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
-from reasonjax.stages import collect, evaluate, online, supervised
+from reasonjax.stages import collect, evaluate, fused, online, supervised
 from reasonjax.stages.context import Place, Run, abstract_params, fresh_params, open_run, places, settings
 from reasonjax.stages.ledger import better
 from reasonjax.weights.linear import merge_tree
@@ -105,6 +105,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         for key in ('steps', 'batch_size', 'accumulation', 'log_every', 'num_prompts', 'num_iterations', 'minibatches'):
             if key in config[name] and config[name][key] < 1:
                 raise UserError(f'config.{name}.{key}={config[name][key]}: must be at least 1.')
+        if config[name].get('iterations_per_call', 1) != 1 and not config[name].on_device:
+            raise UserError(f'config.{name}.iterations_per_call={config[name].iterations_per_call}: needs config.{name}.on_device=True.')
         if config[name].get('prompts_at_once', 0) < 0:
             raise UserError(f'config.{name}.prompts_at_once={config[name].prompts_at_once}: must be 0 (all) or more.')
 
@@ -291,7 +293,8 @@ def _run_stage(run: Run, place: Place, incoming: Callable[[], Any], evaluation: 
         run.writer.resume(place.name, None)
         params, seconds, best = keep(run, place, params), 0.0, None
     elif stage.kind in TRAINING:
-        params, seconds, best = TRAINING[stage.kind](run, place, incoming, evaluation)
+        train = fused.run if stage.get('on_device') else TRAINING[stage.kind]
+        params, seconds, best = train(run, place, incoming, evaluation)
     else:
         run.writer.resume(place.name, None)
         seconds, best = 0.0, None

@@ -1,17 +1,68 @@
-"""The compiled sampler of a run, on the mesh that the run samples on."""
+"""The sampler's settings as a config states them, and the compiled sampler of a run, on the mesh that the run samples on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from reasonjax.data.tokenizers import Tokenizer
+from reasonjax.errors import UserError
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import reshard
+from reasonjax.rollout.forcing import Forcing, Span, Thinking
 from reasonjax.rollout.sampler import Rollout, Sampling, generate
 from reasonjax.stages.context import Run
 
 Draw = Callable[[Any, Mapping[str, np.ndarray], jax.Array], Rollout]
+SAME = ('temperature', 'top_k', 'top_p', 'min_p', 'min_tokens', 'no_repeat_ngram_size', 'repetition_penalty')
+
+
+def of_stage(stage: Mapping[str, Any], tokenizer: Tokenizer, name: str, **changes: Any) -> Sampling:
+    """The sampler's settings of a group of the config that has them; what the group leaves out is off, as in runs older than a setting.
+
+    Args:
+      stage: the group.
+      tokenizer: encodes the texts among the settings; its EOS ids end completions.
+      name: of the group, for messages.
+      changes: settings to use instead.
+
+    Raises:
+      UserError: an impossible setting.
+    """
+    settings = {setting: stage[setting] for setting in SAME if setting in stage}
+    settings |= {'max_tokens': stage['max_completion_length'], 'eos_ids': tokenizer.eos_ids}
+    if 'num_generations' in stage:
+        settings['num_generations'] = stage['num_generations']
+    settings['stop'] = tuple(_ids(tokenizer, text, f'{name}.stop') for text in stage.get('stop', ()))
+    settings['forcing'] = tuple(_forcing(stage, tokenizer, name))
+    return Sampling(**(settings | dict(stage.get('sampler', {})) | changes))
+
+
+def _forcing(stage: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Iterator[Forcing]:
+    if prefix := stage.get('forced_prefix', ''):
+        yield Span(_ids(tokenizer, prefix, f'{name}.forced_prefix'), place=0)
+    thinking = stage.get('thinking', {})
+    if not thinking.get('end', ''):
+        if thinking.get('budget', 0) or thinking.get('times', 0):
+            raise UserError(f'config.{name}.thinking: budget and times need the token that ends the thinking; set {name}.thinking.end.')
+        return
+    end, closing, extension = (
+        _ids(tokenizer, thinking[key], f'{name}.thinking.{key}') if thinking[key] else () for key in ('end', 'closing', 'extension')
+    )
+    if len(end) != 1:
+        raise UserError(f'config.{name}.thinking.end={thinking["end"]!r}: must be one token, these are {len(end)}.')
+    yield Thinking(end, closing or end, thinking['budget'], extension, thinking['times'])
+
+
+def _ids(tokenizer: Tokenizer, text: str, name: str) -> tuple[int, ...]:
+    try:
+        ids = tuple(tokenizer.encode_more(text))
+    except UserError as error:
+        raise UserError(f'config.{name}: {error}') from error
+    if not ids:
+        raise UserError(f'config.{name}: the text {text!r} has no tokens.')
+    return ids
 
 
 def sampler(run: Run, sampling: Sampling) -> Draw:

@@ -1,7 +1,10 @@
-"""Problems with verifiers: a task is examples plus a rule that marks completions. No module here imports jax."""
+"""Problems with verifiers: a task is examples plus a rule that marks completions.
+
+Importing it does not import jax: the rules that run on tokens are in `on_tokens`, which tasks import when one is built.
+"""
 
 from reasonjax.tasks.addition import addition
-from reasonjax.tasks.base import Task
+from reasonjax.tasks.base import OnTokens, Task, TokenRule
 from reasonjax.tasks.gsm8k import gsm8k
 
-__all__ = ['Task', 'addition', 'gsm8k']
+__all__ = ['OnTokens', 'Task', 'TokenRule', 'addition', 'gsm8k']

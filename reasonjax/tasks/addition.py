@@ -16,11 +16,12 @@ the first `#` are the digits of the sum and the end of sequence.
 import dataclasses
 import functools
 import hashlib
+from typing import Any
 
 import numpy as np
 
 from reasonjax.errors import UserError, listing, nearest
-from reasonjax.tasks.base import Task
+from reasonjax.tasks.base import OnTokens, Task, TokenRule
 
 STREAMS = {'train': 0, 'prompts': 1, 'test': 2}
 MAX_LEVEL = 15  # a uniform float64 in [0, 1) holds 53 bits: no more than 15 decimal digits can be drawn from it evenly
@@ -91,6 +92,16 @@ def verify(completion: str, row: dict, terminated: bool) -> dict:
     return {'correct': terminated and bool(found) and answer == row['solution'], 'answer': answer if found else None}
 
 
+def on_tokens(tokenizer: Any, max_tokens: int) -> TokenRule:
+    """`verify`, for the tokens of this tokenizer."""
+    from reasonjax.tasks.on_tokens import answer_after  # not above: it imports jax
+
+    return answer_after('#', tokenizer, max_tokens)
+
+
+ON_TOKENS = OnTokens({'name': 'accuracy', 'extract': 'hash', 'equality': 'text', 'require_termination': True}, on_tokens)
+
+
 def addition(
     *, split: str = 'train', size: int, levels: tuple[int, ...] = (1, 2, 3, 4), answer_only: float = 0.5, seed: int = 0
 ) -> Task:
@@ -119,4 +130,4 @@ def addition(
         raise UserError(f'addition: answer_only is a share from 0 to 1, got {answer_only}.')
     if seed < 0:
         raise UserError(f'addition: seed must not be negative, got {seed}.')
-    return Task(f'addition/{split}', Problems(split, size, tuple(levels), float(answer_only), seed), verify)
+    return Task(f'addition/{split}', Problems(split, size, tuple(levels), float(answer_only), seed), verify, ON_TOKENS)

@@ -1,8 +1,36 @@
 """What a task is."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+
+class TokenRule(NamedTuple):
+    """A task's rule for one tokenizer, as it runs on tokens in a compiled program.
+
+    Attributes:
+      columns: `(row) -> {name: array}`, on the host: what the rule needs to know of a problem, of equal shapes for all rows.
+      reward: `(tokens [..., C] int32, length [...] int32, terminated [...] bool, columns) -> [...] float32`, traced; nan where there is
+        nothing to say of a completion. The first axes of each column broadcast against those of `length`. Tokens at `length` and after
+        it do not count.
+    """
+
+    columns: Callable[[dict], dict[str, Any]]
+    reward: Callable[[Any, Any, Any, Mapping[str, Any]], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class OnTokens:
+    """A task's rule, where answers can be checked on tokens.
+
+    Attributes:
+      reward: the reward function that says the same of texts, as a config names it: `{'name': ..., **knobs}`.
+      build: `(tokenizer, max_tokens) -> TokenRule` for completions of up to so many tokens; raises UserError where the rule cannot be
+        checked on the tokens of this tokenizer.
+    """
+
+    reward: Mapping[str, Any]
+    build: Callable[[Any, int], TokenRule]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,8 +45,10 @@ class Task:
         `terminated` says whether that token was produced. The dict holds `correct` (bool, the task's headline) and
         `answer` (str, or None where there was none), and for tasks that read answers in two ways also `strict` and
         `flexible` (bool).
+      on_tokens: the same rule on tokens, for stages with `on_device`; None where it needs the text.
     """
 
     name: str
     examples: Any
     verify: Callable[[str, dict, bool], dict]
+    on_tokens: OnTokens | None = None

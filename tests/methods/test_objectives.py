@@ -10,7 +10,7 @@ import pytest
 from reasonjax import reduce
 from reasonjax.methods.objectives import nll, policy
 from reasonjax.methods.objectives.protocol import needed
-from reasonjax.model.score import Scored
+from reasonjax.model.logprobs import Scored
 
 B, T = 6, 9
 KEY = jax.random.key(0)

@@ -13,7 +13,7 @@ from reasonjax import config, reduce
 from reasonjax.errors import UserError
 from reasonjax.methods.advantages import group
 from reasonjax.methods.objectives import policy
-from reasonjax.model.score import Scored
+from reasonjax.model.logprobs import Scored
 
 B, T, LIMIT = 6, 9, 8
 KEY = jax.random.key(0)
@@ -303,7 +303,10 @@ def test_metrics(level: str):
 
 def test_the_defaults_are_those_of_trl():
     assert config.knobs(policy) == {
-        'loss_type': 'dapo', 'epsilon': 0.2, 'epsilon_high': None, 'beta': 0.0, 'importance_sampling_level': 'token'
+        'loss_type': 'dapo', 'epsilon': 0.2, 'epsilon_high': None, 'beta': 0.0, 'importance_sampling_level': 'token',
+        # Of stale rows only, and truncated rather than masked: TRL corrects everything that vLLM samples, by sequences.
+        'importance_sampling_correction': 'stale', 'importance_sampling_mode': 'token_truncate', 'importance_sampling_clip_max': 3.0,
+        'importance_sampling_clip_min': None,
     }  # fmt: skip
 
 

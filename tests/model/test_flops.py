@@ -29,9 +29,9 @@ def counted(config, train, *, adapt=lambda params: params, choose=filters.all, r
     return (flops.training(config, products) if train else flops.forward(products)), products
 
 
-def compiled(config, train, adapt=lambda params: params, choose=filters.all):
+def compiled(config, train, adapt=lambda params: params, choose=filters.all, batch=None):
     specs, params, chosen = trees(config, adapt, choose)
-    batch = toys.random_batch(rows=B, length=T, config=config)
+    batch = batch or toys.random_batch(rows=B, length=T, config=config)
     own, frozen = partition.partition(params, chosen)
 
     def loss(own, frozen):
@@ -63,6 +63,26 @@ def test_forward_and_adapters_equal_the_compilers_count():
     assert abs(found / wanted - 1) < 0.04
     # Frozen weights get no gradient.
     assert wanted < 0.8 * flops.flops(counted(WIDE, train=True)[0])
+
+
+@pytest.mark.parametrize('loops', [False, True])
+def test_prompts_that_rows_share_count_once_and_meet_no_head(loops):
+    config = toys.changed(WIDE, remat='dots', **(dict(scan=True, attention_chunk=16, logprob_chunk=16) if loops else {}))
+    P, longest = 2, 48
+    prompts = toys.random_batch(rows=P, length=longest, config=config)
+    shared = {f'prompt_{name}': prompts[name] for name in ('tokens', 'segments', 'positions')}
+    program = compiled(config, train=True, batch=toys.random_batch(rows=B, length=T, config=config) | shared)
+    products = flops.matrices(config, *trees(config), P * longest + B * T, B * T)
+    products += flops.grouped_attention(config, P, longest, B, T)
+    wanted = flops.flops(flops.training(config, products))
+    if loops:
+        assert dots(hlo.Module(program.as_text())) == pytest.approx(wanted, rel=0.01)
+    else:
+        assert 0 < program.cost_analysis()['flops'] / wanted - 1 < 0.035
+    # What a completion sees of its prompt is not masked.
+    once = flops.useful([(p, 1.0) for p in flops.grouped_attention(config, P, longest, B, T)], config, False)
+    pairs = P * longest**2 / 2 + B * T * longest + B * T**2 / 2
+    assert once == 4 * config.layers * config.heads * config.head_dim * pairs
 
 
 def dots(module, computation=None, times=1):

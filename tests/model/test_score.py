@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import toys
 
-from reasonjax.model.score import Scored, distribution_scores, score, token_scores
+from reasonjax.model.logprobs import Scored, distribution_scores, token_scores
+from reasonjax.model.score import score
 
 T = 11
 

@@ -4,6 +4,7 @@
 """
 
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ from reasonjax.methods import adapters, filters
 from reasonjax.methods.objectives import policy
 from reasonjax.model import spec
 from reasonjax.parallel import mesh as meshes
-from reasonjax.rollout.sampler import Sampling, generate
+from reasonjax.rollout.sampler import Rollout, Sampling, generate
+from reasonjax.stages.batching import Packer, assemble, form_of
 from reasonjax.weights import partition
 
 # Chunks that do not divide the 12 tokens of a row evenly.
@@ -38,6 +40,22 @@ def reinforcement(score, batch, key):
     return policy(score, batch, key, beta=0.1, epsilon_high=0.3)
 
 
+def grouped(mesh, packing: bool) -> dict:
+    """Eight prompts with two completions each, prompts beside them or, where the mesh splits a row, in the rows: the same step."""
+    rng, C = np.random.default_rng(6), 7
+    segments = (np.arange(5) >= rng.integers(0, 4, (8, 1))).astype(np.int32)
+    prompts = {'tokens': rng.integers(1, 16, (8, 5)) * segments, 'segments': segments, 'positions': np.maximum(segments.cumsum(1) - 1, 0)}
+    length = rng.integers(1, C + 1, (8, 2))
+    alive = np.arange(C) < length[..., None]
+    logprob = rng.normal(-3, 0.3, (8, 2, C)) * alive
+    rollout = Rollout(rng.integers(1, 16, (8, 2, C)) * alive, logprob, alive * 1.0, length, rng.random((8, 2)) < 0.8)
+    share = mesh.shape['sequence'] == 1
+    stage = dict(num_prompts=8, num_generations=2, minibatches=1, accumulation=2, share_prompts=share, packing=packing and share)
+    form = form_of(SimpleNamespace(**stage), mesh, 'grpo')
+    batch, _ = Packer(form)(assemble(prompts, rollout, rng.normal(size=(8, 2)), form, mask_truncated=True))
+    return batch | {'logprob_old': batch['logprob_sampled'], 'logprob_ref': 1.1 * batch['logprob_sampled']}
+
+
 def caught() -> optax.GradientTransformation:
     """No update at all; its state is the gradient."""
 
@@ -57,13 +75,16 @@ def run(sizes: dict[str, int], config) -> dict[str, np.ndarray]:
     rows = toys.random_batch(rows=16, length=12, config=config)
     rng = np.random.default_rng(5)
     near = {name: rng.normal(-3, 0.3, (16, 12)).astype(np.float32) for name in ('logprob_old', 'logprob_ref')}
-    kinds = {'supervised': (toys.nll, {}, 1), 'reinforcement': (reinforcement, near | {'advantage': rng.normal(size=16)}, 1)}
+    kinds = {'supervised': (toys.nll, rows, 1), 'reinforcement': (reinforcement, rows | near | {'advantage': rng.normal(size=16)}, 1)}
     if not config.experts:
-        kinds['preferences'] = (preferences, {'logprob_ref': near['logprob_ref']}, 2)
-    for kind, (objective, more, together) in kinds.items():
-        now, metrics = steps(objective, rows | more, caught(), together, fresh, filters.all(tree, fresh), tree, config, mesh, number=1)
+        kinds['preferences'] = (preferences, rows | {'logprob_ref': near['logprob_ref']}, 2)
+    kinds['groups'] = (reinforcement, grouped(mesh, packing=not config.experts), 1)
+    for kind, (objective, given, together) in kinds.items():
+        now, metrics = steps(objective, given, caught(), together, fresh, filters.all(tree, fresh), tree, config, mesh, number=1)
         out |= {f'{kind}/gradient/{name}': x for name, x in zip(partition.names(now.optimizer), jax.tree.leaves(now.optimizer))}
-        out |= {f'{kind}/{name}': x for name, x in metrics[0].items()}
+        # The most loaded expert of a micro-batch: which sequences share one depends on the form.
+        left_out = {'router/max_load'} if kind == 'groups' else set()
+        out |= {f'{kind}/{name}': x for name, x in metrics[0].items() if name not in left_out}
     if not config.experts and mesh.shape['sequence'] == 1:
         pairs = adapters.lora(fresh, jax.random.key(1), r=2)
         now, metrics = steps(toys.nll, rows, optax.adamw(0.01), 1, pairs, filters.lora(tree, pairs), tree, config, mesh, number=STEPS)

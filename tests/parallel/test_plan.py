@@ -14,6 +14,7 @@ F32 = 4
 # configs/models/tiny.py, a layer less, with the vocabulary of addition; rows of 10 + 30 tokens, 32 prompts x 8 completions.
 D, L, H, F, V = 96, 2, 96, 384, 18
 ROWS, TOKENS = 256, 40
+PROMPTS, PROMPT, OWN = 32, 10, 30
 MATRICES = {'q': D * H, 'k': D * H, 'v': D * H, 'o': H * D, 'up': D * F, 'down': F * D}
 COUNT = L * (sum(MATRICES.values()) + 2 * D) + 2 * V * D + D
 
@@ -74,8 +75,8 @@ def test_memory_by_kind(eight):
     assert memory['parameters'] == shares(4) == sum(size for _, size, _ in eight['planned']['grpo']['shards'])
     # Two moments, and the counters of Adam and of the schedule.
     assert 0 < memory['optimiser'] - 2 * shares(4) <= 16
-    # tokens, segments, positions, weights, logprob_sampled; advantage; a scalar. Rows over data x fsdp.
-    assert memory['batch'] == 5 * ROWS * TOKENS * F32 / 4 + ROWS * F32 / 4 + F32
+    # tokens, segments, positions, weights, logprob_sampled; advantage; the prompts' three; a scalar. Rows over data x fsdp.
+    assert memory['batch'] == (5 * ROWS * OWN + ROWS + 3 * PROMPTS * PROMPT) * F32 / 4 + F32
     assert memory['cache'] == 0 and memory['temporaries'] > 0
     decode = eight['planned']['grpo']['programs']['decode']['memory']
     per_token = 2 * L * H * F32 / 2  # keys and values, heads over tensor
@@ -90,17 +91,21 @@ def test_memory_by_kind(eight):
 def test_arithmetic_by_program(eight):
     programs = {name: one['flops'] for name, one in eight['planned']['grpo']['programs'].items()}
     multiplied = L * sum(MATRICES.values()) + V * D
-    attention = 4 * L * H * TOKENS
-    assert programs['score'] == (2 * multiplied + attention) * ROWS * TOKENS
+    # Each prompt is read once, completions see it and themselves, and only they meet the head.
+    layers, read = 2 * L * sum(MATRICES.values()), PROMPTS * PROMPT + ROWS * OWN
+    attention = 4 * L * H * (PROMPT * PROMPTS * PROMPT + TOKENS * ROWS * OWN)
+    assert programs['score'] == layers * read + attention + 2 * V * D * ROWS * OWN
     # The block is computed again, but for its last product.
-    again = 2 * L * (sum(MATRICES.values()) - MATRICES['down']) + attention
-    assert programs['train'] == (3 * (2 * multiplied + attention) + again) * ROWS * TOKENS
+    again = (layers - 2 * L * MATRICES['down']) * read + attention
+    assert programs['train'] == 3 * programs['score'] + again
     assert programs['prefill'] == (2 * (multiplied - V * D) + 4 * L * H * 10) * 32 * 10
     assert programs['decode'] == (2 * multiplied + 4 * L * H * (10 + 30)) * ROWS * 30
     assert programs['iteration'] == programs['train'] + programs['prefill'] + programs['decode']
     sft = eight['planned']['sft']
     assert sft['stage'] == {'name': 'train', 'rows': 96, 'tokens_per_row': 40, 'accumulation': 2}
-    assert sft['programs']['train']['flops'] == programs['train'] * 96 / ROWS
+    of_row = 2 * multiplied + 4 * L * H * TOKENS
+    again = 2 * L * (sum(MATRICES.values()) - MATRICES['down']) + 4 * L * H * TOKENS
+    assert sft['programs']['train']['flops'] == (3 * of_row + again) * 96 * TOKENS
 
 
 def test_a_reference_is_counted_once(eight):
@@ -108,7 +113,7 @@ def test_a_reference_is_counted_once(eight):
     # Two updates on half the rows each, and the reference is scored in between.
     assert kl['train']['flops'] == plain['train']['flops'] / 2
     assert kl['iteration']['flops'] == pytest.approx(plain['iteration']['flops'] + plain['score']['flops'])
-    assert kl['train']['memory']['batch'] == 7 * ROWS / 2 * TOKENS * F32 / 4 + ROWS / 2 * F32 / 4 + F32
+    assert kl['train']['memory']['batch'] == (7 * ROWS * OWN + ROWS + 3 * PROMPTS * PROMPT) / 2 * F32 / 4 + F32
     assert plain['iteration']['memory']['incoming'] == 0
     assert kl['iteration']['memory']['incoming'] == kl['train']['memory']['incoming'] == shares(4)
     # Under an adapter the reference is the frozen base.

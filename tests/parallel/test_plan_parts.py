@@ -1,7 +1,6 @@
 """Topologies, rooflines, the search for what fits, and the program: in this process, on one device."""
 
 import dataclasses
-import functools
 import importlib.util
 import json
 
@@ -16,8 +15,7 @@ from reasonjax.errors import UserError
 from reasonjax.methods import advantages
 from reasonjax.parallel import topology
 from reasonjax.parallel.roofline import Work, roofline
-from reasonjax.rollout.sampler import Rollout
-from reasonjax.stages import online, plan, plan_fit, plan_programs, plan_shapes
+from reasonjax.stages import batching, plan, plan_fit, plan_programs
 from reasonjax.stages.context import fresh_params
 from reasonjax.state import fresh
 from reasonjax.weights.partition import partition
@@ -79,28 +77,6 @@ def tiny(**overrides):
     return configs.load('configs/grpo.py', tuple((small | overrides).items()))
 
 
-def test_the_batch_of_an_iteration_is_that_of_the_stage():
-    rng = np.random.default_rng(0)
-    P, G, C, Tp = 3, 2, 5, 4
-    segments = (np.arange(Tp) >= rng.integers(0, 3, (P, 1))).astype(np.int32)
-    tokens = rng.integers(1, 9, (P, Tp)).astype(np.int32) * segments
-    prompts = {'tokens': tokens, 'segments': segments, 'positions': np.cumsum(segments, 1) - 1}
-    length = rng.integers(1, C + 1, (P, G)).astype(np.int32)
-    inside = np.arange(C) < length[..., None]
-    rollout = Rollout(
-        tokens=rng.integers(1, 9, (P, G, C)).astype(np.int32) * inside, logprob=-rng.random((P, G, C), np.float32) * inside,
-        entropy=rng.random((P, G, C), np.float32), length=length, terminated=rng.random((P, G)) < 0.5,
-    )  # fmt: skip
-    advantage = rng.standard_normal((P, G)).astype(np.float32)
-    for mask in (False, True):
-        wanted = online.assemble(prompts, rollout, advantage, mask_truncated=mask)
-        found = jax.jit(functools.partial(plan_shapes.assemble, mask_truncated=mask))(prompts, rollout, advantage)
-        assert found.keys() == wanted.keys() == plan_shapes.online_fields(old=False, reference=False).keys()
-        for name, x in wanted.items():
-            np.testing.assert_array_equal(found[name], x, err_msg=name)
-            assert found[name].dtype == x.dtype
-
-
 def test_planned_programs_run_and_agree():
     """With arrays in place of shapes: prefill and decode are the sampler, and the whole iteration is they, rewards and the update."""
     config = tiny()
@@ -117,7 +93,7 @@ def test_planned_programs_run_and_agree():
     cache = programs['prefill'].function(params, prompts)
     rollout = jax.device_get(programs['decode'].function(params, prompts, cache, key))
     advantage, _ = advantages.group(jnp.asarray(rewards), jnp.ones((4, 2), bool))
-    batch = online.minibatches(online.assemble(prompts, rollout, np.asarray(advantage)), stage.settings)[0]
+    batch = batching.minibatches(batching.assemble(prompts, rollout, np.asarray(advantage)), stage.settings)[0]
     assert {name: (np.shape(x), np.asarray(x).dtype) for name, x in batch.items()} == {
         name: (x.shape, x.dtype) for name, x in programs['train'].arguments[2].items()
     }
@@ -130,7 +106,7 @@ def test_planned_programs_run_and_agree():
     for a, b in zip(jax.tree.leaves(separate.trainable), jax.tree.leaves(together.trainable)):
         np.testing.assert_allclose(a, b, atol=1e-5)
     # What scores is what the update sees.
-    found = programs['score'].function(params, {name: batch[name] for name in ('tokens', 'segments', 'positions')})
+    found = programs['score'].function(params, {name: batch[name] for name in programs['score'].arguments[1]})
     np.testing.assert_allclose(found * batch['weights'], batch['logprob_sampled'] * batch['weights'], atol=1e-4)
 
 
@@ -202,6 +178,29 @@ def test_the_program(capsys):
     assert 'compiling prefill' in shown.err and 'prefill' in shown.out and 'parameters' in shown.out
 
 
+def test_prompts_that_are_shared_are_counted_once():
+    jobs = {}
+    for share in ('True', 'False'):
+        config = tiny(**{'grpo.num_generations': '4', 'grpo.share_prompts': share, 'grpo.accumulation': '2'})
+        run = plan_programs.plan_run(config, jax.devices()[:1])
+        stage = plan_programs.Stage(run, plan_programs.planned_stage(config))
+        jobs[share] = next(stage.programs(('train',))), stage
+    (shared, stage), (apart, _) = jobs['True'], jobs['False']
+    # 16 completions of 8 tokens to 4 prompts of 10, and the head on completions alone.
+    assert (shared.tokens, apart.tokens) == (16 * 8 + 4 * 10, 16 * 18)
+    heads = [next(p for p, _ in one.phases[0][0] if p.name == 'head').rows for one in (shared, apart)]
+    assert heads == [16 * 8, 16 * 18]
+    assert {name: x.shape for name, x in shared.arguments[2].items() if x.shape} == (
+        dict.fromkeys(('tokens', 'segments', 'positions', 'weights', 'logprob_sampled'), (16, 8))
+        | {'advantage': (16,)} | dict.fromkeys(('prompt_tokens', 'prompt_segments', 'prompt_positions'), (4, 10))
+    )
+    assert stage.widest == 10 and shared.useful < 0.6 * apart.useful
+    # As many copies as devices and micro-batches need, and no more.
+    config = tiny(**{'grpo.num_generations': '4', 'grpo.accumulation': '8'})
+    copied = plan_programs.Stage(plan_programs.plan_run(config, jax.devices()[:1]), plan_programs.planned_stage(config))
+    assert copied.form.copies == 2 and copied.tokens(16) == 16 * 8 + 8 * 10
+
+
 @needs_libtpu
 def test_a_pod_that_is_not_here(capsys):
     arguments = ['--config', 'configs/grpo.py', '--config.model.layers=1', '--config.model.compute_dtype=bfloat16', '--config.mesh.fsdp=2']
@@ -213,11 +212,11 @@ def test_a_pod_that_is_not_here(capsys):
     assert one['time']['compute'] == pytest.approx(one['flops'] / 4 / 197e12)
     assert one['time']['interconnect'] == pytest.approx(one['sent'] / 200e9) and one['sent'] > 0
     assert 0 < one['mfu'] <= 1
-    # Attention over 8192 tokens, all of it at once: 4 heads x 8192 x 8192 x 4 bytes a row, 64 rows a device.
-    assert program.main([*arguments, '--config.grpo.data.max_prompt_length=8162', '--no-fit']) == 0
+    # Attention over prompts of 16384 tokens, all of it at once: 4 heads x 16384 x 16384 x 4 bytes a prompt, 8 prompts a device.
+    assert program.main([*arguments, '--config.grpo.data.max_prompt_length=16384', '--no-fit']) == 0
     found = json.loads(capsys.readouterr().out)
     one = found['programs']['score']
-    assert not found['fits'] and one['peak'] > 64 * 4 * 8192 * 8192 * 4 and one['time'] is None and 'fit' not in found
+    assert not found['fits'] and one['peak'] > 8 * 4 * 16384 * 16384 * 4 and one['time'] is None and 'fit' not in found
 
 
 def test_both_messages_of_too_little_memory_are_read():

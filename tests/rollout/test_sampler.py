@@ -11,7 +11,7 @@ import toys
 
 from reasonjax.errors import UserError
 from reasonjax.methods import adapters
-from reasonjax.model.score import distribution_scores
+from reasonjax.model.logprobs import distribution_scores
 from reasonjax.rollout.sampler import Sampling, generate
 from reasonjax.weights.linear import merge_tree
 
@@ -135,7 +135,7 @@ def test_shared_prompts_equal_separate_prompts():
 
     # At temperature 0 the processor's noise, given row by row, is all the randomness there is.
     def disturb(logits, progress):
-        return logits + noise[:, progress.step]
+        return logits + noise[progress.job, progress.step]
 
     params = toys.params(SMALL)
     grouped = Sampling(G, C, temperature=0.0, eos_ids=EOS)
@@ -225,7 +225,7 @@ def test_ends():
 
 def test_a_completion_may_end_on_its_last_token():
     def force(logits, progress):
-        return jnp.where(jnp.arange(13) == jnp.where(progress.step == C - 1, EOS[1], 4), logits, -1e30)
+        return jnp.where(jnp.arange(13) == jnp.where(progress.step == C - 1, EOS[1], 4)[:, None], logits, -1e30)
 
     rollout = sampler(SMALL, FREE, (force,))(toys.params(SMALL), left_padded(PROMPTS), KEY)
     assert np.all(rollout.terminated) and np.all(rollout.length == C) and np.all(rollout.tokens[..., -1] == EOS[1])
@@ -235,7 +235,7 @@ def test_the_loop_stops_when_all_have():
     steps = []
 
     def watch(logits, progress):
-        jax.debug.callback(lambda step: steps.append(int(step)), progress.step)
+        jax.debug.callback(lambda step: steps.append(int(step)), progress.time)
         return logits
 
     prompts = left_padded(PROMPTS)

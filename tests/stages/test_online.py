@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,49 +14,6 @@ from reasonjax.stages import online
 from reasonjax.stages.run import run, trained
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-
-
-def rollout(lengths, terminated, C=4):
-    P, G = np.shape(lengths)
-    tokens = np.arange(1, P * G * C + 1).reshape(P, G, C)
-    alive = np.arange(C) < np.asarray(lengths)[..., None]
-    return SimpleNamespace(tokens=tokens * alive, length=np.asarray(lengths), terminated=np.asarray(terminated),
-                           logprob=-0.1 * tokens * alive)  # fmt: skip
-
-
-PROMPTS = {
-    'tokens': np.array([[0, 5, 6], [7, 8, 9]]),
-    'segments': np.array([[0, 1, 1], [1, 1, 1]]),
-    'positions': np.array([[0, 0, 1], [0, 1, 2]]),
-}
-
-
-def test_assembled_rows_by_hand():
-    drawn = rollout([[2, 4], [1, 3]], [[True, False], [True, True]])
-    batch = online.assemble(PROMPTS, drawn, np.array([[0.5, -0.5], [1.0, -1.0]]))
-    assert batch['tokens'][0].tolist() == [0, 5, 6, 1, 2, 0, 0]
-    assert batch['segments'][0].tolist() == [0, 1, 1, 1, 1, 0, 0]
-    assert batch['weights'][0].tolist() == [0, 0, 0, 1, 1, 0, 0]
-    assert batch['positions'][1].tolist() == [0, 0, 1, 2, 3, 4, 5]
-    assert batch['positions'][3].tolist() == [0, 1, 2, 3, 4, 5, 0]
-    assert batch['weights'].sum(1).tolist() == [2, 4, 1, 3]
-    assert batch['advantage'].tolist() == [0.5, -0.5, 1.0, -1.0]
-    np.testing.assert_allclose(batch['logprob_sampled'][1, 3:], drawn.logprob[0, 1])
-
-
-def test_truncated_rows_can_be_masked():
-    drawn = rollout([[2, 4], [1, 4]], [[True, False], [True, True]])
-    batch = online.assemble(PROMPTS, drawn, np.zeros((2, 2)), mask_truncated=True)
-    assert batch['weights'].sum(1).tolist() == [2, 0, 1, 4]
-    assert batch['segments'][1].tolist() == [0, 1, 1, 1, 1, 1, 1]
-
-
-def test_minibatches_keep_groups_whole_and_lose_nothing():
-    batch = {'tokens': np.arange(8)[:, None], 'advantage': np.arange(8)}
-    stage = SimpleNamespace(minibatches=2, num_iterations=3, max_completion_length=7)
-    parts = online.minibatches(batch, stage)
-    assert [p['advantage'].tolist() for p in parts] == [[0, 1, 2, 3], [4, 5, 6, 7]] * 3
-    assert float(parts[0]['max_completion_length']) == 7
 
 
 def small(*overrides):

@@ -1,6 +1,7 @@
 """What a run does with configs, data, rewards and workdirs that cannot work, and with finished stages."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 import small_runs
 
 from reasonjax.errors import UserError
+from reasonjax.rollout.text import Completion
+from reasonjax.stages import collect
 from reasonjax.stages.run import run, trained
 
 
@@ -152,6 +155,16 @@ def test_samples_without_a_reward_are_dropped_and_counted(failing_rewards):
 def test_nothing_collected_is_an_error(tmp_path):
     with pytest.raises(UserError, match='min_reward'):
         run(no_evaluation('configs/quickstart.py:filtered_sft', stages="('collect', 'resft')", collect__min_reward='2.0'), tmp_path)
+
+
+def test_an_empty_completion_is_counted_and_not_kept():
+    texts = [[Completion('a', [3, 1], 2, True), Completion('', [1], 1, True), Completion('', [1], 1, True)]]
+    rewards = SimpleNamespace(total=np.array([1.0, 0.5, 0.0]))
+    drawn = SimpleNamespace(prompts={'rows': [{'prompt': 'p'}]}, texts=texts, rewards=rewards)
+    part = collect._part(drawn, SimpleNamespace(min_reward=0.5, max_per_prompt=0))
+    assert [row['completion'] for row in part['rows']] == ['a']
+    assert part['counts'] == {'sampled': 3, 'kept': 1, 'dropped': 0, 'empty': 1, 'reward': 1.5}
+    json.dumps(part)
 
 
 def test_collected_samples_feed_the_next_stage(tmp_path):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from reasonjax import reduce
 from reasonjax.errors import UserError, listing, nearest
+from reasonjax.methods.objectives.correction import importance_weights
 from reasonjax.methods.objectives.sums import or_one, row_sums
 
 LOSS_TYPES = ('grpo', 'dapo', 'bnpo', 'dr_grpo')
@@ -23,13 +24,18 @@ def policy(
     epsilon_high: float | None = None,
     beta: float = 0.0,
     importance_sampling_level: str = 'token',
+    importance_sampling_correction: str = 'stale',
+    importance_sampling_mode: str = 'token_truncate',
+    importance_sampling_clip_max: float | None = 3.0,
+    importance_sampling_clip_min: float | None = None,
 ) -> tuple[jax.Array, dict]:
-    """Clipped surrogate with token or sequence ratios, four normalisations and an optional KL penalty.
+    """Clipped surrogate with token or sequence ratios, four normalisations, off-policy weights and an optional KL penalty.
 
     With m = `weights`, A = `advantage` and s = log p - log p_old per token (temperature-scaled log-probs throughout):
 
       ratio  w = exp(s), or exp(sum(m s) / sum(m)) of the row where `importance_sampling_level` is 'sequence';
-      term   l = -min(w A, clip(w, 1 - epsilon, 1 + epsilon_high) A) + beta (exp(d) - d - 1),  d = log p_ref - log p;
+      term   l = -c min(w A, clip(w, 1 - epsilon, 1 + epsilon_high) A) + beta (exp(d) - d - 1),  d = log p_ref - log p,
+             c = 1, or the weight of a sample that an earlier policy drew (`correction.importance_weights`);
       loss   grpo     mean over rows of sum_t(m l) / sum_t(m)
              dapo     sum(m l) / sum(m), both over the whole optimiser step
              bnpo     sum(m l) / sum(m) of the micro-batch, then the mean over micro-batches (depends on their split)
@@ -44,7 +50,8 @@ def policy(
       score: `score(batch) -> Scored`.
       batch: one sequence a row: `weights` [B, T], `advantage` [B] or [B, T], optionally `logprob_old` [B, T] (absent:
         the current policy, so that every ratio is 1), `logprob_ref` [B, T] (asked for by `policy.needs`; its KL is
-        reported even where beta is 0), `logprob_sampled` [B, T] (what the sampler recorded), and the scalars
+        reported even where beta is 0), `logprob_sampled` [B, T] (what the sampler recorded), `staleness` [B] (how many
+        steps ago; absent: every row was sampled from the policy at the start of this step), and the scalars
         `step_weight`, `step_rows`, `step_micro` and, for dr_grpo, `max_completion_length`.
       key: unused.
       loss_type: 'grpo', 'dapo', 'bnpo' or 'dr_grpo'.
@@ -52,13 +59,16 @@ def policy(
       epsilon_high: how far above 1 before a positive advantage stops; None for the value of `epsilon`.
       beta: weight of the KL penalty; neutral 0.
       importance_sampling_level: 'token' or 'sequence'.
+      importance_sampling_correction: rows that are weighed by p_old / p_sampled: 'stale', 'always' or 'none'.
+      importance_sampling_mode, importance_sampling_clip_max, importance_sampling_clip_min: how; see `correction`. TRL
+        calls them the same after `vllm_`; its mode is 'sequence_mask' unless told otherwise.
 
     Returns:
       The contribution of this micro-batch, a float32 scalar, and metrics: `policy_loss`; `entropy` and `kl`, means over
       tokens, in nats; `clip_ratio/{low,high,region}_mean`, the share of tokens (sequences, at that level) whose ratio
       is beyond the bound that its advantage minds; `clip_ratio/low_min` and `clip_ratio/high_max`, the extremes of that
       share among sequences. Rows without weights are no sequences here. `sampling/sampling_logp_difference/{mean,max}`
-      say how far the sampler's log-probs are from the current policy's.
+      say how far the sampler's log-probs are from the current policy's; those of `correction` say how rows were weighed.
 
     Raises:
       UserError: unknown loss type or level, or a field that the knobs need is not in the batch.
@@ -83,8 +93,18 @@ def policy(
     advantage_BxT = jnp.where(target_BxT, advantage[:, None] if advantage.ndim == 1 else advantage, 0)
     clipped = jnp.clip(ratio, 1 - epsilon, 1 + epsilon_high)
     term_BxT = -jnp.minimum(ratio * advantage_BxT, clipped * advantage_BxT)
+    off_policy_BxT, metrics = importance_weights(
+        batch,
+        old_BxT,
+        which=importance_sampling_correction,
+        mode=importance_sampling_mode,
+        clip_max=importance_sampling_clip_max,
+        clip_min=importance_sampling_clip_min,
+    )
+    if off_policy_BxT is not None:
+        term_BxT = term_BxT * off_policy_BxT
 
-    metrics = {'entropy': reduce.mean(scored.entropy, weights_BxT)}
+    metrics = {'entropy': reduce.mean(scored.entropy, weights_BxT)} | metrics
     if beta and 'logprob_ref' not in batch:
         raise UserError(f'objective policy: beta is {beta}, but the batch has no reference log-probs (logprob_ref).')
     if 'logprob_ref' in batch:
@@ -106,7 +126,9 @@ def policy(
 
 
 def _needs(knobs: Mapping) -> frozenset[str]:
-    return frozenset({'logprob_ref'} if knobs['beta'] else ())
+    reference = {'logprob_ref'} if knobs['beta'] else set()
+    # The sampler's own do for 'stale': rows of earlier steps always come with those of the policy at the start of the step.
+    return frozenset(reference | ({'logprob_old'} if knobs['importance_sampling_correction'] == 'always' else set()))
 
 
 policy.needs = _needs

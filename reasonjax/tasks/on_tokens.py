@@ -1,0 +1,75 @@
+"""Rules that mark completions by their tokens, inside a compiled program.
+
+The only module of this package that imports jax: tasks import it where a rule is built, so that reward workers start fast.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reasonjax.data.tokenizers import Tokenizer
+from reasonjax.errors import UserError
+from reasonjax.tasks.base import TokenRule
+
+
+def answer_after(marker: str, tokenizer: Tokenizer, max_tokens: int) -> TokenRule:
+    """1 where exactly the characters of the row's `solution` follow the first `marker`, and then the end of sequence; else 0.
+
+    What decoding drops (padding, mask) is passed over here too, so that the rule says of tokens what it says of their text.
+
+    Args:
+      marker: one character.
+      tokenizer: one with a character per token.
+      max_tokens: longest completion.
+
+    Raises:
+      UserError: a token that is not one character, or no marker among them; from `columns`, a row without solution.
+    """
+    ids, dropped = character_ids(tokenizer)
+    if marker not in ids:
+        raise UserError(f'the tokenizer has no {marker!r}, which stands before the answer.')
+
+    def columns(row: dict) -> dict[str, np.ndarray]:
+        if not row.get('solution'):
+            raise UserError(f'a row without solution cannot be checked on tokens: {row}.')
+        solution = np.full(max_tokens, -1, np.int32)
+        # A character that no token is, and a solution longer than a completion, are never answered.
+        known = [ids.get(character, -1) for character in row['solution']]
+        solution[: len(known)] = known[:max_tokens]
+        return {'solution': solution, 'solution_length': np.int32(len(known))}
+
+    def reward(tokens: jax.Array, length: jax.Array, terminated: jax.Array, columns: Mapping[str, jax.Array]) -> jax.Array:
+        said = (jnp.arange(tokens.shape[-1]) < length[..., None]) & ~jnp.isin(tokens, jnp.asarray(dropped, jnp.int32))
+        marked = jnp.cumsum(said & (tokens == ids[marker]), axis=-1) > 0
+        # The answer starts behind the first marker; the first column has nothing before it.
+        answer = said & jnp.pad(marked[..., :-1], [(0, 0)] * (tokens.ndim - 1) + [(1, 0)])
+        solution = jnp.broadcast_to(columns['solution'], (*tokens.shape[:-1], max_tokens))
+        place = jnp.clip(jnp.cumsum(answer, axis=-1) - 1, 0, max_tokens - 1)
+        same = ~answer | (tokens == jnp.take_along_axis(solution, place, axis=-1))
+        whole = (answer.sum(-1) == columns['solution_length']) & same.all(-1)
+        return (terminated & marked[..., -1] & whole).astype(jnp.float32)
+
+    return TokenRule(columns, reward)
+
+
+def character_ids(tokenizer: Tokenizer) -> tuple[dict[str, int], list[int]]:
+    """The id of each character, and the ids that decoding drops.
+
+    Raises:
+      UserError: a token that is not one character, or a character that is two tokens: then other tokens may say the same text.
+    """
+    ids, dropped = {}, []
+    for i in range(tokenizer.vocab_size):
+        text = tokenizer.decode([i])
+        if not text:
+            dropped.append(i)
+        elif len(text) > 1 or text in ids:
+            raise UserError(
+                f'the tokenizer has a token {text!r} ({i}), and a rule on tokens needs one token for each character, and one character '
+                'for each token: tokenizer.name="characters".'
+            )
+        else:
+            ids[text] = i
+    return ids, dropped
