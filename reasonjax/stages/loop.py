@@ -142,7 +142,7 @@ class _Training:
         self._dispatch(step - self.feed.steps + 1)
         stop = stopping.asked()
         due = _due(step, self.stage, self.evaluation is not None)
-        if stop or due or self._watchful():
+        if stop or due or self.feed.record is not None or self._watchful():
             with self.timers('update'):
                 jax.block_until_ready(self.state)
             self._settle()
