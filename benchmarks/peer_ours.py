@@ -148,7 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(rest)
 
     def program() -> None:
-        programs.start(skip_selfcheck=False)
+        # A step of training is faster on one device, whose products use all cores.
+        programs.start(skip_selfcheck=False, options=argparse.Namespace(cpu_devices=workload.cores() if given.what == 'sample' else 0))
         with tempfile.TemporaryDirectory(prefix='reasonjax-benchmark-') as folder:
             print(json.dumps({'what': given.what} | measure(given.what, given.data, pathlib.Path(folder), overrides)))
 

@@ -29,6 +29,7 @@ the start of the process until the first GRPO step is done: imports, compilation
 held. Of TRL's SFT the faster of its trainer and a plain torch loop counts: {plain}."""
 ENDS = """\
 Everything is each system's own, in float32, on {cores} threads: SFT and GRPO by its trainer, sampling by what that trainer samples with.
+Ours takes the processor for one device when it trains and for a device a core (`--cpu_devices`) when it only samples.
 Completions all have full length because end-of-sequence is never drawn (an id outside the vocabulary here and in Tunix, `min_new_tokens`
 in TRL). For the long tail each system is made to draw it where the workload says: by a logit processor here, a logits processor given to
 `generate` in TRL, and in Tunix by logits that are changed where `Sampler._sample` receives them. Neither Tunix nor TRL drops a row that has

@@ -25,7 +25,11 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[ar
 
 
 def add_process_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of a program that may run as several processes; `start` takes them."""
+    """Adds the options of a program that may run on several devices or as several processes; `start` takes them."""
+    parser.add_argument(
+        '--cpu_devices', type=int, default=0, metavar='N',
+        help='devices that a CPU is taken for, for meshes of several; one a core samples faster (default: one in all)',
+    )  # fmt: skip
     group = parser.add_argument_group('several processes', 'BUILD.md has commands for TPU pods, GKE, SLURM and ssh.')
     group.add_argument('--distributed', action='store_true', help='find the others from the cluster (Cloud TPU, GKE, SLURM, Open MPI)')
     group.add_argument('--coordinator', metavar='HOST:PORT', help='where process 0 listens for the others')
@@ -83,6 +87,23 @@ def _keep_freed_memory() -> None:
             libc.mallopt(option, value)
 
 
+def split_cpu(number: int) -> None:
+    """Has jax take this machine's CPU for so many devices. A program of several runs a copy on each: operations that one core does alone,
+    as most of drawing a token from a small model, are then done by several cores at a time.
+
+    Raises:
+      UserError: not a positive number, or devices are in use already.
+    """
+    import jax
+
+    if number < 1:
+        raise UserError(f'--cpu_devices={number}: expected 1 or more.')
+    try:
+        jax.config.update('jax_num_cpu_devices', number)
+    except RuntimeError as error:
+        raise UserError(f'--cpu_devices={number}: {error}') from error
+
+
 def start(skip_selfcheck: bool, options: argparse.Namespace | None = None) -> None:
     """Prepares the process: joins the others where there are some, and checks that the backend computes what it is told to (see
     `selfcheck`). Nothing may run on it before.
@@ -95,6 +116,8 @@ def start(skip_selfcheck: bool, options: argparse.Namespace | None = None) -> No
     from reasonjax.parallel import processes
 
     _keep_freed_memory()
+    if getattr(options, 'cpu_devices', 0):
+        split_cpu(options.cpu_devices)
     if options is not None:
         processes.start(vars(options))
     if not skip_selfcheck:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from reasonjax.model.attention import block_length
 from reasonjax.model.config import ModelConfig
 from reasonjax.model.spec import is_spec
 from reasonjax.weights.linear import LowRank
@@ -35,20 +36,20 @@ class Product:
       axes: logical axes of rows, inner, columns and times; None where one is never split.
       trains: the right operand gets a gradient, as the left one always does.
       inside: part of a block, which the backward pass may recompute.
-      causal: half of the result is masked.
+      needed: share of it that is not masked.
       wide: the result is float32.
       banks: right operands that the rows are shared among: experts.
     """
 
     name: str
     rows: float
-    inner: int
-    columns: int
+    inner: float
+    columns: float
     times: float
     axes: tuple[str | None, str | None, str | None, str | None]
     trains: bool = True
     inside: bool = True
-    causal: bool = False
+    needed: float = 1.0
     wide: bool = False
     banks: int = 1
 
@@ -104,13 +105,18 @@ def _applied(whole: Product, leaf: Any, train: Any) -> list[Product]:
 
 
 def attention(config: ModelConfig, rows: int, length: int) -> list[Product]:
-    """The two products of self-attention in all layers, over all pairs of positions, as the forward pass computes them."""
+    """The two products of self-attention in all layers, as the forward pass computes them: of all pairs of positions, or in blocks of
+    queries with the keys up to the block's last (where no row is split over devices)."""
     group, heads = config.heads // config.kv_heads, rows * config.kv_heads
-    common = dict(times=heads * config.layers, trains=True, causal=True)
-    axes = (None, None, None, 'kv_heads')
+    keys = float(length)  # that a query meets, on average
+    if config.attention_kernel == 'xla' and not config.attention_chunk:
+        size = block_length(length)
+        ends = [min(start + size, length) for start in range(0, length, size)]
+        keys = sum(end * (end - start) for start, end in zip([0, *ends], ends)) / length
+    common = dict(times=heads * config.layers, trains=True, needed=0.5 * length / keys, axes=(None, None, None, 'kv_heads'))
     return [
-        Product('scores', length * group, config.head_dim, length, axes=axes, wide=True, **common),
-        Product('weighted', length * group, length, config.head_dim, axes=axes, **common),
+        Product('scores', length * group, config.head_dim, keys, wide=True, **common),
+        Product('weighted', length * group, keys, config.head_dim, **common),
     ]
 
 
@@ -118,7 +124,7 @@ def grouped_attention(config: ModelConfig, prompts: int, prompt_length: int, row
     """The products of prompts with themselves, and of `rows` completions, each with its prompt and with itself."""
     apart = [*attention(config, prompts, prompt_length), *attention(config, rows, length)]
     to_prompts = [
-        dataclasses.replace(p, causal=False, **{'columns' if p.wide else 'inner': prompt_length}) for p in attention(config, rows, length)
+        dataclasses.replace(p, needed=1.0, **{'columns' if p.wide else 'inner': prompt_length}) for p in attention(config, rows, length)
     ]
     return apart + to_prompts
 
@@ -144,8 +150,8 @@ def forward(products: Iterable[Product]) -> list[tuple[Product, float]]:
 def training(config: ModelConfig, products: Iterable[Product]) -> list[tuple[Product, float]]:
     """Products with how often each runs, or one of its size, in a forward and a backward pass.
 
-    The backward pass has one product per operand that gets a gradient. What it recomputes depends on `remat`, on `attention_chunk` and on
-    `logprob_chunk`; a block's last product is never recomputed, because nothing of the block reads its result.
+    The backward pass has one product per operand that gets a gradient, and the scores of attention once more. What else it recomputes
+    depends on `remat` and on `logprob_chunk`; a block's last product is never recomputed, because nothing of the block reads its result.
     """
     return [(product, 2.0 + product.trains + _recomputed(config, product)) for product in products]
 
@@ -156,11 +162,11 @@ def _recomputed(config: ModelConfig, product: Product) -> float:
         return float(config.logprob_chunk > 0)
     kind, _, kept = config.remat.partition(':')
     of_attention = name in ('scores', 'weighted')
-    # The scores of a chunk of queries are computed once more for their own sake, whatever the block recomputes.
-    again = float(bool(config.attention_chunk) and name == 'scores')
+    # For their own gradient, whatever the block recomputes.
+    again = float(name == 'scores')
     if kind == 'none' or (kind == 'dots' and not of_attention):
         return again
-    if name == 'down' and config.norms == 'before' or name == 'weighted' and 'attended' in kept.split(','):
+    if name == 'down' and config.norms == 'before' or of_attention and 'attended' in kept.split(','):
         return again
     return again + float(name not in kept.split(','))
 
@@ -173,7 +179,7 @@ def flops(counted: Iterable[tuple[Product, float]]) -> float:
 def useful(counted: Iterable[tuple[Product, float]], config: ModelConfig, train: bool) -> float:
     """Operations that the result needs: nothing twice, and of self-attention only the half that is not masked (for MFU)."""
     once = ((p, times - (_recomputed(config, p) if train else 0)) for p, times in counted)
-    return sum(p.flops * times * (0.5 if p.causal else 1.0) for p, times in once)
+    return sum(p.flops * times * p.needed for p, times in once)
 
 
 def traffic(counted: Iterable[tuple[Product, float]], dtype: Any, ways: Mapping[str, int]) -> float:

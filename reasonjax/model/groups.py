@@ -162,7 +162,7 @@ def attention(config: ModelConfig, shards: Shards) -> Attention:
         return jnp.concatenate([shown_BxSxTp, own_BxSxL], axis=2), distance_BxSxT
 
     if config.attention_kernel == 'xla':
-        weigh = in_chunks(config, visible, (times_1xL, shards.segments, shards.positions))
+        weigh = in_chunks(config, visible, (times_1xL, shards.segments, shards.positions), before=shown_BxTp.shape[1])
     else:
         distance_BxLxT = shards.positions[:, :, None] - position_of_key_BxT[:, None]
         packed = shards.places is not None

@@ -17,7 +17,7 @@ class Scored(NamedTuple):
     Attributes:
       logprob: [B, T] float32, log p(x_t | x_<t) in nats.
       entropy: [B, T] float32, entropy of p(. | x_<t) in nats.
-      correct: [B, T] bool, whether x_t is the most likely token.
+      correct: [B, T] bool, whether no token was more likely than x_t.
       routing: of the experts, over all tokens but padding; None where the model has none.
     """
 
@@ -55,7 +55,9 @@ def _chunk_scores(params: dict, config: ModelConfig, hidden: jax.Array, targets:
 
 def distribution_scores(logits_xV: jax.Array, targets: jax.Array) -> Scored:
     """Log-prob of each target, entropy and hit under softmax(logits): shapes [..., V] and [...]. The sampler records with it too."""
-    return Scored(*_logprob_and_entropy(logits_xV, targets), jnp.argmax(logits_xV, axis=-1) == targets)
+    # The maximum is there for the softmax; an argmax would be another pass, and on CPU the slowest of all.
+    correct = jnp.take_along_axis(logits_xV, targets[..., None], axis=-1)[..., 0] >= jnp.max(logits_xV, axis=-1)
+    return Scored(*_logprob_and_entropy(logits_xV, targets), correct)
 
 
 @jax.custom_vjp

@@ -66,6 +66,12 @@ def size(*mesh_axes: str) -> int:
     return math.prod(sizes.get(axis, 1) for axis in mesh_axes)
 
 
+def platform() -> str:
+    """What the program that is being traced is for: 'cpu', 'gpu', 'tpu'."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins where an activation lives: a logical axis for each dimension; None keeps it whole. No-op on one device."""
     if size(*AXES) == 1:

@@ -21,6 +21,7 @@ from reasonjax.model import decoding
 from reasonjax.model.attention import causal
 from reasonjax.model.config import ModelConfig
 from reasonjax.model.forward import forward, unstack
+from reasonjax.parallel import layout
 from reasonjax.rollout import drawing, loop, slots
 from reasonjax.rollout import processors as limits
 from reasonjax.rollout.settings import Sampling
@@ -252,17 +253,11 @@ def _ready(params: dict, config: ModelConfig) -> tuple[dict, ModelConfig]:
     if not isinstance(params['layers'], list):
         params = params | {'layers': unstack(params['layers'], config.layers)}
     config = dataclasses.replace(config, scan=False, remat='none')
-    if config.tied and not is_weight(params['embed']) and _platform() == 'cpu':
+    if config.tied and not is_weight(params['embed']) and layout.platform() == 'cpu':
         # Read as it lies, the table would be turned round for every token: a fifth of the time of all weights at 4,096 entries.
         head = jax.lax.optimization_barrier(params['embed'].T)
         params, config = params | {'head': head}, dataclasses.replace(config, tied=False)
     return params, config
-
-
-def _platform() -> str:
-    """What the program that is being traced is for."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 def _uniforms(key: jax.Array, index_P: jax.Array, G: int, C: int) -> jax.Array:

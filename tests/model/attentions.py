@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from reasonjax.model import kernels, kernels_gpu
-from reasonjax.model.attention import _weigh
+from reasonjax.model.attention import in_chunks
 from reasonjax.model.config import ModelConfig
 from reasonjax.parallel import layout
 
@@ -110,10 +110,16 @@ def answer(config, given, local):
 def computed(config, given, local, mesh=None):
     """The same by `config.attention_kernel`, compiled, for a mesh if there is one."""
     asked = [given.mask_BxSxT, given.distance_BxSxT] if config.attention_kernel == 'xla' else given.of_rows
+    S, T = given.mask_BxSxT.shape[1:]
+
+    def attended(asked, qkv, local):
+        if config.attention_kernel != 'xla':
+            return given.build(config, **asked)(*qkv, local)
+        return in_chunks(config, lambda _: asked, (jnp.zeros((1, S)),), before=T - S)(*qkv, local)
 
     def both(local, asked, weights, *qkv):
         def loss(*qkv):
-            out = _weigh(config, *qkv, *asked, local) if config.attention_kernel == 'xla' else given.build(config, **asked)(*qkv, local)
+            out = attended(asked, qkv, local)
             return jnp.vdot(weights, out), out
 
         (_, out), grads = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*qkv)

@@ -42,6 +42,19 @@ def compiled(config, train, adapt=lambda params: params, choose=filters.all, bat
     return jax.jit(jax.value_and_grad(loss) if train else loss).lower(own, frozen).compile(compiler_options=options)
 
 
+def test_attention_in_blocks_multiplies_as_much_as_counted():
+    long = dict(batch=toys.random_batch(rows=1, length=200, config=WIDE))
+    of_weights = flops.matrices(WIDE, *trees(WIDE), 200)
+    for train in (False, True):
+        products = of_weights + flops.attention(WIDE, 1, 200)
+        wanted = flops.flops(flops.training(WIDE, products) if train else flops.forward(products))
+        assert dots(hlo.Module(compiled(WIDE, train, **long).as_text())) == pytest.approx(wanted, rel=0.002)
+    # Blocks of 64, 64, 64 and 8 queries.
+    pairs = sum(p.flops for p in flops.attention(WIDE, 1, 200)) / (4 * WIDE.layers * WIDE.heads * WIDE.head_dim)
+    assert pairs == 64 * 64 + 64 * 128 + 64 * 192 + 8 * 200
+    assert flops.useful(flops.forward(flops.attention(WIDE, 1, 200)), WIDE, False) == 2 * WIDE.layers * WIDE.heads * WIDE.head_dim * 200**2
+
+
 CHANGES = [dict(tied=True, gated=False), dict(remat='dots'), dict(remat='save:q,attended,up'), dict(remat='full', norms='around')]
 
 
@@ -122,7 +135,8 @@ def test_six_operations_per_weight_and_token():
     # With attention: 12 L H d T per token more, of which a causal mask makes half useless.
     both, products = counted(config, train=True)
     of_attention = 12 * config.layers * config.heads * config.head_dim * T * B * T
-    assert flops.flops(both) == 6 * multiplied * B * T + of_attention
+    # The scores once more than that, for their own gradient.
+    assert flops.flops(both) == 6 * multiplied * B * T + of_attention * 7 / 6
     assert flops.useful(both, config, True) == 6 * multiplied * B * T + of_attention / 2
     recomputing = toys.changed(config, remat='full')
     again = flops.training(recomputing, products)

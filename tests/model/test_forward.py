@@ -227,7 +227,7 @@ def test_remat_recomputes(scan):
     # Each product kept is one less to recompute: in every layer, or in the one that is scanned.
     layers = 1 if scan else toys.TINY.layers
     assert products('full') - products('save:q,v') == 2 * layers == products('full') - products('offload:k,o')
-    assert products('full') - products('save:attended') == layers  # of its two, the scores are needed again for their own gradient
+    assert products('full') - products('save:attended') == 2 * layers  # both; its own gradient needs the scores once more in either case
 
 
 @pytest.mark.parametrize('name, chunk', [('all_options', 4), ('around', 3), ('tiny', 5), ('tiny', 11), ('tiny', 99)])

@@ -130,7 +130,7 @@ def test_distribution_scores_of_known_distributions(offset):
     scored = distribution_scores(z, jnp.asarray([1, 2]))
     np.testing.assert_allclose(scored.logprob, np.log([0.25, 1 / 3]), atol=3e-5 if offset else 1e-6)
     np.testing.assert_allclose(scored.entropy, [1.5 * np.log(2), np.log(3)], atol=3e-5 if offset else 1e-6)
-    assert scored.correct.tolist() == [False, False]
+    assert scored.correct.tolist() == [False, True]  # as likely as any
     certain = distribution_scores(jnp.asarray([-1e30, 4.0, -1e30]), jnp.asarray(1))
     assert (certain.logprob, certain.entropy, certain.correct) == (0, 0, True)
 

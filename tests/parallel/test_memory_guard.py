@@ -54,8 +54,8 @@ def test_the_score_step_holds_a_chunk_of_logits():
 
 def test_the_train_step_holds_chunks_and_block_inputs():
     assert temporaries('train') < TRAIN < 2 * LOGITS
-    # Each of the three settings that the bound is made for matters.
-    assert temporaries('train', attention_chunk=0) > TRAIN
+    # Each of the three settings that the bound is made for matters; without chunks, scores of a quarter of the queries exist at once.
+    assert temporaries('train', attention_chunk=0) > 1.3 * temporaries('train')
     assert temporaries('train', logprob_chunk=0) > TRAIN
     assert temporaries('train', remat='none') > 3 * temporaries('train')
 

@@ -95,8 +95,8 @@ def test_arithmetic_by_program(eight):
     layers, read = 2 * L * sum(MATRICES.values()), PROMPTS * PROMPT + ROWS * OWN
     attention = 4 * L * H * (PROMPT * PROMPTS * PROMPT + TOKENS * ROWS * OWN)
     assert programs['score'] == layers * read + attention + 2 * V * D * ROWS * OWN
-    # The block is computed again, but for its last product.
-    again = (layers - 2 * L * MATRICES['down']) * read + attention
+    # The block is computed again, but for its last product, and the scores once more.
+    again = (layers - 2 * L * MATRICES['down']) * read + attention * 3 / 2
     assert programs['train'] == 3 * programs['score'] + again
     assert programs['prefill'] == (2 * (multiplied - V * D) + 4 * L * H * 10) * 32 * 10
     assert programs['decode'] == (2 * multiplied + 4 * L * H * (10 + 30)) * ROWS * 30
@@ -104,7 +104,7 @@ def test_arithmetic_by_program(eight):
     sft = eight['planned']['sft']
     assert sft['stage'] == {'name': 'train', 'rows': 96, 'tokens_per_row': 40, 'accumulation': 2}
     of_row = 2 * multiplied + 4 * L * H * TOKENS
-    again = 2 * L * (sum(MATRICES.values()) - MATRICES['down']) + 4 * L * H * TOKENS
+    again = 2 * L * (sum(MATRICES.values()) - MATRICES['down']) + 6 * L * H * TOKENS
     assert sft['programs']['train']['flops'] == (3 * of_row + again) * 96 * TOKENS
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -44,6 +45,21 @@ def called(program, capsys, *arguments):
     except SystemExit as leaving:
         status = leaving.code
     return status, *capsys.readouterr()
+
+
+def test_a_cpu_can_be_several_devices():
+    call = 'start(True, argparse.Namespace(cpu_devices=3))'
+    code = f'import argparse, jax\nfrom reasonjax.programs import start\n{call}\nprint(jax.device_count())'
+    environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'} | {'JAX_PLATFORMS': 'cpu'}
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.stdout == '3\n', done.stderr
+
+
+@pytest.mark.parametrize('number, message', [(-1, 'expected 1 or more'), (2, 'before')])
+def test_devices_of_a_cpu_are_refused_in_one_line(number, message, capsys):
+    jax.devices()  # in use from here on
+    status, _, error = called(sample, capsys, '--workdir', 'nowhere', QUICK, f'--cpu_devices={number}')
+    assert status == 2 and error.startswith(f'error: --cpu_devices={number}: ') and message in error and error.count('\n') == 1
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,22 @@ def test_the_activation_decides_the_dtype(name):
     assert merge(jax.tree.map(lambda x: x.astype(jnp.bfloat16), w)).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize('rows, columns, turned', [(16, 4, True), (4, 16, False)])
+def test_a_tall_weight_is_turned_round_where_there_are_many_tokens(rows, columns, turned):
+    w, x, out = draw(rows, columns), draw(40, rows), draw(40, columns, seed=1)
+    exact_w, exact_x, exact_out = (np.asarray(m, np.float64) for m in (w, x, out))
+    # The embedding has the transposed product.
+    for apply, own, given, wanted in ((linear, x, out, exact_x @ exact_w), (unembed, out, x, exact_out @ exact_w.T)):
+        value, back = jax.vjp(apply, own, w)
+        of_own, of_w = back(given)
+        np.testing.assert_allclose(value, wanted, atol=1e-5)
+        np.testing.assert_allclose(of_own, np.asarray(given, np.float64) @ (exact_w.T if apply is linear else exact_w), atol=1e-5)
+        np.testing.assert_allclose(of_w, exact_x.T @ exact_out, atol=2e-5)
+        on_cpu = jax.default_backend() == 'cpu'
+        assert ('optimization_barrier' in str(jax.make_jaxpr(apply)(own, w))) == (turned and on_cpu)
+        assert 'optimization_barrier' not in str(jax.make_jaxpr(apply)(own[:3], w)), 'a few tokens are not worth a copy'
+
+
 def test_gradients_of_the_factors():
     w, x, out = low_rank(), draw(4, V), draw(4, D, seed=3)
     grad = jax.grad(lambda w: jnp.sum(linear(x, w) * out))(w)
