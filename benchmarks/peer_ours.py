@@ -149,7 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def program() -> None:
         # A step of training is faster on one device, whose products use all cores.
-        programs.start(skip_selfcheck=False, options=argparse.Namespace(cpu_devices=workload.cores() if given.what == 'sample' else 0))
+        if given.what == 'sample':
+            programs.split_cpu(workload.cores())
+        programs.start(skip_selfcheck=False)
         with tempfile.TemporaryDirectory(prefix='reasonjax-benchmark-') as folder:
             print(json.dumps({'what': given.what} | measure(given.what, given.data, pathlib.Path(folder), overrides)))
 

@@ -45,7 +45,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     c.grpo.rewards = dict(length=dict(name='benchmarks.workload.reward'))
     c.grpo.reward_workers = 0  # here, as the other systems do it
     c.grpo.learning_rate = dict(name='constant', peak=GRPO['learning_rate'])
-    # One prompt with its completions at a time: a quarter of the memory, and what is worked on stays in the processor's cache.
+    # One prompt with its completions at a time: a third of the memory, and what is worked on stays in the processor's cache.
     c.grpo.accumulation = GRPO['prompts']
     c.grpo.sampler.cache_length = 16  # grows with the completions
     if variant == 'long_tail':

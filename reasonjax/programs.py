@@ -112,14 +112,19 @@ def start(skip_selfcheck: bool, options: argparse.Namespace | None = None) -> No
       skip_selfcheck: do not check.
       options: those of `add_process_options`; None for a program that is always one process.
     """
+    import jax
+
     from reasonjax import selfcheck
     from reasonjax.parallel import processes
 
     _keep_freed_memory()
-    if getattr(options, 'cpu_devices', 0):
-        split_cpu(options.cpu_devices)
     if options is not None:
+        if options.cpu_devices:
+            split_cpu(options.cpu_devices)
         processes.start(vars(options))
+        if options.cpu_devices and jax.default_backend() != 'cpu':
+            here = jax.default_backend()
+            raise UserError(f'--cpu_devices={options.cpu_devices}: jax runs on "{here}" here; JAX_PLATFORMS=cpu changes that.')
     if not skip_selfcheck:
         try:
             selfcheck.check()

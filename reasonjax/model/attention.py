@@ -61,7 +61,7 @@ def earlier(time_1xS: jax.Array, segments_BxS: jax.Array, segments_BxT: jax.Arra
 
 
 def in_chunks(config: ModelConfig, visible: Callable, of_queries: tuple[jax.Array, ...], before: int = 0) -> Callable[..., jax.Array]:
-    """Builds `weigh(q [B, S, H, d], k [B, T, K, d], v, local) -> [B, S, H, d]` of queries that see no key behind their own.
+    """Builds `weigh(q [B, S, H, d], k [B, T, K, d], v, local) -> [B, S, H, d]` of queries that see no key behind their own place.
 
     With `config.attention_chunk`, so many queries at a time; without, blocks of queries (`BLOCKS`), each with the keys that it may see.
 
@@ -124,8 +124,7 @@ def _rows(config: ModelConfig, q: jax.Array, k_BxKxdxT: jax.Array, v_BxKxTxd: ja
     # Key heads lead and their query heads share rows: on CPU these products take half the time of [B, S, K, R, d] ones. Time comes before
     # the query heads, so that a split of it survives the merging of the two.
     q_BxKxNxd = q.reshape(B, S, K, H // K, d).swapaxes(1, 2).reshape(B, K, -1, d)
-    scale, cap = config.query_scale or d**-0.5, config.attention_softcap
-    out = _softmax_weighted(scale, cap, q_BxKxNxd, k_BxKxdxT, v_BxKxTxd, seen_BxSxT)
+    out = _softmax_weighted(*scaling(config), q_BxKxNxd, k_BxKxdxT, v_BxKxTxd, seen_BxSxT)
     return out.reshape(B, K, S, -1, d).swapaxes(1, 2).reshape(B, S, H, d)
 
 
@@ -179,7 +178,7 @@ _softmax_weighted.defvjp(_softmax_forward, _softmax_backward)
 
 
 def _scores(scale: float, cap: float, q_BxKxNxd: jax.Array, k_BxKxdxT: jax.Array) -> jax.Array:
-    return capped(jnp.einsum('bknd,bkdt->bknt', q_BxKxNxd, k_BxKxdxT, preferred_element_type=jnp.float32) * scale, cap)
+    return scaled(jnp.einsum('bknd,bkdt->bknt', q_BxKxNxd, k_BxKxdxT, preferred_element_type=jnp.float32), scale, cap)
 
 
 def _masked(scores_BxKxNxT: jax.Array, seen_BxSxT: jax.Array) -> jax.Array:
@@ -189,13 +188,14 @@ def _masked(scores_BxKxNxT: jax.Array, seen_BxSxT: jax.Array) -> jax.Array:
     return jnp.where(seen_BxSxT[:, None, :, None], apart, MASKED).reshape(B, K, N, T)
 
 
-def scaled(config: ModelConfig, products: jax.Array, head_dim: int) -> jax.Array:
-    """Products of queries and keys, scaled and capped."""
-    return capped(products * (config.query_scale or head_dim**-0.5), config.attention_softcap)
+def scaling(config: ModelConfig) -> tuple[float, float]:
+    """The factor of products of queries and keys, and the cap of the scores; 0 for none."""
+    return config.query_scale or config.head_dim**-0.5, config.attention_softcap
 
 
-def capped(scores: jax.Array, cap: float) -> jax.Array:
-    """c tanh(score / c); the scores as they are where the cap is 0."""
+def scaled(products: jax.Array, scale: float, cap: float) -> jax.Array:
+    """Scores of products of queries and keys: s = scale * product, or c tanh(s / c) where there is a cap."""
+    scores = products * scale
     return jnp.tanh(scores / cap) * cap if cap else scores
 
 

@@ -61,7 +61,8 @@ class ModelConfig:
       compute_dtype: dtype of activations and products; softmax, norms, log-probs and losses are float32.
       scan: loop over layers with `lax.scan` (compiles once per layer shape) instead of unrolling (faster for few layers).
       remat: what the backward pass recomputes; see `model.remat`.
-      attention_chunk: queries per chunk of the attention in training and prefill; 0 takes all at once.
+      attention_chunk: queries per chunk of the attention in training and prefill; 0 takes blocks of a quarter, each with the keys that it
+        may see.
       attention_kernel: what computes attention in training, scoring and prefill: 'xla' anywhere, 'cudnn' or 'flash' on GPUs, 'splash' on
         TPUs; see `model.kernels`.
       logprob_chunk: positions per chunk of the vocabulary projection; 0 takes all at once.

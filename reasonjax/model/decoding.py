@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from reasonjax.model.attention import MASKED, scaled, seen_by
+from reasonjax.model.attention import MASKED, scaled, scaling, seen_by
 from reasonjax.model.config import ModelConfig
 from reasonjax.model.forward import Attention
 from reasonjax.parallel import layout
@@ -172,7 +172,7 @@ def _rounded(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
 def _scores(config: ModelConfig, q_BxKxNxd: jax.Array, cache: Cache) -> jax.Array:
     products = jnp.einsum('bknd,bkdt->bknt', q_BxKxNxd, cache.k.astype(q_BxKxNxd.dtype), preferred_element_type=jnp.float32)
     products = products if cache.k_scale is None else products * cache.k_scale[:, :, None]
-    return scaled(config, products, q_BxKxNxd.shape[-1])
+    return scaled(products, *scaling(config))
 
 
 def _weighted(weights_BxKxNxT: jax.Array, cache: Cache, dtype: Any) -> jax.Array:

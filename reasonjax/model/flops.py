@@ -109,7 +109,7 @@ def attention(config: ModelConfig, rows: int, length: int) -> list[Product]:
     queries with the keys up to the block's last (where no row is split over devices)."""
     group, heads = config.heads // config.kv_heads, rows * config.kv_heads
     keys = float(length)  # that a query meets, on average
-    if config.attention_kernel == 'xla' and not config.attention_chunk:
+    if config.attention_kernel == 'xla' and not 0 < config.attention_chunk < length:
         size = block_length(length)
         ends = [min(start + size, length) for start in range(0, length, size)]
         keys = sum(end * (end - start) for start, end in zip([0, *ends], ends)) / length

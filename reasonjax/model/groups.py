@@ -147,7 +147,7 @@ def score(
 def attention(config: ModelConfig, shards: Shards) -> Attention:
     """Self-attention of shards: prompts are causal, and a bin's tokens see their prompt besides what is before them in their segment.
 
-    Scores of a prompt are [Tp, Tp], those of a bin [L, Tp + L], or `config.attention_chunk` rows of them at a time.
+    Scores of a prompt are [Tp, Tp], those of a bin [L, Tp + L]; of either, a block or `config.attention_chunk` rows exist at a time.
     """
     _, prompt_segments, prompt_positions = shards.of_prompt
     within_prompts = causal(config, prompt_segments)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from small_runs import ROOT, install_rewards, quiet
 
-from reasonjax import evaluate, report, sample, selfcheck, train
+from reasonjax import evaluate, programs, report, sample, selfcheck, train
 from reasonjax.model.score import score
 from reasonjax.programs import load_config
 from reasonjax.stages.run import run, trained
@@ -60,6 +60,13 @@ def test_devices_of_a_cpu_are_refused_in_one_line(number, message, capsys):
     jax.devices()  # in use from here on
     status, _, error = called(sample, capsys, '--workdir', 'nowhere', QUICK, f'--cpu_devices={number}')
     assert status == 2 and error.startswith(f'error: --cpu_devices={number}: ') and message in error and error.count('\n') == 1
+
+
+def test_devices_of_a_cpu_are_refused_on_another_backend(capsys, monkeypatch):
+    monkeypatch.setattr(programs, 'split_cpu', lambda number: None)
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    status, _, error = called(sample, capsys, '--workdir', 'nowhere', QUICK, '--cpu_devices=2')
+    assert status == 2 and '--cpu_devices=2' in error and '"gpu"' in error and 'JAX_PLATFORMS=cpu' in error
 
 
 @pytest.mark.parametrize(
