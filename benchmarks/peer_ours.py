@@ -57,14 +57,13 @@ def config_of(what: str, data: pathlib.Path, overrides: Sequence[tuple[str, str]
     return configs.load(f'{ROOT / "configs" / "benchmark.py"}{variant}', [*given, *overrides])
 
 
-def measure(what: str, data: pathlib.Path, workdir: pathlib.Path, overrides: Sequence[tuple[str, str]] = ()) -> dict:
+def measure(what: str, config: Any, workdir: pathlib.Path) -> dict:
     """Runs a part in this process.
 
     Args:
       what: one of `WHAT`.
-      data: what `peer_data.prepare` made.
+      config: of that part, see `config_of`.
       workdir: for what a run writes.
-      overrides: of the config.
 
     Returns:
       What `peers` keeps of it, beside `parameters`, `peak_gb` and, where there are steps, `first_step_s` and the seconds of each.
@@ -72,7 +71,7 @@ def measure(what: str, data: pathlib.Path, workdir: pathlib.Path, overrides: Seq
     from benchmarks import stage_runs
     from reasonjax.model import spec
 
-    run, place = stage_runs.opened(config_of(what, data, overrides), workdir)
+    run, place = stage_runs.opened(config, workdir)
     if what in ('grpo', 'sample', 'first_step'):
         run = stage_runs.without_end(run)
     found = {'parameters': spec.count(run.specs)}
@@ -148,12 +147,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(rest)
 
     def program() -> None:
+        config = config_of(given.what, given.data, overrides)
         # A step of training is faster on one device, whose products use all cores.
         if given.what == 'sample':
             programs.split_cpu(workload.cores())
-        programs.start(skip_selfcheck=False)
+        programs.start(skip_selfcheck=False, config=config)
         with tempfile.TemporaryDirectory(prefix='reasonjax-benchmark-') as folder:
-            print(json.dumps({'what': given.what} | measure(given.what, given.data, pathlib.Path(folder), overrides)))
+            print(json.dumps({'what': given.what} | measure(given.what, config, pathlib.Path(folder))))
 
     return programs.run_program(program)
 

@@ -74,17 +74,26 @@ def load_config(location: str, overrides: Sequence[tuple[str, str]], smoke: bool
     return config, name
 
 
-def _keep_freed_memory() -> None:
+def _keep_freed_memory(one_arena: bool) -> None:
     """Has glibc keep what a step frees for the next one.
 
     XLA on CPU takes fresh memory for every execution; given back to the system and faulted in again page by page, it cost 15 % of the
-    quickstart's processor time (two cores, November 2026). Threads share one arena because theirs cannot hold blocks of this size.
+    quickstart's processor time (two cores, November 2026).
+
+    Args:
+      one_arena: threads share one arena. Only that can keep blocks of more than 64 MB, which saves a large step an eighth of its time; but
+        threads that compile then wait for each other at every allocation: the first step of the GRPO benchmark took 31 s, not 21.
     """
     libc = ctypes.CDLL(None)
     if sys.platform == 'linux' and hasattr(libc, 'mallopt'):
         M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-        for option, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1)):
+        for option, value in ((M_ARENA_MAX, 1),) * one_arena + ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1)):
             libc.mallopt(option, value)
+
+
+def has_large_steps(config: Any) -> bool:
+    """Whether training on whole batches of long rows is all that a config asks for; what draws samples compiles more and holds less."""
+    return all(config[name].kind in ('supervised', 'keep') for name in config.stages)
 
 
 def split_cpu(number: int) -> None:
@@ -104,20 +113,21 @@ def split_cpu(number: int) -> None:
         raise UserError(f'--cpu_devices={number}: {error}') from error
 
 
-def start(skip_selfcheck: bool, options: argparse.Namespace | None = None) -> None:
+def start(skip_selfcheck: bool, options: argparse.Namespace | None = None, config: Any = None) -> None:
     """Prepares the process: joins the others where there are some, and checks that the backend computes what it is told to (see
     `selfcheck`). Nothing may run on it before.
 
     Args:
       skip_selfcheck: do not check.
       options: those of `add_process_options`; None for a program that is always one process.
+      config: that is going to be run, if one is.
     """
     import jax
 
     from reasonjax import selfcheck
     from reasonjax.parallel import processes
 
-    _keep_freed_memory()
+    _keep_freed_memory(config is not None and has_large_steps(config))
     if options is not None:
         if options.cpu_devices:
             split_cpu(options.cpu_devices)

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         from reasonjax.stages.run import run, show
 
         config, name = load_config(options.config, overrides, options.smoke)
-        start(options.skip_selfcheck, options)
+        start(options.skip_selfcheck, options, config)
         workdir = options.workdir or f'runs/{name}'
         # Now, because what starts several processes installs handlers of its own.
         with stopping.listening():

@@ -16,7 +16,10 @@ from reasonjax.model.spec import is_spec
 from reasonjax.parallel.layout import AXES, ROWS, on, partition_spec
 from reasonjax.weights.linear import is_weight
 
-__all__ = ['AXES', 'check', 'filled', 'make_mesh', 'nearest_shapes', 'on', 'place_batch', 'placed', 'replicated', 'reshaped', 'shardings']
+__all__ = [
+    'AXES', 'check', 'filled', 'make_mesh', 'nearest_shapes', 'of_batch', 'on', 'place_batch', 'placed', 'replicated', 'reshaped',
+    'shardings',
+]  # fmt: skip
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence | None = None, key: str = 'mesh') -> Mesh:
@@ -174,8 +177,13 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict:
     return {name: _put(x, mesh) for name, x in arrays.items()}
 
 
+def of_batch(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Where an array of a batch lives."""
+    return placed(('batch', 'time', *(None,) * len(shape))[: len(shape)], shape, mesh)
+
+
 def _put(x: np.ndarray, mesh: Mesh) -> jax.Array:
-    sharding = placed(('batch', 'time', *(None,) * x.ndim)[: x.ndim], x.shape, mesh)
+    sharding = of_batch(x.shape, mesh)
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])

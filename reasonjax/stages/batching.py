@@ -1,6 +1,7 @@
 """Rollouts -> the batches that a step trains on."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reasonjax.errors import UserError
+from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel.layout import ROWS
 from reasonjax.rollout.sampler import Rollout
 
@@ -102,6 +104,27 @@ def assemble(prompts: dict, rollout: Rollout, advantage_PxG: Any, form: Form = F
     of_rows = {name: xp.repeat(x, G, axis=0) for name, x in of_prompts.items()}
     empty = xp.zeros((P * G, Tp), xp.float32)
     return {name: xp.concatenate([of_rows.get(name, empty), x], axis=1) for name, x in rows.items()} | advantage
+
+
+def shapes(stage: Mapping[str, Any], number: int, form: Form, mesh: jax.sharding.Mesh, *, old: bool, reference: bool) -> dict:
+    """Shapes, placed, of the batch that `minibatches` makes of a rollout.
+
+    Args:
+      stage: config of an online stage.
+      number: of prompts in the batch.
+      form: of the batch. What is packed has no shape before it is sampled: at worst every completion is long, and that is this one.
+      mesh: of training.
+      old, reference: which log-probs it holds besides those of the sampler.
+    """
+    (P, G), C, Tp = (number, stage.num_generations), stage.max_completion_length, stage.data.max_prompt_length
+    prompts = {name: jax.ShapeDtypeStruct((P, Tp), np.int32) for name in ('tokens', 'segments', 'positions')}
+    kinds = {'length': ((P, G), np.int32), 'terminated': ((P, G), np.bool_), 'tokens': ((P, G, C), np.int32)}
+    kinds |= dict.fromkeys(('logprob', 'entropy'), ((P, G, C), np.float32))
+    rollout = Rollout(**{name: jax.ShapeDtypeStruct(*kind) for name, kind in kinds.items()})
+    made = jax.eval_shape(functools.partial(assemble, form=form), prompts, rollout, jax.ShapeDtypeStruct((P, G), np.float32))
+    made |= dict.fromkeys(('logprob_old',) * old + ('logprob_ref',) * reference, made['logprob_sampled'])
+    placed = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.of_batch(x.shape, mesh)) for name, x in made.items()}
+    return placed | {'max_completion_length': jax.ShapeDtypeStruct((), np.float32)}
 
 
 def minibatches(batch: dict, stage: Mapping[str, Any]) -> list[dict]:

@@ -25,6 +25,7 @@ from reasonjax.optim import offload
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
 from reasonjax.stages import evaluate
+from reasonjax.stages.ahead import Ahead, shapes_of
 from reasonjax.stages.context import Place, Run, adapt, settings
 from reasonjax.stages.iteration import Given, Inside, Measured, fetch, make_iterations
 from reasonjax.stages.ledger import Ledger, better, check
@@ -58,6 +59,7 @@ class Feed(NamedTuple):
       together: adjacent rows that the objective compares.
       memory: what the method remembers from step to step, if anything; saved and restored with everything else.
       inside: what makes the batches, where that is in one program with the updates.
+      shapes: of the batches, where they are known before there is one: the update is compiled while the first is made.
     """
 
     next: Callable[[int, Any, Timers], Fed | Given]
@@ -68,6 +70,7 @@ class Feed(NamedTuple):
     together: int = 1
     memory: Remembers | None = None
     inside: Inside | None = None
+    shapes: dict | None = None
 
     @property
     def steps(self) -> int:
@@ -129,6 +132,7 @@ class _Training:
     def to_the_end(self) -> Trained:
         """Goes on from the newest checkpoint."""
         begin, unevaluated = self._resume()
+        self.ahead = self._compile_ahead()
         with Progress(self.place.name, self.stage.steps, start=begin) as self.progress:
             self.clock = time.perf_counter()
             if unevaluated:
@@ -169,11 +173,21 @@ class _Training:
     def _start_updates(self, step: int, fed: Fed) -> Callable[[], list[Measured]]:
         # Read now: when the metrics are fetched, the feed may be a batch further.
         known, tokens, device = fed.metrics | dropped(self.feed.data), fed.tokens, []
+        self.ahead.finish()
         for i, batch in enumerate(fed.batches):
-            key = randomness.key(self.run.config.seed, self.place.number, (step - 1) * self.feed.updates + i, 'update')
+            key = self._key((step - 1) * self.feed.updates + i)
             self.state, metrics = self.update(self.state, self.frozen, batch, key)
             device.append(metrics)
         return lambda: [Measured(step, _average(jax.device_get(device)) | known, tokens)]
+
+    def _compile_ahead(self) -> Ahead:
+        ahead = Ahead()
+        if self.feed.shapes is not None:
+            ahead.start(self.update, *shapes_of((self.state, self.frozen)), self.feed.shapes, shapes_of(self._key(0)))
+        return ahead
+
+    def _key(self, update: int) -> jax.Array:
+        return randomness.key(self.run.config.seed, self.place.number, update, 'update')
 
     def _start_program(self, step: int, given: Given) -> Callable[[], list[Measured]]:
         inside = self.feed.inside

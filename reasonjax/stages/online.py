@@ -14,11 +14,14 @@ from reasonjax.checkpoint import Remembers
 from reasonjax.errors import UserError, divisor
 from reasonjax.methods.objectives.protocol import needed
 from reasonjax.metrics import Timers
+from reasonjax.model.score import READ
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
 from reasonjax.rollout.rewards import Rewards
 from reasonjax.rollout.sampler import Rollout
+from reasonjax.stages.ahead import Ahead, shapes_of
 from reasonjax.stages.batching import Packer, assemble, form_of, minibatches
+from reasonjax.stages.batching import shapes as shapes_of_batch
 from reasonjax.stages.context import Place, Run, settings
 from reasonjax.stages.loop import Fed, Feed, Trained, train
 from reasonjax.stages.rollouts import Drawn, open_rollouts
@@ -45,14 +48,26 @@ def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callabl
     form = form_of(stage, run.mesh, place.name)
     pack = Packer(form)
     updates, micro = stage.num_iterations * stage.minibatches, stage.minibatches * stage.accumulation
-    logprob = jax.jit(meshes.on(run.mesh, make_score(run.model, micro=micro, temperature=stage.temperature)))
-    reference_of = None
-    if 'logprob_ref' in needed(objective):
+    rows = stage.num_prompts * stage.num_generations
+    score = meshes.on(run.mesh, make_score(run.model, micro=micro, temperature=stage.temperature))
+    width = stage.max_completion_length + (0 if form.share_prompts else stage.data.max_prompt_length)
+    of_rows = meshes.of_batch((rows, width), run.mesh)
+    compiled, ahead = jax.jit(score, out_shardings=of_rows), Ahead()
+
+    def logprob(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        ahead.finish()
+        return compiled(params, {name: batch[name] for name in READ if name in batch})
+
+    every, wants_reference = 'logprob_old' in needed(objective), 'logprob_ref' in needed(objective)
+    shapes = None
+    if not (form.packing or stage.minibatches > 1 or stage.pipelined or stage.dynamic_sampling > 1):
+        shapes = shapes_of_batch(stage, stage.num_prompts, form, run.mesh, old=updates > 1, reference=wants_reference)
+    if wants_reference:
         # The reference is the model as this stage found it, adapters of earlier stages included; it stays in memory.
         reference = incoming()
         incoming = lambda: reference  # noqa: E731
-        reference_of = lambda batch: logprob(reference, batch)  # noqa: E731
-    every = 'logprob_old' in needed(objective)
+        if shapes is not None:
+            ahead.start(compiled, shapes_of(reference), {name: x for name, x in shapes.items() if name in READ})
     table: list[dict] = []
     watch = Watcher(place.name)
 
@@ -71,8 +86,8 @@ def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callabl
                 if supply.may_be_stale:
                     batch['staleness'] = age_B.astype(np.float32)
                 batch = meshes.place_batch(batch, run.mesh)
-                if reference_of is not None:
-                    batch['logprob_ref'] = reference_of(batch)
+                if wants_reference:
+                    batch['logprob_ref'] = logprob(reference, batch)
             if updates > 1:
                 # The sampler's are the policy's own where it sampled (one forward, a test holds them together): no second pass.
                 batch['logprob_old'] = batch['logprob_sampled']
@@ -95,7 +110,7 @@ def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callabl
 
         # Waiting for each step makes the clock of its phases exact; pipelined, it would wait for nothing but tables.
         tables = record if stage.log_completions_every or not stage.pipelined else None
-        source = Feed(feed, rollouts.data, updates, stage.temperature, tables, memory=Memory(watch, supply))
+        source = Feed(feed, rollouts.data, updates, stage.temperature, tables, memory=Memory(watch, supply), shapes=shapes)
         return train(run, place, incoming, source, evaluation)
 
 

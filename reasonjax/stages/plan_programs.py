@@ -339,12 +339,8 @@ class Stage:
         if not self.online:
             sizes, fields = {'rows': rows, 'time': self.length}, shapes.supervised_fields(c.data.form)
             return {name: self._placed(tuple(sizes[axis] for axis in ('rows', *axes)), dtype) for name, (axes, dtype) in fields.items()}
-        prompts = self._prompts(self.run.mesh, rows // c.num_generations)
-        batch = shapes.online_batch(
-            prompts, c.num_generations, c.max_completion_length, self.form, old=self.updates > 1, reference=self.wants_reference
-        )
-        limit = jax.ShapeDtypeStruct((), jnp.float32, sharding=meshes.replicated(self.run.mesh))
-        return {name: self._placed(x.shape, x.dtype) for name, x in batch.items()} | {'max_completion_length': limit}
+        number = rows // c.num_generations
+        return batching.shapes(c, number, self.form, self.run.mesh, old=self.updates > 1, reference=self.wants_reference)
 
     def _prompts(self, mesh: Any = None, number: int = 0) -> dict:
         shape = (number or at_once(self.settings), self.settings.data.max_prompt_length)

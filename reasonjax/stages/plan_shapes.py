@@ -1,7 +1,6 @@
 """What planned programs read and hold, as shapes: batches, references, and the bytes of each on one device."""
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -14,8 +13,6 @@ from reasonjax import config as configs
 from reasonjax.errors import UserError
 from reasonjax.model.spec import is_spec
 from reasonjax.optim import offload
-from reasonjax.rollout.sampler import Rollout
-from reasonjax.stages import batching
 
 # Fields of a supervised batch: name -> axes besides rows, dtype.
 SUPERVISED = {name: (('time',), np.int32) for name in ('tokens', 'segments', 'positions')} | {'weights': (('time',), np.float32)}
@@ -62,28 +59,6 @@ def vocabulary(config: ml_collections.ConfigDict) -> int:
 def supervised_fields(form: str) -> dict[str, tuple[tuple[str, ...], Any]]:
     """The fields of a batch of demonstrations, preferences and so on."""
     return SUPERVISED | MARKS.get(form, {})
-
-
-def online_batch(prompts: dict, group: int, length: int, form: batching.Form, *, old: bool, reference: bool) -> dict:
-    """Shapes of a batch made of a rollout.
-
-    Args:
-      prompts: shapes of `tokens`, `segments` and `positions` [P, Tp].
-      group: completions of each.
-      length: of a completion, at most.
-      form: of the batch. What is packed has no shape before it is sampled: at worst every completion is long, and that is this one.
-      old, reference: which log-probs it holds besides those of the sampler.
-    """
-    shape = (prompts['tokens'].shape[0], group)
-    of = {name: jax.ShapeDtypeStruct(shape, dtype) for name, dtype in (('length', np.int32), ('terminated', np.bool_))}
-    of |= {
-        name: jax.ShapeDtypeStruct((*shape, length), dtype)
-        for name, dtype in (('tokens', np.int32), ('logprob', np.float32), ('entropy', np.float32))
-    }
-    advantage = jax.ShapeDtypeStruct(shape, np.float32)
-    made = jax.eval_shape(functools.partial(batching.assemble, form=form), prompts, Rollout(**of), advantage)
-    extra = ('logprob_old',) * old + ('logprob_ref',) * reference
-    return made | dict.fromkeys(extra, made['logprob_sampled'])
 
 
 def inherited(specs: Any, incoming: Any, params: Any, trains: Any) -> Any:
