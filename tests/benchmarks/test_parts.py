@@ -72,8 +72,12 @@ def test_config_is_the_workload(prepared):
     assert config.grpo.objective.beta == 0.04 and config.grpo.num_prompts == 2 and config.stages == ('grpo',)
 
 
+def measured(what, data, workdir, overrides):
+    return peer_ours.measure(what, peer_ours.config_of(what, data, overrides), workdir)
+
+
 def test_sft_counts_full_rows(prepared, tmp_path):
-    found = peer_ours.measure('sft', prepared, tmp_path, SMALL)
+    found = measured('sft', prepared, tmp_path, SMALL)
     assert len(found['seconds']) == 2 and found['first_step_s'] > 0 and found['peak_gb'] > 0.05
     assert found['sft_tok_s'] == pytest.approx(8 * 256 / found['seconds'][1])
     assert not list(tmp_path.glob('stages/*/checkpoints/*')), 'a checkpoint was written: it is no part of a step'
@@ -81,7 +85,7 @@ def test_sft_counts_full_rows(prepared, tmp_path):
 
 @pytest.mark.parametrize(('what', 'name'), [('grpo', 'grpo_step_s'), ('first_step', None)])
 def test_grpo_has_full_lengths_and_phases(prepared, tmp_path, what, name):
-    found = peer_ours.measure(what, prepared, tmp_path, SMALL if what == 'grpo' else SMALL[:-1])
+    found = measured(what, prepared, tmp_path, SMALL if what == 'grpo' else SMALL[:-1])
     assert found['tokens'] == 2 * 4 * 6
     if what == 'grpo':
         assert found[name] == found['seconds'][1] and {'generate', 'update'} <= set(found['phases'])
@@ -90,7 +94,7 @@ def test_grpo_has_full_lengths_and_phases(prepared, tmp_path, what, name):
 
 
 def test_sampling_counts_its_tokens(prepared, tmp_path):
-    found = peer_ours.measure('sample', prepared, tmp_path, SMALL)
+    found = measured('sample', prepared, tmp_path, SMALL)
     assert found['tokens'] == 48 and found['sample_tok_s'] == pytest.approx(48 / found['seconds'][1])
 
 
@@ -98,7 +102,7 @@ def test_long_tail_ends_where_the_workload_says(prepared, tmp_path):
     from reasonjax.stages import sampling
 
     plain = sampling.generate
-    found = peer_ours.measure('long_tail', prepared, tmp_path, [*SMALL, ('grpo.sampler.slots', '3')])
+    found = measured('long_tail', prepared, tmp_path, [*SMALL, ('grpo.sampler.slots', '3')])
     records = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     lengths = workload.lengths()
     assert lengths.count(9) == 2 and found['tokens'] == sum(lengths)
