@@ -7,6 +7,7 @@ from reasonjax.tasks.addition import addition
 from reasonjax.tasks.base import OnTokens, Task, TokenRule
 from reasonjax.tasks.bayes import bayes
 from reasonjax.tasks.gsm8k import gsm8k
+from reasonjax.tasks.traces import traces
 from reasonjax.tasks.tracking import tracking
 
-__all__ = ['OnTokens', 'Task', 'TokenRule', 'addition', 'bayes', 'gsm8k', 'tracking']
+__all__ = ['OnTokens', 'Task', 'TokenRule', 'addition', 'bayes', 'gsm8k', 'traces', 'tracking']
