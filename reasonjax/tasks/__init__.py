@@ -5,6 +5,9 @@ Importing it does not import jax: the rules that run on tokens are in `on_tokens
 
 from reasonjax.tasks.addition import addition
 from reasonjax.tasks.base import OnTokens, Task, TokenRule
+from reasonjax.tasks.bayes import bayes
 from reasonjax.tasks.gsm8k import gsm8k
+from reasonjax.tasks.traces import traces
+from reasonjax.tasks.tracking import tracking
 
-__all__ = ['OnTokens', 'Task', 'TokenRule', 'addition', 'gsm8k']
+__all__ = ['OnTokens', 'Task', 'TokenRule', 'addition', 'bayes', 'gsm8k', 'traces', 'tracking']

@@ -30,7 +30,8 @@ class Generated:
       seed: not negative.
       levels: of difficulty, drawn evenly.
       draw: `(rng, level) -> row`, with `prompt`, `completion`, `solution`; `level` is put beside them.
-      key: `(row) -> text`: two rows with the same text are one problem.
+      key: `(row) -> text`: two rows with the same text are one problem. None where `draw` makes rows of this split only: none is drawn
+        again, so that rows are distributed as `draw` distributes them.
       settings: what `draw` depends on besides, for the fingerprint.
     """
 
@@ -40,7 +41,7 @@ class Generated:
     seed: int
     levels: tuple[Hashable, ...]
     draw: Callable[[np.random.Generator, Any], dict] = dataclasses.field(repr=False)
-    key: Callable[[dict], str] = dataclasses.field(repr=False)
+    key: Callable[[dict], str] | None = dataclasses.field(repr=False)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -64,7 +65,7 @@ class Generated:
         level = self.levels[int(rng.integers(len(self.levels)))]
         for _ in range(TRIES):
             row = self.draw(rng, level) | {'level': level}
-            if part(self.name, self.key(row)) in PARTS[self.split]:
+            if self.key is None or part(self.name, self.key(row)) in PARTS[self.split]:
                 return row
         raise UserError(f'{self.name}: {TRIES} problems of level {level} were drawn, and none belongs to the split "{self.split}".')
 

@@ -8,6 +8,7 @@ same draws on every restart.
 
 from reasonjax.methods.transforms.columns import chat, constants, messages, prompt_completion
 from reasonjax.methods.transforms.forms import chosen_only, correct_steps, desirable_only, unpair
+from reasonjax.methods.transforms.noise import static_noise
 from reasonjax.methods.transforms.word_problems import gsm8k
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     'gsm8k',
     'messages',
     'prompt_completion',
+    'static_noise',
     'unpair',
 ]
