@@ -1,10 +1,13 @@
 """Problems with verifiers: a task is examples plus a rule that marks completions.
 
-Importing it does not import jax: the rules that run on tokens are in `on_tokens`, which tasks import when one is built.
+Importing it does not import jax: the rules that run on tokens are in `on_tokens` and its like, which tasks import when one is built.
 """
 
 from reasonjax.tasks.addition import addition
 from reasonjax.tasks.base import OnTokens, Task, TokenRule
+from reasonjax.tasks.chain import chain
+from reasonjax.tasks.countdown import countdown
 from reasonjax.tasks.gsm8k import gsm8k
+from reasonjax.tasks.knights import knights
 
-__all__ = ['OnTokens', 'Task', 'TokenRule', 'addition', 'gsm8k']
+__all__ = ['OnTokens', 'Task', 'TokenRule', 'addition', 'chain', 'countdown', 'gsm8k', 'knights']
