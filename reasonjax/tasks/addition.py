@@ -16,14 +16,18 @@ the first `#` are the digits of the sum and the end of sequence.
 import dataclasses
 import functools
 import hashlib
-from typing import Any
 
 import numpy as np
 
 from reasonjax.errors import UserError, listing, nearest
-from reasonjax.tasks.base import OnTokens, Task, TokenRule
+from reasonjax.tasks.base import Task
+from reasonjax.tasks.checks import whole
+from reasonjax.tasks.exact import ON_TOKENS, verify
+from reasonjax.tasks.generated import STREAMS, Generated
 
-STREAMS = {'train': 0, 'prompts': 1, 'test': 2}
+__all__ = ['CHARACTERS', 'Problems', 'addition', 'verify', 'working']
+
+CHARACTERS = '#=,0123456789+'
 MAX_LEVEL = 15  # a uniform float64 in [0, 1) holds 53 bits: no more than 15 decimal digits can be drawn from it evenly
 
 
@@ -57,21 +61,36 @@ class Problems:
         level, first, second, style = self.uniform_Nx4[i].tolist()
         k = self.levels[int(level * len(self.levels))]
         a, b = int(first * 10**k), int(second * 10**k)
-        worked = style >= self.answer_only
-        solution = f'{a + b:0{k + 1}d}'
-        return {
-            'prompt': f'{a:0{k}d}+{b:0{k}d}=',
-            'completion': f'{working(a, b, k) if worked else ""}#{solution}',
-            'solution': solution,
-            'level': k,
-            'style': 'worked' if worked else 'answer',
-        }
+        return problem(a, b, k, worked=style >= self.answer_only)
 
     def where(self, i: int) -> str:
         return f'addition:{self.split}[{i}]'
 
     def fingerprint(self) -> str:
         return hashlib.sha256(repr(self).encode()).hexdigest()
+
+
+def problem(a: int, b: int, k: int, worked: bool) -> dict:
+    """The row of a + b, k digits each."""
+    solution = f'{a + b:0{k + 1}d}'
+    return {
+        'prompt': f'{a:0{k}d}+{b:0{k}d}=',
+        'completion': f'{working(a, b, k) if worked else ""}#{solution}',
+        'solution': solution,
+        'level': k,
+        'style': 'worked' if worked else 'answer',
+    }
+
+
+def draw(rng: np.random.Generator, level: int, *, answer_only: float) -> dict:
+    """A problem of `level` digits."""
+    a, b = rng.integers(10**level, size=2).tolist()
+    return problem(a, b, level, worked=rng.random() >= answer_only)
+
+
+def key(row: dict) -> str:
+    """What makes a problem: its two numbers, whichever comes first."""
+    return '+'.join(sorted(row['prompt'].removesuffix('=').split('+')))
 
 
 def working(a: int, b: int, k: int) -> str:
@@ -86,36 +105,31 @@ def working(a: int, b: int, k: int) -> str:
     return ','.join(columns)
 
 
-def verify(completion: str, row: dict, terminated: bool) -> dict:
-    """Right iff exactly the digits of the sum follow the first '#', and then the end of sequence."""
-    _, found, answer = completion.partition('#')
-    return {'correct': terminated and bool(found) and answer == row['solution'], 'answer': answer if found else None}
-
-
-def on_tokens(tokenizer: Any, max_tokens: int) -> TokenRule:
-    """`verify`, for the tokens of this tokenizer."""
-    from reasonjax.tasks.on_tokens import answer_after  # not above: it imports jax
-
-    return answer_after('#', tokenizer, max_tokens)
-
-
-ON_TOKENS = OnTokens({'name': 'accuracy', 'extract': 'hash', 'equality': 'text', 'require_termination': True}, on_tokens)
-
-
 def addition(
-    *, split: str = 'train', size: int, levels: tuple[int, ...] = (1, 2, 3, 4), answer_only: float = 0.5, seed: int = 0
+    *,
+    split: str = 'train',
+    size: int,
+    levels: tuple[int, ...] = (1, 2, 3, 4),
+    answer_only: float = 0.5,
+    seed: int = 0,
+    granularity: int | None = None,
+    disjoint: bool = False,
 ) -> Task:
     """Addition of two numbers of k digits.
 
     The splits draw from separate random streams. There are only 100 pairs of one digit and 10^4 of two, so those recur
-    between splits; among the 10^8 pairs of four digits that is rare. Report accuracy on levels of four or more.
+    between splits; among the 10^8 pairs of four digits that is rare. Report accuracy on levels of four or more, or take
+    `disjoint=True`: then no pair of numbers, in either order, is in two splits (but in 'train' and 'prompts').
 
     Args:
-      split: 'train' (demonstrations), 'prompts' (problems for reinforcement) or 'test'.
+      split: 'train' (demonstrations), 'prompts' (problems for reinforcement), 'validation' or 'test'.
       size: number of problems; a longer split starts with the problems of a shorter one.
       levels: numbers of digits, drawn evenly.
       answer_only: share of demonstrations that give the answer without the working.
       seed: not negative.
+      granularity: 0 all demonstrations give the answer only, 1 all show the working; None: as `answer_only` says, which
+        otherwise is not read.
+      disjoint: draw other problems, of splits that have none in common, also with different seeds.
 
     Raises:
       UserError: a value out of range.
@@ -130,4 +144,10 @@ def addition(
         raise UserError(f'addition: answer_only is a share from 0 to 1, got {answer_only}.')
     if seed < 0:
         raise UserError(f'addition: seed must not be negative, got {seed}.')
-    return Task(f'addition/{split}', Problems(split, size, tuple(levels), float(answer_only), seed), verify, ON_TOKENS)
+    share = float(answer_only) if granularity is None else 1.0 - whole('addition', 'granularity', granularity, 0, 1)
+    if disjoint:
+        settings = {'answer_only': share}
+        source = Generated('addition', split, size, seed, tuple(levels), functools.partial(draw, **settings), key, settings)
+    else:
+        source = Problems(split, size, tuple(levels), share, seed)
+    return Task(f'addition/{split}', source, verify, ON_TOKENS)

@@ -1,6 +1,6 @@
 """Rules that mark completions by their tokens, inside a compiled program.
 
-The only module of this package that imports jax: tasks import it where a rule is built, so that reward workers start fast.
+Only modules of this package whose names begin so import jax: tasks import them where a rule is built, so that reward workers start fast.
 """
 
 from collections.abc import Mapping

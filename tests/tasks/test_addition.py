@@ -1,5 +1,8 @@
 """The addition task: format, counted randomness, verification."""
 
+import hashlib
+import itertools
+import json
 import re
 
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 
 from reasonjax.errors import UserError
 from reasonjax.tasks import addition
-from reasonjax.tasks.addition import working
+from reasonjax.tasks.addition import key, working
 
 CHARACTERS = set('#=,+0123456789')
 
@@ -90,11 +93,50 @@ def test_a_problem_depends_on_seed_split_and_index_only():
 
 def test_splits_and_seeds_are_separate_streams():
     pairs = {}
-    for split in ('train', 'prompts', 'test'):
+    for split in ('train', 'prompts', 'validation', 'test'):
         for seed in (0, 1):
             pairs[split, seed] = {row['prompt'] for row in problems(size=1000, levels=(9,), split=split, seed=seed)}
-    # 10^18 pairs: a single common problem among 6000 draws would mean shared randomness.
-    assert len(set.union(*pairs.values())) == 6000
+    # 10^18 pairs: a single common problem among 8000 draws would mean shared randomness.
+    assert len(set.union(*pairs.values())) == 8000
+
+
+def digest(**settings):
+    return hashlib.sha256(json.dumps(problems(size=500, **settings)).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    'settings,found',
+    [
+        (dict(split='train'), '982e638b41c3eea6'),
+        (dict(split='prompts', levels=(2, 3, 4), seed=3, answer_only=0.55), '8a90b6ecc2f52ce2'),
+        (dict(split='test', levels=(15,), answer_only=0.0), '4c6e70700a1a46f2'),
+    ],
+)
+def test_problems_are_those_that_were_measured(settings, found):
+    """Figures in the documents are of these very problems: what is added to the task must not change them."""
+    assert digest(**settings) == digest(**settings, disjoint=False, granularity=None) == found
+
+
+@pytest.mark.parametrize('disjoint', [False, True])
+def test_granularity_stands_in_for_the_share_of_bare_answers(disjoint):
+    for granularity, share in ((0, 1.0), (1, 0.0)):
+        settings = dict(size=60, levels=(2, 4), disjoint=disjoint)
+        assert problems(**settings, granularity=granularity) == problems(**settings, answer_only=share)
+        assert problems(**settings, granularity=granularity, answer_only=0.3) == problems(**settings, answer_only=share)
+
+
+def test_disjoint_splits_share_no_pair_of_numbers():
+    """Also at one digit, where every pair recurs; without the knob they do share."""
+    for disjoint in (True, False):
+        found = {split: problems(size=400, levels=(1, 2), split=split, disjoint=disjoint) for split in ('train', 'validation', 'test')}
+        keys = [{key(row) for row in rows} for rows in found.values()]
+        shared = [a & b for a, b in itertools.combinations(keys, 2)]
+        assert not any(shared) if disjoint else all(shared)
+    assert key({'prompt': '12+07='}) == key({'prompt': '07+12='}) != key({'prompt': '12+08='})
+    rows = problems(size=2000, levels=(1, 3), disjoint=True, answer_only=0.6)
+    assert all(check_columns(row['prompt'], row['completion'], row['level']) == row['style'] for row in rows)
+    assert abs(np.mean([row['style'] == 'answer' for row in rows]) - 0.6) < 5 * np.sqrt(0.24 / 2000)
+    assert abs(np.mean([row['level'] == 3 for row in rows]) - 0.5) < 5 * np.sqrt(0.25 / 2000)
 
 
 @pytest.mark.parametrize(

@@ -7,5 +7,6 @@ Columns are those of the data's rows.
 
 from reasonjax.methods.rewards.answer import accuracy
 from reasonjax.methods.rewards.layout import format, think_format_reward
+from reasonjax.methods.rewards.verified import verified
 
-__all__ = ['accuracy', 'format', 'think_format_reward']
+__all__ = ['accuracy', 'format', 'think_format_reward', 'verified']

@@ -1,0 +1,21 @@
+"""The rule of tasks with one right answer: exactly the characters of `solution` follow the first '#', and then the end of sequence."""
+
+from typing import Any
+
+from reasonjax.tasks.base import OnTokens, TokenRule
+
+
+def verify(completion: str, row: dict, terminated: bool) -> dict:
+    """Right iff exactly the row's solution follows the first '#', and then the end of sequence."""
+    _, found, answer = completion.partition('#')
+    return {'correct': terminated and bool(found) and answer == row['solution'], 'answer': answer if found else None}
+
+
+def on_tokens(tokenizer: Any, max_tokens: int) -> TokenRule:
+    """`verify`, for the tokens of this tokenizer."""
+    from reasonjax.tasks.on_tokens import answer_after  # not above: it imports jax
+
+    return answer_after('#', tokenizer, max_tokens)
+
+
+ON_TOKENS = OnTokens({'name': 'accuracy', 'extract': 'hash', 'equality': 'text', 'require_termination': True}, on_tokens)
