@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from reasonjax import metrics, report
+from reasonjax import metrics, pages, report
 
 EVIL = '</pre><script>alert(1)</script> & "$x_1$"'
 
@@ -109,7 +109,7 @@ def test_nothing_is_fetched(workdir):
 
 def test_curves_take_the_colour_of_the_page(workdir):
     text = build(workdir)
-    assert report.INK not in text and 'currentColor' in text
+    assert pages.INK not in text and 'currentColor' in text
     assert 'color-scheme' in text and 'width=device-width' in text
 
 
