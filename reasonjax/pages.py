@@ -87,7 +87,9 @@ def figure(title: str, drawn: matplotlib.figure.Figure) -> str:
     drawn.savefig(buffer, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
     # Only the drawing: the prologue and the metadata name addresses, and the colour of the text is the page's.
     svg = buffer.getvalue()
-    svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg'):], flags=re.DOTALL).replace(INK, 'currentColor')
+    svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg') :], flags=re.DOTALL).replace(INK, 'currentColor')
+    # Groups are numbered from one in each drawing, and nothing refers to them: on a page of many the names would be there twice.
+    svg = re.sub(r'<g id="[^"]*"', '<g', svg)
     label = html.escape(title, quote=True)
     svg = re.sub(r'<svg .*?viewBox="([^"]*)"[^>]*>', lambda found: f'<svg viewBox="{found[1]}" role="img" aria-label="{label}">',
                  svg, count=1, flags=re.DOTALL)  # fmt: skip
@@ -112,6 +114,7 @@ article{border:1px solid var(--line);border-radius:8px;padding:.8rem;margin:0 0 
 .prompt{font-weight:600;margin-bottom:.5rem}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.25rem .9rem;margin:0}
 dt{opacity:.7;font-size:.85rem}dd{margin:0;min-width:0}
+.keys{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;margin:0 0 .6rem;font-size:.9rem}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1.2rem}
 figure{margin:0}figcaption{font-size:.9rem;font-weight:600;margin-bottom:.2rem}
 svg{width:100%;height:auto;display:block}svg text{font-family:system-ui,sans-serif!important}
