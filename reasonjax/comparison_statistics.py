@@ -44,7 +44,8 @@ def crossed_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, fl
     leave nothing. Each part keeps the t quantile of its own degrees of freedom, so the interval is never narrower than the t
     interval over seeds, and is that interval where all problems are alike. Satterthwaite's approximation would take one quantile for
     the sum: 2,000 simulated tables put it at 93 % with 3 seeds and 89 % with 2 where no part dominates; this one stayed above 94.5 %
-    (and below 98.5 %) from 2 to 10 seeds.
+    (and below 98.5 %) from 2 to 10 seeds. With right and wrong answers it stayed there too, but for accuracies near 100 %: at 98.5 % with
+    5 seeds and 100 problems the mean was covered 91 % of the time.
 
     Args:
       values: [S, N] a value per seed and problem.
