@@ -6,7 +6,6 @@ or a run of one stage gives a shorter page, not an error.
 """
 
 import html
-import io
 import json
 import math
 import os
@@ -15,18 +14,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
-import matplotlib.backends.backend_svg
 import matplotlib.figure
 import numpy as np
 import pyarrow.parquet as pq
 
-from reasonjax import metrics
+from reasonjax import metrics, pages
 
 POINTS = 400  # a curve is thinned to about this many points, each the mean of its neighbours
-COLOURS = ('#2f81c7', '#e0812b', '#3a9f5c', '#9a6bc9', '#d2524c', '#2aa3a3', '#b08a1e', '#d067a5')
-# Drawn in a colour that nothing else has, then replaced: SVG text takes the colour of the page around it.
-INK = '#7b7c7d'
 COMPLETION_FILES, COMPLETION_ROWS = 3, 8
 TEXT_LIMIT = 2000
 
@@ -86,16 +80,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         _settings('Config', _json(workdir / 'config.json')),
         _settings('Environment', _json(workdir / 'environment.json')),
     ]
-    title = html.escape(f'reasonjax: {workdir.resolve().name}')
-    page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<meta name="color-scheme" content="light dark"><style>{STYLE}</style></head>\n<body><main>\n'
-            + '\n'.join(part for part in parts if part) + '\n</main></body></html>\n')
-    target = workdir / 'report.html'
-    temporary = target.with_suffix('.tmp')
-    temporary.write_text(page, encoding='utf-8')
-    temporary.replace(target)
-    return target
+    return pages.write(workdir / 'report.html', f'reasonjax: {workdir.resolve().name}', parts)
 
 
 def _json(path: pathlib.Path) -> Any:
@@ -121,12 +106,12 @@ def _results(stages: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for stage in stages:
         cells = [html.escape(str(stage['name'])), _accuracy(stage, 'accuracy', 'ci95'),
-                 _accuracy(stage, 'sampled_accuracy', 'sampled_ci95'), _number(stage.get('mean_length'), 1),
-                 _number(stage.get('problems'), 0), _number(stage.get('seconds'), 1)]
+                 _accuracy(stage, 'sampled_accuracy', 'sampled_ci95'), pages.number(stage.get('mean_length'), 1),
+                 pages.number(stage.get('problems'), 0), pages.number(stage.get('seconds'), 1)]
         rows.append(cells)
-    return _section('Results', _table(('stage', 'greedy', 'sampled', 'mean length', 'problems', 'seconds'), rows,
-                                      numeric=True)
-                    + '<p class="quiet">Intervals are 95 %. Length is in tokens.</p>')
+    head = ('stage', 'greedy', 'sampled', 'mean length', 'problems', 'seconds')
+    return pages.section('Results', pages.table(head, rows, numeric=True)
+                         + '<p class="quiet">Intervals are 95 %. Length is in tokens.</p>')
 
 
 def _accuracy(stage: Mapping[str, Any], key: str, interval: str) -> str:
@@ -144,7 +129,7 @@ def _examples(examples: Sequence[Mapping[str, Any]]) -> str:
             solution = f'<dt>solution</dt><dd><pre>{_text(example["solution"])}</pre></dd>'
         cards.append(f'<article><pre class="prompt">{_text(example.get("prompt"))}</pre>'
                      f'<dl>{solution}{answers}</dl></article>')
-    return _section('The same problem, before and after', ''.join(cards)) if cards else ''
+    return pages.section('The same problem, before and after', ''.join(cards)) if cards else ''
 
 
 def _completions(paths: Sequence[pathlib.Path]) -> str:
@@ -161,8 +146,8 @@ def _completions(paths: Sequence[pathlib.Path]) -> str:
         is_last = index == picked[-1]
         blocks.append(f'<details{" open" if is_last else ""}><summary>{stage}step {rows[0]["step"]} '
                       f'<span class="quiet">{len(rows)} of {table.num_rows} completions</span></summary>'
-                      + _table([html.escape(name) for name in names], cells) + '</details>')
-    return _section('Sampled completions', ''.join(blocks))
+                      + pages.table([html.escape(name) for name in names], cells) + '</details>')
+    return pages.section('Sampled completions', ''.join(blocks))
 
 
 def _settings(title: str, tree: Any) -> str:
@@ -170,7 +155,7 @@ def _settings(title: str, tree: Any) -> str:
         return ''
     rows = [[f'<code>{html.escape(text)}</code>' for text in (path, json.dumps(value, ensure_ascii=False))]
             for path, value in _flat('', tree)]
-    return _section(title, f'<details><summary>{len(rows)} settings</summary>{_table(("key", "value"), rows)}</details>')
+    return pages.section(title, f'<details><summary>{len(rows)} settings</summary>{pages.table(("key", "value"), rows)}</details>')
 
 
 def _flat(path: str, tree: Any) -> Iterable[tuple[str, Any]]:
@@ -182,18 +167,6 @@ def _flat(path: str, tree: Any) -> Iterable[tuple[str, Any]]:
             yield from _flat(f'{path}[{index}]', value)
     else:
         yield path, tree
-
-
-def _section(title: str, body: str) -> str:
-    return f'<section><h2>{html.escape(title)}</h2>{body}</section>'
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: bool = False) -> str:
-    """Cells are HTML already. The wrapper scrolls, so a wide table does not widen the page of a phone."""
-    return (f'<div class="wide"><table{" class=numeric" if numeric else ""}><thead><tr>'
-            + ''.join(f'<th>{name}</th>' for name in head) + '</tr></thead><tbody>'
-            + ''.join('<tr>' + ''.join(f'<td>{cell}</td>' for cell in row) + '</tr>' for row in rows)
-            + '</tbody></table></div>')
 
 
 def _text(value: Any) -> str:
@@ -208,10 +181,6 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return f'{value:.3g}'
     return '–' if value is None else html.escape(str(value))
-
-
-def _number(value: float | None, digits: int) -> str:
-    return '–' if value is None else f'{value:,.{digits}f}'
 
 
 class _Axis:
@@ -268,7 +237,7 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> str:
     phases = list(dict.fromkeys(name for record in records for name in record if name.startswith('time/')))
     times = Chart('Time per step, seconds', tuple(Curve(name, name[len('time/'):]) for name in phases), stacked=True)
     drawn = [svg for chart in (*CHARTS, times) if (svg := _draw(chart, records))]
-    return _section('Curves', '<div class="charts">' + ''.join(drawn) + '</div>') if drawn else ''
+    return pages.section('Curves', '<div class="charts">' + ''.join(drawn) + '</div>') if drawn else ''
 
 
 def _draw(chart: Chart, records: Sequence[Mapping[str, Any]]) -> str:
@@ -277,29 +246,19 @@ def _draw(chart: Chart, records: Sequence[Mapping[str, Any]]) -> str:
     present = [curve for curve in chart.curves if len(axis.series([curve.key]))]
     if not present:
         return ''
-    style = {'svg.fonttype': 'none', 'svg.hashsalt': chart.title, 'font.size': 9.5, 'font.family': 'sans-serif',
-             'text.color': INK, 'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK}
-    with matplotlib.rc_context(style):
+    with pages.style(chart.title):
         figure = matplotlib.figure.Figure(figsize=(5, 2.6), layout='constrained')
-        matplotlib.backends.backend_svg.FigureCanvasSVG(figure)
         plot = figure.add_subplot()
         (_stack if chart.stacked else _lines)(plot, present, axis)
         _frame(plot, chart, axis)
         if len(present) > 1:
             plot.legend(frameon=False, fontsize=9, ncols=min(len(present), 5), loc='lower left', bbox_to_anchor=(0, 1.0),
                         borderpad=0, handlelength=1.2, handletextpad=0.5, columnspacing=1.2)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
-    # Only the drawing: the prologue and the metadata name addresses, and the colour of the text is the page's.
-    svg = buffer.getvalue()
-    svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg'):], flags=re.DOTALL).replace(INK, 'currentColor')
-    svg = re.sub(r'<svg .*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{chart.title}">', svg,
-                 count=1, flags=re.DOTALL)
-    return f'<figure><figcaption>{html.escape(chart.title)}</figcaption>{svg}</figure>'
+        return pages.figure(chart.title, figure)
 
 
 def _lines(plot: Any, curves: Sequence[Curve], axis: _Axis) -> None:
-    for curve, colour in zip(curves, COLOURS):
+    for curve, colour in zip(curves, pages.COLOURS):
         keys = [key for key in (curve.key, curve.low, curve.high) if key]
         # Evaluations are one story through all stages; what is measured in training is another quantity in each.
         pieces = [axis.series(keys, stage) for stage in ([None] if curve.key.startswith('eval_') else axis.steps)]
@@ -322,14 +281,12 @@ def _stack(plot: Any, curves: Sequence[Curve], axis: _Axis) -> None:
             seconds[np.searchsorted(positions, phase[:, 0]), number] = phase[:, 1]
         values = _thin(np.column_stack([positions, seconds]))
         plot.stackplot(values[:, 0], values[:, 1:].T, labels=[] if labelled else [curve.label for curve in curves],
-                       colors=COLOURS[:len(curves)], alpha=0.75, linewidth=0)
+                       colors=pages.COLOURS[:len(curves)], alpha=0.75, linewidth=0)
         labelled = True
 
 
 def _frame(plot: Any, chart: Chart, axis: _Axis) -> None:
-    plot.spines[['top', 'right']].set_visible(False)
-    plot.grid(axis='y', color=INK, alpha=0.25, linewidth=0.6)
-    plot.set_axisbelow(True)
+    pages.frame(plot, 'y')
     plot.set_xlim(-0.02 * max(axis.width, 1), 1.02 * max(axis.width, 1))
     positions, labels = axis.ticks()
     plot.set_xticks(positions, labels)
@@ -340,34 +297,7 @@ def _frame(plot: Any, chart: Chart, axis: _Axis) -> None:
         plot.set_ylim(bottom=0)
     for stage, start in axis.start.items():
         if start:
-            plot.axvline(start, color=INK, linewidth=0.8, linestyle=(0, (3, 3)))
+            plot.axvline(start, color=pages.INK, linewidth=0.8, linestyle=(0, (3, 3)))
         if axis.steps[stage]:
-            # No mathematics in a name: a dollar sign is a dollar sign.
             plot.annotate(f'{stage} step' if axis.width <= 3 else stage, (start + 0.5, 0), (0, -20), ha='center',
-                          va='top', xycoords=('data', 'axes fraction'), textcoords='offset points', fontsize=9,
-                          parse_math=False)
-
-
-STYLE = """
-:root{--line:#8884}
-*{box-sizing:border-box}
-body{margin:0;font:16px/1.5 system-ui,sans-serif;background:Canvas;color:CanvasText}
-main{max-width:72rem;margin:0 auto;padding:1rem}
-h1{font-size:1.5rem;margin:.5rem 0;overflow-wrap:anywhere}h2{font-size:1.1rem;margin:2rem 0 .6rem}
-.lead{font-size:1.1rem;margin:0}.quiet{opacity:.7;font-size:.85em}
-.wide{overflow-x:auto}
-table{border-collapse:collapse;font-size:.9rem}
-th,td{padding:.35rem .9rem .35rem 0;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-th{font-weight:600;white-space:nowrap}
-.numeric td{white-space:nowrap;font-variant-numeric:tabular-nums}
-pre,code{font:.82rem/1.4 ui-monospace,monospace;margin:0;white-space:pre-wrap;overflow-wrap:anywhere}
-td pre{min-width:9rem;max-width:34rem}
-article{border:1px solid var(--line);border-radius:8px;padding:.8rem;margin:0 0 .8rem}
-.prompt{font-weight:600;margin-bottom:.5rem}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.25rem .9rem;margin:0}
-dt{opacity:.7;font-size:.85rem}dd{margin:0;min-width:0}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1.2rem}
-figure{margin:0}figcaption{font-size:.9rem;font-weight:600;margin-bottom:.2rem}
-svg{width:100%;height:auto;display:block}svg text{font-family:system-ui,sans-serif!important}
-details{margin:0 0 .6rem}summary{cursor:pointer;padding:.2rem 0}
-"""
+                          va='top', xycoords=('data', 'axes fraction'), textcoords='offset points', fontsize=9)
