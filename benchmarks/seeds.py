@@ -43,8 +43,9 @@ from reasonjax.metrics import environment
 from reasonjax.parallel import mesh as meshes
 from reasonjax.stages import fused, rollouts
 from reasonjax.stages.context import Place, Run, adapt, fresh_params, open_run, places, settings
+from reasonjax.stages.feed import Feed
 from reasonjax.stages.iteration import make_iterations
-from reasonjax.stages.loop import Feed, build_update
+from reasonjax.stages.loop import build_update
 from reasonjax.state import create
 from reasonjax.tasks import TokenRule
 from reasonjax.weights.partition import partition, path_name

@@ -40,6 +40,8 @@ def training(c: ml_collections.ConfigDict) -> dict:
     """What supervised and online stages have in common."""
     return dict(
         steps=500,  # steps of the stage
+        token_limit=0,  # the stage ends with the step that has read or drawn so many tokens, if `steps` come later; 0: off
+        time_limit=0.0,  # the same in seconds of its steps, without the first, which compiles; 0: off
         accumulation=1,  # micro-batches per optimiser update; changes memory, not the result
         corruption=dict(name='none'),  # changes the inputs of a batch, on the device
         adapter=dict(name='none'),  # richer leaves put over the weights when the stage starts: none | lora | peft | quantise

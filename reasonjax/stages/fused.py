@@ -26,8 +26,9 @@ from reasonjax.rollout.text import completions
 from reasonjax.stages import online, rollouts
 from reasonjax.stages.batching import assemble, form_of, minibatches
 from reasonjax.stages.context import Place, Run, at_once, check_data, settings
+from reasonjax.stages.feed import Feed
 from reasonjax.stages.iteration import Given, Inside
-from reasonjax.stages.loop import Feed, Trained, dropped, train
+from reasonjax.stages.loop import Trained, dropped, train
 from reasonjax.stages.sampling import of_stage, on_rollout_mesh
 from reasonjax.state import make_score
 from reasonjax.tasks import Task, TokenRule

@@ -63,6 +63,20 @@ class Ledger:
         return {step for step in (self.proven if rolling_back else None, self.best and self.best['step']) if step is not None}
 
 
+def spent(stage: Any, tokens: float, seconds: float) -> bool:
+    """Whether a stage has reached a limit of tokens, or of seconds of its steps, that it has."""
+    return 0 < stage.get('token_limit', 0) <= tokens or 0 < stage.get('time_limit', 0) <= seconds
+
+
+def due_at(step: int, stage: Any, last: int, *, evaluating: bool = True) -> set[str]:
+    """What follows a step: an evaluation, a checkpoint; the last step is always saved, and evaluated when the stage is over."""
+    every = {'evaluate': stage.eval_every, 'save': stage.checkpoint_every}
+    due = {name for name, period in every.items() if period and step % period == 0}
+    if step == last or not evaluating:
+        due -= {'evaluate'}
+    return due | ({'save'} if step == last else set())
+
+
 def better(before: dict[str, Any] | None, step: int, measured: Mapping[str, Any], stage: Any, name: str) -> dict[str, Any] | None:
     """The best evaluation after one more at `step`: the later one has to be strictly better.
 
@@ -91,8 +105,9 @@ def better(before: dict[str, Any] | None, step: int, measured: Mapping[str, Any]
 
 def check(stage: Any, name: str, evaluating: bool) -> None:
     """Raises UserError where the settings of these decisions cannot work."""
-    for key, least in (('keep_checkpoints', 1), ('max_nonfinite', 0), ('max_rollbacks', 0), ('spike_zscore', 0), ('spike_window', 2)):
-        if stage[key] < least:
+    zero = ('max_nonfinite', 'max_rollbacks', 'spike_zscore', 'token_limit', 'time_limit')
+    for key, least in {'keep_checkpoints': 1, 'spike_window': 2, **dict.fromkeys(zero, 0)}.items():
+        if stage.get(key, least) < least:
             raise UserError(f'config.{name}.{key}={stage[key]}: must be at least {least}.')
     if stage.keep_best_mode not in MODES:
         hint = nearest(stage.keep_best_mode, MODES)

@@ -15,7 +15,7 @@ import numpy as np
 
 from reasonjax import config as configs
 from reasonjax import randomness, stopping
-from reasonjax.checkpoint import Checkpoints, Remembers
+from reasonjax.checkpoint import Checkpoints
 from reasonjax.checkpoint_trees import abstract
 from reasonjax.errors import Stopped, UserError
 from reasonjax.methods.corruptions import Context
@@ -27,63 +27,20 @@ from reasonjax.parallel import processes
 from reasonjax.stages import evaluate
 from reasonjax.stages.ahead import Ahead, shapes_of
 from reasonjax.stages.context import Place, Run, adapt, settings
-from reasonjax.stages.iteration import Given, Inside, Measured, fetch, make_iterations
-from reasonjax.stages.ledger import Ledger, better, check
+from reasonjax.stages.feed import Fed, Feed
+from reasonjax.stages.iteration import Given, Measured, fetch, make_iterations
+from reasonjax.stages.ledger import Ledger, better, check, due_at, spent
 from reasonjax.state import State, create, make_update
 from reasonjax.weights.partition import combine, partition
 
 
-class Fed(NamedTuple):
-    """What one step of a stage trains on.
-
-    Attributes:
-      batches: of the updates of this step, in order, on the mesh.
-      metrics: what the feed measured, numbers on the host.
-      tokens: how many were produced or read to make them, for tokens per second.
-    """
-
-    batches: list[dict]
-    metrics: dict[str, float]
-    tokens: int
-
-
-class Feed(NamedTuple):
-    """Where batches come from.
-
-    Attributes:
-      next: `(step, params, timers) -> Fed`, or with `inside` `-> Given` for the steps from this one on.
-      data: the iterator whose position is saved; it has `counters`.
-      updates: optimiser updates per step.
-      temperature: of the log-probs that the objective sees.
-      record: `(step) -> None`, writes what is worth keeping of the last step besides its metrics.
-      together: adjacent rows that the objective compares.
-      memory: what the method remembers from step to step, if anything; saved and restored with everything else.
-      inside: what makes the batches, where that is in one program with the updates.
-      shapes: of the batches, where they are known before there is one: the update is compiled while the first is made.
-    """
-
-    next: Callable[[int, Any, Timers], Fed | Given]
-    data: Any
-    updates: int
-    temperature: float = 1.0
-    record: Callable[[int], None] | None = None
-    together: int = 1
-    memory: Remembers | None = None
-    inside: Inside | None = None
-    shapes: dict | None = None
-
-    @property
-    def steps(self) -> int:
-        """Steps that are dispatched together."""
-        return self.inside.iterations if self.inside else 1
-
-
 class Trained(NamedTuple):
-    """A finished stage: parameters, seconds it took (those of killed attempts up to their last checkpoint included), and the best
-    evaluation within it, {'step', 'value'}, where the stage keeps its best checkpoint."""
+    """A finished stage: parameters, seconds it took (those of killed attempts up to their last checkpoint included), its last step, and the
+    best evaluation within it, {'step', 'value'}, where the stage keeps its best checkpoint."""
 
     params: Any
     seconds: float
+    last: int
     best: dict[str, Any] | None = None
 
 
@@ -128,6 +85,9 @@ class _Training:
         self.ledger, self.timers = Ledger(), Timers()
         self.pending: Callable[[], list[Measured]] | None = None  # fetches the metrics of what was dispatched last
         self.failing = False  # the last steps were not finite, one more than are tolerated
+        self.last = self.stage.steps  # the last step: an earlier one once a limit is reached
+        self.limited = bool(self.stage.get('token_limit', 0) or self.stage.get('time_limit', 0))
+        self.compiled, self.stepped = False, 0.0  # whether the first step of this process is over; seconds of all others
 
     def to_the_end(self) -> Trained:
         """Goes on from the newest checkpoint."""
@@ -137,16 +97,20 @@ class _Training:
             self.clock = time.perf_counter()
             if unevaluated:
                 self._conclude(begin, {'evaluate'})
+            if self._spent():
+                self.last = begin
             for step in range(begin + self.feed.steps, self.stage.steps + 1, self.feed.steps):
+                if step > self.last:
+                    break
                 self._step(step)
-        return Trained(self._params(), self._seconds(), self.ledger.best)
+        return Trained(self._params(), self._seconds(), self.last, self.ledger.best)
 
     def _step(self, step: int) -> None:
         """Does a step, or as many as are dispatched together, of which this is the last."""
         self._dispatch(step - self.feed.steps + 1)
         stop = stopping.asked()
-        due = _due(step, self.stage, self.evaluation is not None)
-        if stop or due or self.feed.record is not None or self._watchful():
+        due = functools.partial(due_at, step, self.stage, evaluating=self.evaluation is not None)
+        if stop or due(self.last) or self.feed.record is not None or self._watchful():
             with self.timers('update'):
                 jax.block_until_ready(self.state)
             self._settle()
@@ -154,11 +118,11 @@ class _Training:
             self.feed.record(step)
         if self.failing:
             self._roll_back(step)
-        self._conclude(step, due)
+        self._conclude(step, due(self.last))
         if stop:
             self._save(step, regular=False)
             raise Stopped(f'{self._where(step)} is done and saved')
-        if due:
+        if due(self.last):
             self.clock = time.perf_counter()
 
     def _dispatch(self, step: int) -> None:
@@ -220,7 +184,11 @@ class _Training:
         # An update that was skipped leaves the optimiser's own count where it was.
         rate = float(self.schedule(max(0, ledger.applied_updates - 1)))
         metrics |= {'learning_rate': rate, 'step_time': seconds, 'tokens_per_second': tokens / seconds}
-        if step % stage.log_every == 0 or step == stage.steps:
+        self.stepped += seconds * self.compiled
+        self.compiled = True
+        if last and self._spent():
+            self.last = step
+        if step % stage.log_every == 0 or step == self.last:
             self.run.writer.write(self.place.name, step, metrics | (self.timers.take() if last else {}))
         self.progress.update(step, metrics)
         if over or ledger.spikes_in_a_row > stage.spike_window:
@@ -242,8 +210,8 @@ class _Training:
         )
 
     def _watchful(self) -> bool:
-        """Whether each step is to be settled at once, so that a rollback always comes before the same step."""
-        return self.stage.max_rollbacks > 0 and (self.ledger.nonfinite_in_a_row > 0 or self.stage.max_nonfinite == 0)
+        """Whether each step is to be settled at once, so that a rollback always comes before the same step, and a limit ends the stage."""
+        return self.limited or self.stage.max_rollbacks > 0 and (self.ledger.nonfinite_in_a_row > 0 or self.stage.max_nonfinite == 0)
 
     def _conclude(self, step: int, due: set[str]) -> None:
         """Evaluates and saves where it is due."""
@@ -278,7 +246,7 @@ class _Training:
         self.checkpoints.retain(self.ledger.retained(self.stage.max_rollbacks > 0))
         meta = {
             'stage': self.place.name, 'model': model_config.to_dict(self.run.model), 'counted': dataclasses.asdict(self.ledger),
-            'clock': {'seconds': self._seconds(), 'phases': self.timers.seconds}, 'unevaluated': unevaluated,
+            'clock': {'seconds': self._seconds(), 'steps': self.stepped, 'phases': self.timers.seconds}, 'unevaluated': unevaluated,
         }  # fmt: skip
         self.checkpoints.save(step, params=self._params(), train=_rest(self.state), data=self.feed.data, memory=self.feed.memory, meta=meta)
 
@@ -290,7 +258,7 @@ class _Training:
             return 0, False
         meta = self._restore(begin, data=self.feed.data, memory=self.feed.memory)
         self.ledger = Ledger(**meta['counted'])
-        self.earlier = meta['clock']['seconds']
+        self.earlier, self.stepped = meta['clock']['seconds'], meta['clock'].get('steps', 0.0)
         self.timers.seconds.update(meta['clock']['phases'])
         return begin, meta['unevaluated']
 
@@ -336,6 +304,9 @@ class _Training:
         homes = partition(placed, chosen)[0]
         settled = dict(spike_window=window, offload=self.stage.offload_optimizer)
         return create(trainable, self.optimizer, homes, meshes.replicated(self.run.mesh), **settled), frozen, chosen
+
+    def _spent(self) -> bool:
+        return spent(self.stage, self.ledger.num_tokens, self.stepped)
 
     def _where(self, step: int) -> str:
         return f'stage {self.place.name}: step {step} of {self.stage.steps}'
@@ -389,15 +360,6 @@ def compile_update(
 
 def _rest(state: State) -> dict:
     return {'step': state.step, 'optimizer': state.optimizer, 'norms': state.norms}
-
-
-def _due(step: int, stage: Any, evaluating: bool = True) -> set[str]:
-    """What follows a step: an evaluation, a checkpoint; the last step is always saved, and evaluated when the stage is over."""
-    every = {'evaluate': stage.eval_every, 'save': stage.checkpoint_every}
-    due = {name for name, period in every.items() if period and step % period == 0}
-    if step == stage.steps or not evaluating:
-        due -= {'evaluate'}
-    return due | ({'save'} if step == stage.steps else set())
 
 
 def _average(updates: list[dict]) -> dict[str, float]:

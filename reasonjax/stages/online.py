@@ -23,7 +23,8 @@ from reasonjax.stages.ahead import Ahead, shapes_of
 from reasonjax.stages.batching import Packer, assemble, form_of, minibatches
 from reasonjax.stages.batching import shapes as shapes_of_batch
 from reasonjax.stages.context import Place, Run, settings
-from reasonjax.stages.loop import Fed, Feed, Trained, train
+from reasonjax.stages.feed import Fed, Feed
+from reasonjax.stages.loop import Trained, train
 from reasonjax.stages.rollouts import Drawn, open_rollouts
 from reasonjax.stages.supply import Supply
 from reasonjax.state import make_score

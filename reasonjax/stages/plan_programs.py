@@ -27,7 +27,8 @@ from reasonjax.rollout.sampler import Sampling
 from reasonjax.stages import batching, online
 from reasonjax.stages import plan_shapes as shapes
 from reasonjax.stages.context import Place, Run, abstract_params, at_once, check_lengths, check_mesh, places, rows_per_example, settings
-from reasonjax.stages.loop import Feed, compile_update
+from reasonjax.stages.feed import Feed
+from reasonjax.stages.loop import compile_update
 from reasonjax.stages.sampling import of_stage, on_rollout_mesh
 from reasonjax.weights.partition import combine, partition
 

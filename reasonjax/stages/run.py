@@ -21,7 +21,7 @@ from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
 from reasonjax.stages import collect, evaluate, fused, online, supervised
 from reasonjax.stages.context import Place, Run, abstract_params, fresh_params, open_run, places, settings
-from reasonjax.stages.ledger import better
+from reasonjax.stages.ledger import better, spent
 from reasonjax.weights.linear import merge_tree
 from reasonjax.weights.partition import path_name
 
@@ -157,8 +157,10 @@ def arriving(run: Run, place: Place, evaluation: Callable | None) -> Any:
     before = [p for p in places(run.config, run.workdir)[: place.number] if settings(run.config, p).kind in SAVING]
     if before:
         last = before[-1]
-        params, _, step = load_params(last.folder / 'checkpoints', abstract_params(run, last.number))
-        whole = step == settings(run.config, last).get('steps', 0)
+        params, meta, step = load_params(last.folder / 'checkpoints', abstract_params(run, last.number))
+        stage = settings(run.config, last)
+        clocked = meta.get('clock', {}).get('steps', 0.0)
+        whole = step == stage.get('steps', 0) or spent(stage, meta.get('counted', {}).get('num_tokens', 0), clocked)
         return params if whole else _run_stage(run, last, Arriving(functools.partial(arriving, run, last, evaluation)), evaluation)[0]
     return initial(run)
 
@@ -291,22 +293,22 @@ def _run_stage(run: Run, place: Place, incoming: Callable[[], Any], evaluation: 
         return params, {'name': place.name} | collect.run(run, place, params) | {'seconds': time.perf_counter() - started}
     if stage.kind == 'keep':
         run.writer.resume(place.name, None)
-        params, seconds, best = keep(run, place, params), 0.0, None
+        params, seconds, last, best = keep(run, place, params), 0.0, 0, None
     elif stage.kind in TRAINING:
         train = fused.run if stage.get('on_device') else TRAINING[stage.kind]
-        params, seconds, best = train(run, place, incoming, evaluation)
+        params, seconds, last, best = train(run, place, incoming, evaluation)
     else:
         run.writer.resume(place.name, None)
-        seconds, best = 0.0, None
+        seconds, last, best = 0.0, 0, None
     result = {'name': place.name}
     if evaluation is not None:
         started = time.perf_counter()
         found = evaluation(params)
         summary = evaluate.summarise(found)
         measured = evaluate.as_metrics(summary)
-        _write_once(run, place, stage.get('steps', 0), measured)
+        _write_once(run, place, last, measured)
         if stage.get('keep_best'):
-            result['best'] = better(best, stage.steps, measured, stage, place.name)
+            result['best'] = better(best, last, measured, stage, place.name)
         result |= summary | {'examples': evaluate.examples(found)}
         seconds += time.perf_counter() - started
     return params, result | {'seconds': seconds}

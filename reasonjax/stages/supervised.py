@@ -13,7 +13,8 @@ from reasonjax.methods.objectives.protocol import forms
 from reasonjax.metrics import Timers
 from reasonjax.parallel import mesh as meshes
 from reasonjax.stages.context import Place, Run, check_data, data_functions, rows_per_example, settings
-from reasonjax.stages.loop import Fed, Feed, Trained, train
+from reasonjax.stages.feed import Fed, Feed
+from reasonjax.stages.loop import Trained, train
 
 
 def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callable | None) -> Trained:

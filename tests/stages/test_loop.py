@@ -13,7 +13,7 @@ from toys import assert_trees_close, assert_trees_equal
 from reasonjax import metrics, report
 from reasonjax.data import pipeline
 from reasonjax.errors import UserError
-from reasonjax.stages import loop
+from reasonjax.stages import ledger, loop
 from reasonjax.stages import run as runs
 from reasonjax.stages.run import run, trained
 from reasonjax.state import _split
@@ -293,6 +293,6 @@ def test_due():
     class Stage:
         eval_every, checkpoint_every, steps = 2, 3, 7
 
-    assert [sorted(loop._due(step, Stage)) for step in range(1, 8)] == [
+    assert [sorted(ledger.due_at(step, Stage, 7)) for step in range(1, 8)] == [
         [], ['evaluate'], ['save'], ['evaluate'], [], ['evaluate', 'save'], ['save'],
     ]  # fmt: skip
