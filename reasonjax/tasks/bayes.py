@@ -25,9 +25,9 @@ import numpy as np
 
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.tasks import bayes_graph
-from reasonjax.tasks.addition import ON_TOKENS, verify
 from reasonjax.tasks.base import Task
 from reasonjax.tasks.bayes_net import Net, chain_net, mutual_information, random_net
+from reasonjax.tasks.exact import ON_TOKENS, verify
 from reasonjax.tasks.generated import STREAMS, Generated
 
 CHARACTERS = '0123456789B#=,:'

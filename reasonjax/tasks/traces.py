@@ -31,8 +31,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from reasonjax.errors import UserError, listing, nearest
-from reasonjax.tasks.addition import ON_TOKENS, verify
 from reasonjax.tasks.base import Task
+from reasonjax.tasks.exact import ON_TOKENS, verify
 from reasonjax.tasks.generated import Generated
 
 CHARACTERS = '0123456789ACDSTX#=,:+/%<>'

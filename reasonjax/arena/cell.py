@@ -1,0 +1,228 @@
+"""One cell of a comparison, run in this process: train, answer the exam, count what it cost."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import statistics
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+
+from reasonjax import config as configs
+from reasonjax import metrics
+from reasonjax.arena import recipes, results
+from reasonjax.arena.results import Cell
+from reasonjax.errors import Stopped
+from reasonjax.methods.objectives.protocol import needed
+from reasonjax.model import flops
+from reasonjax.stages import evaluate
+from reasonjax.stages import run as runs
+from reasonjax.stages.context import Place, Run, abstract_params, open_run, places, settings
+
+CONFIG, RESULT, EXAM, RUN = 'cell.json', 'result.json', 'exam.json', 'run'
+
+
+class Spec(NamedTuple):
+    """What a worker is told of a cell: whose it is, and the folder that holds its config (`CONFIG`) and gets its result.
+
+    `problems` bounds each evaluation, 0 for the task's own number; `warm` is the folder of the warm start, '' for a warm start itself.
+    """
+
+    recipe: str
+    task: str
+    seed: int
+    folder: str
+    warm: str = ''
+    problems: int = 0
+
+
+class Answers(NamedTuple):
+    """Of an exam: part -> {'greedy', 'sampled'} -> outcomes, as `results.Cell.correct` has them, and part -> mean length."""
+
+    correct: dict[str, dict[str, list[float]]]
+    length: dict[str, float]
+
+
+def warm_up(spec: Spec) -> None:
+    """Trains a warm start, and writes down what it answers."""
+    folder = pathlib.Path(spec.folder)
+    config = configs.from_json((folder / CONFIG).read_text())
+    config.lock()
+    runs.run(config, folder)
+    answers = _examined(folder, config.evaluation)
+    (folder / EXAM).with_suffix('.tmp').write_text(json.dumps(answers._asdict()))
+    (folder / EXAM).with_suffix('.tmp').replace(folder / EXAM)
+
+
+def run(spec: Spec) -> Cell:
+    """Runs a cell, or goes on with it; writes and returns its result, also where it fails.
+
+    Raises:
+      Stopped: the program was asked to stop; the cell has no result then.
+    """
+    folder = pathlib.Path(spec.folder)
+    about = dict(recipe=spec.recipe, task=spec.task, seed=spec.seed)
+    try:
+        cell = Cell(**about, status='done', **_measured(spec, folder))
+    except Stopped:
+        raise
+    except Exception as error:  # whatever it is: the others continue
+        last = traceback.format_exc().strip().splitlines()[-3:]
+        cell = Cell(**about, status='failed', error=f'{type(error).__name__}: {error}\n' + '\n'.join(last))
+    results.write(folder / RESULT, cell)
+    # Parameters are of no use any more, and many.
+    for path in _checkpoints(folder):
+        shutil.rmtree(path)
+    return cell
+
+
+def _checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
+    return list((folder / RUN).glob('stages/*/checkpoints'))
+
+
+def _measured(spec: Spec, folder: pathlib.Path) -> dict[str, Any]:
+    config = configs.from_json((folder / CONFIG).read_text())
+    config.lock()
+    before = Answers(**json.loads((pathlib.Path(spec.warm) / EXAM).read_text()))
+    if not _checkpoints(folder):
+        # A cell that was done, and whose result is gone, begins again.
+        shutil.rmtree(folder / RUN, ignore_errors=True)
+    reset_peak()
+    runs.run(config, folder / RUN)
+    peak = peak_bytes()
+    answers = _examined(folder / RUN, recipes.exam_settings(config, spec.task, spec.problems))
+    spent = Spent(open_run(config, folder / RUN, active=False), metrics.read(folder / RUN / 'metrics.jsonl'))
+    return {
+        'correct': answers.correct, 'before': before.correct, 'length': answers.length,
+        'curve': spent.curve(), 'cost': spent.total() | {'peak_bytes': peak},
+    }  # fmt: skip
+
+
+def _examined(workdir: pathlib.Path, evaluation: ml_collections.ConfigDict) -> Answers:
+    """Has the model of a workdir answer what `evaluation` asks."""
+    found = runs.saved(workdir)
+    config = found.run.config.copy_and_resolve_references().unlock()
+    config.evaluation = evaluation
+    # Draws depend on the run's seed: of one problem, all recipes with this seed get the same.
+    return answers_of(evaluate.make(dataclasses.replace(found.run, config=config))(found.params))
+
+
+def answers_of(found: evaluate.Evaluation) -> Answers:
+    """Sorts marked answers by the part of the exam that they belong to."""
+    correct: dict[str, dict[str, list[float]]] = {}
+    lengths: dict[str, list[int]] = {}
+    sampled = found.sampled or [[] for _ in found.rows]
+    greedy = found.greedy or [None for _ in found.rows]
+    for row, one, drawn in zip(found.rows, greedy, sampled, strict=True):
+        part = correct.setdefault(row['part'], {'greedy': [], 'sampled': []})
+        if one is not None:
+            part['greedy'].append(float(one.verdict['correct']))
+        if drawn:
+            part['sampled'].append(sum(a.verdict['correct'] for a in drawn) / len(drawn))
+        lengths.setdefault(row['part'], []).extend(a.completion.length for a in (drawn or [one]))
+    return Answers(correct, {part: statistics.fmean(values) for part, values in lengths.items()})
+
+
+class Spent:
+    """What training cost, from the records of a run.
+
+    Tokens are counted one by one: `trained_tokens` are those that gradients were taken of, as often as they were, `generated_tokens` those
+    drawn. `flops` are the products with weights that they took (a prompt is read once to draw and once to train; attention between tokens,
+    a few per cent at these lengths, is left out). `seconds` are those of steps, where a compilation counts as a usual step.
+    """
+
+    def __init__(self, run: Run, records: Sequence[Mapping[str, Any]]):
+        self._records = records
+        self._stages = {place.name: StageCost(run, place) for place in places(run.config, run.workdir)}
+
+    def total(self) -> dict[str, float]:
+        """Of the whole run."""
+        return _added(stage.spent(self._of(name)) for name, stage in self._stages.items())
+
+    def curve(self) -> list[dict[str, float]]:
+        """The evaluations along training, each with what training had cost until then."""
+        points, before, steps = [], _added([]), 0
+        for name, stage in self._stages.items():
+            records = self._of(name)
+            done = [r for r in records if 'loss' in r]
+            for r in records:
+                if 'eval_accuracy' in r and done:
+                    cost = _added([before, stage.spent([one for one in done if one['step'] <= r['step']])])
+                    points.append({'step': steps + r['step'], 'accuracy': r['eval_accuracy'], 'length': r['eval_mean_length']} | cost)
+            before = _added([before, stage.spent(done)])
+            steps += done[-1]['step'] if done else 0
+        return points
+
+    def _of(self, stage: str) -> list[Mapping[str, Any]]:
+        return [r for r in self._records if r['stage'] == stage]
+
+
+class StageCost:
+    """What the tokens of one stage cost."""
+
+    def __init__(self, run: Run, place: Place):
+        self._stage = settings(run.config, place)
+        if self._stage.kind not in recipes.TRAINING:
+            return
+        params = abstract_params(run, place.number)
+        chosen = configs.resolve(self._stage.filter, 'filter')(run.specs, params)
+        products = flops.matrices(run.model, run.specs, params, chosen, 1)
+        self._read = sum(product.flops * times for product, times in flops.forward(products))
+        self._trained = sum(product.flops * times for product, times in flops.training(run.model, products))
+        self._refers = 'logprob_ref' in needed(configs.resolve(self._stage.objective, 'objective'))
+
+    @property
+    def per_token(self) -> float:
+        """Operations of a token that the stage counts: one trained on, or one drawn with its share of its prompt, scored and trained on."""
+        stage = self._stage
+        if stage.kind == 'supervised':
+            return self._trained
+        prompt = stage.data.max_prompt_length / (stage.num_generations * stage.max_completion_length)
+        return (1 + prompt) * ((1 + self._refers) * self._read + stage.num_iterations * self._trained)
+
+    def spent(self, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Up to the last of these records of steps."""
+        steps = [r for r in records if 'loss' in r]
+        if not steps:
+            return _added([])
+        stage, tokens, number = self._stage, steps[-1]['num_tokens'], steps[-1]['step']
+        times = [r['step_time'] for r in steps]
+        seconds = sum(times) - times[0] + min(times[0], statistics.median(times))
+        if stage.kind == 'supervised':
+            return {'generated_tokens': 0.0, 'trained_tokens': tokens, 'flops': tokens * self._trained, 'seconds': seconds}
+        prompts = number * stage.num_prompts * stage.data.max_prompt_length
+        trained = tokens * stage.num_iterations
+        read = (tokens + prompts) * (1 + self._refers)
+        work = read * self._read + (trained + prompts * stage.num_iterations) * self._trained
+        return {'generated_tokens': tokens, 'trained_tokens': trained, 'flops': work, 'seconds': seconds}
+
+
+def _added(costs: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    total = dict.fromkeys(('generated_tokens', 'trained_tokens', 'flops', 'seconds'), 0.0)
+    for cost in costs:
+        total = {name: value + cost[name] for name, value in total.items()}
+    return total
+
+
+def reset_peak() -> None:
+    """Begins a new measurement of the process's memory, where the system can."""
+    try:
+        pathlib.Path('/proc/self/clear_refs').write_text('5')
+    except OSError:
+        pass
+
+
+def peak_bytes() -> float | None:
+    """The most memory held since `reset_peak`: of the first device where it says, else of the process; None where neither is known."""
+    device = jax.local_devices()[0].memory_stats()
+    if device and 'peak_bytes_in_use' in device:
+        return float(device['peak_bytes_in_use'])
+    try:
+        status = pathlib.Path('/proc/self/status').read_text()
+    except OSError:
+        return None
+    return next((float(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith('VmHWM')), None)

@@ -1,0 +1,147 @@
+"""Claims of recipes, put to the test: each against its baseline, with a verdict that is computed.
+
+A recipe's file may hold
+
+    CLAIM = dict(against='sft', task='chain', metric='test/greedy', direction='higher', min_effect=0.02, seeds=5)
+
+`against` names a recipe as `--recipes` does, `metric` is one of the table's measures, `min_effect` a difference of accuracies. The claim
+
+* **holds** where the interval of the paired difference leaves 0 out on the side claimed, and its mean is at least `min_effect`;
+* is **opposite** where the interval leaves 0 out on the other side;
+* and otherwise is **not seen**, at this scale and with as many seeds.
+"""
+
+import importlib.util
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from reasonjax.arena import formats
+from reasonjax.arena.results import Cell
+from reasonjax.arena.table import MEASURES, Difference, Estimate, Table, build
+from reasonjax.arena.tasks import ARENA
+from reasonjax.errors import UserError, listing, nearest
+
+FIELDS = ('against', 'task', 'metric', 'direction', 'min_effect', 'seeds')
+DIRECTIONS = {'higher': 1, 'lower': -1}
+HOLDS, NOT_SEEN, OPPOSITE, FAILED = 'holds', 'not seen', 'opposite', 'failed'
+
+
+class Claim(NamedTuple):
+    """What a recipe says of itself; see the top of this file."""
+
+    recipe: str
+    against: str
+    task: str
+    metric: str
+    direction: str
+    min_effect: float
+    seeds: int
+
+    @property
+    def text(self) -> str:
+        than = f' by {100 * self.min_effect:g} points or more' if self.min_effect else ''
+        return f'{self.metric} on {self.task} is {self.direction} than that of {self.against}{than}'
+
+    @property
+    def command(self) -> str:
+        return f'python -m reasonjax.compare --claims --recipes {self.recipe}'
+
+
+def of_recipe(file: pathlib.Path) -> Claim | None:
+    """The claim in a recipe's file; None where there is none.
+
+    Raises:
+      UserError: a claim that lacks something, has something unknown, or cannot be tested.
+    """
+    spec = importlib.util.spec_from_file_location(f'reasonjax_claim_{file.stem}', file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    stated = getattr(module, 'CLAIM', None)
+    return None if stated is None else checked(file.stem, stated, str(file))
+
+
+def checked(recipe: str, stated: Mapping[str, Any], where: str) -> Claim:
+    """A claim as it was stated, if it can be tested; raises UserError otherwise."""
+    for name in stated:
+        if name not in FIELDS:
+            raise UserError(f'{where}: CLAIM has no "{name}".{nearest(name, FIELDS)} It has: {listing(FIELDS)}.')
+    for name in FIELDS:
+        if name not in stated:
+            raise UserError(f'{where}: CLAIM lacks "{name}".')
+    claim = Claim(recipe, **stated)
+    for name, choices in (('task', ARENA), ('metric', MEASURES), ('direction', DIRECTIONS)):
+        value = getattr(claim, name)
+        if value not in choices:
+            raise UserError(f'{where}: CLAIM {name}="{value}": unknown.{nearest(str(value), choices)} Known: {listing(choices)}.')
+    if claim.seeds < 2:
+        raise UserError(f'{where}: CLAIM seeds={claim.seeds}: an interval over seeds needs at least 2.')
+    if not 0 <= claim.min_effect < 1:
+        raise UserError(f'{where}: CLAIM min_effect={claim.min_effect}: expected a difference of accuracies, from 0 to below 1.')
+    return claim
+
+
+def verdict(claim: Claim, difference: Difference | None) -> str:
+    """What a paired difference (recipe minus baseline) says of a claim; None where a side has no result."""
+    if difference is None or difference.low is None or difference.high is None:
+        return FAILED
+    sign = DIRECTIONS[claim.direction]
+    low, high = sorted((sign * difference.low, sign * difference.high))
+    if high < 0:
+        return OPPOSITE
+    return HOLDS if low > 0 and sign * difference.mean >= claim.min_effect else NOT_SEEN
+
+
+def judged(claim: Claim, cells: Sequence[Cell]) -> dict[str, Any]:
+    """The record of a claim, as `docs/claims/ID.json` has it.
+
+    Args:
+      claim: see `Claim`.
+      cells: of the recipe and of its baseline on the claim's task.
+    """
+    table: Table = build(cells, claim.against, measure=claim.metric)
+    ours, theirs = table.row(claim.task, claim.recipe), table.row(claim.task, claim.against)
+    difference = ours.differences.get(claim.metric)
+    return {
+        'claim': claim._asdict(), 'verdict': verdict(claim, difference), 'command': claim.command,
+        'ours': ours.accuracy.get(claim.metric) and ours.accuracy[claim.metric]._asdict(),
+        'baseline': theirs.accuracy.get(claim.metric) and theirs.accuracy[claim.metric]._asdict(),
+        'difference': difference and difference._asdict(), 'errors': [e for e in (ours.error, theirs.error) if e],
+        'problems': table.problems[claim.task], 'hyperparameters': "the task's, the same for both; none was tuned",
+    }  # fmt: skip
+
+
+def write(folder: pathlib.Path, records: Sequence[Mapping[str, Any]]) -> list[pathlib.Path]:
+    """Writes `claims/ID.json` for each, and `CLAIMS.md` of all that are there."""
+    (folder / 'claims').mkdir(parents=True, exist_ok=True)
+    for record in records:
+        path = folder / 'claims' / f'{record["claim"]["recipe"]}.json'
+        path.write_text(json.dumps(record, indent=1, allow_nan=False) + '\n', encoding='utf-8')
+    page = folder / 'CLAIMS.md'
+    page.write_text(text([json.loads(path.read_text()) for path in sorted((folder / 'claims').glob('*.json'))]), encoding='utf-8')
+    return [page]
+
+
+def text(records: Sequence[Mapping[str, Any]]) -> str:
+    """The page: a row a claim."""
+    lines = [
+        '# Claims', '',
+        'What recipes claim, tested on small tasks by `python -m reasonjax.compare --claims`, which writes this page. A claim holds where '
+        'the 95 % interval of the difference, over seeds and problems, lies on its side of 0 and the mean is as large as claimed; it is '
+        'opposite where the interval lies on the other side; else it was not seen at this scale. Hyper-parameters are those of the task, '
+        'for both.', '',
+        '| id | claim | baseline | ours | difference, points | seeds | verdict | command |',
+        '| --- | --- | ---: | ---: | ---: | ---: | --- | --- |',
+    ]  # fmt: skip
+    for record in records:
+        claim, found = Claim(**record['claim']), record['difference']
+        sides = [_share(record[name]) for name in ('baseline', 'ours')]
+        change = '-' if not found else f'{100 * found["mean"]:+.1f} [{100 * found["low"]:+.1f}, {100 * found["high"]:+.1f}]'
+        lines.append(f'| {claim.recipe} | {claim.text} | {sides[0]} | {sides[1]} | {change} | {claim.seeds} | **{record["verdict"]}** | '
+                     f'`{claim.command}` |')  # fmt: skip
+    return '\n'.join(lines) + '\n'
+
+
+def _share(estimate: Mapping[str, float] | None) -> str:
+    return formats.percent(None if not estimate else Estimate(**estimate))

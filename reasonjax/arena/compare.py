@@ -1,0 +1,214 @@
+"""A comparison from its flags to its report: configs of all cells, warm starts, cells, table."""
+
+import argparse
+import hashlib
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import ml_collections
+
+from reasonjax import __version__
+from reasonjax import config as configs
+from reasonjax.arena import budget, claims, page, recipes, results, schedule, tasks
+from reasonjax.arena.cell import CONFIG, EXAM, RESULT, Spec
+from reasonjax.arena.recipes import Recipe
+from reasonjax.arena.results import Cell
+from reasonjax.errors import UserError, nearest
+from reasonjax.metrics import Progress
+
+
+class Asked(NamedTuple):
+    """A cell that is wanted."""
+
+    recipe: Recipe
+    task: str
+    seed: int
+
+
+class Planned(NamedTuple):
+    """A cell and its config."""
+
+    spec: Spec
+    config: ml_collections.ConfigDict
+
+    @property
+    def result(self) -> Cell | None:
+        """The result, where this very cell has one."""
+        folder = pathlib.Path(self.spec.folder)
+        if not (folder / RESULT).is_file() or (folder / CONFIG).read_text() != configs.to_json(self.config):
+            return None
+        return results.read(folder / RESULT)
+
+    def write(self) -> None:
+        folder = pathlib.Path(self.spec.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).write_text(configs.to_json(self.config))
+
+
+def run(options: argparse.Namespace) -> list[pathlib.Path]:
+    """Runs what is not done yet of a comparison, and writes its report; `options` are those of `reasonjax.compare`.
+
+    Returns:
+      The files written, the page first.
+
+    Raises:
+      UserError: an unknown recipe or task, one that does not fit the other, or options that cannot work.
+    """
+    # This process only reads configs and data; devices belong to the workers.
+    jax.config.update('jax_platforms', 'cpu')
+    workdir = pathlib.Path(options.workdir)
+    chosen, names = recipes.find(options.recipes), tasks.find(options.tasks)
+    baseline = options.baseline or chosen[0].name
+    if baseline not in (known := [recipe.name for recipe in chosen]):
+        raise UserError(f'--baseline={baseline}: not among the recipes.{nearest(baseline, known)}')
+    if options.seeds < 1:
+        raise UserError(f'--seeds={options.seeds}: must be at least 1; 5 show the spread.')
+    limit = budget.parse(options.budget)
+    overrides = [_pair(text) for text in options.override]
+    workers = options.workers or _workers()
+    asked = [Asked(recipe, name, seed) for seed in range(options.seeds) for name in names for recipe in chosen]
+    done = results_of(asked, workdir, workers=workers, overrides=overrides, limit=limit, problems=options.problems)
+    order = {(name, recipe.name): i for i, (name, recipe) in enumerate((n, r) for n in names for r in chosen)}
+    found = sorted(done, key=lambda cell: order[cell.task, cell.recipe])
+    about = {
+        'command': shlex.join(['python', '-m', 'reasonjax.compare', *sys.argv[1:]]), 'reasonjax': __version__, 'seeds': options.seeds,
+        'budget': options.budget or 'as many steps as each task says', 'overrides': ', '.join(options.override) or 'none',
+        'learning rates': "the task's, the same for all recipes; none was tuned",
+    }  # fmt: skip
+    paths = page.write(workdir, found, baseline, about, measure=options.measure)
+    print((workdir / 'table.md').read_text())
+    print(f'Table, figures and page: {paths[0]}')
+    return paths
+
+
+def run_claims(options: argparse.Namespace) -> list[pathlib.Path]:
+    """Tests the claims of recipes (all that have one, or those named) and writes them down; returns the files.
+
+    Raises:
+      UserError: a claim that cannot be tested, or none.
+    """
+    jax.config.update('jax_platforms', 'cpu')
+    wanted = [recipe.name for recipe in recipes.find(options.recipes)] if options.recipes else None
+    stated = [claims.of_recipe(file) for file in sorted((recipes.FOLDER / 'recipes').glob('*.py')) if wanted is None or file.stem in wanted]
+    chosen = [claim for claim in stated if claim is not None]
+    if not chosen:
+        raise UserError(f'--claims: no recipe{" of these" if wanted else ""} has a CLAIM.')
+    asked = []
+    for claim in chosen:
+        for name in (claim.recipe, claim.against):
+            asked += [Asked(recipes.find(name)[0], claim.task, seed) for seed in range(claim.seeds)]
+    asked = list(dict.fromkeys(asked))
+    done = results_of(asked, pathlib.Path(options.workdir), workers=options.workers or _workers(), problems=options.problems)
+    records = []
+    for claim in chosen:
+        sides = (claim.against, claim.recipe)
+        records.append(claims.judged(claim, [c for c in done if c.task == claim.task and c.recipe in sides and c.seed < claim.seeds]))
+        print(f'{claim.recipe}: {claim.text}: {records[-1]["verdict"]}')
+    return claims.write(pathlib.Path(options.docs), records)
+
+
+def results_of(
+    asked: Sequence[Asked], workdir: pathlib.Path, *, workers: int, overrides: Sequence[tuple[str, str]] = (),
+    limit: budget.Budget | None = None, problems: int = 0,
+) -> list[Cell]:
+    """The results of cells, in order; those that are not done are run, after the warm starts that they need.
+
+    Args:
+      asked: each cell once.
+      workdir: for cells, warm starts, logs and compiled programs.
+      workers: processes.
+      overrides, problems: see `recipes.retargeted`.
+      limit: see `budget.limited`; None for none.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    warm = {name: _warm(workdir, name, problems) for name in dict.fromkeys(one.task for one in asked)}
+    _warm_up([one for one in warm.values() if not (pathlib.Path(one.spec.folder) / EXAM).is_file()], workdir, workers)
+    return _all([_cell(workdir, one, warm[one.task], overrides, limit, problems) for one in asked], workdir, workers)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition('=')
+    if not equals or not key:
+        raise UserError(f'--override {text}: expected KEY=VALUE, such as train.steps=10.')
+    return key.removeprefix('config.'), value
+
+
+def _workers() -> int:
+    """One a core; on an accelerator, which processes share badly, one. Asked in a process of its own, so that this one holds no device."""
+    command = [sys.executable, '-c', 'import jax; print(jax.default_backend())']
+    backend = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+    return len(schedule.cores()) if backend == 'cpu' else 1
+
+
+def _named(text: str) -> str:
+    """A name as a folder may have it."""
+    return re.sub(r'[^A-Za-z0-9.]+', '_', text).strip('_')
+
+
+def _digest(config: ml_collections.ConfigDict) -> str:
+    return hashlib.sha256(f'{__version__}\n{configs.to_json(config)}'.encode()).hexdigest()[:8]
+
+
+def _warm(workdir: pathlib.Path, task: str, problems: int) -> Planned:
+    config = recipes.warm_config(task, problems)
+    folder = workdir / 'warm' / f'{task}-{_digest(config)}'
+    return Planned(Spec('warm start', task, recipes.WARM_SEED, str(folder), problems=problems), config)
+
+
+def _cell(
+    workdir: pathlib.Path, asked: Asked, warm: Planned, overrides: Sequence[tuple[str, str]], limit: budget.Budget | None, problems: int
+) -> Planned:
+    recipe, task, seed = asked
+    config = recipes.retargeted(recipe, task, seed, pathlib.Path(warm.spec.folder), overrides=overrides, problems=problems)
+    if limit is not None:
+        config = budget.limited(config, limit)
+    folder = workdir / 'cells' / task / _named(recipe.name) / f'{seed}-{_digest(config)}'
+    return Planned(Spec(recipe.name, task, seed, str(folder), warm.spec.folder, problems), config)
+
+
+def _warm_up(missing: Sequence[Planned], workdir: pathlib.Path, workers: int) -> None:
+    if not missing:
+        return
+    for one in missing:
+        one.write()
+    failed = []
+    with Progress('warm starts', len(missing)) as progress:
+        number = 0
+
+        def done(spec: Spec, status: str) -> None:
+            nonlocal number
+            number += 1
+            progress.update(number, {})
+            if status != 'done':
+                failed.append(f'{spec.task}: {status}')
+
+        schedule.run([one.spec for one in missing], workdir, workers, done)
+    if failed:
+        raise UserError('no warm start, so nothing can be compared on ' + '; '.join(failed))
+
+
+def _all(cells: Sequence[Planned], workdir: pathlib.Path, workers: int) -> list[Cell]:
+    """The results of all cells; those that have none, or failed, are run."""
+    found = {cell.spec: cell.result for cell in cells}
+    missing = [cell for cell in cells if found[cell.spec] is None or not found[cell.spec].done]
+    for cell in missing:
+        cell.write()
+    with Progress('cells', len(cells), start=len(cells) - len(missing)) as progress:
+        number = len(cells) - len(missing)
+        progress.update(number, {})
+
+        def done(spec: Spec, status: str) -> None:
+            nonlocal number
+            number += 1
+            progress.update(number, {})
+            if status == 'failed':
+                print(f'warning: {spec.recipe} on {spec.task}, seed {spec.seed}, failed: see {spec.folder}/{RESULT}', file=sys.stderr)
+
+        schedule.run([cell.spec for cell in missing], workdir, workers, done)
+    return [results.read(pathlib.Path(cell.spec.folder) / RESULT) for cell in cells]

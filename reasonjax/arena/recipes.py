@@ -1,0 +1,202 @@
+"""A recipe put on a task: what it does stays, what it learns from and how long becomes the comparison's.
+
+Of a recipe's stages stay objective, corruption, advantage, adapter, filter, optimizer, transforms and group sizes: all that makes it a
+method. Data, rewards, lengths, steps, batch sizes, learning rates and evaluation are the task's, the same for all; so is the warm start.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from reasonjax import config as configs
+from reasonjax.arena.tasks import ALPHABET, ARENA, MODEL, ArenaTask
+from reasonjax.errors import UserError, listing, nearest
+from reasonjax.stages import adopt
+
+FOLDER = pathlib.Path('configs')
+TRAINING = ('supervised', 'online')
+WARM_SEED = 0
+RATES = {'supervised': dict(name='cosine', final_fraction=0.05), 'online': dict(name='constant')}
+EVALUATIONS = 4  # along a stage
+SAMPLES = 1  # answers drawn per problem at the end, beside the greedy one
+EXAM_BATCH = 125
+# What rows of a form have that a task's have not.
+COLUMNS = {'preference': ('chosen', 'rejected'), 'unpaired': ('label',), 'stepwise': ('completions', 'labels')}
+
+
+class Recipe(NamedTuple):
+    """A recipe of a comparison: what it is called, its config file with its argument, and which of its stages run (all where none)."""
+
+    name: str
+    location: str
+    stages: tuple[str, ...]
+
+
+def find(names: str, folder: pathlib.Path = FOLDER) -> list[Recipe]:
+    """The recipes of a list like 'sft,masked_thought,grpo@grpo,my/own.py:variant'.
+
+    Each is an id (`configs/recipes/ID.py`, or a starting point `configs/ID.py`) or a path; ':ARGUMENT' goes to its `get_config`, and
+    '@STAGE+STAGE' takes these of its stages only.
+
+    Raises:
+      UserError: no such recipe, or one that is named twice.
+    """
+    found: list[Recipe] = []
+    for text in filter(None, (part.strip() for part in names.split(','))):
+        rest, _, stages = text.partition('@')
+        name, colon, argument = rest.partition(':')
+        recipe = Recipe(text, f'{_file(name, folder)}{colon}{argument}', tuple(filter(None, stages.split('+'))))
+        if any(other.name == recipe.name for other in found):
+            raise UserError(f'--recipes: "{text}" is there twice.')
+        found.append(recipe)
+    if not found:
+        raise UserError(f'--recipes: names none. Known: {listing(known(folder))}, or paths of config files.')
+    return found
+
+
+def known(folder: pathlib.Path = FOLDER) -> list[str]:
+    """The ids there are."""
+    return sorted({path.stem for path in [*folder.glob('*.py'), *folder.glob('recipes/*.py')]})
+
+
+def _file(name: str, folder: pathlib.Path) -> pathlib.Path:
+    if name.endswith('.py'):
+        if not pathlib.Path(name).is_file():
+            raise UserError(f'--recipes: no file {name}.')
+        return pathlib.Path(name)
+    for path in (folder / 'recipes' / f'{name}.py', folder / f'{name}.py'):
+        if path.is_file():
+            return path
+    raise UserError(f'--recipes: no recipe "{name}".{nearest(name, known(folder))} Known: {listing(known(folder))}, or a path.')
+
+
+def warm_config(task: str, problems: int = 0) -> ml_collections.ConfigDict:
+    """The config that trains the warm start of a task."""
+    c = configs.load(str(FOLDER / 'sft.py')).copy_and_resolve_references().unlock()
+    arena = ARENA[task]
+    sources = tuple({'name': one.task} | dict(one.knobs) | dict(one.warm) for one in (arena, ARENA[arena.beside]))
+    rows = 4 * arena.demonstrations
+    c.seed = WARM_SEED
+    c.model.update(MODEL)
+    c.tokenizer = dict(name='characters', alphabet=ALPHABET, pad='_', eos='$', mask='M')
+    longest = [ARENA[name] for name in (task, arena.beside)]
+    prompt, completion = (max(getattr(one, f'max_{part}_length') for one in longest) for part in ('prompt', 'completion'))
+    c.train.data.source = dict(name='reasonjax.arena.tasks.mixture', sources=sources, size=rows, seed=WARM_SEED)
+    c.train.data.update(max_length=prompt + completion, packing=True)
+    c.train.update(steps=arena.warm_steps, batch_size=_rows(prompt + completion))
+    c.evaluation = exam_settings(c, task, problems)
+    return _closed(c)
+
+
+def retargeted(
+    recipe: Recipe, task: str, seed: int, warm: pathlib.Path, *, overrides: Sequence[tuple[str, str]] = (), problems: int = 0
+) -> ml_collections.ConfigDict:
+    """The config of a recipe on a task.
+
+    Args:
+      recipe: see `find`.
+      task: of `tasks.ARENA`.
+      seed: of data order, draws and adapters; and of which demonstrations and prompts there are.
+      warm: workdir of the task's warm start.
+      overrides: of the result, as on the command line.
+      problems: of each evaluation at most; 0 for the task's.
+
+    Raises:
+      UserError: a stage that the recipe does not have, or a recipe that cannot run on the task: it says what is missing.
+    """
+    c = configs.load(recipe.location).copy_and_resolve_references().unlock()
+    arena = ARENA[task]
+    for name in recipe.stages:
+        if name not in c.stages:
+            raise UserError(f'--recipes: {recipe.name}: no stage "{name}".{nearest(name, c.stages)} Stages: {listing(c.stages)}.')
+    c.stages = tuple(name for name in c.stages if (name in recipe.stages if recipe.stages else c[name].kind != 'evaluate'))
+    if not any(c[name].kind in TRAINING for name in c.stages):
+        raise UserError(f'--recipes: {recipe.name} has no stage that trains.')
+    c.seed, c.init = seed, f'checkpoint:{warm}'
+    for name in c.stages:
+        _stage(c[name], arena, name, recipe, seed)
+    c.evaluation = exam_settings(c, task, problems, validation=True)
+    c = _closed(c)
+    if overrides:
+        c = configs.apply(c.copy_and_resolve_references().unlock(), overrides)
+        c.lock()
+    return c
+
+
+def _stage(stage: ml_collections.ConfigDict, arena: ArenaTask, name: str, recipe: Recipe, seed: int) -> None:
+    if stage.kind == 'keep':
+        return
+    whole = arena.max_prompt_length + arena.max_completion_length
+    if stage.kind == 'supervised':
+        if str(stage.data.source.get('path', '')).startswith('stage:'):
+            stage.data.update(max_length=whole, packing=False)  # what an earlier stage of the recipe has collected
+        else:
+            if stage.data.form != 'demonstration' and not stage.data.transforms:
+                raise UserError(
+                    f'--recipes: {recipe.name} cannot run on the task "{arena.task}": its stage {name} reads rows of the form '
+                    f'"{stage.data.form}", and the task lacks {listing(COLUMNS[stage.data.form])}; it has prompt, completion, solution.'
+                )
+            stage.data.source = arena.node('train', arena.demonstrations, seed, **arena.train)
+            stage.data.update(max_length=whole, packing=True)
+        stage.batch_size = _rows(whole)
+        stage.steps = arena.supervised_steps
+        ours = arena.peaks[0]
+    else:
+        stage.data.source = arena.node('prompts', 20_000, seed, **{k: v for k, v in arena.train.items() if k in ('levels', 'operations')})
+        stage.data.update(max_prompt_length=arena.max_prompt_length, overlong='error')
+        stage.max_completion_length = arena.max_completion_length
+        stage.rewards = {'accuracy': dict(_rule(arena))}
+        stage.reward_workers = 0
+        stage.steps = arena.online_steps
+        ours = arena.peaks[1]
+    if stage.kind in TRAINING:
+        stage.learning_rate = RATES[stage.kind] | {'peak': ours, 'warmup_steps': stage.steps // 10}
+        stage.eval_every = max(1, stage.steps // EVALUATIONS)
+        stage.checkpoint_every, stage.keep_best = 0, ''
+    if 'log_completions_every' in stage:
+        stage.log_completions_every = 0
+
+
+def _rule(arena: ArenaTask) -> Mapping[str, Any]:
+    from reasonjax import tasks
+
+    task = getattr(tasks, arena.task)(**{k: v for k, v in arena.node('prompts', 1, **dict(arena.train)).items() if k != 'name'})
+    return task.on_tokens.reward
+
+
+def _rows(length: int) -> int:
+    """Rows of a packed batch: about 2,000 tokens."""
+    return max(4, 2000 // length)
+
+
+def exam_settings(c: ml_collections.ConfigDict, task: str, problems: int = 0, *, validation: bool = False) -> ml_collections.ConfigDict:
+    """`config.evaluation` for all that is asked of a model of a task at the end, or along training.
+
+    Args:
+      c: a config.
+      task: of `tasks.ARENA`.
+      problems: of each part at most; 0 for as many as the task says.
+      validation: the split 'validation' alone, greedily.
+    """
+    both = (ARENA[task], ARENA[ARENA[task].beside])
+    found = c.evaluation.copy_and_resolve_references().unlock()
+    found.task = dict(name='reasonjax.arena.tasks.exam', arena=task, validation=validation, problems=problems)
+    found.update(
+        enabled=True, batch_size=EXAM_BATCH, transforms=(), overlong='error', greedy=True, samples=0 if validation else SAMPLES,
+        max_prompt_length=max(one.max_prompt_length for one in both),
+        max_completion_length=max(one.max_completion_length for one in both),
+    )  # fmt: skip
+    return found
+
+
+def _closed(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Only the stages that run, completed, with the warm start's model."""
+    groups = [key for key, value in c.items() if isinstance(value, ml_collections.ConfigDict) and 'kind' in value]
+    for key in {*groups} - {*c.stages}:
+        del c[key]
+    configs.complete(c)
+    adopt.adopt(c)
+    c.lock()
+    return c

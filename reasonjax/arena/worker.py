@@ -1,0 +1,53 @@
+"""A process that runs cells of a comparison, one after the other, on the cores it is given.
+
+    python -m reasonjax.arena.worker --compiled FOLDER --core 0
+
+Reads a line of JSON for each cell (`cell.Spec`) and answers with a line once its result is written. Everything else that a run prints goes
+to standard error. Programs that were compiled once are kept in a folder, for the other workers and for the next seeds.
+"""
+
+import argparse
+import json
+import os
+import sys
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser('python -m reasonjax.arena.worker', description=__doc__.splitlines()[0])
+    parser.add_argument('--compiled', required=True, help='folder for compiled programs')
+    parser.add_argument('--core', type=int, help='the processor to stay on')
+    options = parser.parse_args(arguments)
+    if options.core is not None and hasattr(os, 'sched_setaffinity'):
+        # Before jax starts: it makes as many threads as there are cores to use.
+        os.sched_setaffinity(0, {options.core})
+    replies = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)
+
+    from reasonjax import programs
+
+    return programs.run_program(lambda: _serve(options.compiled, replies))
+
+
+def _serve(compiled: str, replies) -> None:
+    import jax
+
+    from reasonjax import programs
+    from reasonjax.arena import cell
+
+    jax.config.update('jax_compilation_cache_dir', compiled)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+    programs.start(skip_selfcheck=False)
+    for line in sys.stdin:
+        spec = cell.Spec(**json.loads(line))
+        if spec.warm:
+            status = cell.run(spec).status
+        else:
+            cell.warm_up(spec)
+            status = 'done'
+        jax.clear_caches()
+        print(json.dumps({'status': status}), file=replies, flush=True)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

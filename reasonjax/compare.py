@@ -1,0 +1,41 @@
+"""python -m reasonjax.compare: many recipes, many tasks, many seeds, one table."""
+
+import argparse
+import sys
+
+EPILOG = """\
+A recipe is an id (configs/recipes/ID.py or configs/ID.py) or a path; ":ARGUMENT" goes to its get_config, and "@STAGE+STAGE" takes these of
+its stages only: grpo is a short SFT and then GRPO, grpo@grpo is GRPO alone. All start from one checkpoint a task and answer the same
+problems. What is done is not done again: give the same command to go on.
+The workdir then holds report.html, table.csv, table.json, table.md, the figures, and a folder for each cell."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser('python -m reasonjax.compare', description='Compare recipes over tasks and seeds.', epilog=EPILOG,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument('--recipes', default='', help='ids or paths, separated by commas')
+    parser.add_argument('--tasks', default='arena', help='tasks, separated by commas; "arena" is all of them')
+    parser.add_argument('--seeds', type=int, default=5, metavar='N', help='seeds 0 to N - 1 of each recipe on each task')
+    parser.add_argument('--baseline', default='', help='the recipe that others are compared with (default: the first)')
+    parser.add_argument('--measure', default='test/greedy', help='what verdicts are about: test or ood, greedy or sampled')
+    parser.add_argument('--budget', default='', metavar='WHAT=N', help='stop every recipe at as many tokens, flops or seconds')
+    parser.add_argument('--override', action='append', default=[], metavar='KEY=VALUE', help="set a leaf of every recipe's config")
+    parser.add_argument('--workdir', default='runs/compare', help='where results go (default: %(default)s)')
+    parser.add_argument('--workers', type=int, default=0, metavar='N', help='processes (default: one a core; one on an accelerator)')
+    parser.add_argument('--problems', type=int, default=0, metavar='N', help='of each evaluation at most (default: as the task says)')
+    parser.add_argument('--claims', action='store_true', help='test the claims of recipes (of all that have one, or of --recipes)')
+    parser.add_argument('--docs', default='docs', help='where --claims writes CLAIMS.md and claims/ (default: %(default)s)')
+    options = parser.parse_args(arguments)
+
+    from reasonjax.programs import run_program
+
+    def program() -> None:
+        from reasonjax.arena import compare
+
+        (compare.run_claims if options.claims else compare.run)(options)
+
+    return run_program(program)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

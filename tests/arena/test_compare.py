@@ -1,0 +1,169 @@
+"""A whole comparison, small: cells in workers, a broken one among them, what is done stays done."""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from reasonjax import compare as program
+from reasonjax.arena import cell, compare, recipes, results, schedule, tasks
+from reasonjax.errors import UserError
+
+BROKEN = """
+from configs import sft
+
+def fails(score, batch, key):
+    raise RuntimeError('this objective is broken')
+
+fails.forms = ('demonstration',)
+
+def get_config():
+    c = sft.get_config()
+    c.train.objective = dict(name='broken_recipe.fails')
+    return c
+"""
+TASK = 'chain'
+
+
+def options(workdir, **changes):
+    found = dict(
+        recipes='sft,configs/masked_thought.py,grpo@grpo', tasks=TASK, seeds=2, baseline='', measure='test/greedy', budget='', override=[],
+        workdir=str(workdir), workers=2, problems=8, claims=False, docs='',
+    )  # fmt: skip
+    return argparse.Namespace(**found | changes)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def small():
+    """The arena with a model of one layer and stages of a few steps; workers get it through the configs of their cells."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipes, 'MODEL', dict(dim=32, layers=1, heads=2, kv_heads=1, head_dim=16, mlp_dim=64))
+        for name in (TASK, tasks.ARENA[TASK].beside):
+            short = dataclasses.replace(tasks.ARENA[name], warm_steps=3, supervised_steps=4, online_steps=2, demonstrations=64)
+            patch.setitem(tasks.ARENA, name, short)
+        yield
+
+
+@pytest.fixture(scope='module')
+def compared(tmp_path_factory):
+    """A comparison with a recipe that fails; returns its workdir."""
+    folder = tmp_path_factory.mktemp('compare')
+    (folder / 'broken_recipe.py').write_text(BROKEN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('PYTHONPATH', f'{folder}:{pathlib.Path(__file__).parents[2]}')
+        patch.syspath_prepend(str(folder))
+        compare.run(options(folder / 'run', recipes=f'{options(folder).recipes},{folder}/broken_recipe.py'))
+    return folder / 'run'
+
+
+def cells(workdir):
+    return {(c.recipe, c.seed): c for c in (results.read(path) for path in workdir.glob('cells/*/*/*/result.json'))}
+
+
+def test_every_cell_has_a_result_and_a_broken_one_stops_nothing(compared):
+    found = cells(compared)
+    assert len(found) == 8
+    broken = {key for key, one in found.items() if one.status == 'failed'}
+    assert broken == {(key, seed) for key, seed in found if 'broken' in key} and len(broken) == 2
+    assert all('this objective is broken' in found[key].error for key in broken)
+    for name in ('report.html', 'table.md', 'table.csv', 'table.json'):
+        assert (compared / name).is_file()
+    assert 'this objective is broken' in (compared / 'report.html').read_text()
+
+
+def test_problems_are_paired_and_costs_are_counted(compared):
+    found = [one for one in cells(compared).values() if one.done]
+    sizes = {(part, mode): len(x) for part, modes in found[0].correct.items() for mode, x in modes.items()}
+    assert sizes == {(part, mode): 8 for part in ('test', 'ood', 'other:tracking') for mode in ('greedy', 'sampled')}
+    assert all(one.before == found[0].before for one in found), 'all start from one checkpoint'
+    for one in found:
+        drew = one.recipe == 'grpo@grpo'
+        assert (one.cost['generated_tokens'] > 0) == drew and one.cost['trained_tokens'] > 0 and one.cost['flops'] > 0
+        assert [point['step'] for point in one.curve] == ([1, 2] if drew else [1, 2, 3, 4])
+        assert one.curve[-1]['trained_tokens'] == one.cost['trained_tokens']
+    by_seed = [{c.cost['trained_tokens'] for c in found if c.seed == seed and c.recipe != 'grpo@grpo'} for seed in (0, 1)]
+    assert all(len(tokens) == 1 for tokens in by_seed), 'the same demonstrations, in the same order'
+
+
+def test_what_is_done_is_not_done_again_and_what_is_missing_comes_out_the_same(compared, monkeypatch):
+    before, asked = cells(compared), []
+    run = schedule.run
+
+    def noted(specs, *rest):
+        asked.extend(specs)
+        run(specs, *rest)
+
+    monkeypatch.setattr(schedule, 'run', noted)
+    (gone,) = compared.glob(f'cells/{TASK}/sft/1-*')
+    (gone / 'result.json').unlink()
+    compare.run(options(compared))
+    assert [(spec.recipe, spec.seed) for spec in asked] == [('sft', 1)]
+    again = cells(compared)['sft', 1]
+    clocks = ('seconds', 'peak_bytes')
+
+    def timeless(one):
+        curve = [{k: v for k, v in point.items() if k not in clocks} for point in one.curve]
+        return dataclasses.replace(one, cost={k: v for k, v in one.cost.items() if k not in clocks}, curve=curve)
+
+    assert timeless(again) == timeless(before['sft', 1])
+    # The same cell alone, in this process, without compiled programs of others.
+    (folder,) = compared.glob(f'cells/{TASK}/grpo_grpo/0-*')
+    alone = compared / 'alone'
+    alone.mkdir()
+    (alone / cell.CONFIG).write_text((folder / cell.CONFIG).read_text())
+    (warm,) = compared.glob('warm/*')
+    assert timeless(cell.run(cell.Spec('grpo@grpo', TASK, 0, str(alone), str(warm), 8))) == timeless(before['grpo@grpo', 0])
+
+
+@pytest.mark.parametrize(
+    'changes, said',
+    [
+        (dict(recipes='sftt'), 'no recipe "sftt".*Did you mean "sft"'),
+        (dict(recipes='sft,sft'), 'there twice'),
+        (dict(recipes='sft@trian'), 'no stage "trian".*Did you mean "train"'),
+        (dict(tasks='chian'), 'no task "chian".*Did you mean "chain"'),
+        (dict(baseline='grpo'), '--baseline=grpo: not among'),
+        (dict(seeds=0), '--seeds=0'),
+        (dict(budget='token=5'), 'WHAT one of flops, seconds, tokens.*Did you mean "tokens"'),
+        (dict(budget='tokens=-1'), 'no positive number'),
+        (dict(budget='tokens=500'), 'would end after 1 steps, before its 4 evaluations'),
+        (dict(override=['train.steps']), 'expected KEY=VALUE'),
+    ],
+)
+def test_bad_input(compared, changes, said):
+    with pytest.raises(UserError, match=said):
+        compare.run(options(compared, **changes))
+
+
+def test_a_recipe_that_lacks_a_column_says_which(compared, tmp_path):
+    (tmp_path / 'pairs.py').write_text('from configs import sft\n\ndef get_config():\n    c = sft.get_config()\n'
+                                       "    c.train.data.form = 'preference'\n    return c\n")  # fmt: skip
+    with pytest.raises(UserError, match='cannot run on the task "chain".*"preference", and the task lacks chosen, rejected'):
+        compare.run(options(compared, recipes=f'{tmp_path}/pairs.py'))
+
+
+def test_the_program_prints_errors_without_a_traceback(capsys):
+    assert program.main(['--recipes', 'nothing_of_this_name']) == 2
+    assert 'no recipe' in capsys.readouterr().err
+
+
+def test_a_budget_counts_every_token(compared):
+    """A stage stops with the step that reaches the budget, whether it reads or draws."""
+    limit = 60_000
+    compare.run(options(compared, recipes='sft,grpo@grpo', seeds=1, budget=f'tokens={limit}'))
+    found = list(cells_with_budget(compared, limit))
+    assert len(found) == 2
+    for path, spent in found:
+        steps = [json.loads(line) for line in (path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+        counted = [r['num_tokens'] for r in steps if 'loss' in r]
+        assert counted[-1] == spent >= limit > counted[-2]
+
+
+def cells_with_budget(workdir, limit):
+    for path in workdir.glob('cells/*/*/*'):
+        config = json.loads((path / cell.CONFIG).read_text())
+        if any(isinstance(x, dict) and x.get('token_limit') == limit for x in config.values()):
+            cost = results.read(path / 'result.json').cost
+            yield path, cost['generated_tokens'] or cost['trained_tokens']
