@@ -129,7 +129,10 @@ def results_of(
     workdir.mkdir(parents=True, exist_ok=True)
     warm = {name: _warm(workdir, name, problems) for name in dict.fromkeys(one.task for one in asked)}
     _warm_up([one for one in warm.values() if not (pathlib.Path(one.spec.folder) / EXAM).is_file()], workdir, workers)
-    return _all([_cell(workdir, one, warm[one.task], overrides, limit, problems) for one in asked], workdir, workers)
+    cells = [_cell(workdir, one, warm[one.task], overrides, limit, problems) for one in asked]
+    found = _all(cells, workdir, workers)
+    results.write_index(workdir, [pathlib.Path(cell.spec.folder) / RESULT for cell in cells])
+    return found
 
 
 def _pair(text: str) -> tuple[str, str]:

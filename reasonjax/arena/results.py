@@ -5,12 +5,13 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reasonjax import files
 from reasonjax.errors import UserError, listing, nearest
 
+INDEX = 'cells.json'
 STATUSES = ('done', 'failed')
 MODES = ('greedy', 'sampled')
 COSTS = ('generated_tokens', 'trained_tokens', 'flops', 'seconds', 'peak_bytes')
@@ -77,6 +78,23 @@ def read(file: str | os.PathLike) -> Cell:
     content = files.json_object(file)
     _check(file, content)
     return Cell(**content)
+
+
+def write_index(workdir: pathlib.Path, files: Sequence[pathlib.Path]) -> None:
+    """Writes down which cells a comparison is of: its workdir may hold others, of other settings."""
+    (workdir / INDEX).write_text(json.dumps([os.path.relpath(file, workdir) for file in files], indent=0) + '\n', encoding='utf-8')
+
+
+def read_run(workdir: str | os.PathLike) -> list[Cell]:
+    """The cells of the comparison that was made last in a workdir.
+
+    Raises:
+      UserError: there is none, or a cell that cannot be read.
+    """
+    index = pathlib.Path(workdir) / INDEX
+    if not index.is_file():
+        raise UserError(f'{workdir} holds no comparison (no {INDEX}).')
+    return [read(index.parent / name) for name in json.loads(index.read_text(encoding='utf-8'))]
 
 
 def _check(file: pathlib.Path, content: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from reasonjax.arena import results
 from reasonjax.arena.cell import RESULT, Spec
 from reasonjax.arena.results import Cell
+from reasonjax.errors import Stopped
 
 LAST_LINES = 5
 
@@ -83,6 +84,9 @@ def run(specs: Sequence[Spec], folder: pathlib.Path, workers: int, done: Callabl
       folder: for logs and compiled programs.
       workers: processes; each stays on a core where there are as many.
       done: called with each cell's spec and status ('done', 'failed'; of a warm start that failed, what the worker last said).
+
+    Raises:
+      Stopped: on Ctrl-C; workers are ended, what they were doing is lost.
     """
     waiting: queue.SimpleQueue[Spec] = queue.SimpleQueue()
     for spec in specs:
@@ -119,6 +123,8 @@ def run(specs: Sequence[Spec], folder: pathlib.Path, workers: int, done: Callabl
                 left -= 1
             else:
                 done(*found)
+    except KeyboardInterrupt:
+        raise Stopped('cells that are done have their results') from None
     finally:
         for worker in staff:
             worker.stop()

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+from typing import TextIO
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     return programs.run_program(lambda: _serve(options.compiled, replies))
 
 
-def _serve(compiled: str, replies) -> None:
+def _serve(compiled: str, replies: TextIO) -> None:
     import jax
 
     from reasonjax import programs

@@ -100,6 +100,7 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_comes_out_the_same(c
     (gone / 'result.json').unlink()
     compare.run(options(compared))
     assert [(spec.recipe, spec.seed) for spec in asked] == [('sft', 1)]
+    assert sorted((c.recipe, c.seed) for c in results.read_run(compared)) == sorted(key for key in before if 'broken' not in key[0])
     again = cells(compared)['sft', 1]
     clocks = ('seconds', 'peak_bytes')
 
