@@ -14,7 +14,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser('python -m reasonjax.compare', description='Compare recipes over tasks and seeds.', epilog=EPILOG,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument('--recipes', default='', help='ids or paths, separated by commas')
-    parser.add_argument('--tasks', default='arena', help='tasks, separated by commas; "arena" is all of them')
+    parser.add_argument('--tasks', default='arena', help='tasks, separated by commas; "arena" is all that need no model')
     parser.add_argument('--seeds', type=int, default=5, metavar='N', help='seeds 0 to N - 1 of each recipe on each task')
     parser.add_argument('--baseline', default='', help='the recipe that others are compared with (default: the first)')
     parser.add_argument('--measure', default='test/greedy', help='what verdicts are about: test or ood, greedy or sampled')
@@ -22,6 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--override', action='append', default=[], metavar='KEY=VALUE', help="set a leaf of every recipe's config")
     parser.add_argument('--workdir', default='runs/compare', help='where results go (default: %(default)s)')
     parser.add_argument('--workers', type=int, default=0, metavar='N', help='processes (default: one a core; one on an accelerator)')
+    parser.add_argument('--init', default='', help='the model that tasks start from which need one: hf:FOLDER or checkpoint:WORKDIR')
     parser.add_argument('--problems', type=int, default=0, metavar='N', help='of each evaluation at most (default: as the task says)')
     parser.add_argument('--claims', action='store_true', help='test the claims of recipes (of all that have one, or of --recipes)')
     parser.add_argument('--docs', default='docs', help='where --claims writes CLAIMS.md and claims/ (default: %(default)s)')

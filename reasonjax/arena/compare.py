@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> list[pathlib.Path]:
     overrides = [_pair(text) for text in options.override]
     workers = options.workers or _workers()
     asked = [Asked(recipe, name, seed) for seed in range(options.seeds) for name in names for recipe in chosen]
-    done = results_of(asked, workdir, workers=workers, overrides=overrides, limit=limit, problems=options.problems)
+    done = results_of(asked, workdir, workers=workers, overrides=overrides, limit=limit, problems=options.problems, init=options.init)
     order = {(name, recipe.name): i for i, (name, recipe) in enumerate((n, r) for n in names for r in chosen)}
     found = sorted(done, key=lambda cell: order[cell.task, cell.recipe])
     about = {
@@ -115,7 +115,7 @@ def run_claims(options: argparse.Namespace) -> list[pathlib.Path]:
 
 def results_of(
     asked: Sequence[Asked], workdir: pathlib.Path, *, workers: int, overrides: Sequence[tuple[str, str]] = (),
-    limit: budget.Budget | None = None, problems: int = 0,
+    limit: budget.Budget | None = None, problems: int = 0, init: str = '',
 ) -> list[Cell]:
     """The results of cells, in order; those that are not done are run, after the warm starts that they need.
 
@@ -125,9 +125,10 @@ def results_of(
       workers: processes.
       overrides, problems: see `recipes.retargeted`.
       limit: see `budget.limited`; None for none.
+      init: the model to start from, on tasks that need one.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    warm = {name: _warm(workdir, name, problems) for name in dict.fromkeys(one.task for one in asked)}
+    warm = {name: _warm(workdir, name, problems, init) for name in dict.fromkeys(one.task for one in asked)}
     _warm_up([one for one in warm.values() if not (pathlib.Path(one.spec.folder) / EXAM).is_file()], workdir, workers)
     cells = [_cell(workdir, one, warm[one.task], overrides, limit, problems) for one in asked]
     found = _all(cells, workdir, workers)
@@ -158,8 +159,8 @@ def _digest(config: ml_collections.ConfigDict) -> str:
     return hashlib.sha256(f'{__version__}\n{configs.to_json(config)}'.encode()).hexdigest()[:8]
 
 
-def _warm(workdir: pathlib.Path, task: str, problems: int) -> Planned:
-    config = recipes.warm_config(task, problems)
+def _warm(workdir: pathlib.Path, task: str, problems: int, init: str) -> Planned:
+    config = recipes.warm_config(task, problems, init)
     folder = workdir / 'warm' / f'{task}-{_digest(config)}'
     return Planned(Spec('warm start', task, recipes.WARM_SEED, str(folder), problems=problems), config)
 

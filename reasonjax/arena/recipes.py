@@ -72,22 +72,37 @@ def _file(name: str, folder: pathlib.Path) -> pathlib.Path:
     raise UserError(f'--recipes: no recipe "{name}".{nearest(name, known(folder))} Known: {listing(known(folder))}, or a path.')
 
 
-def warm_config(task: str, problems: int = 0) -> ml_collections.ConfigDict:
-    """The config that trains the warm start of a task."""
+def warm_config(task: str, problems: int = 0, init: str = '') -> ml_collections.ConfigDict:
+    """The config that makes the warm start of a task: trains it, or for a task that needs a model keeps the one that `init` names.
+
+    Raises:
+      UserError: the task needs a model, and none is given.
+    """
     c = configs.load(str(FOLDER / 'sft.py')).copy_and_resolve_references().unlock()
     arena = ARENA[task]
-    sources = tuple({'name': one.task} | dict(one.knobs) | dict(one.warm) for one in (arena, ARENA[arena.beside]))
-    rows = 4 * arena.demonstrations
     c.seed = WARM_SEED
-    c.model.update(MODEL)
-    c.tokenizer = dict(name='characters', alphabet=ALPHABET, pad='_', eos='$', mask='M')
-    longest = [ARENA[name] for name in (task, arena.beside)]
-    prompt, completion = (max(getattr(one, f'max_{part}_length') for one in longest) for part in ('prompt', 'completion'))
-    c.train.data.source = dict(name='reasonjax.arena.tasks.mixture', sources=sources, size=rows, seed=WARM_SEED)
-    c.train.data.update(max_length=prompt + completion, packing=True)
-    c.train.update(steps=arena.warm_steps, batch_size=_rows(prompt + completion))
+    if arena.needs_model:
+        if not init:
+            raise UserError(f'--tasks: {task} needs a model to start from; give --init=hf:FOLDER or --init=checkpoint:WORKDIR.')
+        c.init, c.stages, c.keep = init, ('keep',), dict(kind='keep')
+    else:
+        both = _with_beside(arena)
+        whole = sum(max(getattr(one, f'max_{part}_length') for one in both) for part in ('prompt', 'completion'))
+        sources = tuple({'name': one.task} | dict(one.knobs) | dict(one.warm) for one in both)
+        c.model.update(MODEL)
+        c.tokenizer = dict(name='characters', alphabet=ALPHABET, pad='_', eos='$', mask='M')
+        c.train.data.source = dict(
+            name='reasonjax.arena.tasks.mixture', sources=sources, size=4 * arena.demonstrations, seed=WARM_SEED
+        )  # fmt: skip
+        c.train.data.update(max_length=whole, packing=True)
+        c.train.update(steps=arena.warm_steps, batch_size=_rows(whole))
     c.evaluation = exam_settings(c, task, problems)
+    c.evaluation.enabled = False  # what it answers is written down when it is done
     return _closed(c)
+
+
+def _with_beside(arena: ArenaTask) -> tuple[ArenaTask, ...]:
+    return (arena, ARENA[arena.beside]) if arena.beside else (arena,)
 
 
 def retargeted(
@@ -144,7 +159,7 @@ def _stage(stage: ml_collections.ConfigDict, arena: ArenaTask, name: str, recipe
         stage.steps = arena.supervised_steps
         ours = arena.peaks[0]
     else:
-        stage.data.source = arena.node('prompts', 20_000, seed, **{k: v for k, v in arena.train.items() if k in ('levels', 'operations')})
+        stage.data.source = arena.node('prompts', arena.prompts, seed, **arena.asked)
         stage.data.update(max_prompt_length=arena.max_prompt_length, overlong='error')
         stage.max_completion_length = arena.max_completion_length
         stage.rewards = {'accuracy': dict(_rule(arena))}
@@ -160,10 +175,9 @@ def _stage(stage: ml_collections.ConfigDict, arena: ArenaTask, name: str, recipe
 
 
 def _rule(arena: ArenaTask) -> Mapping[str, Any]:
-    from reasonjax import tasks
-
-    task = getattr(tasks, arena.task)(**{k: v for k, v in arena.node('prompts', 1, **dict(arena.train)).items() if k != 'name'})
-    return task.on_tokens.reward
+    if arena.reward is not None:
+        return arena.reward
+    return configs.resolve(arena.node('prompts', 1, **dict(arena.train)), 'task')().on_tokens.reward
 
 
 def _rows(length: int) -> int:
@@ -180,7 +194,7 @@ def exam_settings(c: ml_collections.ConfigDict, task: str, problems: int = 0, *,
       problems: of each part at most; 0 for as many as the task says.
       validation: the split 'validation' alone, greedily.
     """
-    both = (ARENA[task], ARENA[ARENA[task].beside])
+    both = _with_beside(ARENA[task])
     found = c.evaluation.copy_and_resolve_references().unlock()
     found.task = dict(name='reasonjax.arena.tasks.exam', arena=task, validation=validation, problems=problems)
     found.update(

@@ -6,13 +6,15 @@ of a small decoder on one core for less than a minute.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from reasonjax import config as configs
 from reasonjax import tasks
 from reasonjax.errors import UserError, listing, nearest
 
 ALPHABET = '_.$M' + ''.join(sorted(set('#=,0123456789+-*/>:;|&!~%<@ABCDEFGHIJKLNOPQRSTUVWXYZ()?')))
+PROBLEMS = ('levels', 'operations')
 MODEL = dict(dim=96, layers=3, heads=4, kv_heads=4, head_dim=24, mlp_dim=384)
 
 
@@ -30,39 +32,48 @@ class ArenaTask:
         forget.
       max_prompt_length, max_completion_length: tokens.
       problems, validation_problems: of each part of the exam, and of the evaluations along training.
-      demonstrations: that a supervised stage has.
+      demonstrations, prompts: that a supervised stage and an online one have.
       supervised_steps, online_steps: of a method without a budget.
       warm_steps: of the warm start.
       peaks: learning rates of supervised and of online stages.
+      reward: of online stages; None for the task's rule, which then runs on tokens too.
+      needs_model: there is no warm start to be trained: the checkpoint is a model of the user's.
     """
 
     task: str
     train: Mapping[str, Any]
     warm: Mapping[str, Any]
-    beside: str
     max_prompt_length: int
     max_completion_length: int
+    beside: str = ''
     knobs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     ood: Mapping[str, Any] | None = None
     problems: int = 500
     validation_problems: int = 200
     demonstrations: int = 2000
+    prompts: int = 20_000
     supervised_steps: int = 200
     online_steps: int = 40
     warm_steps: int = 1200
     peaks: tuple[float, float] = (1e-3, 2e-4)
+    reward: Mapping[str, Any] | None = None
+    needs_model: bool = False
 
     def node(self, split: str, size: int, seed: Any = 0, **more: Any) -> dict[str, Any]:
         """The task as a config names it."""
         return {'name': self.task} | dict(self.knobs) | more | {'split': split, 'size': size, 'seed': seed}
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The knobs of `train` that say which problems there are, without those of demonstrations."""
+        return {name: value for name, value in self.train.items() if name in PROBLEMS}
+
     def exam(self, of: str) -> dict[str, Any]:
         """The problems of one kind: 'test', 'ood', 'validation', or 'warm' (easy ones of the test split, as other tasks are asked)."""
-        knobs = {'test': self.train, 'validation': self.train, 'ood': self.ood or {}, 'warm': self.warm}[of]
-        knobs = {name: value for name, value in knobs.items() if name in ('levels', 'operations')} if of != 'ood' else knobs
         if of == 'validation':
-            return self.node('validation', self.validation_problems, **knobs)
-        return self.node('test', self.problems, **knobs)
+            return self.node('validation', self.validation_problems, **self.asked)
+        warm = {name: value for name, value in self.warm.items() if name in PROBLEMS}
+        return self.node('test', self.problems, **{'test': self.asked, 'ood': dict(self.ood or {}), 'warm': warm}[of])
 
 
 # Levels that are named several times are drawn as often.
@@ -105,8 +116,13 @@ ARENA = {
         train=dict(levels=(4, 5), contamination=0.5, intensity=0.3), ood=dict(levels=(7,)),
         beside='addition', max_prompt_length=18, max_completion_length=72,
     ),
+    # From the folder that REASONJAX_DATA names, for a model that is given.
+    'gsm8k': ArenaTask(
+        'reasonjax.arena.gsm8k.gsm8k', warm=dict(), train=dict(), max_prompt_length=256, max_completion_length=256, problems=200,
+        demonstrations=7500, prompts=7500, peaks=(1e-5, 1e-6), reward=dict(name='accuracy', extract='flexible'), needs_model=True,
+    ),
 }  # fmt: skip
-GROUPS = {'arena': tuple(ARENA)}
+GROUPS = {'arena': tuple(name for name, task in ARENA.items() if not task.needs_model)}
 
 
 def find(names: str) -> list[str]:
@@ -161,7 +177,8 @@ def exam(*, arena: str, validation: bool = False, problems: int = 0) -> tasks.Ta
     if not validation:
         if task.ood is not None:
             nodes['ood'] = task.exam('ood')
-        nodes[f'other:{task.beside}'] = ARENA[task.beside].exam('warm')
+        if task.beside:
+            nodes[f'other:{task.beside}'] = ARENA[task.beside].exam('warm')
     parts = {name: _made(node | ({'size': min(problems, node['size'])} if problems else {})) for name, node in nodes.items()}
 
     def verify(completion: str, row: dict, terminated: bool) -> dict:
@@ -206,8 +223,7 @@ class Interleaved:
 
 
 def _made(node: Mapping[str, Any]) -> tasks.Task:
-    make: Callable = getattr(tasks, node['name'])
-    return make(**{name: value for name, value in node.items() if name != 'name'})
+    return configs.resolve(node, 'task')()
 
 
 def _unmarked(completion: str, row: dict, terminated: bool) -> dict:

@@ -21,6 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.core is not None and hasattr(os, 'sched_setaffinity'):
         # Before jax starts: it makes as many threads as there are cores to use.
         os.sched_setaffinity(0, {options.core})
+    # XLA calls two tuning preferences of its own "machine features" that the host lacks, for each program it reads back.
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     replies = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
 

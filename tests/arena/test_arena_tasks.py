@@ -8,12 +8,8 @@ from reasonjax.data.tokenizers import characters
 from reasonjax.errors import UserError
 
 
-def made(node):
-    return getattr(functions, node['name'])(**{k: v for k, v in node.items() if k != 'name'})
-
-
 def rows(node, number):
-    task = made(node | {'size': min(number, node['size'])})
+    task = tasks._made(node | {'size': min(number, node['size'])})
     return task, [task.examples[i] for i in range(len(task.examples))]
 
 
@@ -22,7 +18,7 @@ def tokenizer():
     return characters(None, None, alphabet=tasks.ALPHABET, pad='_', eos='$', mask='M')
 
 
-@pytest.mark.parametrize('name', tasks.ARENA)
+@pytest.mark.parametrize('name', tasks.GROUPS['arena'])
 def test_texts_fit_and_demonstrations_are_right(name, tokenizer):
     arena = tasks.ARENA[name]
     for knobs in (arena.warm, arena.train):
@@ -39,7 +35,7 @@ def test_texts_fit_and_demonstrations_are_right(name, tokenizer):
     assert task.on_tokens is not None, 'online stages take the rule that runs on tokens'
 
 
-@pytest.mark.parametrize('name', tasks.ARENA)
+@pytest.mark.parametrize('name', tasks.GROUPS['arena'])
 def test_what_is_asked_was_not_trained_on(name):
     arena = tasks.ARENA[name]
     trained = {row['prompt'] for knobs in (arena.warm, arena.train) for row in rows(arena.node('train', 1000, 3, **knobs), 1000)[1]}
@@ -50,7 +46,7 @@ def test_what_is_asked_was_not_trained_on(name):
     assert not other & (trained | asked)
 
 
-@pytest.mark.parametrize('name', tasks.ARENA)
+@pytest.mark.parametrize('name', tasks.GROUPS['arena'])
 def test_an_exam_has_its_parts_in_order_and_each_rule_marks_its_own(name):
     arena, exam = tasks.ARENA[name], tasks.exam(arena=name, problems=5)
     found = [exam.examples[i] for i in range(len(exam.examples))]
@@ -59,6 +55,18 @@ def test_an_exam_has_its_parts_in_order_and_each_rule_marks_its_own(name):
     for row in found:
         assert exam.verify(f'#{row["solution"]}', row, True)['correct'] and not exam.verify('#', row, True)['correct']
     assert exam.examples.fingerprint() != tasks.exam(arena=name, problems=4).examples.fingerprint()
+
+
+def test_gsm8k_is_divided_and_needs_a_model(data_dir):
+    arena = tasks.ARENA['gsm8k']
+    prompts = {}
+    for name in ('train', 'validation', 'test'):
+        task = tasks._made(arena.node(name, 8000, 0, path=str(data_dir / 'gsm8k')))
+        prompts[name] = {task.examples[i]['prompt'] for i in range(len(task.examples))}
+    assert 5500 < len(prompts['train']) < 6500 and 600 < len(prompts['validation']) < 900 and len(prompts['test']) > 1300
+    assert not prompts['train'] & prompts['validation'] and not (prompts['train'] | prompts['validation']) & prompts['test']
+    with pytest.raises(UserError, match='gsm8k needs a model'):
+        recipes.warm_config('gsm8k')
 
 
 def test_a_mixture_takes_turns():
@@ -72,7 +80,7 @@ def test_a_mixture_takes_turns():
 
 
 def test_names_of_tasks():
-    assert tasks.find('arena') == list(tasks.ARENA) and tasks.find('knights, chain,arena')[:2] == ['knights', 'chain']
+    assert tasks.find('arena') == list(tasks.GROUPS['arena']) and tasks.find('knights, chain,arena')[:2] == ['knights', 'chain']
     with pytest.raises(UserError, match='names none'):
         tasks.find(' ,')
 

@@ -30,7 +30,7 @@ TASK = 'chain'
 def options(workdir, **changes):
     found = dict(
         recipes='sft,configs/masked_thought.py,grpo@grpo', tasks=TASK, seeds=2, baseline='', measure='test/greedy', budget='', override=[],
-        workdir=str(workdir), workers=2, problems=8, claims=False, docs='',
+        workdir=str(workdir), workers=2, problems=8, init='', claims=False, docs='',
     )  # fmt: skip
     return argparse.Namespace(**found | changes)
 
@@ -125,6 +125,7 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_comes_out_the_same(c
         (dict(recipes='sft,sft'), 'there twice'),
         (dict(recipes='sft@trian'), 'no stage "trian".*Did you mean "train"'),
         (dict(tasks='chian'), 'no task "chian".*Did you mean "chain"'),
+        (dict(tasks='gsm8k'), 'gsm8k needs a model to start from; give --init'),
         (dict(baseline='grpo'), '--baseline=grpo: not among'),
         (dict(seeds=0), '--seeds=0'),
         (dict(budget='token=5'), 'WHAT one of flops, seconds, tokens.*Did you mean "tokens"'),
