@@ -1,4 +1,4 @@
-"""Eight simulated devices for a script, in a process of its own."""
+"""Simulated devices for a script, in a process of its own."""
 
 import os
 import pathlib
@@ -8,11 +8,16 @@ import sys
 HERE = pathlib.Path(__file__).parent
 
 
-def on_eight(script: pathlib.Path, *arguments: object) -> None:
-    """Runs a script that lies beside its test, with tests/ and the root on its path; fails with what it said."""
-    environment = os.environ | {
-        'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu',
-        'PYTHONPATH': os.pathsep.join([str(HERE), str(HERE.parent)]),
+def environment(number: int, *folders: pathlib.Path) -> dict[str, str]:
+    """This process's environment for one that has `number` CPU devices, with tests/, the root and `folders` on its path."""
+    return os.environ | {
+        'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={number}',
+        'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(map(str, (*folders, HERE, HERE.parent))),
     }  # fmt: skip
-    done = subprocess.run([sys.executable, str(script), *map(str, arguments)], env=environment, capture_output=True, text=True)
+
+
+def on_eight(script: pathlib.Path, *arguments: object) -> None:
+    """Runs a script that lies beside its test on eight devices; fails with what it said."""
+    command = [sys.executable, str(script), *map(str, arguments)]
+    done = subprocess.run(command, env=environment(8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

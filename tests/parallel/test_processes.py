@@ -3,12 +3,12 @@
 import collections
 import contextlib
 import json
-import os
 import pathlib
 import socket
 import subprocess
 import sys
 
+import devices
 import jax
 import numpy as np
 import pytest
@@ -43,18 +43,14 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def launched(devices: int, folder: pathlib.Path, *arguments):
+def launched(number: int, folder: pathlib.Path, *arguments):
     """One process of `two_processes.py`; what it prints goes to a file, because a full pipe would stop it."""
-    environment = os.environ | {
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-        'JAX_PLATFORMS': 'cpu',
-        'PYTHONPATH': os.pathsep.join(map(str, (folder, TESTS / 'stages', TESTS, TESTS.parent))),
-    }
+    environment = devices.environment(number, folder, TESTS / 'stages')
     command = [sys.executable, str(HERE / 'two_processes.py'), *map(str, arguments)]
-    number = len([*folder.glob('*.out')])
-    with (folder / f'{number}.out').open('w') as out, (folder / f'{number}.err').open('w') as err:
+    name = len([*folder.glob('*.out')])
+    with (folder / f'{name}.out').open('w') as out, (folder / f'{name}.err').open('w') as err:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=err)
-    process.printed, process.errors = folder / f'{number}.out', folder / f'{number}.err'
+    process.printed, process.errors = folder / f'{name}.out', folder / f'{name}.err'
     try:
         yield process
     finally:

@@ -1,15 +1,13 @@
 """A run that goes on on other devices: from 8 to 4 to 1 and back to 8, sharded in other ways each time; sampling too."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
+import devices
 import jax
 import numpy as np
 import pytest
-from small_runs import ROOT, records
+from small_runs import records
 
 from reasonjax.errors import UserError
 from reasonjax.stages import run as runs
@@ -20,12 +18,7 @@ HERE = pathlib.Path(__file__).parent
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('elastic')
-    environment = os.environ | {
-        'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu',
-        'PYTHONPATH': os.pathsep.join(map(str, (HERE, HERE.parent, ROOT))),
-    }  # fmt: skip
-    done = subprocess.run([sys.executable, str(HERE / 'elastic.py'), str(folder)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    devices.on_eight(HERE / 'elastic.py', folder)
     return folder
 
 
