@@ -11,9 +11,11 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import pathlib
 import re
 import sys
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -204,7 +206,13 @@ def apply(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]
     return complete(config)
 
 
-def _execute(path: pathlib.Path, argument: str) -> ml_collections.ConfigDict:
+def executed(path: str | os.PathLike) -> types.ModuleType:
+    """Runs a config file and returns it as a module, with all that it states beside its `get_config` (VARIANTS, NEUTRAL, ...).
+
+    Raises:
+      UserError: no such file.
+    """
+    path = pathlib.Path(path)
     if not path.is_file():
         there = sorted(str(p) for p in pathlib.Path('configs').glob('*.py'))
         raise UserError(f'--config: no file {path}.{nearest(str(path), there)} Configs here: {listing(there) or "none"}.')
@@ -216,6 +224,11 @@ def _execute(path: pathlib.Path, argument: str) -> ml_collections.ConfigDict:
     spec = importlib.util.spec_from_file_location(f'reasonjax_config_{path.stem}', path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def _execute(path: pathlib.Path, argument: str) -> ml_collections.ConfigDict:
+    module = executed(path)
     if not hasattr(module, 'get_config'):
         raise UserError(f'{path}: a config file defines get_config(); this one does not.')
     parameters = inspect.signature(module.get_config).parameters.values()

@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Callable
 
 import jaxlib
 import pytest
@@ -35,3 +36,29 @@ def data_dir() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f'no data folder at {folder}; set REASONJAX_DATA')
     return folder
+
+
+@pytest.fixture(scope='session')
+def model_folder(tmp_path_factory) -> pathlib.Path:
+    """A tiny model as a user would have downloaded it."""
+    import folders
+
+    return folders.write(tmp_path_factory.mktemp('downloaded') / 'tiny')
+
+
+@pytest.fixture
+def load_config(monkeypatch, request) -> Callable:
+    """`load_config(location, overrides)`: a config of the project, given the data and the model that it takes from the environment."""
+    from reasonjax import config as configs
+    from reasonjax.stages import adopt
+
+    def load(location, overrides=()):
+        monkeypatch.chdir(ROOT)
+        config = configs.load(str(location))
+        if 'data' in config:  # reads a folder of public data
+            monkeypatch.setenv('REASONJAX_DATA', str(request.getfixturevalue('data_dir').resolve()))
+        if config.init.startswith('hf:'):
+            monkeypatch.setenv('REASONJAX_MODEL', str(request.getfixturevalue('model_folder')))
+        return adopt.load(str(location), overrides)
+
+    return load

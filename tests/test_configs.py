@@ -5,13 +5,11 @@ import pathlib
 import runpy
 import sys
 
-import folders
 import numpy as np
 import pytest
 
 from reasonjax import config as configs
 from reasonjax.smoke import shrink
-from reasonjax.stages import adopt
 from reasonjax.stages.run import run
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -28,20 +26,9 @@ def _all() -> list[str]:
     return found
 
 
-@pytest.fixture(scope='module')
-def model_folder(tmp_path_factory):
-    return folders.write(tmp_path_factory.mktemp('downloaded') / 'tiny')
-
-
 @pytest.mark.parametrize('location', _all())
-def test_runs_two_steps(location, tmp_path, monkeypatch, request):
-    monkeypatch.chdir(ROOT)
-    config = configs.load(location)
-    if 'data' in config:  # reads a folder of public data
-        monkeypatch.setenv('REASONJAX_DATA', str(request.getfixturevalue('data_dir').resolve()))
-    if config.init.startswith('hf:'):
-        monkeypatch.setenv('REASONJAX_MODEL', str(request.getfixturevalue('model_folder')))
-    config = shrink(adopt.load(location))
+def test_runs_two_steps(location, tmp_path, load_config):
+    config = shrink(load_config(location))
     summary = run(config, tmp_path)
     assert [s['name'] for s in summary['stages']] == list(config.stages)
     records = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]

@@ -20,7 +20,7 @@ def test_code_blocks_parse(name):
 @pytest.mark.parametrize('name', DOCUMENTS)
 def test_named_files_exist(name):
     text = (ROOT / name).read_text(encoding='utf-8')
-    made = set(re.findall(r'[Ss]ave as `([^`]+)`', text)) | {f'configs/recipes/{n}.py' for n in ('dynamic', 'bounded')}
+    made = set(re.findall(r'[Ss]ave as `([^`]+)`', text)) | {f'configs/{n}.py' for n in ('dynamic', 'bounded')}
     found = set(re.findall(r'configs/[a-z0-9_/]+\.py', text)) - made
     assert not [path for path in sorted(found) if not (ROOT / path).is_file()]
 

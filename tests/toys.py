@@ -126,3 +126,8 @@ def assert_trees_equal(a, b) -> None:
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b)):
         np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
+
+
+def uneven(prompts: list[str], completions: list[str], **kwargs) -> list[float]:
+    """Rewards that differ among what an untrained model says, so that group advantages are not zero."""
+    return [sum(map(str.isdigit, text)) + 0.1 * len(text) for text in completions]

@@ -19,6 +19,7 @@ import ml_collections
 from configs import gsm8k
 
 EXAMPLES = 7473  # training problems of GSM8K
+NEUTRAL = dict(neutral={'sft.corruption.rate': '0.0'}, parent={'sft.corruption.name': 'none'})
 
 
 def get_config() -> ml_collections.ConfigDict:
