@@ -18,6 +18,7 @@ import ml_collections
 
 from configs import gsm8k
 
+CLAIM = dict(against='sft', task='chain_restated', metric='test/greedy', direction='higher', min_effect=0.02, seeds=5)
 EXAMPLES = 7473  # training problems of GSM8K
 NEUTRAL = dict(neutral={'sft.corruption.rate': '0.0'}, parent={'sft.corruption.name': 'none'})
 

@@ -11,12 +11,12 @@ A recipe's file may hold
 * and otherwise is **not seen**, at this scale and with as many seeds.
 """
 
-import importlib.util
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from reasonjax import config as configs
 from reasonjax.arena import formats
 from reasonjax.arena.results import Cell
 from reasonjax.arena.table import MEASURES, Difference, Estimate, Table, build
@@ -55,10 +55,7 @@ def of_recipe(file: pathlib.Path) -> Claim | None:
     Raises:
       UserError: a claim that lacks something, has something unknown, or cannot be tested.
     """
-    spec = importlib.util.spec_from_file_location(f'reasonjax_claim_{file.stem}', file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    stated = getattr(module, 'CLAIM', None)
+    stated = getattr(configs.executed(file), 'CLAIM', None)
     return None if stated is None else checked(file.stem, stated, str(file))
 
 
