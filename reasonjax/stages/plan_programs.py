@@ -341,7 +341,10 @@ class Stage:
             sizes, fields = {'rows': rows, 'time': self.length}, shapes.supervised_fields(c.data.form)
             return {name: self._placed(tuple(sizes[axis] for axis in ('rows', *axes)), dtype) for name, (axes, dtype) in fields.items()}
         number = rows // c.num_generations
-        return batching.shapes(c, number, self.form, self.run.mesh, old=self.updates > 1, reference=self.wants_reference)
+        batch = batching.shapes(c, number, self.form, self.run.mesh, old=self.updates > 1, reference=self.wants_reference)
+        # What is not placed goes where the rest is, on every device.
+        whole = meshes.replicated(self.run.mesh)
+        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or whole) for name, x in batch.items()}
 
     def _prompts(self, mesh: Any = None, number: int = 0) -> dict:
         shape = (number or at_once(self.settings), self.settings.data.max_prompt_length)
