@@ -23,8 +23,7 @@ COUNT = L * (sum(MATRICES.values()) + 2 * D) + 2 * V * D + D
 def eight(tmp_path_factory):
     out = tmp_path_factory.mktemp('plan') / 'plan.json'
     # Nothing of it is run, so that machine code need not be fast.
-    flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'
-    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': flags}
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': '--xla_backend_optimization_level=0'}
     command = [sys.executable, str(HERE / 'planned_devices.py'), str(out)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
