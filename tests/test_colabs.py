@@ -135,7 +135,8 @@ def test_grpo_by_hand(execute):
     assert len(found['figures']) == 6
 
 
-def test_write_a_method(execute):
+def test_write_a_method(execute, monkeypatch):
+    monkeypatch.setattr('reasonjax.report.write', lambda workdir: None)  # of seven runs, and tested in test_report
     found = execute('03_write_a_method.ipynb')
     params, batch = trained(found['workdir'] / 'base')[1], found['batch']
     number = sum(x.size for x in jax.tree.leaves(params))
