@@ -36,12 +36,19 @@ def addition_tokenizer() -> dict:
     return dict(name='characters', alphabet='_.$M#=,0123456789+', pad='_', eos='$', mask='M')
 
 
+def limits() -> dict:
+    """What ends a stage before its `steps` are over."""
+    return dict(
+        token_limit=0,  # the stage ends with the step that has read or drawn so many tokens; 0: off
+        time_limit=0.0,  # the same in seconds of its steps, without the first, which compiles; 0: off
+    )
+
+
 def training(c: ml_collections.ConfigDict) -> dict:
     """What supervised and online stages have in common."""
     return dict(
         steps=500,  # steps of the stage
-        token_limit=0,  # the stage ends with the step that has read or drawn so many tokens, if `steps` come later; 0: off
-        time_limit=0.0,  # the same in seconds of its steps, without the first, which compiles; 0: off
+        **limits(),
         accumulation=1,  # micro-batches per optimiser update; changes memory, not the result
         corruption=dict(name='none'),  # changes the inputs of a batch, on the device
         adapter=dict(name='none'),  # richer leaves put over the weights when the stage starts: none | lora | peft | quantise
@@ -131,7 +138,7 @@ def rollouts(c: ml_collections.ConfigDict) -> dict:
 
 def collect(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A stage that samples and keeps what is good enough, as a dataset that a later stage reads by the path 'stage:NAME'."""
-    stage = ml_collections.ConfigDict(rollouts(c))
+    stage = ml_collections.ConfigDict(limits() | rollouts(c))
     stage.kind = 'collect'
     stage.steps = 40  # batches of prompts
     stage.min_reward = 1.0  # least total reward of a completion that is kept

@@ -5,6 +5,7 @@ The building block of rejection sampling, STaR and their relatives: `collect -> 
 
 import json
 import pathlib
+import time
 from typing import Any
 
 from reasonjax import stopping
@@ -12,48 +13,57 @@ from reasonjax.errors import UserError
 from reasonjax.metrics import Progress, Timers
 from reasonjax.parallel import processes
 from reasonjax.rollout.text import Completion
+from reasonjax.stages import ledger
 from reasonjax.stages.context import Place, Run, settings
 from reasonjax.stages.rollouts import Drawn, open_rollouts
 
 FILE = 'dataset.jsonl'
-NOTHING = {'sampled': 0, 'kept': 0, 'dropped': 0, 'empty': 0, 'reward': 0.0}
+NOTHING = {'sampled': 0, 'kept': 0, 'dropped': 0, 'empty': 0, 'reward': 0.0, 'num_tokens': 0}
 
 
 def run(run: Run, place: Place, params: Any) -> dict:
     """Samples `steps` times `num_prompts` prompts and writes the different completions whose total reward is at least `min_reward`.
+
+    `token_limit` and `time_limit` end it earlier: with the step that reaches them.
 
     Rows hold every column of the prompt's row, `completion` (the sampled text) and `reward`. Each step is a part file, written whole, so a
     stopped stage goes on with the next one; the draws are counted and do not change.
 
     Returns:
       What the stage did: `sampled`, `kept`, `dropped` (no reward, or cut off before its end), `empty` (good enough, but without a text
-      to learn), and the mean `reward` of all but the dropped.
+      to learn), the mean `reward` of all but the dropped, and `num_tokens` drawn.
 
     Raises:
-      UserError: nothing was good enough to keep.
+      UserError: nothing was good enough to keep, or a limit is below zero.
     """
     stage, timers = settings(run.config, place), Timers()
+    ledger.check_limits(stage, place.name)
     run.writer.resume(place.name, None)
     parts = place.folder / 'parts'
     done = processes.on_main(lambda: _done(parts))
-    totals = dict(NOTHING)
+    totals, stepped = dict(NOTHING), 0.0
     with open_rollouts(run, place) as rollouts, Progress(place.name, stage.steps) as progress:
         for step in range(1, stage.steps + 1):
             stopping.point(f'stage {place.name}: {step - 1} of {stage.steps} steps are done and saved')
             if step in done:
                 rollouts.skip()
-                counts = done[step]
+                part = done[step]
             else:
+                start = time.perf_counter()
                 part = _part(rollouts.draw(step, params, timers), stage)
-                counts = part['counts']
+                part['seconds'] = time.perf_counter() - start
                 if processes.is_main():
                     _write(parts / f'{step:05d}.json', json.dumps(part, ensure_ascii=False))
             # A part of an earlier version may lack a count.
-            totals = {name: totals[name] + counts.get(name, 0) for name in totals}
+            totals = {name: totals[name] + part['counts'].get(name, 0) for name in totals}
+            seconds = part.get('seconds', 0.0)
+            stepped += seconds if step > 1 else 0.0
             measured = {'reward': totals['reward'] / max(1, totals['sampled'] - totals['dropped'])}
             dropped = {f'data/{name}': value for name, value in rollouts.data.counters.items() if name.startswith('dropped')}
-            run.writer.write(place.name, step, totals | measured | dropped | timers.take())
+            run.writer.write(place.name, step, totals | measured | dropped | {'step_time': seconds} | timers.take())
             progress.update(step, measured)
+            if ledger.spent(stage, totals['num_tokens'], stepped):
+                break
     if not totals['kept']:
         raise UserError(
             f'stage {place.name}: none of {totals["sampled"]} samples reached min_reward={stage.min_reward}; lower it or sample more.'
@@ -63,9 +73,10 @@ def run(run: Run, place: Place, params: Any) -> dict:
 
 
 def _done(parts: pathlib.Path) -> dict[int, dict]:
-    """The counts of the steps that have been written, by step."""
+    """The parts that have been written, by step, without their rows."""
     parts.mkdir(parents=True, exist_ok=True)
-    return {int(path.stem): json.loads(path.read_text())['counts'] for path in parts.glob('*.json')}
+    found = {int(path.stem): json.loads(path.read_text()) for path in parts.glob('*.json')}
+    return {step: {name: value for name, value in part.items() if name != 'rows'} for step, part in found.items()}
 
 
 def _join(parts: pathlib.Path, target: pathlib.Path) -> None:
@@ -81,6 +92,7 @@ def _part(drawn: Drawn, stage: Any) -> dict:
         kept: list[Completion] = []
         for completion, reward in zip(group, of_group, strict=True):
             counts['sampled'] += 1
+            counts['num_tokens'] += completion.length
             if reward != reward or not completion.terminated:
                 counts['dropped'] += 1
                 continue

@@ -42,6 +42,35 @@ def test_a_limit_ends_an_online_stage_also_when_it_is_resumed(tmp_path, monkeypa
     assert tokens(tmp_path / 'run', 'grpo') == drawn
 
 
+def test_a_limit_ends_a_collection_also_when_it_is_resumed(tmp_path, monkeypatch):
+    install_rewards(tmp_path, monkeypatch)
+
+    def collecting(**changes):
+        return quiet(
+            'configs/quickstart.py:filtered_sft', stages="('collect',)", collect__reward_workers=0, collect__min_reward=-1.0,
+            collect__rewards__accuracy__name='toy_rewards.digits', **{f'collect__{name}': value for name, value in changes.items()},
+        )  # fmt: skip
+
+    run(collecting(steps=3), tmp_path / 'three')
+    counted = [r['num_tokens'] for r in records(tmp_path / 'three')]
+    assert counted[0] > 0 and [*counted] == sorted({*counted})
+    limited = collecting(steps=50, token_limit=counted[1] + 1)
+    run(limited, tmp_path / 'limited')
+    assert records(tmp_path / 'limited') == records(tmp_path / 'three')
+    folder = tmp_path / 'limited' / 'stages' / '00_collect'
+    dataset = (folder / 'dataset.jsonl').read_text()
+    assert dataset and dataset == (tmp_path / 'three' / 'stages' / '00_collect' / 'dataset.jsonl').read_text()
+    (folder / 'done.json').unlink()
+    (folder / 'parts' / '00002.json').unlink()
+    run(limited, tmp_path / 'limited')
+    assert records(tmp_path / 'limited') == records(tmp_path / 'three') and (folder / 'dataset.jsonl').read_text() == dataset
+    # Seconds: the first step, which compiles, does not count.
+    run(collecting(steps=50, time_limit=1e-6), tmp_path / 'timed')
+    assert [r['step'] for r in records(tmp_path / 'timed')] == [1, 2]
+    with pytest.raises(UserError, match='config.collect.time_limit=-1.0: must be at least 0'):
+        run(collecting(time_limit=-1.0), tmp_path / 'below')
+
+
 def test_a_stage_behind_a_limited_one_starts_from_its_end(tmp_path):
     changes = dict(stages="('train', 'train')", train__steps=6, train__token_limit=1)
     run(quiet('configs/sft.py', **changes), tmp_path / 'run')
