@@ -8,10 +8,10 @@ import ml_collections
 
 from reasonjax import config as configs
 from reasonjax.arena.cell import StageCost
-from reasonjax.arena.recipes import EVALUATIONS, TRAINING
+from reasonjax.arena.recipes import COSTLY, EVALUATIONS, TRAINING, reads_collected
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.stages import supervised
-from reasonjax.stages.context import Place, Run, open_run, places, settings
+from reasonjax.stages.context import Place, Run, open_run, places
 
 KINDS = ('tokens', 'flops', 'seconds')
 # Steps of a stage that a clock ends: more than it will do.
@@ -46,49 +46,68 @@ def parse(text: str) -> Budget | None:
 
 
 def limited(config: ml_collections.ConfigDict, budget: Budget) -> ml_collections.ConfigDict:
-    """A config whose training stages share a budget equally, each up to the end of the step that reaches its share.
+    """A config whose stages that train or collect share a budget equally, each up to the end of the step that reaches its share.
 
-    The steps of a supervised stage are counted on its data beforehand, so that its learning rate runs its course. What draws cannot be:
-    its stage ends when it is time, at a constant learning rate or wherever its schedule is. With seconds all rates are constant.
+    The steps of a supervised stage are counted on its data beforehand, so that its learning rate runs its course. What is drawn cannot be:
+    a stage that draws, or learns from what an earlier one has collected, ends when it is time, at a constant learning rate. With seconds
+    all rates are constant.
 
     Raises:
       UserError: fewer steps than evaluations.
     """
     c = config.copy_and_resolve_references().unlock()
-    training = [name for name in dict.fromkeys(c.stages) if c[name].kind in TRAINING]
-    share = budget.amount / len(training)
+    # A stage that comes again is one group of the config, with one share each time.
+    costly = [name for name in c.stages if c[name].kind in COSTLY]
+    share = budget.amount / len(costly)
     run = open_run(config, pathlib.Path(), active=False)
     for place in places(config, run.workdir):
-        stage = c[place.name] if place.name in training else None
-        if stage is None:
+        if place.name not in costly:
             continue
+        stage = c[place.name]
+        trains = stage.kind in TRAINING
         if budget.kind == 'seconds':
             stage.time_limit, stage.steps = share, MANY
-            stage.learning_rate = dict(name='constant', peak=stage.learning_rate.peak, warmup_steps=stage.learning_rate.warmup_steps)
-            stage.eval_every = 0
+            if trains:
+                stage.learning_rate, stage.eval_every = _constant(stage.learning_rate, stage.learning_rate.warmup_steps), 0
             continue
         stage.token_limit = math.ceil(share if budget.kind == 'tokens' else share / StageCost(run, place).per_token)
-        few, likely = _steps(run, place, stage.token_limit)
+        counted = stage.kind == 'supervised' and not reads_collected(stage)
+        most, likely = _counted(run, place, stage.token_limit) if counted else _bounds(stage)
+        stage.steps = most
+        if not trains:
+            continue
         if likely < EVALUATIONS:
             raise UserError(
-                f'--budget {budget.kind}={budget.amount:g}: stage {place.name} of these {len(training)} would end after {likely} steps, '
+                f'--budget {budget.kind}={budget.amount:g}: stage {place.name} of these {len(costly)} would end after {likely} steps, '
                 f'before its {EVALUATIONS} evaluations are over; it needs {EVALUATIONS / max(likely, 1):.0f} times as much.'
             )
-        stage.steps, stage.eval_every = few, max(1, likely // EVALUATIONS)
-        stage.learning_rate.warmup_steps = likely // 10
+        stage.eval_every = max(1, likely // EVALUATIONS)
+        if counted:
+            stage.learning_rate.warmup_steps = likely // 10
+        else:
+            stage.learning_rate = _constant(stage.learning_rate, likely // 10)
     configs.complete(c)
     c.lock()
     return c
 
 
-def _steps(run: Run, place: Place, limit: int) -> tuple[int, int]:
-    """Steps that are certainly enough for as many tokens, and how many it will likely be."""
-    stage = settings(run.config, place)
+def _constant(rate: ml_collections.ConfigDict, warmup_steps: int) -> dict:
+    return dict(name='constant', peak=rate.peak, warmup_steps=warmup_steps)
+
+
+def _counted(run: Run, place: Place, limit: int) -> tuple[int, int]:
+    """Steps that a supervised stage needs for as many tokens, twice: there is no doubt."""
+    data, tokens, steps = supervised.open_data(run, place), 0, 0
+    while tokens < limit:
+        tokens += int((next(data)['segments'] > 0).sum())
+        steps += 1
+    return steps, steps
+
+
+def _bounds(stage: ml_collections.ConfigDict) -> tuple[int, int]:
+    """Steps that are certainly enough for a stage's tokens, and how many it will be if every row is full."""
     if stage.kind == 'supervised':
-        data, tokens, steps = supervised.open_data(run, place), 0, 0
-        while tokens < limit:
-            tokens += int((next(data)['segments'] > 0).sum())
-            steps += 1
-        return steps, steps
-    rows = stage.num_prompts * stage.num_generations
-    return math.ceil(limit / rows), math.ceil(limit / (rows * stage.max_completion_length))
+        rows, longest = stage.batch_size, stage.data.max_length
+    else:
+        rows, longest = stage.num_prompts * stage.num_generations, stage.max_completion_length
+    return math.ceil(stage.token_limit / rows), math.ceil(stage.token_limit / (rows * longest))

@@ -131,8 +131,9 @@ class Spent:
     """What training cost, from the records of a run.
 
     Tokens are counted one by one: `trained_tokens` are those that gradients were taken of, as often as they were, `generated_tokens` those
-    drawn. `flops` are the products with weights that they took (a prompt is read once to draw and once to train; attention between tokens,
-    a few per cent at these lengths, is left out). `seconds` are those of steps, where a compilation counts as a usual step.
+    drawn, to train on or to collect. `flops` are the products with weights that they took (a prompt is read once to draw and once to train;
+    attention between tokens, a few per cent at these lengths, is left out). `seconds` are those of steps, where a compilation counts as a
+    usual step.
     """
 
     def __init__(self, run: Run, records: Sequence[Mapping[str, Any]]):
@@ -148,7 +149,7 @@ class Spent:
         points, before, steps = [], _added([]), 0
         for name, stage in self._stages.items():
             records = self._of(name)
-            done = [r for r in records if 'loss' in r]
+            done = _steps(records)
             for r in records:
                 if 'eval_accuracy' in r and done:
                     cost = _added([before, stage.spent([one for one in done if one['step'] <= r['step']])])
@@ -166,14 +167,17 @@ class StageCost:
 
     def __init__(self, run: Run, place: Place):
         self._stage = settings(run.config, place)
-        if self._stage.kind not in recipes.TRAINING:
+        if self._stage.kind not in recipes.COSTLY:
             return
         params = abstract_params(run, place.number)
-        chosen = configs.resolve(self._stage.filter, 'filter')(run.specs, params)
+        chosen = configs.resolve(self._stage.get('filter', {'name': 'all'}), 'filter')(run.specs, params)
         products = flops.matrices(run.model, run.specs, params, chosen, 1)
         self._read = sum(product.flops * times for product, times in flops.forward(products))
-        self._trained = sum(product.flops * times for product, times in flops.training(run.model, products))
-        self._refers = 'logprob_ref' in needed(configs.resolve(self._stage.objective, 'objective'))
+        self._trained, self._refers, self._passes = 0.0, False, 0
+        if self._stage.kind in recipes.TRAINING:
+            self._trained = sum(product.flops * times for product, times in flops.training(run.model, products))
+            self._refers = 'logprob_ref' in needed(configs.resolve(self._stage.objective, 'objective'))
+            self._passes = self._stage.get('num_iterations', 1)
 
     @property
     def per_token(self) -> float:
@@ -182,11 +186,11 @@ class StageCost:
         if stage.kind == 'supervised':
             return self._trained
         prompt = stage.data.max_prompt_length / (stage.num_generations * stage.max_completion_length)
-        return (1 + prompt) * ((1 + self._refers) * self._read + stage.num_iterations * self._trained)
+        return (1 + prompt) * ((1 + self._refers) * self._read + self._passes * self._trained)
 
     def spent(self, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Up to the last of these records of steps."""
-        steps = [r for r in records if 'loss' in r]
+        steps = _steps(records)
         if not steps:
             return _added([])
         stage, tokens, number = self._stage, steps[-1]['num_tokens'], steps[-1]['step']
@@ -195,10 +199,14 @@ class StageCost:
         if stage.kind == 'supervised':
             return {'generated_tokens': 0.0, 'trained_tokens': tokens, 'flops': tokens * self._trained, 'seconds': seconds}
         prompts = number * stage.num_prompts * stage.data.max_prompt_length
-        trained = tokens * stage.num_iterations
-        read = (tokens + prompts) * (1 + self._refers)
-        work = read * self._read + (trained + prompts * stage.num_iterations) * self._trained
-        return {'generated_tokens': tokens, 'trained_tokens': trained, 'flops': work, 'seconds': seconds}
+        read, trained = (tokens + prompts) * (1 + self._refers), (tokens + prompts) * self._passes
+        work = read * self._read + trained * self._trained
+        return {'generated_tokens': tokens, 'trained_tokens': tokens * self._passes, 'flops': work, 'seconds': seconds}
+
+
+def _steps(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those of steps, without evaluations."""
+    return [r for r in records if 'step_time' in r]
 
 
 def _added(costs: Iterable[Mapping[str, float]]) -> dict[str, float]:

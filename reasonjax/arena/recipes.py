@@ -17,7 +17,8 @@ from reasonjax.stages import adopt
 
 FOLDER = pathlib.Path('configs')
 TRAINING = ('supervised', 'online')
-WARM_SEED = 0
+COSTLY = (*TRAINING, 'collect')  # stages whose tokens are counted
+WARM_SEED, WARM_DEMONSTRATIONS = 0, 8000
 RATES = {'supervised': dict(name='cosine', final_fraction=0.05), 'online': dict(name='constant')}
 EVALUATIONS = 4  # along a stage
 SAMPLES = 1  # answers drawn per problem at the end, beside the greedy one
@@ -92,7 +93,7 @@ def warm_config(task: str, problems: int = 0, init: str = '') -> ml_collections.
         c.model.update(MODEL)
         c.tokenizer = dict(name='characters', alphabet=ALPHABET, pad='_', eos='$', mask='M')
         c.train.data.source = dict(
-            name='reasonjax.arena.tasks.mixture', sources=sources, size=4 * arena.demonstrations, seed=WARM_SEED
+            name='reasonjax.arena.tasks.mixture', sources=sources, size=WARM_DEMONSTRATIONS, seed=WARM_SEED
         )  # fmt: skip
         c.train.data.update(max_length=whole, packing=True)
         c.train.update(steps=arena.warm_steps, batch_size=_rows(whole))
@@ -145,8 +146,8 @@ def _stage(stage: ml_collections.ConfigDict, arena: ArenaTask, name: str, recipe
         return
     whole = arena.max_prompt_length + arena.max_completion_length
     if stage.kind == 'supervised':
-        if str(stage.data.source.get('path', '')).startswith('stage:'):
-            stage.data.update(max_length=whole, packing=False)  # what an earlier stage of the recipe has collected
+        if reads_collected(stage):
+            stage.data.update(max_length=whole, packing=False)
         else:
             if stage.data.form != 'demonstration' and not stage.data.transforms:
                 raise UserError(
@@ -172,6 +173,11 @@ def _stage(stage: ml_collections.ConfigDict, arena: ArenaTask, name: str, recipe
         stage.checkpoint_every, stage.keep_best = 0, ''
     if 'log_completions_every' in stage:
         stage.log_completions_every = 0
+
+
+def reads_collected(stage: ml_collections.ConfigDict) -> bool:
+    """Whether a supervised stage reads what an earlier stage of the recipe has collected."""
+    return str(stage.data.source.get('path', '')).startswith('stage:')
 
 
 def _rule(arena: ArenaTask) -> Mapping[str, Any]:

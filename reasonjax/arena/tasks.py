@@ -84,27 +84,27 @@ ARENA = {
         warm=dict(levels=(1, 2, 3, 4), answer_only=0.6), train=dict(levels=(2, 3, 4), answer_only=0.5),
         ood=dict(levels=(5,)), beside='tracking', max_prompt_length=12, max_completion_length=38,
     ),
-    # Arena B: the hardest level is rare in the warm start.
+    # Arena B: the hard levels are rare in the warm start, which ends before they are known; and arena C: few demonstrations of them.
     'chain': ArenaTask(
-        'chain', warm=dict(levels=(1, 2, 3) * 8 + (4,)), train=dict(levels=(3, 4)), ood=dict(levels=(5, 6)),
-        beside='tracking', max_prompt_length=14, max_completion_length=50,
+        'chain', warm=dict(levels=(1, 2, 3) * 8 + (4, 5)), train=dict(levels=(4, 5)), ood=dict(levels=(6,)), demonstrations=300,
+        beside='tracking', max_prompt_length=14, max_completion_length=50, warm_steps=700,
     ),
     # The same with every step written twice: what is masked can be read elsewhere.
     'chain_restated': ArenaTask(
-        'chain', knobs=dict(restate=True, granularity=2), warm=dict(levels=(1, 2, 3) * 8 + (4,)), train=dict(levels=(3, 4)),
-        ood=dict(levels=(5,)), beside='tracking', max_prompt_length=12, max_completion_length=64,
+        'chain', knobs=dict(restate=True, granularity=2), warm=dict(levels=(1, 2, 3) * 8 + (4, 5)), train=dict(levels=(4, 5)),
+        ood=dict(levels=(6,)), demonstrations=300, beside='tracking', max_prompt_length=14, max_completion_length=76, warm_steps=1000,
     ),
     'countdown': ArenaTask(
         'countdown', knobs=dict(granularity=1), warm=dict(levels=(3,), operations='+*'), train=dict(levels=(3,), operations='+-*'),
         ood=dict(levels=(4,), operations='+-*'), beside='addition', max_prompt_length=10, max_completion_length=56, problems=180,
     ),
     'knights': ArenaTask(
-        'knights', warm=dict(levels=(2,)), train=dict(levels=(2, 3)), ood=dict(levels=(4,)),
+        'knights', warm=dict(levels=(2,) * 8 + (3,)), train=dict(levels=(2, 3)), ood=dict(levels=(4,)),
         beside='addition', max_prompt_length=100, max_completion_length=80,
     ),
     'tracking': ArenaTask(
-        'tracking', knobs=dict(machine='permutation', group=3), warm=dict(levels=(2, 3)), train=dict(levels=(4, 6)), ood=dict(levels=(8,)),
-        beside='addition', max_prompt_length=36, max_completion_length=38,
+        'tracking', knobs=dict(machine='permutation', group=3), warm=dict(levels=(2, 3) * 8 + (4,)), train=dict(levels=(4, 6)),
+        ood=dict(levels=(8,)), beside='addition', max_prompt_length=36, max_completion_length=38,
     ),
     'bayes': ArenaTask(
         'bayes', knobs=dict(net_seed=17, pairs=16, scaffold='stepwise'), warm=dict(), train=dict(), beside='addition',
@@ -112,7 +112,7 @@ ARENA = {
     ),
     # Half of the demonstrations go wrong somewhere and on from there.
     'noise': ArenaTask(
-        'traces', knobs=dict(program='sum', digits=1), warm=dict(levels=(2, 3)),
+        'traces', knobs=dict(program='sum', digits=1), warm=dict(levels=(2, 3) * 8 + (4,)),
         train=dict(levels=(4, 5), contamination=0.5, intensity=0.3), ood=dict(levels=(7,)),
         beside='addition', max_prompt_length=18, max_completion_length=72,
     ),

@@ -163,6 +163,22 @@ def test_a_budget_counts_every_token(compared):
         assert counted[-1] == spent >= limit > counted[-2]
 
 
+def test_what_a_collection_draws_is_part_of_the_budget(compared):
+    """Collecting and learning from it have half of the budget each, and both are in the cell's cost."""
+    recipe, limit = 'configs/quickstart.py:filtered_sft@collect+resft', 10_000
+    compare.run(options(compared, recipes=recipe, seeds=1, budget=f'tokens={2 * limit}', override=['collect.min_reward=0.0']))
+    (path,) = (path.parent for path in compared.glob('cells/*/*filtered_sft*/*/result.json'))
+    found, counted = results.read(path / 'result.json'), {}
+    for record in map(json.loads, (path / 'run' / 'metrics.jsonl').read_text().splitlines()):
+        if 'step_time' in record:
+            counted.setdefault(record['stage'], [0]).append(record['num_tokens'])
+    assert found.done and set(counted) == {'collect', 'resft'}
+    for tokens in counted.values():
+        assert tokens[-1] >= limit > tokens[-2]
+    assert (found.cost['generated_tokens'], found.cost['trained_tokens']) == (counted['collect'][-1], counted['resft'][-1])
+    assert found.curve[-1]['generated_tokens'] == counted['collect'][-1], 'what was drawn before is in the curve'
+
+
 def cells_with_budget(workdir, limit):
     for path in workdir.glob('cells/*/*/*'):
         config = json.loads((path / cell.CONFIG).read_text())
