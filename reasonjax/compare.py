@@ -21,11 +21,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--budget', default='', metavar='WHAT=N', help='stop every recipe at as many tokens, flops or seconds')
     parser.add_argument('--override', action='append', default=[], metavar='KEY=VALUE', help="set a leaf of every recipe's config")
     parser.add_argument('--workdir', default='runs/compare', help='where results go (default: %(default)s)')
-    parser.add_argument('--workers', type=int, default=0, metavar='N', help='processes (default: one a core; one on an accelerator)')
+    parser.add_argument('--workers', type=int, default=0, metavar='N',
+                        help='processes (default: one a core; one on an accelerator, whose memory several would share)')  # fmt: skip
     parser.add_argument('--init', default='', help='the model that tasks start from which need one: hf:FOLDER or checkpoint:WORKDIR')
     parser.add_argument('--problems', type=int, default=0, metavar='N', help='of each evaluation at most (default: as the task says)')
     parser.add_argument('--claims', action='store_true', help='test the claims of recipes (of all that have one, or of --recipes)')
-    parser.add_argument('--docs', default='docs', help='where --claims writes CLAIMS.md and claims/ (default: %(default)s)')
+    parser.add_argument('--docs', default='', metavar='FOLDER', help='also write ARENA.md with its figures there; with --claims: CLAIMS.md '
+                        'and claims/ (which is then docs by default)')  # fmt: skip
     options = parser.parse_args(arguments)
 
     from reasonjax.programs import run_program

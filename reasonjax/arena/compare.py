@@ -1,10 +1,13 @@
 """A comparison from its flags to its report: configs of all cells, warm starts, cells, table."""
 
 import argparse
+import datetime
 import hashlib
+import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,11 +19,13 @@ import ml_collections
 from reasonjax import __version__
 from reasonjax import config as configs
 from reasonjax.arena import budget, claims, page, recipes, results, schedule, tasks
-from reasonjax.arena.cell import CONFIG, EXAM, RESULT, Spec
+from reasonjax.arena.cell import CONFIG, EXAM, RESULT, RUN, Spec
 from reasonjax.arena.recipes import Recipe
 from reasonjax.arena.results import Cell
 from reasonjax.errors import UserError, nearest
 from reasonjax.metrics import Progress
+
+WARM = 'warm'  # the folder of warm starts
 
 
 class Asked(NamedTuple):
@@ -41,14 +46,17 @@ class Planned(NamedTuple):
     def result(self) -> Cell | None:
         """The result, where this very cell has one."""
         folder = pathlib.Path(self.spec.folder)
-        if not (folder / RESULT).is_file() or (folder / CONFIG).read_text() != configs.to_json(self.config):
+        if not (folder / RESULT).is_file() or _placeless((folder / CONFIG).read_text()) != _placeless(configs.to_json(self.config)):
             return None
         return results.read(folder / RESULT)
 
     def write(self) -> None:
-        folder = pathlib.Path(self.spec.folder)
+        """Writes the config into the cell's folder. What another config has left there, such as that of another place, is deleted."""
+        folder, text = pathlib.Path(self.spec.folder), configs.to_json(self.config)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(configs.to_json(self.config))
+        if (folder / CONFIG).is_file() and (folder / CONFIG).read_text() != text:
+            shutil.rmtree(folder / RUN, ignore_errors=True)
+        (folder / CONFIG).write_text(text)
 
 
 def run(options: argparse.Namespace) -> list[pathlib.Path]:
@@ -77,11 +85,15 @@ def run(options: argparse.Namespace) -> list[pathlib.Path]:
     order = {(name, recipe.name): i for i, (name, recipe) in enumerate((n, r) for n in names for r in chosen)}
     found = sorted(done, key=lambda cell: order[cell.task, cell.recipe])
     about = {
-        'command': shlex.join(['python', '-m', 'reasonjax.compare', *sys.argv[1:]]), 'reasonjax': __version__, 'seeds': options.seeds,
+        'command': shlex.join(['python', '-m', 'reasonjax.compare', *sys.argv[1:]]),
+        'when and where': f'{datetime.date.today()}, reasonjax {__version__}, {workers} worker processes on {os.cpu_count()} cores',
+        'seeds': options.seeds,
         'budget': options.budget or 'as many steps as each task says', 'overrides': ', '.join(options.override) or 'none',
         'learning rates': "the task's, the same for all recipes; none was tuned",
     }  # fmt: skip
     paths = page.write(workdir, found, baseline, about, measure=options.measure)
+    if options.docs:
+        paths += page.publish(pathlib.Path(options.docs), found, baseline, about, measure=options.measure)
     print((workdir / 'table.md').read_text())
     print(f'Table, figures and page: {paths[0]}')
     return paths
@@ -110,7 +122,7 @@ def run_claims(options: argparse.Namespace) -> list[pathlib.Path]:
         sides = (claim.against, claim.recipe)
         records.append(claims.judged(claim, [c for c in done if c.task == claim.task and c.recipe in sides and c.seed < claim.seeds]))
         print(f'{claim.recipe}: {claim.text}: {records[-1]["verdict"]}')
-    return claims.write(pathlib.Path(options.docs), records)
+    return claims.write(pathlib.Path(options.docs or 'docs'), records)
 
 
 def results_of(
@@ -155,13 +167,18 @@ def _named(text: str) -> str:
     return re.sub(r'[^A-Za-z0-9.]+', '_', text).strip('_')
 
 
-def _digest(config: ml_collections.ConfigDict) -> str:
-    return hashlib.sha256(f'{__version__}\n{configs.to_json(config)}'.encode()).hexdigest()[:8]
+def _placeless(text: str) -> str:
+    """The config of a cell with the warm start by its name alone: a comparison that was moved is the same."""
+    return re.sub(f'"checkpoint:[^"]*/{WARM}/', f'"checkpoint:{WARM}/', text)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(f'{__version__}\n{text}'.encode()).hexdigest()[:8]
 
 
 def _warm(workdir: pathlib.Path, task: str, problems: int, init: str) -> Planned:
     config = recipes.warm_config(task, problems, init)
-    folder = workdir / 'warm' / f'{task}-{_digest(config)}'
+    folder = workdir / WARM / f'{task}-{_digest(configs.to_json(config))}'
     return Planned(Spec('warm start', task, recipes.WARM_SEED, str(folder), problems=problems), config)
 
 
@@ -172,7 +189,7 @@ def _cell(
     config = recipes.retargeted(recipe, task, seed, pathlib.Path(warm.spec.folder), overrides=overrides, problems=problems)
     if limit is not None:
         config = budget.limited(config, limit)
-    folder = workdir / 'cells' / task / _named(recipe.name) / f'{seed}-{_digest(config)}'
+    folder = workdir / 'cells' / task / _named(recipe.name) / f'{seed}-{_digest(_placeless(configs.to_json(config)))}'
     return Planned(Spec(recipe.name, task, seed, str(folder), warm.spec.folder, problems), config)
 
 

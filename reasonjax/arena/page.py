@@ -17,6 +17,7 @@ from reasonjax.errors import UserError
 
 ERROR_LIMIT = 2000
 VERDICTS = (BETTER, WORSE, SAME, UNTESTED, FAILED)
+PUBLISHED = ('differences', 'learning')  # figures of ARENA.md
 EFFECTS = (0.05, 0.02)  # differences for which the page says how many seeds would find them
 
 
@@ -46,6 +47,23 @@ def write(folder: str | os.PathLike, cells: Sequence[Cell], baseline: str, descr
         (folder / name).write_text(text, encoding='utf-8')
         paths.append(folder / name)
     return paths + [figures.png(drawing, folder / f'{drawing.name}.png') for drawing in drawings]
+
+
+def publish(folder: pathlib.Path, cells: Sequence[Cell], baseline: str, description: Mapping[str, Any],
+            **options: str) -> list[pathlib.Path]:  # fmt: skip
+    """Writes ARENA.md, the tables with a figure or two, for readers of the project: see `write`; `description` has a 'command'."""
+    table = tables.build(cells, baseline, **options)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = ['# Methods compared', f'`{description["command"]}` wrote this page.', _headline(table)]
+    paths = [folder / 'ARENA.md']
+    for drawing in figures.drawings(table, cells):
+        if drawing.name in PUBLISHED:
+            paths.append(figures.png(drawing, folder / f'arena_{drawing.name}.png'))
+            parts.append(f'![{drawing.title}]({paths[-1].name})\n\n{drawing.explanation}')
+    parts += ['\n'.join(f'* {sentence(table, task)}' for task in table.tasks), formats.markdown(table).strip()]
+    parts.append('\n'.join(f'* {title}: {value}' for title, value in description.items()))
+    paths[0].write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
+    return paths
 
 
 def _parts(table: Table, cells: Sequence[Cell], drawings: Sequence[figures.Drawing], description: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from reasonjax.arena import results
 from reasonjax.arena.cell import RESULT, Spec
@@ -24,8 +24,8 @@ class Broken(Exception):
 class Worker:
     """A worker process on a core, started when it is first needed."""
 
-    def __init__(self, folder: pathlib.Path, number: int, core: int | None):
-        self._folder, self._number, self._core = folder, number, core
+    def __init__(self, folder: pathlib.Path, number: int, core: int | None, environment: Mapping[str, str]):
+        self._folder, self._number, self._core, self._environment = folder, number, core, environment
         self._process: subprocess.Popen | None = None
 
     def run(self, spec: Spec) -> str:
@@ -63,8 +63,9 @@ class Worker:
         command += [] if self._core is None else ['--core', str(self._core)]
         with self._log.open('a') as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
-            )
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
+                env=self._environment,
+            )  # fmt: skip
         return self._process
 
     def _last_words(self) -> str:
@@ -74,6 +75,12 @@ class Worker:
 def cores() -> list[int]:
     """The processors that this process may use."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else list(range(os.cpu_count() or 1))
+
+
+def shared(workers: int, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of so many workers: of a GPU each takes its share of the memory, where alone it would take nearly all."""
+    share = {'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{0.9 / workers:.3f}'} if workers > 1 else {}
+    return share | dict(environment)
 
 
 def run(specs: Sequence[Spec], folder: pathlib.Path, workers: int, done: Callable[[Spec, str], None]) -> None:
@@ -93,7 +100,8 @@ def run(specs: Sequence[Spec], folder: pathlib.Path, workers: int, done: Callabl
         waiting.put(spec)
     places = cores()
     pinned = workers > 1 and workers <= len(places)
-    staff = [Worker(folder, i, places[i] if pinned else None) for i in range(min(workers, len(specs)))]
+    number = min(workers, len(specs))
+    staff = [Worker(folder, i, places[i] if pinned else None, shared(number)) for i in range(number)]
     finished: queue.SimpleQueue[tuple[Spec, str] | None] = queue.SimpleQueue()
 
     def work(worker: Worker) -> None:

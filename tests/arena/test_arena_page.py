@@ -39,6 +39,16 @@ def written(cells, tmp_path_factory):
     return page.write(folder, cells, 'sft', described)
 
 
+def test_the_page_for_readers_of_the_project_has_tables_verdicts_and_figures(cells, compared, tmp_path):
+    text, *drawn = page.publish(tmp_path / 'docs', cells, 'sft', {'command': 'python -m this --docs docs', 'seeds': 4})
+    said = text.read_text()
+    assert text.name == 'ARENA.md' and '`python -m this --docs docs` wrote this page' in said and '* seeds: 4' in said
+    assert [path.name for path in drawn] == ['arena_learning.png', 'arena_differences.png'] and all(path.is_file() for path in drawn)
+    assert all(f']({path.name})' in said for path in drawn)
+    assert all(page.sentence(compared, task) in said for task in compared.tasks)
+    assert said.count('\n| addition |') == 2 * len(compared.recipes), 'results and costs'
+
+
 def draw(compared, cells, name, task):
     """The axes of one panel."""
     drawing = {drawing.name: drawing for drawing in figures.drawings(compared, cells)}[name]

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import pytest
 
@@ -87,7 +88,7 @@ def test_problems_are_paired_and_costs_are_counted(compared):
     assert all(len(tokens) == 1 for tokens in by_seed), 'the same demonstrations, in the same order'
 
 
-def test_what_is_done_is_not_done_again_and_what_is_missing_comes_out_the_same(compared, monkeypatch):
+def test_what_is_done_is_not_done_again_and_what_is_missing_comes_out_the_same(compared, monkeypatch, tmp_path):
     before, asked = cells(compared), []
     run = schedule.run
 
@@ -96,6 +97,10 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_comes_out_the_same(c
         run(specs, *rest)
 
     monkeypatch.setattr(schedule, 'run', noted)
+    # In another place it is the same comparison.
+    moved = shutil.copytree(compared, tmp_path / 'moved')
+    compare.run(options(moved))
+    assert not asked
     (gone,) = compared.glob(f'cells/{TASK}/sft/1-*')
     (gone / 'result.json').unlink()
     compare.run(options(compared))
@@ -116,6 +121,12 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_comes_out_the_same(c
     (alone / cell.CONFIG).write_text((folder / cell.CONFIG).read_text())
     (warm,) = compared.glob('warm/*')
     assert timeless(cell.run(cell.Spec('grpo@grpo', TASK, 0, str(alone), str(warm), 8))) == timeless(before['grpo@grpo', 0])
+
+
+def test_workers_share_the_memory_of_a_gpu_unless_the_user_says_otherwise():
+    name = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
+    assert schedule.shared(1, {'a': 'b'}) == {'a': 'b'}
+    assert schedule.shared(3, {'a': 'b'}) == {'a': 'b', name: '0.300'} and schedule.shared(3, {name: '0.1'}) == {name: '0.1'}
 
 
 @pytest.mark.parametrize(
