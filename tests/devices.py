@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
+
 HERE = pathlib.Path(__file__).parent
 
 
@@ -14,6 +16,16 @@ def environment(number: int, *folders: pathlib.Path) -> dict[str, str]:
         'XLA_FLAGS': f'--xla_force_host_platform_device_count={number}',
         'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(map(str, (*folders, HERE, HERE.parent))),
     }  # fmt: skip
+
+
+def by_mesh(script: pathlib.Path, out: pathlib.Path, *arguments: object) -> dict[str, dict[str, np.ndarray]]:
+    """Runs a script that writes arrays named MESH/NAME to `out`, its first argument; returns mesh -> name -> array."""
+    on_eight(script, out, *arguments)
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for key, value in np.load(out).items():
+        mesh, _, name = key.partition('/')
+        found.setdefault(mesh, {})[name] = value
+    return found
 
 
 def on_eight(script: pathlib.Path, *arguments: object) -> None:

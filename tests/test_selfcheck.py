@@ -1,5 +1,10 @@
 """The self-check accepts the backend the tests run on, and refuses a planted fault."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import jaxlib
@@ -7,6 +12,8 @@ import numpy as np
 import pytest
 
 from reasonjax import selfcheck
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def plant(name, fault):
@@ -18,6 +25,14 @@ def plant(name, fault):
 
 def test_accepts_this_backend():
     selfcheck.check()
+
+
+def test_accepts_the_backend_as_a_user_has_it():
+    """The tests' own flags (conftest.py) compile in other ways."""
+    environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+    code = 'from reasonjax import selfcheck; selfcheck.check()'
+    done = subprocess.run([sys.executable, '-c', code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize('name', [program.name for program in selfcheck.PROGRAMS])

@@ -1,9 +1,8 @@
-"""What `test_folder_devices` runs, here and in a process that has eight devices: prints nothing, writes one .npz.
+"""What `test_folder_devices` runs, in a process that has eight devices: prints nothing, writes one .npz.
 
-    python folder_devices.py OUT FOLDERS MESH [MESH ...]    where MESH is like fsdp=4,tensor=2
+    python folder_devices.py OUT FOLDERS MESH [MESH ...]    where MESH is like fsdp=4,tensor=2; expert=1 is one device
 """
 
-import math
 import pathlib
 import sys
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import toys
+from several_devices import made, parsed
 
 from reasonjax import state
 from reasonjax.model import config as model_config
@@ -26,7 +26,7 @@ SAMPLING = Sampling(num_generations=2, max_tokens=6, eos_ids=(2,))
 
 def run(root: pathlib.Path, sizes: dict[str, int]) -> dict[str, np.ndarray]:
     """Parameters of every folder; of the mixture, two training steps and a rollout."""
-    mesh = meshes.make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
+    mesh = made(sizes)
     out = {}
     for path in sorted(root.iterdir()):
         folder = pretrained.read_folder(path)
@@ -63,10 +63,6 @@ def sample(config: model_config.ModelConfig, params: dict, mesh: jax.sharding.Me
     draw = meshes.on(mesh, lambda p, x, key: generate(p, config, x, key, SAMPLING))
     rollout = jax.jit(draw)(params, prompts, jax.random.key(2))
     return {'rollout/tokens': rollout.tokens, 'rollout/logprob': rollout.logprob}
-
-
-def parsed(shape: str) -> dict[str, int]:
-    return {axis: int(size) for axis, size in (part.split('=') for part in shape.split(','))}
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
-"""What `test_quantised_devices` runs, here and in a process that has eight devices: prints nothing, writes one .npz.
+"""What `test_quantised_devices` runs, in a process that has eight devices: prints nothing, writes one .npz.
 
-    python quantised_devices.py OUT MESH [MESH ...]    where MESH is like fsdp=4,tensor=2
+    python quantised_devices.py OUT MESH [MESH ...]    where MESH is like fsdp=4,tensor=2; fsdp=1 is one device
 """
 
 import sys
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 import toys
-from several_devices import CONFIG, caught, parsed
+from several_devices import CONFIG, caught, made, parsed
 
 from reasonjax import state
 from reasonjax.methods import adapters, filters
@@ -26,7 +26,7 @@ TARGETS = ('layers/attention/q', 'layers/attention/o', 'layers/mlp/up')
 def run(sizes: dict[str, int]) -> dict[str, np.ndarray]:
     """Loss and gradient of pairs over each kind of base (over dense ones: `several_devices`); where no tokens are split, parameters after
     two steps with moments in the host's memory."""
-    mesh, tree = meshes.make_mesh(sizes), spec.specs(CONFIG)
+    mesh, tree = made(sizes), spec.specs(CONFIG)
     fresh = jax.jit(lambda key: spec.initialise(tree, key, 'float32'))(jax.random.key(0))
     rows = toys.random_batch(rows=16, length=12, config=CONFIG)
     out = {}

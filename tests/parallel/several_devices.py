@@ -1,8 +1,11 @@
-"""What `test_several_devices` runs, here and in a process that has eight devices: prints nothing, writes one .npz.
+"""What `test_several_devices` runs, in a process that has eight devices: prints nothing, writes one .npz.
 
-    python several_devices.py OUT MESH [MESH ...]    where MESH is like fsdp=4,tensor=2 (a mixture's, where it names `expert`)
+    python several_devices.py OUT MESH [MESH ...]    where MESH is like fsdp=4,tensor=2; a mixture's names `expert`
+
+The sizes of a mesh say how many of the devices it has: fsdp=1 is one.
 """
 
+import math
 import sys
 from types import SimpleNamespace
 
@@ -67,7 +70,7 @@ def caught() -> optax.GradientTransformation:
 
 def run(sizes: dict[str, int], config) -> dict[str, np.ndarray]:
     """Fresh weights; loss and gradient of each kind of step; on some meshes a rollout and three steps on low-rank pairs."""
-    mesh = meshes.make_mesh(sizes)
+    mesh = made(sizes)
     tree = spec.specs(config)
     placement = meshes.shardings(tree, spec.abstract(tree, 'float32'), mesh)
     fresh = jax.jit(lambda key: spec.initialise(tree, key, 'float32'), out_shardings=placement)(jax.random.key(0))
@@ -126,6 +129,11 @@ def steps(objective, rows: dict, optimizer, together: int, params, chosen, tree,
         metrics.append(measured)
     assert update._cache_size() == 1, 'the step was compiled again'
     return now, metrics
+
+
+def made(sizes: dict[str, int]) -> jax.sharding.Mesh:
+    """A mesh of the first devices."""
+    return meshes.make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
 
 
 def parsed(shape: str) -> dict[str, int]:

@@ -1,7 +1,6 @@
 """A Hugging Face folder on one device and on eight (simulated, in a process of their own): import, a mixture's training and sampling."""
 
 import pathlib
-import sys
 
 import devices
 import jax
@@ -16,6 +15,7 @@ pytest.importorskip('transformers')
 
 HERE = pathlib.Path(__file__).parent
 MESHES = ('data=2,expert=4', 'fsdp=2,expert=2,tensor=2')
+ONE = 'expert=1'
 SHAPE = toys.changed(vocab_size=16, qk_norm='none', qkv_bias=False, pad_id=-1, head_dim=4)
 FOLDERS = {
     'experts': toys.changed(SHAPE, qk_norm='head', experts=4, experts_per_token=2, mlp_dim=8),
@@ -37,37 +37,28 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def eight(folders, tmp_path_factory):
-    out = tmp_path_factory.mktemp('devices') / 'eight.npz'
-    devices.on_eight(HERE / 'folder_devices.py', out, folders, *MESHES)
-    return np.load(out)
-
-
-@pytest.fixture(scope='module')
-def one(folders):
-    if jax.default_backend() != 'cpu':
-        pytest.skip('the reference runs on one CPU device')
-    sys.path.insert(0, str(HERE))
-    import folder_devices
-
-    sys.path.remove(str(HERE))
-    return folder_devices.run(folders, {})
+def found(folders, tmp_path_factory):
+    """By mesh, what it came to."""
+    out = tmp_path_factory.mktemp('devices') / 'found.npz'
+    return devices.by_mesh(HERE / 'folder_devices.py', out, folders, ONE, *MESHES)
 
 
 @pytest.mark.parametrize('shape', MESHES)
-def test_eight_devices_equal_one(one, eight, shape):
-    assert {name.removeprefix(f'{shape}/') for name in eight.files if name.startswith(shape)} == set(one)
+def test_eight_devices_equal_one(found, shape):
+    one, several = found[ONE], found[shape]
+    assert set(several) == set(one)
     for name, wanted in one.items():
-        got = eight[f'{shape}/{name}']
+        got = several[name]
         if name.startswith(tuple(FOLDERS)) or name == 'rollout/tokens':
             np.testing.assert_array_equal(got, wanted, err_msg=name)
         else:
             np.testing.assert_allclose(got, wanted, atol=2e-6, rtol=2e-5, err_msg=name)
-    assert eight[f'{shape}/step1/loss'] < eight[f'{shape}/step0/loss'] and eight[f'{shape}/step0/router/z_loss'] > 0
+    assert several['step1/loss'] < several['step0/loss'] and several['step0/router/z_loss'] > 0
     assert all(np.abs(x).max() > 1e-4 for name, x in one.items() if name.startswith('moved/'))
 
 
-def test_the_reference_is_what_was_written(one):
+def test_the_reference_is_what_was_written(found):
+    one = found[ONE]
     for name, config in FOLDERS.items():
         kept = {key.removeprefix(f'{name}/'): x for key, x in one.items() if key.startswith(f'{name}/')}
         wanted = jax.tree_util.tree_leaves_with_path(toys.params(config))

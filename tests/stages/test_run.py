@@ -163,7 +163,7 @@ def test_an_empty_completion_is_counted_and_not_kept():
     drawn = SimpleNamespace(prompts={'rows': [{'prompt': 'p'}]}, texts=texts, rewards=rewards)
     part = collect._part(drawn, SimpleNamespace(min_reward=0.5, max_per_prompt=0))
     assert [row['completion'] for row in part['rows']] == ['a']
-    assert part['counts'] == {'sampled': 3, 'kept': 1, 'dropped': 0, 'empty': 1, 'reward': 1.5}
+    assert part['counts'] == {'sampled': 3, 'kept': 1, 'dropped': 0, 'empty': 1, 'reward': 1.5, 'num_tokens': 4}
     json.dumps(part)
 
 
