@@ -13,7 +13,7 @@ import jax
 import ml_collections
 
 from reasonjax import config as configs
-from reasonjax import metrics
+from reasonjax import metrics, programs
 from reasonjax.arena import recipes, results
 from reasonjax.arena.results import Cell
 from reasonjax.errors import Stopped
@@ -91,14 +91,14 @@ def _measured(spec: Spec, folder: pathlib.Path) -> dict[str, Any]:
     if not _checkpoints(folder):
         # A cell that was done, and whose result is gone, begins again.
         shutil.rmtree(folder / RUN, ignore_errors=True)
-    reset_peak()
+    peak = Peak()
     runs.run(config, folder / RUN)
-    peak = peak_bytes()
+    peak_bytes = peak.bytes
     answers = _examined(folder / RUN, recipes.exam_settings(config, spec.task, spec.problems))
     spent = Spent(open_run(config, folder / RUN, active=False), metrics.read(folder / RUN / 'metrics.jsonl'))
     return {
         'correct': answers.correct, 'before': before.correct, 'length': answers.length,
-        'curve': spent.curve(), 'cost': spent.total() | {'peak_bytes': peak},
+        'curve': spent.curve(), 'cost': spent.total() | {'peak_bytes': peak_bytes},
     }  # fmt: skip
 
 
@@ -216,21 +216,31 @@ def _added(costs: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return total
 
 
-def reset_peak() -> None:
-    """Begins a new measurement of the process's memory, where the system can."""
-    try:
-        pathlib.Path('/proc/self/clear_refs').write_text('5')
-    except OSError:
-        pass
+class Peak:
+    """The most memory held since this was made."""
+
+    def __init__(self):
+        programs.give_back_freed_memory()
+        self._before = _device_peak()
+        try:
+            pathlib.Path('/proc/self/clear_refs').write_text('5')
+        except OSError:
+            pass
+
+    @property
+    def bytes(self) -> float | None:
+        """Of the first device where it says, else of the process. None where neither is known, and where the device held as much before:
+        its mark cannot be set back."""
+        after = _device_peak()
+        if after is not None:
+            return after if after > self._before else None
+        try:
+            status = pathlib.Path('/proc/self/status').read_text()
+        except OSError:
+            return None
+        return next((float(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith('VmHWM')), None)
 
 
-def peak_bytes() -> float | None:
-    """The most memory held since `reset_peak`: of the first device where it says, else of the process; None where neither is known."""
-    device = jax.local_devices()[0].memory_stats()
-    if device and 'peak_bytes_in_use' in device:
-        return float(device['peak_bytes_in_use'])
-    try:
-        status = pathlib.Path('/proc/self/status').read_text()
-    except OSError:
-        return None
-    return next((float(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith('VmHWM')), None)
+def _device_peak() -> float | None:
+    found = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+    return None if found is None else float(found)

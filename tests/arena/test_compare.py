@@ -5,6 +5,8 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -121,6 +123,33 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_comes_out_the_same(c
     (alone / cell.CONFIG).write_text((folder / cell.CONFIG).read_text())
     (warm,) = compared.glob('warm/*')
     assert timeless(cell.run(cell.Spec('grpo@grpo', TASK, 0, str(alone), str(warm), 8))) == timeless(before['grpo@grpo', 0])
+
+
+PEAKS = """
+from reasonjax import programs
+from reasonjax.arena.cell import Peak
+
+programs._keep_freed_memory(one_arena=False)
+first = Peak()
+blocks = [bytes(1000) for _ in range(300_000)]
+last = blocks.pop()
+del blocks
+print(first.bytes, Peak().bytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_what_one_cell_held_is_no_part_of_the_next_ones_peak():
+    done = subprocess.run([sys.executable, '-c', PEAKS], capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[2])
+    first, second = map(float, done.stdout.split())
+    assert first > 3e8 and first - second > 2.5e8, done.stderr
+
+
+def test_a_device_whose_mark_did_not_rise_says_nothing(monkeypatch):
+    marks = iter([5.0, 7.0, 7.0, 7.0])
+    monkeypatch.setattr(cell, '_device_peak', lambda: next(marks))
+    assert cell.Peak().bytes == 7.0
+    assert cell.Peak().bytes is None
 
 
 def test_workers_share_the_memory_of_a_gpu_unless_the_user_says_otherwise():
