@@ -156,12 +156,13 @@ def _stage(stage: ml_collections.ConfigDict, arena: ArenaTask, name: str, recipe
                 )
             stage.data.source = arena.node('train', arena.demonstrations, seed, **arena.train)
             stage.data.update(max_length=whole, packing=True)
+        stage.data.overlong = arena.overlong
         stage.batch_size = _rows(whole)
         stage.steps = arena.supervised_steps
         ours = arena.peaks[0]
     else:
         stage.data.source = arena.node('prompts', arena.prompts, seed, **arena.asked)
-        stage.data.update(max_prompt_length=arena.max_prompt_length, overlong='error')
+        stage.data.update(max_prompt_length=arena.max_prompt_length, overlong=arena.overlong)
         stage.max_completion_length = arena.max_completion_length
         stage.rewards = {'accuracy': dict(_rule(arena))}
         stage.reward_workers = 0
@@ -204,7 +205,7 @@ def exam_settings(c: ml_collections.ConfigDict, task: str, problems: int = 0, *,
     found = c.evaluation.copy_and_resolve_references().unlock()
     found.task = dict(name='reasonjax.arena.tasks.exam', arena=task, validation=validation, problems=problems)
     found.update(
-        enabled=True, batch_size=EXAM_BATCH, transforms=(), overlong='error', greedy=True, samples=0 if validation else SAMPLES,
+        enabled=True, batch_size=EXAM_BATCH, transforms=(), overlong=both[0].overlong, greedy=True, samples=0 if validation else SAMPLES,
         max_prompt_length=max(one.max_prompt_length for one in both),
         max_completion_length=max(one.max_completion_length for one in both),
     )  # fmt: skip

@@ -38,6 +38,7 @@ class ArenaTask:
       peaks: learning rates of supervised and of online stages.
       reward: of online stages; None for the task's rule, which then runs on tokens too.
       needs_model: there is no warm start to be trained: the checkpoint is a model of the user's.
+      overlong: what becomes of a problem with more tokens: 'error', or 'drop' (and count) where the tokenizer is not known here.
     """
 
     task: str
@@ -58,6 +59,7 @@ class ArenaTask:
     peaks: tuple[float, float] = (1e-3, 2e-4)
     reward: Mapping[str, Any] | None = None
     needs_model: bool = False
+    overlong: str = 'error'
 
     def node(self, split: str, size: int, seed: Any = 0, **more: Any) -> dict[str, Any]:
         """The task as a config names it."""
@@ -120,6 +122,7 @@ ARENA = {
     'gsm8k': ArenaTask(
         'reasonjax.arena.gsm8k.gsm8k', warm=dict(), train=dict(), max_prompt_length=256, max_completion_length=256, problems=200,
         demonstrations=7500, prompts=7500, peaks=(1e-5, 1e-6), reward=dict(name='accuracy', extract='flexible'), needs_model=True,
+        overlong='drop',
     ),
 }  # fmt: skip
 GROUPS = {'arena': tuple(name for name, task in ARENA.items() if not task.needs_model)}

@@ -125,6 +125,23 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_comes_out_the_same(c
     assert timeless(cell.run(cell.Spec('grpo@grpo', TASK, 0, str(alone), str(warm), 8))) == timeless(before['grpo@grpo', 0])
 
 
+def test_gsm8k_with_a_model_of_the_users(tmp_path, model_folder, monkeypatch):
+    """A problem with more tokens than there is room for, by the model's tokenizer, is left out for all, and the page counts the others."""
+    folder = tmp_path / 'data' / 'gsm8k'
+    folder.mkdir(parents=True)
+    asked = [{'question': f'{a} and {a + 1}?', 'answer': f'{a}+{a + 1}={2 * a + 1}\n#### {2 * a + 1}'} for a in range(128)]
+    asked[-1]['question'] *= 100
+    for name, rows in (('train', asked[:120]), ('test', asked[120:])):
+        (folder / f'{name}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    monkeypatch.setenv('REASONJAX_DATA', str(tmp_path / 'data'))
+    given = dict(recipes='sft', tasks='gsm8k', init=f'hf:{model_folder}', budget='tokens=9000', seeds=1, workers=1)
+    compare.run(options(tmp_path / 'run', **given))
+    found = cells(tmp_path / 'run')['sft', 0]
+    assert found.done, found.error
+    assert len(found.correct['test']['greedy']) == 7 and found.cost['trained_tokens'] >= 9000
+    assert json.loads((tmp_path / 'run' / 'table.json').read_text())['problems'] == {'gsm8k': {'test': 7}}
+
+
 PEAKS = """
 from reasonjax import programs
 from reasonjax.arena.cell import Peak
