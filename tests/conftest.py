@@ -13,7 +13,7 @@ import pytest
 
 # The programs of these tests run for milliseconds: machine code that is made quickly is worth more than quick machine code. A user of the
 # package has XLA's defaults, as have tests run with `XLA_FLAGS= pytest`, those on simulated devices, and the self-check. Another release
-# of XLA may not know these flags, and would end the process; nor does the compiler for TPUs, where it is installed.
+# of XLA may not know these flags, and would end the process; the compiler for TPUs, where it is installed, does not.
 QUICK_TO_COMPILE = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
 if jaxlib.__version__.startswith('0.10.') and importlib.util.find_spec('libtpu') is None:
     os.environ.setdefault('XLA_FLAGS', QUICK_TO_COMPILE)

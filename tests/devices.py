@@ -11,7 +11,10 @@ HERE = pathlib.Path(__file__).parent
 
 
 def environment(number: int, *folders: pathlib.Path) -> dict[str, str]:
-    """This process's environment for one that has `number` CPU devices, with tests/, the root and `folders` on its path."""
+    """This process's environment for one that has `number` CPU devices, with tests/, the root and `folders` on its path.
+
+    Without the flags of conftest.py: with them such devices once met in different collectives, and waited for each other for ever.
+    """
     return os.environ | {
         'XLA_FLAGS': f'--xla_force_host_platform_device_count={number}',
         'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(map(str, (*folders, HERE, HERE.parent))),

@@ -12,7 +12,7 @@ compare with `--config.sft.corruption.rate=0` at equal epochs, which is SFT bit 
 Hardware: as written it trains the small model of configs/gsm8k.py on any CPU; a pre-trained model needs `config.init`.
 Not measured here on a pre-trained model. On small tasks it hurts, whether a model starts from scratch (the more the higher the rate; 100
 to 2000 demonstrations, 3 to 4 seeds) or from a checkpoint that half knows the task (docs/ARENA.md: worse than SFT on seven of eight tasks,
-five seeds, also where every step is written twice: docs/CLAIMS.md). The effect needs a model that can recover what is hidden.
+five seeds, also where every step is written twice: docs/CLAIMS.md). Perhaps the effect needs a model that can recover what is hidden.
 """
 
 import ml_collections

@@ -68,12 +68,14 @@ def limited(config: ml_collections.ConfigDict, budget: Budget) -> ml_collections
         if budget.kind == 'seconds':
             stage.time_limit, stage.steps = share, MANY
             if trains:
-                stage.learning_rate, stage.eval_every = _constant(stage.learning_rate, stage.learning_rate.warmup_steps), 0
+                stage.learning_rate, stage.eval_every = _constant(stage.learning_rate), 0
             continue
         stage.token_limit = math.ceil(share if budget.kind == 'tokens' else share / StageCost(run, place).per_token)
         counted = stage.kind == 'supervised' and not reads_collected(stage)
-        most, likely = _counted(run, place, stage.token_limit) if counted else _bounds(stage)
-        stage.steps = most
+        if counted:
+            stage.steps = likely = _counted(run, place, stage.token_limit)
+        else:
+            stage.steps, likely = _bounds(stage)
         if not trains:
             continue
         if likely < EVALUATIONS:
@@ -82,26 +84,25 @@ def limited(config: ml_collections.ConfigDict, budget: Budget) -> ml_collections
                 f'before its {EVALUATIONS} evaluations are over; it needs {EVALUATIONS / max(likely, 1):.0f} times as much.'
             )
         stage.eval_every = max(1, likely // EVALUATIONS)
-        if counted:
-            stage.learning_rate.warmup_steps = likely // 10
-        else:
-            stage.learning_rate = _constant(stage.learning_rate, likely // 10)
+        stage.learning_rate.warmup_steps = likely // 10
+        if not counted:
+            stage.learning_rate = _constant(stage.learning_rate)
     configs.complete(c)
     c.lock()
     return c
 
 
-def _constant(rate: ml_collections.ConfigDict, warmup_steps: int) -> dict:
-    return dict(name='constant', peak=rate.peak, warmup_steps=warmup_steps)
+def _constant(rate: ml_collections.ConfigDict) -> dict:
+    return dict(name='constant', peak=rate.peak, warmup_steps=rate.warmup_steps)
 
 
-def _counted(run: Run, place: Place, limit: int) -> tuple[int, int]:
-    """Steps that a supervised stage needs for as many tokens, twice: there is no doubt."""
+def _counted(run: Run, place: Place, limit: int) -> int:
+    """Steps that a supervised stage needs for as many tokens."""
     data, tokens, steps = supervised.open_data(run, place), 0, 0
     while tokens < limit:
         tokens += int((next(data)['segments'] > 0).sum())
         steps += 1
-    return steps, steps
+    return steps
 
 
 def _bounds(stage: ml_collections.ConfigDict) -> tuple[int, int]:

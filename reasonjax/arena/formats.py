@@ -65,7 +65,7 @@ def legend(table: Table) -> list[str]:
         '0.05 before Holm).',
         "other tasks: greedy accuracy on other tasks' problems, after training minus before, the mean of these tasks; "
         'below 0 something was forgotten.',
-        'Length is the mean response on test in tokens. Costs are medians over seeds.',
+        f'Length is the mean response on test in tokens. Costs are medians over seeds. {DASH}: not measured, or nothing to compare.',
     ]
 
 

@@ -61,7 +61,7 @@ def publish(folder: pathlib.Path, cells: Sequence[Cell], baseline: str, descript
             paths.append(figures.png(drawing, folder / f'arena_{drawing.name}.png'))
             parts.append(f'![{drawing.title}]({paths[-1].name})\n\n{drawing.explanation}')
     parts += ['\n'.join(f'* {sentence(table, task)}' for task in table.tasks), formats.markdown(table).strip()]
-    parts.append('\n'.join(f'* {title}: {value}' for title, value in description.items()))
+    parts.append('\n'.join(f'* {title}: {value}' for title, value in description.items() if title != 'command'))
     paths[0].write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
     return paths
 

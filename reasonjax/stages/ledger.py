@@ -121,7 +121,7 @@ def check(stage: Any, name: str, evaluating: bool) -> None:
 
 
 def check_limits(stage: Any, name: str) -> None:
-    """Raises UserError where a limit is below zero, which is none."""
+    """Raises UserError where a limit is below 0; 0 is off."""
     for key in ('token_limit', 'time_limit'):
         _at_least(stage, name, key, 0)
 

@@ -90,6 +90,15 @@ def test_seconds_are_those_of_steps_without_the_first(tmp_path):
     assert seconds[-1] >= 0.05 > (seconds[-2] if len(seconds) > 1 else 0)
 
 
+def test_processes_end_together_though_their_clocks_differ(monkeypatch):
+    heard = []
+    monkeypatch.setattr(ledger.processes, 'agree', lambda flag: heard.append(flag) or True)
+    assert ledger.spent({'time_limit': 5.0}, 0, 1.0), 'another process is late'
+    assert heard == [False]
+    assert not ledger.spent({'token_limit': 9}, 3, 1e9) and ledger.spent({'token_limit': 9}, 9, 0.0)
+    assert heard == [False], 'tokens need no agreement'
+
+
 def test_limits_are_off_at_zero_and_refused_below(tmp_path):
     assert not ledger.spent({}, 1e9, 1e9)
     with pytest.raises(UserError, match='config.train.token_limit=-1: must be at least 0'):
