@@ -1,22 +1,124 @@
-"""Files that a user hands in."""
+"""Files that a user hands in, or that another program may have changed: read with one line that says what is wrong; written whole."""
 
 import json
+import os
 import pathlib
+import re
 from typing import Any
 
-from reasonjax.errors import UserError
+from reasonjax.errors import UserError, nearest
+
+# A JSON escape of half a character (U+D800 to U+DFFF): such text cannot be encoded, so no tokenizer and no file takes it.
+_HALF = re.compile(r'\\u[dD][89abABc-fC-F]')
 
 
-def json_object(file: pathlib.Path) -> dict[str, Any]:
+def reason(error: OSError) -> str:
+    """Says why the system refused a file, in its own words ('Permission denied')."""
+    return error.strerror or str(error)
+
+
+def read_bytes(file: str | os.PathLike) -> bytes:
+    """Reads a file.
+
+    Raises:
+      UserError: it is not there (names the nearest), is a folder, or may not be read.
+    """
+    file = pathlib.Path(file)
+    try:
+        return file.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f'{file}: no such file.{nearest_name(file)}') from error
+    except OSError as error:
+        raise UserError(f'{file}: cannot be read ({reason(error)}).') from error
+    except ValueError as error:  # a null character in the name
+        raise UserError(f'{str(file)!r}: is no file name ({error}).') from error
+
+
+def read_text(file: str | os.PathLike) -> str:
+    """Reads a UTF-8 text; a byte-order mark at its start is dropped, line ends stay as they are.
+
+    Raises:
+      UserError: as `read_bytes`, or bytes that are not UTF-8 (names the line).
+    """
+    return decode(read_bytes(file), str(file))
+
+
+def decode(content: bytes, where: str) -> str:
+    """Decodes UTF-8; see `read_text`. `where` begins the error."""
+    try:
+        return content.decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        number = content.count(b'\n', 0, error.start) + 1
+        raise UserError(f'{where}: line {number} is not UTF-8 ({error.reason}, byte {error.start + 1}); save the file as UTF-8.') from error
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parses JSON.
+
+    Args:
+      text: one JSON value.
+      where: what errors begin with, such as 'train.jsonl:17'.
+
+    Raises:
+      UserError: not JSON, nested too deeply, a number of thousands of digits, or half a character (a lone surrogate).
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f'line {error.lineno}, ' if error.lineno > 1 else ''
+        raise UserError(f'{where}: not valid JSON ({error.msg}, {line}column {error.colno}).') from error
+    except RecursionError as error:
+        raise UserError(f'{where}: not usable JSON (nested too deeply).') from error
+    except ValueError as error:  # Python's limit on the digits of an integer
+        raise UserError(f'{where}: not usable JSON ({str(error).partition(";")[0]}).') from error
+    if _HALF.search(text) and (found := _half_character(value)):
+        raise UserError(f'{where}: holds half a character ({found}, a lone surrogate), which no text can hold; mend or drop it.')
+    return value
+
+
+def _half_character(value: Any) -> str:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return f'\\u{ord(error.object[error.start]):04x}'
+    return ''
+
+
+def read_json(file: str | os.PathLike) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      UserError: as `read_text` and `parse_json`.
+    """
+    return parse_json(read_text(file), str(file))
+
+
+def json_object(file: str | os.PathLike) -> dict[str, Any]:
     """Reads a file that holds a JSON object.
 
     Raises:
-      UserError: not JSON, or JSON of another kind.
+      UserError: as `read_json`, or JSON of another kind.
     """
-    try:
-        value = json.loads(file.read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f'{file}: not JSON ({error}).') from error
+    value = read_json(file)
     if not isinstance(value, dict):
         raise UserError(f'{file}: expected a JSON object, found {type(value).__name__}.')
     return value
+
+
+def write_text(file: str | os.PathLike, text: str) -> None:
+    """Writes a text whole: a reader, or a kill, never sees half of it, and it is on disk when this returns."""
+    file = pathlib.Path(file)
+    temporary = file.with_name(f'{file.name}.tmp')
+    with temporary.open('w', encoding='utf-8') as opened:
+        opened.write(text)
+        opened.flush()
+        os.fsync(opened.fileno())
+    temporary.replace(file)
+
+
+def nearest_name(file: pathlib.Path) -> str:
+    """Returns the hint towards a file of a similar name in the same folder, or ''."""
+    try:
+        return nearest(file.name, [entry.name for entry in file.parent.iterdir()])
+    except OSError:
+        return ''

@@ -4,6 +4,7 @@ import argparse
 import ctypes
 import errno
 import gc
+import os
 import pathlib
 import shlex
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from reasonjax import config as configs
+from reasonjax import files, terminal
 from reasonjax.errors import Stopped, UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room on the disk, or beyond what this user may have
@@ -40,24 +42,34 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
 
 def run_program(program: Callable[[], None]) -> int:
     """Runs a program; what the user can mend is printed without a traceback. Returns the exit status."""
+    terminal.open_streams()
     try:
         program()
     except UserError as error:
         from reasonjax.parallel import processes
 
         which = processes.label()
-        print(f'error ({which}): {error}' if which else f'error: {error}', file=sys.stderr, flush=True)
-        return 2
+        return _fail(f'error ({which}): {error}' if which else f'error: {error}')
     except Stopped as stop:
         again = shlex.join(['python', *sys.orig_argv[1:]])
         print(f'stopped: {stop}. To go on, give the same command again:\n  {again}', file=sys.stderr, flush=True)
         return Stopped.status
+    except BrokenPipeError:
+        # Whoever read the output has seen enough (`| head`). What Python flushes as it ends goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno in FULL:
+            return _fail(f'error: {error}. What was saved before is whole; make room and give the same command again.')
+        if error.filename is None:
             raise
-        print(f'error: {error}. What was saved before is whole; make room and give the same command again.', file=sys.stderr, flush=True)
-        return 2
+        return _fail(f'error: {error.filename}: {files.reason(error)}.')
     return 0
+
+
+def _fail(message: str) -> int:
+    print(terminal.printable(message), file=sys.stderr, flush=True)
+    return 2
 
 
 def load_config(location: str, overrides: Sequence[tuple[str, str]], smoke: bool) -> tuple[Any, str]:

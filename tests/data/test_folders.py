@@ -62,7 +62,7 @@ def test_bad_eos(tmp_path, hugging_face_folder):
     with pytest.raises(UserError, match='generation_config.json: expected a JSON object, found list'):
         opened(folder)
     (tmp_path / 'generation_config.json').write_text('{"eos')
-    with pytest.raises(UserError, match='generation_config.json: not JSON'):
+    with pytest.raises(UserError, match='generation_config.json: not valid JSON'):
         opened(folder)
 
 

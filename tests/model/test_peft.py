@@ -290,7 +290,7 @@ def test_broken_folders(tmp_path):
     with pytest.raises(UserError, match='found adapter_model.bin, which is pickled'):
         read_adapter(tmp_path / 'adapter')
     (tmp_path / 'adapter' / 'adapter_config.json').write_text(json.dumps(settings)[:-5])
-    with pytest.raises(UserError, match='not JSON'):
+    with pytest.raises(UserError, match='not valid JSON'):
         read_adapter(tmp_path / 'adapter')
 
 

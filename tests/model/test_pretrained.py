@@ -163,7 +163,7 @@ def test_no_such_folder(folder):
 
 @pytest.mark.parametrize('text, words', [
     (None, ['no config.json', 'safetensors']),
-    ('{"architectures": ', ['config.json', 'not JSON']),
+    ('{"architectures": ', ['config.json', 'not valid JSON']),
     ('["LlamaForCausalLM"]', ['config.json', 'expected a JSON object, found list']),
     ('{}', ['unknown architecture', 'Known architectures: Gemma2ForCausalLM', 'SmolLM3ForCausalLM']),
 ])  # fmt: skip
@@ -251,7 +251,7 @@ def test_spoilt_files(folder, spoil):
                                                                               'was the download complete?']),
     ({'metadata': {}}, ['model.safetensors.index.json', 'weight_map']),
     ([], ['model.safetensors.index.json', 'expected a JSON object']),
-    ('{', ['model.safetensors.index.json', 'not JSON']),
+    ('{', ['model.safetensors.index.json', 'not valid JSON']),
 ])  # fmt: skip
 def test_spoilt_indices(folder, index, words):
     (folder / 'model.safetensors.index.json').write_text(index if isinstance(index, str) else json.dumps(index))

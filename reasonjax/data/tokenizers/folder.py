@@ -14,12 +14,11 @@ from reasonjax.data.tokenizers.protocol import (
     continued,
     hashed,
     is_context_free,
-    nearest_file,
     no_template,
     specials,
 )
 from reasonjax.errors import UserError
-from reasonjax.files import json_object
+from reasonjax.files import json_object, nearest_name
 
 # Any of these holds a vocabulary. Without one, transformers makes some tokenizers up, with nothing in them.
 _FILES = (
@@ -146,7 +145,7 @@ def huggingface(
     folder = pathlib.Path(path).expanduser()
     if not path or not folder.is_dir():
         raise UserError(
-            f'tokenizer.path: no folder {path!r}; expected a local Hugging Face model folder.{nearest_file(folder)}'
+            f'tokenizer.path: no folder {path!r}; expected a local Hugging Face model folder.{nearest_name(folder)}'
         )
     tokenizer = _opened(folder)
     if chat_template:

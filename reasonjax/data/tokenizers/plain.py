@@ -11,13 +11,13 @@ from reasonjax.data.tokenizers.protocol import (
     Texts,
     continued,
     hashed,
-    nearest_file,
     no_template,
     shown,
     specials,
 )
 from reasonjax.data.vocabulary import train_sentencepiece
 from reasonjax.errors import UserError
+from reasonjax.files import nearest_name
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def sentencepiece(texts: Texts, cache_dir: pathlib.Path, *, path: str = '', voca
     """
     file = pathlib.Path(path).expanduser() if path else trained_file(cache_dir, vocab_size)
     if path and not file.is_file():
-        raise UserError(f'tokenizer.path: no SentencePiece model at {path}.{nearest_file(file)}')
+        raise UserError(f'tokenizer.path: no SentencePiece model at {path}.{nearest_name(file)}')
     if not file.is_file():
         train_sentencepiece(texts(), file, vocab_size)
     import sentencepiece as library

@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from reasonjax.errors import UserError, nearest
+from reasonjax.errors import UserError
 
 Message = Mapping[str, Any]
 Texts = Callable[[], Iterable[str]]
@@ -104,11 +103,6 @@ def no_template(what: str) -> str:
         f'the tokenizer {what} has no chat template: give prompt and completion as strings, '
         'or a Hugging Face tokenizer with a template (tokenizer.chat_template names a file of one)'
     )
-
-
-def nearest_file(file: pathlib.Path) -> str:
-    """The hint towards a file of a similar name."""
-    return nearest(file.name, [entry.name for entry in file.parent.iterdir()]) if file.parent.is_dir() else ''
 
 
 def hashed(*parts: Any) -> str:

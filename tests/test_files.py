@@ -1,0 +1,78 @@
+"""Files that a user hands in: one line says what is wrong."""
+
+import json
+import os
+
+import pytest
+
+from reasonjax import files
+from reasonjax.errors import UserError
+
+
+def refusal(work, *arguments) -> str:
+    with pytest.raises(UserError) as caught:
+        work(*arguments)
+    message = str(caught.value)
+    assert '\n' not in message
+    return message
+
+
+def test_a_missing_file_names_the_nearest(tmp_path):
+    (tmp_path / 'train.jsonl').touch()
+    assert refusal(files.read_bytes, tmp_path / 'trian.jsonl').endswith('trian.jsonl: no such file. Did you mean "train.jsonl"?')
+    assert 'no such file' in refusal(files.read_bytes, tmp_path / 'no folder' / 'x')
+
+
+def test_what_cannot_be_read_says_why(tmp_path):
+    assert 'Is a directory' in refusal(files.read_text, tmp_path)
+    assert 'Not a directory' in refusal(files.read_text, f'{__file__}/x')
+    assert 'File name too long' in refusal(files.read_text, tmp_path / ('x' * 300))
+    (tmp_path / 'loop').symlink_to(tmp_path / 'loop')
+    assert 'symbolic links' in refusal(files.read_text, tmp_path / 'loop')
+    (tmp_path / 'dangling').symlink_to(tmp_path / 'nowhere')
+    assert 'no such file' in refusal(files.read_text, tmp_path / 'dangling')
+    assert 'no file name' in refusal(files.read_text, 'a\0b')
+
+
+def test_text_is_utf8_without_its_mark(tmp_path):
+    file = tmp_path / 'x.txt'
+    file.write_bytes('\ufeffé\r\n\u2028'.encode())
+    assert files.read_text(file) == 'é\r\n\u2028'
+    file.write_bytes('fine\nnot fine: \xe9\n'.encode('latin-1'))
+    assert 'x.txt: line 2 is not UTF-8' in refusal(files.read_text, file)
+
+
+@pytest.mark.parametrize(
+    'text,expected',
+    [
+        ('{"a": 1', "x: not valid JSON (Expecting ',' delimiter, column 8)"),
+        ('{\n"a" 1}', 'line 2, column 5'),
+        ('', 'x: not valid JSON'),
+        ('9' * 5000, 'not usable JSON (Exceeds the limit'),
+        ('[' * 100_000, 'nested too deeply'),
+        (r'{"a": ["\ud800"]}', r'\ud800, a lone surrogate'),
+        (r'{"\uDC00x": 1}', r'\udc00'),
+    ],
+)  # fmt: skip
+def test_json_that_no_program_can_use(text, expected):
+    assert expected in refusal(files.parse_json, text, 'x')
+
+
+def test_json_that_is_fine():
+    assert files.parse_json(r'"\ud83d\ude00 \\ud800"', 'x') == '\U0001f600 \\ud800'
+    assert files.parse_json('[1e999, -0, "\u2028"]', 'x') == [float('inf'), 0, '\u2028']
+
+
+def test_a_json_object_is_asked_for(tmp_path):
+    file = tmp_path / 'x.json'
+    file.write_text('[1]')
+    assert 'expected a JSON object, found list' in refusal(files.json_object, file)
+    file.write_text(json.dumps({'a': 1}))
+    assert files.json_object(file) == {'a': 1}
+
+
+def test_writing_replaces_in_one_piece(tmp_path):
+    file = tmp_path / 'x.json'
+    files.write_text(file, 'old')
+    files.write_text(file, 'néw\n')
+    assert file.read_bytes() == 'néw\n'.encode() and os.listdir(tmp_path) == ['x.json']
