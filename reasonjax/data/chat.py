@@ -113,7 +113,7 @@ def documents(chat: Conversation, start: int, tokenizer: Tokenizer) -> list[Docu
         _check_answer(chat.messages[k], k + 1, tokenizer)
     chat = _fitted(chat, tokenizer)
     turns = [_turn(chat, k, tokenizer, k == start) for k in answers]
-    _check_heard(chat, answers[-1], turns[-1].head, tokenizer, learnt=answers)
+    _check_heard(chat, answers[-1], turns[-1].head, tokenizer, answers[-1] == start, answers)
     runs = [[turns[0]]]
     for turn in turns[1:]:
         before = runs[-1][-1]
@@ -135,9 +135,9 @@ def _fitted(chat: Conversation, tokenizer: Tokenizer) -> Conversation:
     return chat._replace(messages=message_forms.fitted(chat.messages, tokenizer, chat.options))
 
 
-def _head(chat: Conversation, upto: int, tokenizer: Tokenizer) -> str:
-    """What the model is given when it is to go on after `upto` messages."""
-    is_open = upto > 0 and chat.messages[upto - 1]['role'] == 'assistant'
+def _head(chat: Conversation, upto: int, tokenizer: Tokenizer, may_continue: bool = True) -> str:
+    """What the model is given when it is to go on after `upto` messages: with the last, where that is its own and it may continue it."""
+    is_open = may_continue and chat.messages[upto - 1]['role'] == 'assistant'
     if is_open and (chat.messages[upto - 1].get('tool_calls') or not words(chat.messages[upto - 1]).strip()):
         raise UserError(
             f'message {upto} (assistant) is the last before the answer, which would continue it, but it has calls or no words; '
@@ -149,7 +149,7 @@ def _head(chat: Conversation, upto: int, tokenizer: Tokenizer) -> str:
 def _turn(chat: Conversation, k: int, tokenizer: Tokenizer, may_continue: bool) -> Turn:
     messages, answer = chat.messages[:k], chat.messages[k]
     continues = may_continue and messages[-1]['role'] == 'assistant'
-    head = _head(chat, k, tokenizer) if continues else tokenizer.chat_text(messages, True, **chat.options)
+    head = _head(chat, k, tokenizer, may_continue)
 
     def rendered(last: Message) -> tuple[str, str]:
         before = [*messages[:-1], _together(messages[-1], last)] if continues else [*messages, last]
@@ -248,12 +248,14 @@ def _check_answer(message: Message, number: int, tokenizer: Tokenizer) -> None:
 
 def _check_thoughts(message: Message, said: str, number: int) -> None:
     """Stops thoughts that spell the tag with which the template closes them: what follows would count as said."""
-    key = next((key for key in THOUGHTS if _CLOSING in message.get(key, '')), '')
-    if key and said.count(_CLOSING) > sum(text.count(_CLOSING) for text in _texts(message)):
-        raise UserError(f'message {number} (assistant): "{key}" spells {_CLOSING}, with which thoughts are closed; take it out')
+    is_spelt = any(_CLOSING in message.get(key, '') for key in THOUGHTS)
+    if is_spelt and said.count(_CLOSING) > sum(text.count(_CLOSING) for text in _texts(message)):
+        raise UserError(f'message {number} (assistant): its thoughts spell {_CLOSING}, with which the template closes them; take it out')
 
 
-def _check_heard(chat: Conversation, upto: int, text: str, tokenizer: Tokenizer, learnt: Sequence[int] = ()) -> None:
+def _check_heard(
+    chat: Conversation, upto: int, text: str, tokenizer: Tokenizer, may_continue: bool = True, learnt: Sequence[int] = ()
+) -> None:
     """Stops a conversation of which the template, without a word, leaves out something before the answer (`learnt` is seen to)."""
     missing = [name for name in tool_names(chat.options['tools']) if name not in text]
     if missing:
@@ -274,7 +276,7 @@ def _check_heard(chat: Conversation, upto: int, text: str, tokenizer: Tokenizer,
     # A template may trim, escape or move what it is given, and drop what has had its time: when it was said, or asked and answered.
     marked = {k: message_marks.marked(chat.messages[k], k) for k in doubtful}
     messages = [marked[k][0] if k in marked else message for k, message in enumerate(chat.messages)]
-    text = _head(chat._replace(messages=messages), upto, tokenizer)
+    text = _head(chat._replace(messages=messages), upto, tokenizer, may_continue)
     answers = [k for k, message in enumerate(chat.messages[:upto]) if message['role'] == 'assistant']
     for k, (message, marks) in marked.items():
         is_answer = k in answers

@@ -194,17 +194,38 @@ def check_order(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
     """Raises UserError where results stand in another order than their calls and the template writes nothing that links them."""
     calls: list[str] = []
     results: list[str] = []
+    differ = True  # the names of the functions
     for number, message in enumerate(messages, 1):
         if message['role'] != 'tool':
-            calls, results = [call.get('id', '') for call in message.get('tool_calls', ())], []
+            made = message.get('tool_calls', ())
+            names = [call.get('function', call)['name'] for call in made]
+            calls, results, differ = [call.get('id', '') for call in made], [], len({*names}) == len(names)
             continue
         results.append(message.get('tool_call_id', ''))
         is_known = all(results) and set(results) <= set(calls)
-        if is_known and results != calls[: len(results)] and not reads(tokenizer, 'tool', 'tool_call_id'):
+        if is_known and results != calls[: len(results)] and not _links(tokenizer, differ, 'name' in message):
             raise UserError(
-                f'message {number} (tool) is not the result of the call whose turn it is, and the chat template does not write '
-                '"tool_call_id"; put results in the order of the calls'
+                f'message {number} (tool) is not the result of the call whose turn it is, and the chat template does not write which '
+                'call it answers; put results in the order of the calls'
             )
+
+
+@functools.lru_cache(maxsize=256)
+def _links(tokenizer: Tokenizer, differ: bool, named: bool) -> bool:
+    """Whether the template writes which call a result belongs to: its id, or its function where these differ."""
+    functions = {'reasonjx1': 'reasonjaxtool', 'reasonjx2': 'reasonjaxother' if differ else 'reasonjaxtool'}
+    calls = [{**_CALL, 'id': key, 'function': {**_CALL['function'], 'name': name}} for key, name in functions.items()]
+    before = [_QUESTION, {'role': 'assistant', 'content': '', 'tool_calls': calls}]
+    texts = []
+    for order in (functions, reversed(functions)):
+        results = [{'role': 'tool', 'content': 'reasonjaxresult', 'tool_call_id': key} for key in order]
+        if named:
+            results = [result | {'name': functions[result['tool_call_id']]} for result in results]
+        try:
+            texts.append(tokenizer.chat_text(fitted([*before, *results], tokenizer, {}), True))
+        except UserError:
+            return False
+    return texts[0] != texts[1]
 
 
 def check_roles(messages: Sequence[Message], tokenizer: Tokenizer) -> None:

@@ -109,7 +109,7 @@ def marked(message: Message, number: int) -> tuple[Message, list[Mark]]:
         ]
     for key in THOUGHTS:
         if message['role'] == 'assistant' and message.get(key, '').strip():
-            made[key] = put(message[key], f'its thoughts ("{key}")', f'{start}t')
+            made[key] = put(message[key], 'its thoughts', f'{start}t')
     if 'tool_calls' in message:
         made['tool_calls'] = [_marked_call(call, i, f'{start}f{i}', marks) for i, call in enumerate(message['tool_calls'], 1)]
     return made, marks

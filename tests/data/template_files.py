@@ -14,6 +14,7 @@ _STOPS = (
     ('[gMASK]', ('<|endoftext|>', '<|user|>', '<|observation|>')),
     ('<|return|>', ('<|return|>', '<|call|>', '<|endoftext|>')),
     ('<|turn>', ('<eos>', '<turn|>', '<|tool_response>')),
+    ('<|assistant_end|>', ('<|assistant_end|>', '<|tools_suffix|>')),
     ('<|eom_id|>', ('<|end_of_text|>', '<|eom_id|>', '<|eot_id|>')),
 )
 _EOS = '<|endoftext|>'
@@ -22,6 +23,8 @@ _EOS = '<|endoftext|>'
 def files() -> list[pathlib.Path]:
     """Chat templates within the packages `trl` and `transformers`, and in the folder REASONJAX_TEMPLATES."""
     folders = [pathlib.Path(os.environ['REASONJAX_TEMPLATES'])] if os.environ.get('REASONJAX_TEMPLATES') else []
+    if folders and not any(folders[0].rglob('*.jinja')):
+        raise FileNotFoundError(f'REASONJAX_TEMPLATES={folders[0]} holds no *.jinja')
     for package in ('trl', 'transformers'):
         spec = importlib.util.find_spec(package)
         folders += map(pathlib.Path, spec.submodule_search_locations) if spec else []

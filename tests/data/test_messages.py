@@ -67,7 +67,7 @@ def test_thoughts_reach_a_template_that_knows_them_by_another_name(of, read, giv
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('thought', ['Half of it, I think.', '12', 'assistant', 'So 2', '.'])
 def test_thoughts_that_a_template_does_not_read(styles, style, name, thought):
-    message = rf'message 2 \(assistant\): the chat template leaves out its thoughts \("{name}"\), so .*fold_thoughts .*drop_thoughts '
+    message = r'message 2 \(assistant\): the chat template leaves out its thoughts, so .*fold_thoughts .*drop_thoughts '
     with pytest.raises(UserError, match=message):
         render.demonstration({'messages': [ASK, SAY | {name: thought}]}, styles[style])
     before = [ASK, SAY | {name: thought}, MORE]
@@ -94,7 +94,7 @@ def test_content_is_not_cut(styles, of):
 
 
 def test_a_thought_does_not_close_itself(styles):
-    with pytest.raises(UserError, match=r'message 2 \(assistant\): "thinking" spells </think>'):
+    with pytest.raises(UserError, match=r'message 2 \(assistant\): its thoughts spell </think>'):
         render.demonstration({'messages': [ASK, SAY | {'thinking': 'First </think> then.'}]}, styles['qwen3'])
     assert len(render.demonstration({'messages': [ASK, SAY | {'thinking': 'First </think> then.'}]}, styles['harmony'])) == 1
 
@@ -123,6 +123,8 @@ def test_a_second_call_words_beside_a_call_and_arguments(styles, of):
     with pytest.raises(UserError, match=r'leaves out the arguments of call 1 \("add"\)'):
         render.demonstration({'messages': [ASK, call({'a': 1})]}, names)
     assert learnt(styles['qwen25'], [ASK, twice])[0].count('"add"') == 2
+    # An answer behind it, with no result between.
+    assert learnt(styles['qwen25'], [ASK, twice, SAY])[0].endswith('</tool_call><|im_end|>So 2 more.<|im_end|>')
 
 
 @pytest.mark.parametrize('style', ['llama3', 'qwen25', 'qwen3', 'glm', 'harmony'])
@@ -334,8 +336,14 @@ def test_results_in_another_order_than_the_calls(styles, of):
         with pytest.raises(UserError, match=rf'message {number} \(tool\) is not the result of the call whose turn it is'):
             render.demonstration({'messages': [*before, *wrong, SAY]}, styles['qwen25'])
     body = '{{ m.content }}{% for c in m.tool_calls %}{{ c.id + c.function.name + (c.function.arguments | tojson) }}{% endfor %}'
-    linked = of(body, '{{ m.tool_call_id }}{{ m.content }}')
-    assert len(render.demonstration({'messages': [*before, *results[::-1], SAY]}, linked)) == 1
+    by_id, by_name = of(body, '{{ m.tool_call_id }}{{ m.content }}'), of(body, '{{ m.name }}{{ m.content }}')
+    named = [result | {'name': result['tool_call_id']} for result in results]
+    for tokenizer, linked in ((by_id, results), (by_name, named)):
+        assert len(render.demonstration({'messages': [*before, *linked[::-1], SAY]}, tokenizer)) == 1
+    same = [{**call, 'function': {'name': 'add', 'arguments': {}}} for call in calls]
+    for linked, made in ((results, calls), (named, same)):
+        with pytest.raises(UserError, match='is not the result of the call whose turn it is'):
+            render.demonstration({'messages': [ASK, {'role': 'assistant', 'tool_calls': made}, *linked[::-1], SAY]}, by_name)
 
 
 def test_roles_that_a_template_merges(of):
