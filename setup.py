@@ -40,7 +40,10 @@ setup(
         'transformers>=5',
     ],
     extras_require={
-        'test': ['pytest', 'pytest-xdist', 'ruff>=0.12,<0.18', 'scipy', 'tensorboardX', 'torch==2.13.0', 'peft>=0.19', 'lm-eval>=0.4.13'],
+        'test': [
+            'pytest', 'pytest-xdist', 'ruff>=0.12,<0.18', 'scipy', 'tensorboardX', 'torch==2.13.0', 'peft>=0.19', 'lm-eval>=0.4.13',
+            'trl>=1.16',  # for its chat templates
+        ],
         'eval': ['lm-eval>=0.4.13'],
         'tasks': ['math-verify[antlr4_13_2]'],
         'bench': ['torch==2.13.0'],  # benchmarks.families; benchmarks.peers makes environments of its own

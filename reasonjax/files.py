@@ -4,12 +4,14 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from reasonjax.errors import UserError, nearest
 
 # A JSON escape of half a character (U+D800 to U+DFFF): such text cannot be encoded, so no tokenizer and no file takes it.
 _HALF = re.compile(r'\\u[dD][89abABc-fC-F]')
+_SURROGATE = re.compile('[\ud800-\udfff]')
 
 
 def reason(error: OSError) -> str:
@@ -71,16 +73,22 @@ def parse_json(text: str, where: str) -> Any:
         raise UserError(f'{where}: not usable JSON (nested too deeply).') from error
     except ValueError as error:  # Python's limit on the digits of an integer
         raise UserError(f'{where}: not usable JSON ({str(error).partition(";")[0]}).') from error
-    if _HALF.search(text) and (found := _half_character(value)):
+    if _HALF.search(text) and (found := half_character(value)):
         raise UserError(f'{where}: holds half a character ({found}, a lone surrogate), which no text can hold; mend or drop it.')
     return value
 
 
-def _half_character(value: Any) -> str:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        return f'\\u{ord(error.object[error.start]):04x}'
+def half_character(value: Any) -> str:
+    """Looks for half a character (a lone surrogate) in the texts of a value of any depth; returns it as an escape, '' for none."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            waiting += [*item.keys(), *item.values()]
+        elif isinstance(item, list | tuple):
+            waiting += item
+        elif isinstance(item, str) and not item.isascii() and (half := _SURROGATE.search(item)):
+            return f'\\u{ord(half[0]):04x}'
     return ''
 
 

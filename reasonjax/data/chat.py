@@ -6,27 +6,33 @@ adds to that, as far as its first EOS, is what the model has to say: thoughts, w
 
 Some templates render earlier turns differently once later ones follow (Qwen 3 drops their thoughts). No single text
 then holds all answers as the model would give them, so such a conversation becomes several documents, each of as many
-successive answers as agree.
+successive answers as agree. So does one whose template writes no EOS behind its answers: each document ends with the EOS
+that the model has to say there. Where the token that opens the next turn is an EOS (GLM), it is the end of the answer.
+
+What a message holds and the template leaves out is an error (see `message_marks`).
 """
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from reasonjax.data import message_forms, message_marks
 from reasonjax.data.documents import Document, document
+from reasonjax.data.messages import THOUGHTS, checked, tool_names
 from reasonjax.data.tokenizers import Message, Tokenizer
 from reasonjax.data.tokenizers.templates import MARK, words
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, nearest
 
-# Names under which templates know what an assistant thinks before it answers.
-THOUGHTS = ('reasoning_content', 'thinking', 'reasoning')
+# What closes a thought in most templates that write one.
+_CLOSING = '</think>'
 
 
 class Conversation(NamedTuple):
     """Messages, and what the template is given beside them.
 
     Attributes:
-        messages: at least one.
+        messages: at least one; see `reasonjax.data.messages.checked`.
         options: `tools` and `template_kwargs` of `Tokenizer.chat_text`.
     """
 
@@ -62,37 +68,28 @@ def conversation(messages: Sequence[Message], example: Mapping[str, Any], name: 
         name: the column the messages are from, for errors.
 
     Raises:
-        UserError: a message without role or content, or a column that is not what its name says.
+        UserError: see `reasonjax.data.messages.checked`; or a column that is not what its name says.
     """
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message.get('role'), str):
-            raise UserError(
-                f'column "{name}": message {number} has no "role"; keys found: {listing(message)}.'
-                f'{nearest("role", message)} The transform "messages" renames keys'
-            )
-        if all(message.get(key) is None for key in ('content', 'tool_calls', *THOUGHTS)):
-            raise UserError(
-                f'column "{name}": message {number} ({message["role"]}) has no "content"; '
-                f'keys found: {listing(message)}.{nearest("content", message.keys() - {"content"})}'
-            )
-    tools = _parsed(example.get('tools'), 'tools') or None
+    tools = _without_nulls(_parsed(example.get('tools'), 'tools')) or None
     if tools is not None and not is_chat(tools):
         raise UserError('column "tools" must be a list of JSON schemas')
     template_kwargs = _parsed(example.get('chat_template_kwargs'), 'chat_template_kwargs') or {}
     if not isinstance(template_kwargs, Mapping):
         raise UserError('column "chat_template_kwargs" must map variables of the chat template to values')
-    return Conversation(messages, {'tools': tools, 'template_kwargs': template_kwargs})
+    given = {key: value for key, value in template_kwargs.items() if value is not None}
+    return Conversation(checked(messages, name, tools), {'tools': tools, 'template_kwargs': given})
 
 
 def prompt(chat: Conversation, tokenizer: Tokenizer) -> str:
     """Returns the text to continue: the messages and the generation prompt; an assistant's last message is left open."""
+    chat = _fitted(chat, tokenizer)
     text = _head(chat, len(chat.messages), tokenizer)
     _check_heard(chat, len(chat.messages), text, tokenizer)
     return text
 
 
 def documents(chat: Conversation, start: int, tokenizer: Tokenizer) -> list[Document]:
-    """Renders the assistant's messages from index `start` on.
+    """Renders the assistant's messages from index `start` on, but for those of weight 0.
 
     What follows the last of them teaches nothing and is left out. Where message `start` continues an assistant's
     message before it, the two are one turn, of which the model has to say the second part.
@@ -101,61 +98,125 @@ def documents(chat: Conversation, start: int, tokenizer: Tokenizer) -> list[Docu
         A document for each run of successive answers that one text holds as they are given; for most templates one.
 
     Raises:
-        UserError: no answer, an empty one, or one that the template does not render as a continuation of what the model
-            is given.
+        UserError: no answer, an empty one, or one that the template leaves out in part or does not render as a continuation
+            of what the model is given.
     """
-    answers = [k for k in range(start, len(chat.messages)) if chat.messages[k]['role'] == 'assistant']
+    answers = [k for k, m in enumerate(chat.messages) if k >= start and m['role'] == 'assistant' and m.get('weight', 1)]
     if not answers:
-        raise UserError(f'no assistant message to learn from: every token weight would be zero; roles seen: {_roles(chat)}')
+        raise UserError(
+            f'no assistant message to learn from: every token weight would be zero; roles seen: {_roles(chat)}'
+            f'{nearest("assistant", [m["role"] for m in chat.messages if m["role"] != "assistant"])}'
+        )
     if answers[0] == 0:
         raise UserError('message 1 (assistant) comes before anything it could answer; give it as part of the prompt')
     for k in answers:
         _check_answer(chat.messages[k], k + 1, tokenizer)
+    chat = _fitted(chat, tokenizer)
     turns = [_turn(chat, k, tokenizer, k == start) for k in answers]
-    _check_heard(chat, answers[-1], turns[-1].head, tokenizer)
+    _check_heard(chat, answers[-1], turns[-1].head, tokenizer, answers[-1] == start, answers)
     runs = [[turns[0]]]
     for turn in turns[1:]:
-        if turn.head.startswith(runs[-1][-1].head + runs[-1][-1].said):
+        before = runs[-1][-1]
+        if turn.head.startswith(before.head + before.said) and before.said.endswith(_ends(tokenizer)):
             runs[-1].append(turn)
         else:
             runs.append([turn])
     return [_document(run, tokenizer) for run in runs]
 
 
-def _head(chat: Conversation, upto: int, tokenizer: Tokenizer) -> str:
-    """What the model is given when it is to go on after `upto` messages."""
-    is_open = upto > 0 and chat.messages[upto - 1]['role'] == 'assistant'
+def unread(example: Mapping[str, Any], columns: Sequence[str], tokenizer: Tokenizer) -> int:
+    """Counts the keys of messages in these columns that the chat template does not read; see `message_forms.unread`."""
+    return sum(message_forms.unread(example[name], tokenizer) for name in columns if is_chat(example.get(name)))
+
+
+def _fitted(chat: Conversation, tokenizer: Tokenizer) -> Conversation:
+    message_forms.check_roles(chat.messages, tokenizer)
+    message_forms.check_order(chat.messages, tokenizer)
+    return chat._replace(messages=message_forms.fitted(chat.messages, tokenizer, chat.options))
+
+
+def _head(chat: Conversation, upto: int, tokenizer: Tokenizer, may_continue: bool = True) -> str:
+    """What the model is given when it is to go on after `upto` messages: with the last, where that is its own and it may continue it."""
+    is_open = may_continue and chat.messages[upto - 1]['role'] == 'assistant'
+    if is_open and (chat.messages[upto - 1].get('tool_calls') or not words(chat.messages[upto - 1]).strip()):
+        raise UserError(
+            f'message {upto} (assistant) is the last before the answer, which would continue it, but it has calls or no words; '
+            'leave it out, or let a message follow that it can answer'
+        )
     return tokenizer.chat_text(chat.messages[:upto], not is_open, continue_final_message=is_open, **chat.options)
 
 
 def _turn(chat: Conversation, k: int, tokenizer: Tokenizer, may_continue: bool) -> Turn:
-    messages, (before, answer) = chat.messages[: k + 1], chat.messages[k - 1 : k + 1]
-    if may_continue and before['role'] == 'assistant':
-        head = _head(chat, k, tokenizer)
-        messages = [*messages[:-2], {**before, **answer, 'content': words(before) + words(answer)}]
-    else:
-        head = tokenizer.chat_text(messages[:-1], True, **chat.options)
-    tail = tokenizer.chat_text(messages, False, **chat.options)
-    if tail.startswith(head) and tail != head:
-        return Turn(head, *_ended(tail[len(head) :], tokenizer))
+    messages, answer = chat.messages[:k], chat.messages[k]
+    continues = may_continue and messages[-1]['role'] == 'assistant'
+    head = _head(chat, k, tokenizer, may_continue)
+
+    def rendered(last: Message) -> tuple[str, str]:
+        before = [*messages[:-1], _together(messages[-1], last)] if continues else [*messages, last]
+        return _said(chat._replace(messages=before), head, last, tokenizer)
+
+    said, rest = rendered(answer)
+    _check_thoughts(answer, said, k + 1)
+    what = message_marks.left_out(answer, said, lambda marked: rendered(marked)[0])
+    if what:
+        raise UserError(f'message {k + 1} (assistant): the chat template leaves out {what}, so it would not be learnt; {_way(what)}')
+    return Turn(head, said, rest)
+
+
+def _together(begun: Message, more: Message) -> Message:
+    text = words(begun) + words(more)
+    return {**begun, **more, 'content': [{'type': 'text', 'text': text}] if isinstance(begun['content'], list | tuple) else text}
+
+
+def _way(what: str) -> str:
+    other = 'tokenizer.chat_template names another template'
+    if 'thoughts' in what:
+        return f'the transform fold_thoughts writes thoughts into the content, drop_thoughts leaves them out and counts them; {other}'
+    return other
+
+
+def _said(chat: Conversation, head: str, answer: Message, tokenizer: Tokenizer) -> tuple[str, str]:
+    """What the last message adds to a head, and what the template writes behind it."""
+    number = len(chat.messages)
+    text = tokenizer.chat_text(chat.messages, False, **chat.options)
+    if text.startswith(head) and text != head:
+        return _ended(chat, text[len(head) :], answer, tokenizer)
     # The template words what comes before differently once the answer is there (Mistral's has the system prompt in the
     # last message, if that is a question). What follows the same question and opening is the answer all the same.
-    asked = words(chat.messages[k - 1]).strip()
-    opening = head[head.rfind(asked) :] if asked in head else head
-    if tail.count(opening) == 1 and not tail.endswith(opening):
-        return Turn(head, *_ended(tail.partition(opening)[2], tokenizer))
+    asked = words(chat.messages[-2]).strip()
+    written = next((way for way in (asked, json.dumps(asked, ensure_ascii=False)[1:-1]) if way in head), head)
+    opening = head[head.rfind(written) :]
+    if text.count(opening) == 1 and not text.endswith(opening):
+        return _ended(chat, text.partition(opening)[2], answer, tokenizer)
     raise UserError(
-        f'the chat template does not render message {k + 1} (assistant) as a continuation of what the model is given when '
+        f'the chat template does not render message {number} (assistant) as a continuation of what the model is given when '
         f'it answers, which ends with {head[-60:]!r}, so its tokens cannot be weighted; set the variables of the template '
         '(column chat_template_kwargs), or give prompt and completion as strings'
     )
 
 
-def _ended(text: str, tokenizer: Tokenizer) -> tuple[str, str]:
-    """Cuts what follows a head behind the first token that ends an answer."""
-    ends = [text.find(end) + len(end) for end in _ends(tokenizer) if end in text]
-    size = min(ends, default=len(text))
-    return text[:size], text[size:]
+def _ended(chat: Conversation, text: str, answer: Message, tokenizer: Tokenizer) -> tuple[str, str]:
+    """Cuts what follows a head behind the first token that ends an answer; adds that token where only a next turn brings it."""
+    start = max(0, message_marks.position(answer, text, 0))
+    ends = [text.find(end, start) + len(end) for end in _ends(tokenizer) if end in text[start:]]
+    if ends:
+        return text[: min(ends)], text[min(ends) :]
+    return text + _opening(tokenizer, 'tool_calls' in answer, *message_forms.settings(chat.options)), ''
+
+
+@functools.lru_cache(maxsize=256)
+def _opening(tokenizer: Tokenizer, called: bool, has_tools: bool, variables: str) -> str:
+    """What a template that ends no answer writes behind one when the next turn follows, as far as its first token if that is an
+    EOS: the model has to say it. '' for a template that writes none."""
+    options = message_forms.sample_options(has_tools, variables)
+    try:
+        messages = message_forms.fitted(message_forms.exchange(called), tokenizer, options)
+        texts = [tokenizer.chat_text(messages[:size], False, **options) for size in (2, 3)]
+    except UserError:
+        return ''
+    behind, further = (text.rpartition(MARK)[2] for text in texts)
+    more = further[len(behind) :] if further.startswith(behind) else ''
+    return next((more[: more.index(end) + len(end)] for end in _ends(tokenizer) if more.lstrip().startswith(end)), '')
 
 
 def _document(run: Sequence[Turn], tokenizer: Tokenizer) -> Document:
@@ -175,7 +236,7 @@ def _document(run: Sequence[Turn], tokenizer: Tokenizer) -> Document:
 
 
 def _check_answer(message: Message, number: int, tokenizer: Tokenizer) -> None:
-    if not any((words(message).strip(), message.get('tool_calls'), *(message.get(key) for key in THOUGHTS))):
+    if not any((words(message).strip(), message.get('tool_calls'), *(message.get(key, '').strip() for key in THOUGHTS))):
         raise UserError(f'message {number} (assistant) is empty: there is nothing to learn from')
     spelt = next((end for text in _texts(message) for end in _ends(tokenizer) if end in text), None)
     if spelt is not None:
@@ -185,27 +246,63 @@ def _check_answer(message: Message, number: int, tokenizer: Tokenizer) -> None:
         )
 
 
-def _check_heard(chat: Conversation, upto: int, text: str, tokenizer: Tokenizer) -> None:
-    """Stops a conversation of which the template, without a word, leaves out a message: one of a role it does not know."""
-    for k, message in enumerate(chat.messages[:upto]):
-        if message['role'] == 'assistant' or words(message).strip() in text:
+def _check_thoughts(message: Message, said: str, number: int) -> None:
+    """Stops thoughts that spell the tag with which the template closes them: what follows would count as said."""
+    is_spelt = any(_CLOSING in message.get(key, '') for key in THOUGHTS)
+    if is_spelt and said.count(_CLOSING) > sum(text.count(_CLOSING) for text in _texts(message)):
+        raise UserError(f'message {number} (assistant): its thoughts spell {_CLOSING}, with which the template closes them; take it out')
+
+
+def _check_heard(
+    chat: Conversation, upto: int, text: str, tokenizer: Tokenizer, may_continue: bool = True, learnt: Sequence[int] = ()
+) -> None:
+    """Stops a conversation of which the template, without a word, leaves out something before the answer (`learnt` is seen to)."""
+    missing = [name for name in tool_names(chat.options['tools']) if name not in text]
+    if missing:
+        raise UserError(
+            f'column "tools": the chat template leaves out the tool "{missing[0]}"; it may expect '
+            '{"type": "function", "function": {"name", "description", "parameters"}}'
+        )
+    others = [k for k in range(upto) if k not in learnt]
+    doubtful, start = [k for k in others if not message_marks.is_telling(chat.messages[k])], 0
+    for k in others:
+        if k not in doubtful:
+            start = message_marks.position(chat.messages[k], text, start)
+            if start < 0:
+                doubtful = others
+                break
+    if not doubtful:
+        return
+    # A template may trim, escape or move what it is given, and drop what has had its time: when it was said, or asked and answered.
+    marked = {k: message_marks.marked(chat.messages[k], k) for k in doubtful}
+    messages = [marked[k][0] if k in marked else message for k, message in enumerate(chat.messages)]
+    text = _head(chat._replace(messages=messages), upto, tokenizer, may_continue)
+    answers = [k for k, message in enumerate(chat.messages[:upto]) if message['role'] == 'assistant']
+    for k, (message, marks) in marked.items():
+        is_answer = k in answers
+        if not message_marks.missing(marks, text, parts=not is_answer):
             continue
-        # A template may trim or escape what it is given, and an earlier message may have had its time.
-        marked = [*chat.messages[:k], {**message, 'content': MARK}]
-        everything = [*marked, *chat.messages[k + 1 : upto]]
-        if not any(MARK in tokenizer.chat_text(some, True, **chat.options) for some in (everything, marked)):
-            raise UserError(
-                f'the chat template leaves out message {k + 1}: it has no role "{message["role"]}"; roles seen: {_roles(chat)}'
-            )
+        then = k + 1 if is_answer else next((answer for answer in answers if answer > k), upto)
+        alone = text if then == upto else tokenizer.chat_text(messages[:then], not is_answer, **chat.options)
+        what = message_marks.missing(marks, alone, parts=not is_answer)
+        if not what:
+            continue
+        if is_answer:
+            raise UserError(f'message {k + 1} (assistant): the chat template leaves out {what}; {_way(what)}')
+        part = '' if what == message_marks.CONTENT else f' ({what})'
+        raise UserError(
+            f'the chat template leaves out message {k + 1}{part}: it has no role "{message["role"]}"; roles seen: {_roles(chat)}'
+        )
 
 
 def _roles(chat: Conversation) -> str:
     return ', '.join(dict.fromkeys(message['role'] for message in chat.messages))
 
 
-def _ends(tokenizer: Tokenizer) -> list[str]:
+@functools.lru_cache(maxsize=64)
+def _ends(tokenizer: Tokenizer) -> tuple[str, ...]:
     """The tokens that end an answer, as text. White space is none: it may be part of other tokens too."""
-    return [text for text in map(tokenizer.token, tokenizer.eos_ids) if not text.isspace()]
+    return tuple(text for text in map(tokenizer.token, tokenizer.eos_ids) if not text.isspace())
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -225,3 +322,10 @@ def _parsed(value: Any, name: str) -> Any:
         return json.loads(value)
     except json.JSONDecodeError as error:
         raise UserError(f'column "{name}" is text, but not JSON ({error.msg} at column {error.colno})') from error
+
+
+def _without_nulls(value: Any) -> Any:
+    """Takes out the keys without a value that a table gives to every schema since one has them."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list | tuple) else value

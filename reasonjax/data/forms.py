@@ -20,6 +20,7 @@ import numpy as np
 
 from reasonjax.data import chat, pairs, render
 from reasonjax.data.documents import Document, document
+from reasonjax.data.messages import THOUGHTS, checked
 from reasonjax.data.tokenizers import Tokenizer
 from reasonjax.data.tokenizers.templates import words
 from reasonjax.errors import UserError, listing, nearest
@@ -27,6 +28,9 @@ from reasonjax.errors import UserError, listing, nearest
 Example = Mapping[str, Any]
 # The documents of one example, which stay together.
 Rows = tuple[Document, ...]
+
+# What may hold messages.
+COLUMNS = ('prompt', 'completion', 'messages', 'chosen', 'rejected')
 
 FORMS = ('demonstration', 'preference', 'unpaired', 'stepwise')
 
@@ -99,7 +103,7 @@ def _one(example: Example, prompt: Any, answer: Any, name: str, tokenizer: Token
     if len(documents) > 1:
         raise UserError(
             f'column "{name}" holds several answers that the chat template renders as {len(documents)} texts, since it '
-            'renders earlier turns differently later; such answers cannot be judged as one'
+            'renders earlier turns differently later, or writes no EOS behind them; such answers cannot be judged as one'
         )
     return documents[0]
 
@@ -111,7 +115,7 @@ def _stepwise(example: Example, tokenizer: Tokenizer, separator: str) -> Rows:
     before, ids = render.asked(example, tokenizer)
     judged, right = [0] * len(ids), [0] * len(ids)
     for number, (step, label) in enumerate(zip(steps, labels, strict=True), 1):
-        text = step if isinstance(step, str) else ''.join(map(words, step)) if chat.is_chat(step) else None
+        text = step if isinstance(step, str) else ''.join(words(m) for m in _plain(step, number)) if chat.is_chat(step) else None
         if not text:
             raise UserError(f'column "completions": step {number} must be a text or messages, and not empty')
         more = tokenizer.encode_more(text + separator, before)
@@ -120,6 +124,18 @@ def _stepwise(example: Example, tokenizer: Tokenizer, separator: str) -> Rows:
         right += [0] * (len(more) - 1) + [_truth(label, 'labels')]
         before += text + separator
     return (document(ids, judged).marked(step_label=np.array(right, np.float32)),)
+
+
+def _plain(step: Any, number: int) -> list[Mapping[str, Any]]:
+    """The messages of a step, of which only the words are read."""
+    messages = checked(step, 'completions')
+    for message in messages:
+        if message['role'] != 'assistant' or any(message.get(key) for key in ('tool_calls', *THOUGHTS)):
+            raise UserError(
+                f'column "completions": step {number} must hold the words of assistant messages only; found a message of role '
+                f'"{message["role"]}" with {listing(message)}'
+            )
+    return messages
 
 
 def _truth(value: Any, name: str) -> np.bool_:

@@ -117,14 +117,21 @@ def _show_row(console: Any, row: dict[str, Any], number: int, tokenizer: Any, id
 
 
 def _counts(tokens: np.ndarray, weights: np.ndarray, tokenizer: Any) -> str:
-    ends = bool((weights[np.isin(tokens, tokenizer.eos_ids)] > 0).any())
-    return (
-        f'{len(tokens)} tokens, {int((weights > 0).sum())} with weight (sum {weights.sum():g}), EOS in the loss: {"yes" if ends else "no"}'
-    )
+    """Counts tokens, and says of each answer, a run of tokens with weight, whether its end is learnt: the EOS that ends it."""
+    learnt = weights > 0
+    ends = tokens[learnt & ~np.append(learnt[1:], False)]
+    said = [f'yes ({_escaped(tokenizer.token(int(token)))})' if token in tokenizer.eos_ids else 'no' for token in ends]
+    runs = [(answer, len(list(run))) for answer, run in itertools.groupby(said)]
+    eos = ', '.join(f'{answer} x {size}' if size > 1 else answer for answer, size in runs)
+    return f'{len(tokens)} tokens, {int(learnt.sum())} with weight (sum {weights.sum():g}), EOS in the loss: {eos or "no"}'
+
+
+def _escaped(text: str) -> str:
+    return text.replace('\r', '\\r').replace('\n', '\\n')
 
 
 def _pieces(tokens: np.ndarray, steps: np.ndarray | None, weights: np.ndarray, tokenizer: Any, ids: bool) -> list[str]:
-    pieces = [tokenizer.token(int(token)).replace('\r', '\\r').replace('\n', '\\n') for token in tokens]
+    pieces = [_escaped(tokenizer.token(int(token))) for token in tokens]
     if ids:
         pieces = [f'{piece}<{token}>' for piece, token in zip(pieces, tokens, strict=True)]
     if steps is not None:

@@ -1,12 +1,12 @@
 """Pipelines: source -> transforms -> tokens -> batches, as iterators that restore bit for bit (see `stream`)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from reasonjax.data import forms, render, stream
+from reasonjax.data import chat, forms, render, stream
 from reasonjax.data import packing as rows_of
 from reasonjax.data.sources import Source
 from reasonjax.data.stream import Batches, Item, Measure, Transform
@@ -63,7 +63,9 @@ def supervised(
     if packing and form != 'demonstration':
         raise UserError(f'data.packing: only demonstrations can be packed; rows of data.form="{form}" are told apart by row')
     rendered = forms.renderer(form, tokenizer, step_separator=step_separator)
-    measure = Measure(max_length, overlong, 'max_length', rendered, lambda rows: max(len(row.tokens) for row in rows))
+    measure = Measure(
+        max_length, overlong, 'max_length', rendered, lambda rows: max(len(row.tokens) for row in rows), _unread(forms.COLUMNS, tokenizer)
+    )
     examples = stream.examples(source, transforms, measure, seed, shuffle)
     settings = [tokenizer.fingerprint(), max_length, overlong, packing, seed, shuffle, form, repr(step_separator)]
     pad_id = tokenizer.pad_id
@@ -116,7 +118,7 @@ def prompts(
         UserError: a bad setting at once; a bad row, named with its file and line, when it is reached.
     """
     stream.check_positive(max_prompt_length=max_prompt_length, num_prompts=num_prompts)
-    measure = Measure(max_prompt_length, overlong, 'max_prompt_length', lambda row: [render.prompt(row, tokenizer)], len)
+    measure = _prompt_measure(max_prompt_length, overlong, tokenizer)
     examples = stream.examples(source, transforms, measure, seed, shuffle)
     settings = [tokenizer.fingerprint(), max_prompt_length, overlong, seed, shuffle]
 
@@ -171,7 +173,7 @@ def evaluation(
         UserError: a bad setting or row, or no prompt left.
     """
     stream.check_positive(max_prompt_length=max_prompt_length, batch_size=batch_size)
-    measure = Measure(max_prompt_length, overlong, 'max_prompt_length', lambda row: [render.prompt(row, tokenizer)], len)
+    measure = _prompt_measure(max_prompt_length, overlong, tokenizer)
     counters = dict.fromkeys(stream.COUNTERS, 0)
     items = []
     for i in range(len(source)):
@@ -189,6 +191,14 @@ def evaluation(
         batch = _prompt_batch(filled, tokenizer.pad_id, max_prompt_length)
         batches.append(batch | {'valid': np.arange(batch_size) < len(chunk)})
     return Evaluation(tuple(batches), counters)
+
+
+def _prompt_measure(limit: int, overlong: str, tokenizer: Tokenizer) -> Measure:
+    return Measure(limit, overlong, 'max_prompt_length', lambda row: [render.prompt(row, tokenizer)], len, _unread(('prompt',), tokenizer))
+
+
+def _unread(columns: Sequence[str], tokenizer: Tokenizer) -> Callable[[Mapping[str, Any]], int]:
+    return lambda example: chat.unread(example, columns, tokenizer)
 
 
 def _prompt_batch(items: Sequence[Item], pad_id: int, length: int) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 Demonstrations come in three shapes, told apart by their columns: `prompt` and `completion`, `messages`, or `text`.
 Weights are 1 on what the model has to say (answers and their EOS) and 0 on what it is told. A conversation may need
 several documents (see `reasonjax.data.chat`). Beside messages a row may have `tools`, a list of JSON schemas, and
-`chat_template_kwargs`, variables of the chat template.
+`chat_template_kwargs`, variables of the chat template; `completion_ids` are the tokens of a completion that was sampled, which
+are learnt as they were drawn.
 """
 
 from collections.abc import Iterator, Mapping
@@ -66,12 +67,29 @@ def answered(example: Example, before: Any, answer: Any, name: str, tokenizer: T
     if isinstance(before, str) and isinstance(answer, str):
         return [_strings(before, answer, tokenizer, name)]
     if chat.is_chat(before) and chat.is_chat(answer):
+        if name == 'completion' and example.get('completion_ids') is not None:
+            return [_sampled(example, before, answer, tokenizer)]
         both = chat.conversation([*before, *answer], example, f'prompt + {name}')
         return chat.documents(both, len(before), tokenizer)
     raise UserError(
         f'prompt and {name} must both be strings or both be lists of {{role, content}} messages, '
         f'found {type(before).__name__} and {type(answer).__name__}'
     )
+
+
+def _sampled(example: Example, before: Any, answer: Any, tokenizer: Tokenizer) -> Document:
+    """The prompt as it is asked, and behind it the tokens that were drawn: no template would write them as they were."""
+    _, told = asked({**example, 'prompt': before}, tokenizer)
+    said = example['completion_ids']
+    if not isinstance(said, list | tuple) or not said or not all(isinstance(i, int) and 0 <= i < tokenizer.vocab_size for i in said):
+        raise UserError('column "completion_ids" must be a non-empty list of token ids of this tokenizer')
+    if len(answer) != 1 or tokenizer.decode(said) != words(answer[0]):
+        raise UserError(
+            'column "completion_ids" holds the tokens of another text than "completion", which was changed since, or sampled with '
+            'another tokenizer; leave the column out to learn the text as the chat template writes it'
+        )
+    said = [*said] if said[-1] in tokenizer.eos_ids else [*said, tokenizer.eos_ids[0]]
+    return document(told + said, [0] * len(told) + [1] * len(said))
 
 
 def prompt(example: Example, tokenizer: Tokenizer) -> np.ndarray:

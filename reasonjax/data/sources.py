@@ -119,7 +119,7 @@ def parquet(*, path: str, limit: int | None = None) -> Source:
                 f'{file}: not a readable Parquet file ({error}); '
                 f'{_count(len(rows), "valid row")} in the files before it'
             ) from error
-        rows.extend(table.to_pylist())
+        rows.extend(_rows(table, file))
         places.extend(f'{file}:{i + 1}' for i in range(table.num_rows))
     return _limited(f'parquet:{path}', rows, places, digest, limit, _without_gaps)
 
@@ -232,6 +232,18 @@ def _count(number: int, noun: str) -> str:
     return f'{number} {noun}{"" if number == 1 else "s"}'
 
 
+def _rows(table: Any, file: pathlib.Path) -> list[dict[str, Any]]:
+    try:
+        return table.to_pylist()
+    except UnicodeDecodeError:
+        for i in range(table.num_rows):
+            try:
+                table.slice(i, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                raise UserError(f'{file}:{i + 1}: holds text that is not UTF-8 ({error.reason}, byte {error.start + 1})') from error
+        raise
+
+
 def _without_gaps(row: Mapping[str, Any]) -> dict[str, Any]:
     """Takes the keys out of nested values that a table had to fill; a column itself may be null."""
 
@@ -248,7 +260,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, bytes):
-        return value.decode('utf-8')
+        try:
+            return value.decode('utf-8')
+        except UnicodeDecodeError as error:
+            raise UserError(f'holds text that is not UTF-8 ({error.reason}, byte {error.start + 1})') from error
     if hasattr(value, 'dtype'):
         return _plain(value.tolist())
     if isinstance(value, list | tuple):

@@ -14,13 +14,14 @@ import numpy as np
 
 from reasonjax.data.sources import Source
 from reasonjax.errors import UserError
+from reasonjax.files import half_character
 
 Example = dict[str, Any]
 Transform = Callable[[Example, np.random.Generator], Iterable[Example]]
 
 # Where the draws of the epochs' orders start; those of transform k of a row start at [0, 0, 0, k].
 _ORDER_DRAWS = (0, 0, 1, 0)
-COUNTERS = ('rows', 'examples', 'rows_without_examples', 'dropped_overlong')
+COUNTERS = ('rows', 'examples', 'rows_without_examples', 'dropped_overlong', 'dropped_keys')
 
 
 class Batches(grain.DatasetIterator):
@@ -30,7 +31,8 @@ class Batches(grain.DatasetIterator):
     Attributes:
         counters: what became of the source up to the last batch, restored with the state: `rows` read, `examples` made
             of them (each text of a conversation that needs several is one), `rows_without_examples` (transforms
-            returned none), `dropped_overlong`. Packing reads ahead, and they with it.
+            returned none), `dropped_overlong`, `dropped_keys` (of messages, that the chat template does not read: a
+            date, say). Packing reads ahead, and they with it.
     """
 
     def __init__(
@@ -71,10 +73,12 @@ class Outcome(NamedTuple):
 
     kept: list[tuple[Example, Any]]
     dropped_overlong: int
+    dropped_keys: int
 
     def count(self, counters: dict[str, int]) -> None:
         counters['rows'] += 1
         counters['dropped_overlong'] += self.dropped_overlong
+        counters['dropped_keys'] += self.dropped_keys
         counters['rows_without_examples'] += not self.kept and not self.dropped_overlong
 
 
@@ -88,6 +92,7 @@ class Measure:
         key: what errors call the limit.
         render: to one or several things.
         length: of one of them, in tokens.
+        unread: how many keys of an example's messages the rendering leaves out.
     """
 
     limit: int
@@ -95,6 +100,7 @@ class Measure:
     key: str
     render: Callable[[Example], Sequence[Any]]
     length: Callable[[Any], int]
+    unread: Callable[[Example], int] = lambda example: 0
 
     def __post_init__(self):
         if self.overlong not in ('error', 'drop'):
@@ -115,16 +121,26 @@ def transformed(
     source: Source, transforms: Sequence[Transform], measure: Measure, seed: int, index: int, row: int
 ) -> Outcome:
     """Transforms and renders source row `row` as number `index` of the stream."""
-    examples = [source[row]]
     try:
+        examples = [source[row]]
+        _check_texts(examples[0])
         for number, transform in enumerate(transforms):
             rng = np.random.Generator(np.random.Philox(key=[seed, index], counter=[0, 0, 0, number]))
             examples = [made for example in examples for made in transform(example, rng)]
         rendered = [(example, made) for example in examples for made in measure.render(example)]
         kept = [(example, made) for example, made in rendered if measure.fits(made)]
+        dropped_keys = sum(map(measure.unread, examples))
     except UserError as error:
         raise UserError(f'{source.where(row)}: {error}') from error
-    return Outcome(kept, len(rendered) - len(kept))
+    return Outcome(kept, len(rendered) - len(kept), dropped_keys)
+
+
+def _check_texts(row: Mapping[str, Any]) -> None:
+    """Raises UserError where a text of a row holds half a character: no tokenizer reads it, and no file takes it."""
+    for column, value in row.items():
+        half = half_character(value)
+        if half:
+            raise UserError(f'column "{column}" holds half a character ({half}, a lone surrogate), which no text can hold; mend or drop it')
 
 
 class Examples(grain.IterDataset):

@@ -3,10 +3,16 @@
 The building block of rejection sampling, STaR and their relatives: `collect -> supervised`, repeated.
 """
 
+import datetime
+import decimal
 import json
 import pathlib
 import time
+import uuid
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 from reasonjax import stopping
 from reasonjax.errors import UserError
@@ -26,15 +32,16 @@ def run(run: Run, place: Place, params: Any) -> dict:
 
     `token_limit` and `time_limit` end it earlier: with the step that reaches them.
 
-    Rows hold every column of the prompt's row, `completion` (the sampled text) and `reward`. Each step is a part file, written whole, so a
-    stopped stage goes on with the next one; the draws are counted and do not change.
+    Rows hold every column of the prompt's row, `completion` (the sampled text) and `reward`. Where the prompt is messages, so is the
+    completion, and `completion_ids` are the tokens as they were drawn, which a later stage learns. Each step is a part file, written
+    whole, so a stopped stage goes on with the next one; the draws are counted and do not change.
 
     Returns:
       What the stage did: `sampled`, `kept`, `dropped` (no reward, or cut off before its end), `empty` (good enough, but without a text
       to learn), the mean `reward` of all but the dropped, and `num_tokens` drawn.
 
     Raises:
-      UserError: nothing was good enough to keep, or a limit is below zero.
+      UserError: nothing was good enough to keep, a limit is below zero, or rows hold what JSON does not (see `check_columns`).
     """
     stage, timers = settings(run.config, place), Timers()
     ledger.check_limits(stage, place.name)
@@ -42,7 +49,7 @@ def run(run: Run, place: Place, params: Any) -> dict:
     parts = place.folder / 'parts'
     done = processes.on_main(lambda: _done(parts))
     totals, stepped = dict(NOTHING), 0.0
-    with open_rollouts(run, place) as rollouts, Progress(place.name, stage.steps) as progress:
+    with open_rollouts(run, place, [check_columns]) as rollouts, Progress(place.name, stage.steps) as progress:
         for step in range(1, stage.steps + 1):
             stopping.point(f'stage {place.name}: {step - 1} of {stage.steps} steps are done and saved')
             if step in done:
@@ -53,7 +60,7 @@ def run(run: Run, place: Place, params: Any) -> dict:
                 part = _part(rollouts.draw(step, params, timers), stage)
                 part['seconds'] = time.perf_counter() - start
                 if processes.is_main():
-                    _write(parts / f'{step:05d}.json', json.dumps(part, ensure_ascii=False))
+                    _write(parts / f'{step:05d}.json', _json(part))
             # A part of an earlier version may lack a count.
             totals = {name: totals[name] + part['counts'].get(name, 0) for name in totals}
             seconds = part.get('seconds', 0.0)
@@ -72,17 +79,53 @@ def run(run: Run, place: Place, params: Any) -> dict:
     return totals | {'reward': totals['reward'] / max(1, totals['sampled'] - totals['dropped'])}
 
 
+def check_columns(example: Mapping[str, Any], rng: np.random.Generator) -> Iterable[Mapping[str, Any]]:
+    """Passes a row on, before anything is sampled for it.
+
+    Raises:
+      UserError: a column that cannot be written as JSON. Dates and decimals are written as text, arrays as lists.
+    """
+    for name, value in example.items():
+        try:
+            _json(value)
+        except (TypeError, ValueError) as error:
+            raise UserError(f'column "{name}" cannot be written beside a sample ({error}); a transform may leave it out') from error
+    return [example]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=_jsonable)
+
+
+def _jsonable(value: Any) -> Any:
+    """What `json` does not know, of what sources give."""
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal | uuid.UUID | np.datetime64):
+        return str(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f'it holds {type(value).__name__}, which JSON does not')
+
+
+def _learnable(prompt: Any, completion: Completion) -> dict[str, Any]:
+    """The columns that make a row of a prompt and its completion."""
+    if isinstance(prompt, str):
+        return {'completion': completion.text}
+    return {'completion': [{'role': 'assistant', 'content': completion.text}], 'completion_ids': completion.ids}
+
+
 def _done(parts: pathlib.Path) -> dict[int, dict]:
     """The parts that have been written, by step, without their rows."""
     parts.mkdir(parents=True, exist_ok=True)
-    found = {int(path.stem): json.loads(path.read_text()) for path in parts.glob('*.json')}
+    found = {int(path.stem): json.loads(path.read_text(encoding='utf-8')) for path in parts.glob('*.json')}
     return {step: {name: value for name, value in part.items() if name != 'rows'} for step, part in found.items()}
 
 
 def _join(parts: pathlib.Path, target: pathlib.Path) -> None:
     """Writes the rows of all steps as one dataset."""
-    rows = [row for path in sorted(parts.glob('*.json')) for row in json.loads(path.read_text())['rows']]
-    _write(target, ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
+    rows = [row for path in sorted(parts.glob('*.json')) for row in json.loads(path.read_text(encoding='utf-8'))['rows']]
+    _write(target, ''.join(_json(row) + '\n' for row in rows))
 
 
 def _part(drawn: Drawn, stage: Any) -> dict:
@@ -103,7 +146,7 @@ def _part(drawn: Drawn, stage: Any) -> dict:
             fresh = all(completion.text != other.text for other in kept)
             if reward >= stage.min_reward and fresh and len(kept) < (stage.max_per_prompt or len(group)):
                 kept.append(completion)
-                rows.append(row | {'completion': completion.text, 'reward': float(reward)})
+                rows.append(row | _learnable(row['prompt'], completion) | {'reward': float(reward)})
         counts['kept'] += len(kept)
     return {'rows': rows, 'counts': counts}
 

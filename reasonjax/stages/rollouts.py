@@ -13,6 +13,7 @@ import numpy as np
 from reasonjax import config as configs
 from reasonjax import randomness
 from reasonjax.data import pipeline
+from reasonjax.data.stream import Transform
 from reasonjax.errors import UserError
 from reasonjax.metrics import Timers
 from reasonjax.parallel import mesh as meshes
@@ -93,13 +94,13 @@ def together(parts: Sequence[Drawn]) -> Drawn:
     )
 
 
-def open_data(run: Run, place: Place) -> pipeline.Batches:
-    """The prompts a stage samples from."""
+def open_data(run: Run, place: Place, checks: Sequence[Transform] = ()) -> pipeline.Batches:
+    """The prompts a stage samples from; `checks` are transforms that come last."""
     stage = settings(run.config, place)
     source, transforms = data_functions(run, stage.data)
     return pipeline.prompts(
         source,
-        transforms,
+        [*transforms, *checks],
         run.tokenizer,
         max_prompt_length=stage.data.max_prompt_length,
         num_prompts=stage.num_prompts,
@@ -131,14 +132,14 @@ class Rollouts:
       data: the iterator over prompts.
     """
 
-    def __init__(self, run: Run, place: Place, pool: RewardPool):
+    def __init__(self, run: Run, place: Place, pool: RewardPool, checks: Sequence[Transform] = ()):
         stage = settings(run.config, place)
         self._run, self._place, self._pool = run, place, pool
         self._generate = sampler(run, of_stage(stage, run.tokenizer, place.name))
         self._at_once = at_once(stage)
         self._whole = jax.jit(lambda x: x, out_shardings=meshes.replicated(run.rollout_mesh))
         self._sampling: _Ending | None = None  # of the rollout that was started last
-        self.data = open_data(run, place)
+        self.data = open_data(run, place, checks)
         check_data(place, self.data)
 
     def draw(self, step: int, params: Any, timers: Timers, number: int = 0) -> Drawn:
@@ -211,12 +212,12 @@ class Rollouts:
 
 
 @contextlib.contextmanager
-def open_rollouts(run: Run, place: Place) -> Iterator[Rollouts]:
-    """Starts the reward workers of a stage, and ends them."""
+def open_rollouts(run: Run, place: Place, checks: Sequence[Transform] = ()) -> Iterator[Rollouts]:
+    """Starts the reward workers of a stage, and ends them; see `open_data`."""
     stage = settings(run.config, place)
     check(stage, place.name)
     with RewardPool(reward_specs(stage), stage.reward_workers, stage.reward_time_limit, stage.rewards_on_error) as pool:
-        yield Rollouts(run, place, pool)
+        yield Rollouts(run, place, pool, checks)
 
 
 def check(stage: Mapping[str, Any], name: str) -> None:

@@ -1,4 +1,4 @@
-"""Chat templates in the manner of six model families, each with a small tokenizer of its family's kind.
+"""Chat templates in the manner of model families, each with a small tokenizer of its family's kind.
 
 Only the conventions are the families'; the templates are written for these tests.
 """
@@ -108,6 +108,49 @@ MISTRAL = """{{- bos_token }}
 PHI = """{%- for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"""
 
+# Nothing ends a turn but the token that opens the next one; arguments are gone through one by one.
+GLM = """[gMASK]<sop>
+{%- if tools %}{{ '<|system|>\n' }}{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}
+{%- set ns = namespace(last=-1) %}
+{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}
+{%- if m.role == 'assistant' %}{{ '<|assistant|>' }}
+{{- '\n<think>' + (m.reasoning_content or '' if loop.index0 > ns.last else '') + '</think>' }}
+{%- if m.content %}{{ '\n' + m.content | trim }}{% endif %}
+{%- for c in m.tool_calls or [] %}{{ '\n<tool_call>' + c.function.name }}
+{%- for k, v in c.function.arguments.items() %}{{ '\n<arg>' + k + '=' + (v if v is string else v | tojson) + '</arg>' }}{% endfor %}
+{{- '\n</tool_call>' }}{% endfor %}
+{%- elif m.role == 'tool' %}
+{{- '<|observation|>' if loop.previtem.role != 'tool' else '' }}{{ '\n<tool_response>\n' + m.content + '\n</tool_response>' }}
+{%- elif m.role in ('user', 'system') %}{{ '<|' + m.role + '|>\n' + m.content }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"""
+
+# No token ends a turn: words and line breaks tell turns apart.
+WORDS = """{%- for m in messages %}
+{%- if m.role == 'system' %}{{ m.content + '\n\n' }}
+{%- elif m.role == 'user' %}{{ 'User: ' + m.content + '\n\n' }}
+{%- elif m.role == 'assistant' %}{{ 'Assistant: ' + m.content | trim + '\n\n' }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""
+
+# Arguments are JSON text; an inner answer, a last one and a call end each in a way of its own; calls stand without words.
+HARMONY = """{%- for m in messages %}
+{%- if m.role == 'assistant' and m.tool_calls %}
+{%- if m.thinking %}{{ '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}{% endif %}
+{{- '<|start|>assistant to=' + m.tool_calls[0].function.name + '<|message|>' + m.tool_calls[0].function.arguments + '<|call|>' }}
+{%- elif m.role == 'assistant' %}
+{%- if m.thinking and loop.last %}{{ '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}{% endif %}
+{%- set end = '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' %}
+{{- '<|start|>assistant<|channel|>final<|message|>' + m.content + end }}
+{%- elif m.role == 'tool' %}{{ '<|start|>tool<|message|>' + m.content | tojson + '<|end|>' }}
+{%- else %}{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"""
+
+# Content is parts and nothing else.
+PARTS = """{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}
+{%- for part in m.content %}{{ part.text if part.type == 'text' else '' }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
 # template, special tokens, (bos, eos), vocabulary
 STYLES = {
     'llama3': (LLAMA3, ('<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>'), ('<|begin_of_text|>', '<|end_of_text|>'), 'bytes'),
@@ -118,13 +161,24 @@ STYLES = {
     'phi': (PHI, ('<|system|>', '<|user|>', '<|assistant|>', '<|end|>'), ('<s>', '<|endoftext|>'), 'always'),
 }
 
+# Their ends need `generation_config.json`: what stops a model that was trained on the template.
+_GLM = ('[gMASK]', '<sop>', '<|system|>', '<|user|>', '<|assistant|>', '<|observation|>', '<think>', '</think>')
+_HARMONY = ('<|start|>', '<|channel|>', '<|message|>', '<|end|>', '<|call|>')
+ODD_STYLES = {
+    'glm': (GLM, _GLM, (None, '<|endoftext|>'), 'bytes'),
+    'words': (WORDS, (), (None, '<|endoftext|>'), 'bytes'),
+    'harmony': (HARMONY, _HARMONY, (None, '<|return|>'), 'bytes'),
+    'parts': (PARTS, ('<|im_start|>',), (None, '<|im_end|>'), 'bytes'),
+}
+STOPS = {'glm': ('<|endoftext|>', '<|user|>', '<|observation|>'), 'harmony': ('<|return|>', '<|call|>')}
+
 
 def write_style(folder: pathlib.Path, style: str, **config) -> str:
     """Writes a folder as a model of the family has it, `tokenizer_config.json` changed by `config`; returns its path."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    template, tokens, (bos, eos), kind = STYLES[style]
+    template, tokens, (bos, eos), kind = (STYLES | ODD_STYLES)[style]
     specials = [*(token for token in (bos, eos) if token), *tokens]
     tokenizer = Tokenizer(models.BPE(byte_fallback=kind != 'bytes', unk_token=None))
     alphabet = pre_tokenizers.ByteLevel.alphabet() if kind == 'bytes' else list('abcdefghijklmnopqrstuvwxyzTSHAI0123456789.,:+=/()$#\n')
@@ -159,6 +213,9 @@ def write_style(folder: pathlib.Path, style: str, **config) -> str:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos)
     fast.chat_template = template
     fast.save_pretrained(folder)
+    if style in STOPS:
+        ids = [fast.convert_tokens_to_ids(token) for token in STOPS[style]]
+        (pathlib.Path(folder) / 'generation_config.json').write_text(json.dumps({'eos_token_id': ids}))
     if config:
         path = pathlib.Path(folder) / 'tokenizer_config.json'
         path.write_text(json.dumps(json.loads(path.read_text()) | config))

@@ -248,7 +248,7 @@ def test_content_in_parts(styles):
         (made,) = render.demonstration({'messages': parts}, styles[style])
         assert made.tokens.tolist() == reference(styles[style], [ASK, SAY])
     picture = [dict(ASK, content=[{'type': 'image', 'url': 'x'}]), SAY]
-    with pytest.raises(UserError, match=r'a user message holds a part that is not text \(image\)'):
+    with pytest.raises(UserError, match=r'message 1 \(user\): "content" holds a part that is not text \(image\)'):
         render.demonstration({'messages': picture}, styles['gemma3'])
 
 

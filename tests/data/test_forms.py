@@ -136,7 +136,7 @@ def test_a_pair_is_dropped_as_one():
     examples = [{'prompt': '1=', 'chosen': '1', 'rejected': '1' * 20}, {'prompt': '2=', 'chosen': '1', 'rejected': '2'}]
     iterator = batches('preference', examples, batch_size=1, overlong='drop')
     assert next(iterator)['tokens'][:, 0].tolist() == [9, 9]
-    assert iterator.counters == {'rows': 2, 'examples': 1, 'rows_without_examples': 0, 'dropped_overlong': 1}
+    assert iterator.counters == {'rows': 2, 'examples': 1, 'rows_without_examples': 0, 'dropped_overlong': 1, 'dropped_keys': 0}
     with pytest.raises(UserError, match='^train:1: 23 tokens, but max_length=16'):
         next(batches('preference', examples))
 
@@ -288,7 +288,7 @@ def test_every_document_of_a_conversation_is_an_example(chatty):
     examples = list(conversations())
     iterator = batches('demonstration', examples, chatty, batch_size=9, max_length=128)
     batch = next(iterator)
-    assert iterator.counters == {'rows': 5, 'examples': 9, 'rows_without_examples': 0, 'dropped_overlong': 0}
+    assert iterator.counters == {'rows': 5, 'examples': 9, 'rows_without_examples': 0, 'dropped_overlong': 0, 'dropped_keys': 0}
     want = [made for example in examples for made in render.demonstration(example, chatty)]
     assert [row[row_segments > 0].tolist() for row, row_segments in zip(batch['tokens'], batch['segments'])] == [
         made.tokens.tolist() for made in want

@@ -225,7 +225,7 @@ def test_overlong_rows_are_dropped_and_counted():
 def test_rows_without_examples_are_counted():
     iterator = prompts([lambda example, rng: [example] if example['id'] % 2 else []], shuffle=False)
     take(iterator, 2)
-    assert iterator.counters == {'rows': 16, 'examples': 8, 'rows_without_examples': 8, 'dropped_overlong': 0}
+    assert iterator.counters == {'rows': 16, 'examples': 8, 'rows_without_examples': 8, 'dropped_overlong': 0, 'dropped_keys': 0}
 
 
 @pytest.mark.parametrize('packed', [False, True])
@@ -278,7 +278,7 @@ def test_evaluation_is_one_ordered_pass():
     assert ids(batches) == [*range(10), 9, 9]
     assert np.concatenate([batch['valid'] for batch in batches]).tolist() == [True] * 10 + [False] * 2
     assert np.concatenate([batch['index'] for batch in batches]).tolist() == [*range(10), 9, 9]
-    assert made.counters == {'rows': 10, 'examples': 10, 'rows_without_examples': 0, 'dropped_overlong': 0}
+    assert made.counters == {'rows': 10, 'examples': 10, 'rows_without_examples': 0, 'dropped_overlong': 0, 'dropped_keys': 0}
 
 
 def test_evaluation_drops_and_counts_or_stops():

@@ -11,6 +11,7 @@ from reasonjax.data.tokenizers import templates
 from reasonjax.data.tokenizers.protocol import (
     Message,
     Texts,
+    check_text,
     continued,
     hashed,
     is_context_free,
@@ -186,10 +187,14 @@ def huggingface(
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
-    if tokenizer.is_fast:
-        # Straight to the Rust object: the wrapper sets truncation state on every call, which threads must not share.
-        return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
-    return tokenizer.encode(text, add_special_tokens=False)
+    try:
+        if tokenizer.is_fast:
+            # Straight to the Rust object: the wrapper sets truncation state on every call, which threads must not share.
+            return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+        return tokenizer.encode(text, add_special_tokens=False)
+    except (TypeError, UnicodeEncodeError):
+        check_text(text)
+        raise
 
 
 def _opened(folder: pathlib.Path) -> Any:

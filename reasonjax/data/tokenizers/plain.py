@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from reasonjax.data.tokenizers.protocol import (
     Message,
     Texts,
+    check_text,
     continued,
     hashed,
     no_template,
@@ -116,6 +117,7 @@ class SentencePiece:
     space_mark_ids: tuple[int, ...] = field(repr=False)
 
     def encode(self, text: str) -> list[int]:
+        check_text(text)
         if not self.space_mark_ids or _SPACE_MARK not in text:
             return self.processor.encode(text)
         # The library spells a space with this character, so a text that holds the character itself needs its bytes.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from reasonjax.errors import UserError
+from reasonjax.files import half_character
 
 Message = Mapping[str, Any]
 Texts = Callable[[], Iterable[str]]
@@ -103,6 +104,13 @@ def no_template(what: str) -> str:
         f'the tokenizer {what} has no chat template: give prompt and completion as strings, '
         'or a Hugging Face tokenizer with a template (tokenizer.chat_template names a file of one)'
     )
+
+
+def check_text(text: str) -> None:
+    """Raises UserError where a text holds half a character, which no vocabulary has."""
+    half = half_character(text)
+    if half:
+        raise UserError(f'{shown(text)} holds half a character ({half}, a lone surrogate), which no tokenizer reads; mend or drop it')
 
 
 def hashed(*parts: Any) -> str:

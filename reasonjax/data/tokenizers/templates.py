@@ -1,6 +1,7 @@
 """Chat templates of Hugging Face tokenizers: what one is found to do, and errors that say which message it refuses."""
 
 import inspect
+import json
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -92,15 +93,14 @@ def render(
 
 
 def takes_parts(tokenizer: Any) -> bool:
-    """Whether the template reads content given as a list of parts; others refuse it, or print it as Python shows lists."""
+    """Whether the template reads content given as a list of parts; others refuse it, or print it as Python shows lists.
+
+    Some read nothing else: content given as text they refuse, or leave out.
+    """
     if tokenizer.chat_template is None:
         return False
-    plain = [{'role': 'user', 'content': MARK}]
-    parts = [{'role': 'user', 'content': [{'type': 'text', 'text': MARK}]}]
-    try:
-        return _plainly(tokenizer, plain) == _plainly(tokenizer, parts)
-    except _refusals():
-        return False
+    plain, parts = (_tried(tokenizer, [{'role': 'user', 'content': c}]) for c in (MARK, [{'type': 'text', 'text': MARK}]))
+    return parts == plain is not None or (MARK in (parts or '') and MARK not in (plain or ''))
 
 
 def turn_end(tokenizer: Any) -> int | None:
@@ -122,23 +122,32 @@ def turn_end(tokenizer: Any) -> int | None:
 
 
 def words(message: Message) -> str:
-    """The content of a message as one text, whether it is given as one or as a list of text parts; '' for none.
+    """The content of a message as one text, whether it is given as one, as a list of text parts or as an object; '' for none.
 
     Raises:
         UserError: a part that is not text.
     """
     content = message.get('content')
+    if isinstance(content, Mapping):
+        return json.dumps(content, ensure_ascii=False)
     if not isinstance(content, list | tuple):
         return '' if content is None else str(content)
     for part in content:
         if not isinstance(part, Mapping) or not isinstance(part.get('text'), str):
             kind = part.get('type', listing(part)) if isinstance(part, Mapping) else type(part).__name__
-            raise UserError(f'a {message.get("role")} message holds a part that is not text ({kind}); only text can be read')
+            raise UserError(f'"content" holds a part that is not text ({kind}); only text can be read')
     return ''.join(part['text'] for part in content)
 
 
 def _plainly(tokenizer: Any, messages: list[Message]) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+def _tried(tokenizer: Any, messages: list[Message]) -> str | None:
+    try:
+        return _plainly(tokenizer, messages)
+    except _refusals():
+        return None
 
 
 def _refusals() -> tuple[type[Exception], ...]:

@@ -9,6 +9,7 @@ same draws on every restart.
 from reasonjax.methods.transforms.columns import chat, constants, messages, prompt_completion
 from reasonjax.methods.transforms.forms import chosen_only, correct_steps, desirable_only, unpair
 from reasonjax.methods.transforms.noise import static_noise
+from reasonjax.methods.transforms.thoughts import drop_thoughts, fold_thoughts
 from reasonjax.methods.transforms.word_problems import gsm8k
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     'constants',
     'correct_steps',
     'desirable_only',
+    'drop_thoughts',
+    'fold_thoughts',
     'gsm8k',
     'messages',
     'prompt_completion',
