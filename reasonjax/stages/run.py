@@ -90,7 +90,7 @@ def _conclude(workdir: pathlib.Path, results: list[dict], place: Place | None = 
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError where `stages` names what is not there."""
+    """Raises UserError where `stages` names what is not there, or a value is not within its bound."""
     if not config.stages:
         raise UserError('config.stages: names no stage.')
     groups = [name for name, value in config.items() if isinstance(value, ml_collections.ConfigDict) and 'kind' in value]
@@ -102,13 +102,10 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UserError(f'config.{name}.kind: unknown kind "{kind}".{nearest(kind, KINDS)} Known: {listing(KINDS)}.')
         if kind == 'evaluate' and not config.evaluation.enabled:
             raise UserError(f'config.{name}: an evaluate stage needs config.evaluation.enabled=True.')
-        for key in ('steps', 'batch_size', 'accumulation', 'log_every', 'num_prompts', 'num_iterations', 'minibatches'):
-            if key in config[name] and config[name][key] < 1:
-                raise UserError(f'config.{name}.{key}={config[name][key]}: must be at least 1.')
         if config[name].get('iterations_per_call', 1) != 1 and not config[name].on_device:
             raise UserError(f'config.{name}.iterations_per_call={config[name].iterations_per_call}: needs config.{name}.on_device=True.')
-        if config[name].get('prompts_at_once', 0) < 0:
-            raise UserError(f'config.{name}.prompts_at_once={config[name].prompts_at_once}: must be 0 (all) or more.')
+    # Once more, for a config that was changed after it was loaded.
+    configs.check(config)
 
 
 def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:

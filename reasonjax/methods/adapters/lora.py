@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from reasonjax.bounds import AtLeast, OneOf, Positive
 from reasonjax.errors import UserError
-from reasonjax.methods.adapters.quantise import BLOCK
+from reasonjax.methods.adapters.quantise import BLOCK, CHOICES
 from reasonjax.methods.adapters.quantise import quantise as quantised
 from reasonjax.methods.adapters.targets import LAYERS, chosen, replaced
 from reasonjax.weights.linear import LowRank, merge
@@ -22,12 +23,12 @@ def lora(
     params: Any,
     key: jax.Array,
     *,
-    r: int = 8,
-    lora_alpha: float = 16.0,
+    r: AtLeast(1) = 8,
+    lora_alpha: Positive = 16.0,
     target_modules: tuple[str, ...] = LAYERS,
     use_rslora: bool = False,
-    quantise: str = 'none',
-    quantise_block: int = BLOCK,
+    quantise: OneOf(*CHOICES) = 'none',
+    quantise_block: AtLeast(1) = BLOCK,
     quantise_modules: tuple[str, ...] = LAYERS,
 ) -> Any:
     """Puts a low-rank pair over every targeted matrix: W + scale A B.

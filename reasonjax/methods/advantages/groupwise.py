@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 
 from reasonjax import reduce
+from reasonjax.bounds import OneOf, Positive
 from reasonjax.errors import UserError, listing, nearest
 
 SCALES = ('group', 'batch', 'none')
 
 
 def group(
-    rewards_PxG: jax.Array, valid_PxG: jax.Array, *, scale_rewards: str = 'group', epsilon: float = 1e-4
+    rewards_PxG: jax.Array, valid_PxG: jax.Array, *, scale_rewards: OneOf(*SCALES) = 'group', epsilon: Positive = 1e-4
 ) -> tuple[jax.Array, dict]:
     """A = (r - mean of the prompt's valid rewards) / (std + epsilon): GRPO's (arXiv 2402.03300), in TRL's form.
 
@@ -22,7 +23,7 @@ def group(
       valid_PxG: bool; an invalid sample gets advantage 0 and enters no mean and no deviation.
       scale_rewards: 'group' divides by the deviation within the prompt, 'batch' by that of all valid rewards together
         (Lite PPO, arXiv 2508.08221), 'none' does not divide (Dr. GRPO, arXiv 2503.20783).
-      epsilon: added to the deviation.
+      epsilon: added to the deviation, above 0.
 
     Returns:
       [P, G] float32, and metrics: `reward`, the mean of all valid ones; `reward_std`, the mean over prompts of the

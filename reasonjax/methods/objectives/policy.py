@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from reasonjax import reduce
+from reasonjax.bounds import INFINITY, Fraction, NonNegative, NonNegativeOrInfinite, OneOf, Real
 from reasonjax.errors import UserError, listing, nearest
-from reasonjax.methods.objectives.correction import importance_weights
+from reasonjax.methods.objectives.correction import MODES, WHICH, importance_weights
 from reasonjax.methods.objectives.sums import or_one, row_sums
 
 LOSS_TYPES = ('grpo', 'dapo', 'bnpo', 'dr_grpo')
@@ -19,15 +20,15 @@ def policy(
     batch: Mapping[str, jax.Array],
     key: jax.Array,
     *,
-    loss_type: str = 'dapo',
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    beta: float = 0.0,
-    importance_sampling_level: str = 'token',
-    importance_sampling_correction: str = 'stale',
-    importance_sampling_mode: str = 'token_truncate',
-    importance_sampling_clip_max: float | None = 3.0,
-    importance_sampling_clip_min: float | None = None,
+    loss_type: OneOf(*LOSS_TYPES) = 'dapo',
+    epsilon: NonNegativeOrInfinite = 0.2,
+    epsilon_high: NonNegativeOrInfinite | None = None,
+    beta: NonNegative = 0.0,
+    importance_sampling_level: OneOf(*LEVELS) = 'token',
+    importance_sampling_correction: OneOf(*WHICH) = 'stale',
+    importance_sampling_mode: OneOf(*MODES) = 'token_truncate',
+    importance_sampling_clip_max: Real(1, INFINITY) | None = 3.0,
+    importance_sampling_clip_min: Fraction | None = None,
 ) -> tuple[jax.Array, dict]:
     """Clipped surrogate with token or sequence ratios, four normalisations, off-policy weights and an optional KL penalty.
 
