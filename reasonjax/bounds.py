@@ -229,7 +229,7 @@ def _hint(value: Any, base: type, bound: Range, default: Any) -> str:
     def fits(x: Any) -> bool:
         return x is not NOTHING and x is not None and not _number_fault(x, base, bound)
 
-    near = _read(value, base) if isinstance(value, str) else value
+    near = parse_number(value, base) if isinstance(value, str) else value
     if isinstance(near, numbers.Real) and not math.isnan(number := _single(near)[0]):
         near = near if fits(near) and isinstance(value, str) else _clamped(number, base, bound)
     return f'; nearest: {shown(near)}' if fits(near) else f'; default: {shown(default)}' if fits(default) else ''
@@ -246,7 +246,7 @@ def _clamped(number: float, base: type, bound: Range) -> float:
     return round(near) if base is int and not math.isinf(near) else near
 
 
-def _read(text: str, base: type) -> Any:
+def parse_number(text: str, base: type) -> Any:
     """The number that a text writes, or the text where it writes none (also one of more digits than Python reads)."""
     try:
         return base(text)
@@ -345,7 +345,7 @@ def flag(kind: Any) -> Callable[[str], Any]:
     base = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
 
     def read(text: str) -> Any:
-        value = _read(text, base)
+        value = parse_number(text, base)
         if wrong := fault(value, kind):
             raise argparse.ArgumentTypeError(f'{text if len(text) <= LONGEST else shown(text)}: {wrong}')
         return value
@@ -360,6 +360,6 @@ def read(text: Any, kind: Any, key: str) -> Any:
       UserError: it writes none, or one that is not within its bound.
     """
     base = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
-    value = _read(text, base) if isinstance(text, str) else text
+    value = parse_number(text, base) if isinstance(text, str) else text
     check(value, kind, key)
     return value

@@ -160,9 +160,10 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises UserError where a completed config names what is not there, or holds a value that is not within its bound."""
+    # First, because knobs may refer to them.
+    bounds.check_leaves(config, SLOTS, EXTRA)
     for key, slot, container, index in _nodes(config):
         resolve(container[index], slot, key)
-    bounds.check_leaves(config, SLOTS, EXTRA)
 
 
 def _fill(config: ml_collections.ConfigDict) -> None:

@@ -160,23 +160,32 @@ def from_config(model: Mapping[str, Any], *, vocab_size: int, pad_id: int) -> Mo
     Raises:
       UserError: unknown field, impossible value, or a vocabulary smaller than the tokenizer's.
     """
-    fields = {f.name: f.type for f in dataclasses.fields(ModelConfig)}
+    check_fields(model)
     given = dict(model)
-    for f in dataclasses.fields(ModelConfig):
-        if f.default is dataclasses.MISSING and f.name not in given and f.name != 'vocab_size':
-            raise UserError(f'config.model.{f.name}: missing; it has no default.')
-    for name in given:
-        if name not in fields:
-            raise UserError(f'config.model.{name}: no such field.{nearest(name, fields)} Fields: {listing(fields)}.')
     given['vocab_size'] = given.get('vocab_size') or vocab_size
     given['pad_id'] = pad_id
-    if isinstance(given.get('attention_pattern'), list):
+    if 'attention_pattern' in given:
         given['attention_pattern'] = tuple(given['attention_pattern'])
     if 'rope_scaling' in given:
         given['rope_scaling'] = frozen(given['rope_scaling'])
     config = ModelConfig(**given)
     check(config, vocab_size)
     return config
+
+
+def check_fields(model: Mapping[str, Any]) -> None:
+    """Raises UserError where `config.model` lacks a field, has one that is none, or a value that is not within the field's bound."""
+    fields = {f.name: f for f in dataclasses.fields(ModelConfig)}
+    for name, field in fields.items():
+        if field.default is dataclasses.MISSING and name not in model and name != 'vocab_size':
+            raise UserError(f'config.model.{name}: missing; it has no default.')
+    for name in model:
+        if name not in fields:
+            raise UserError(f'config.model.{name}: no such field.{nearest(name, fields)} Fields: {listing(fields)}.')
+        default = bounds.NOTHING if fields[name].default is dataclasses.MISSING else fields[name].default
+        if name != 'rope_scaling':  # a function, whose knobs are checked as such
+            kind = AtLeast(0) if name == 'vocab_size' else fields[name].type
+            bounds.check(model[name], kind, f'config.model.{name}', default)
 
 
 def frozen(scaling: Mapping[str, Any] | tuple) -> tuple[tuple[str, Any], ...]:
@@ -186,7 +195,6 @@ def frozen(scaling: Mapping[str, Any] | tuple) -> tuple[tuple[str, Any], ...]:
 
 def check(config: ModelConfig, tokenizer_vocab: int) -> None:
     """Raises UserError where the numbers cannot be a model."""
-    bounds.check_fields(config, 'config.model')
     if config.vocab_size < tokenizer_vocab:
         raise UserError(
             f'config.model.vocab_size={config.vocab_size}: the tokenizer produces ids up to {tokenizer_vocab - 1}; '
@@ -226,20 +234,18 @@ def frequencies(config: ModelConfig, table: str) -> rope.Frequencies:
     theta, scaling, key = config.rope_theta, dict(config.rope_scaling), 'model.rope_scaling'
     if table == 'local':
         theta, scaling, key = config.rope_local_theta, {'name': 'none'}, 'model.rope_local_theta'
+    where = f'config.{key}: the {table} rotary table of base {theta:g} and {scaling}'
     with np.errstate(all='ignore'):
         try:
             found, factor = configs.resolve(scaling, 'rope_scaling', key)(theta, width)
-        except (ZeroDivisionError, OverflowError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            found, factor = np.full(width // 2, np.nan), 1.0
-    # What float32 holds: angles are computed in it.
-    wrong = np.flatnonzero(~(np.isfinite(np.float32(found)) & (found >= 0)))
-    if len(wrong) or not (0 < factor < np.inf):
-        what = f'{len(wrong)} of {width // 2} frequencies, the first of dimension {wrong[0]},' if len(wrong) else f'the factor {factor:g}'
-        raise UserError(
-            f'config.{key}: with base {theta:g} and {scaling}, {what} of the {table} rotary table: not finite numbers.'
-        )
+        except (ArithmeticError, ValueError) as error:
+            raise error if isinstance(error, UserError) else UserError(f'{where} cannot be worked out ({error}).') from error
+        # In float32, in which angles are computed.
+        wrong = np.flatnonzero(~(np.isfinite(np.asarray(found, np.float32)) & (np.asarray(found) >= 0)))
+    if len(wrong):
+        raise UserError(f'{where} has {len(wrong)} of {width // 2} frequencies, the first of dimension {wrong[0]}, that are no finite numbers.')
+    if not 0 < factor < np.inf:
+        raise UserError(f'{where} has the factor {factor:g}; it must be finite, above 0.')
     return found, factor
 
 

@@ -16,6 +16,7 @@ from reasonjax.parallel import processes
 from reasonjax.rollout.text import Completion, completions
 from reasonjax.stages.context import Run
 from reasonjax.stages.sampling import of_stage, sampler
+from reasonjax.weights import finite
 
 SHOWN = 3
 
@@ -49,6 +50,9 @@ def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
     Args:
       run: what stages share.
       progress: show how many batches are done, on standard error.
+
+    Raises:
+      UserError: settings that draw no answer; the result raises it too, where a parameter is not a finite number.
     """
     c = run.config.evaluation
     if c.samples < 0 or not (c.greedy or c.samples):
@@ -69,6 +73,7 @@ def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
     programs = {name: sampler(run, sampling) for name, sampling in ways.items()}
 
     def evaluate(params: Any) -> Evaluation:
+        finite.check(params, 'evaluation: this model says nothing', dtype=run.model.compute_dtype)
         if not progress:
             return over(params, lambda done: None)
         with Progress('evaluate', len(batches), stream=sys.stderr) as bar:

@@ -16,12 +16,13 @@ from reasonjax import config as configs
 from reasonjax.checkpoint import Checkpoints, load_params, read_meta
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.model import pretrained
-from reasonjax.model.config import to_dict
+from reasonjax.model.config import check_fields, to_dict
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
 from reasonjax.stages import collect, evaluate, fused, online, supervised
 from reasonjax.stages.context import Place, Run, abstract_params, fresh_params, open_run, places, settings
 from reasonjax.stages.ledger import better, spent
+from reasonjax.weights import finite
 from reasonjax.weights.linear import merge_tree
 from reasonjax.weights.partition import path_name
 
@@ -106,6 +107,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UserError(f'config.{name}.iterations_per_call={config[name].iterations_per_call}: needs config.{name}.on_device=True.')
     # Once more, for a config that was changed after it was loaded.
     configs.check(config)
+    check_fields(config.model)
 
 
 def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
@@ -155,6 +157,7 @@ def arriving(run: Run, place: Place, evaluation: Callable | None) -> Any:
     if before:
         last = before[-1]
         params, meta, step = load_params(last.folder / 'checkpoints', abstract_params(run, last.number))
+        finite.check(params, f'stage {last.name}: its checkpoint of step {step}', dtype=run.model.compute_dtype)
         stage = settings(run.config, last)
         clocked = meta.get('clock', {}).get('steps', 0.0)
         whole = step == stage.get('steps', 0) or spent(stage, meta.get('counted', {}).get('num_tokens', 0), clocked)
@@ -203,7 +206,9 @@ def _fitting(run: Run, theirs: Run, params: Any) -> Any:
     ]
     if wrong:
         raise UserError('config.init: the checkpoint is of another model shape (config.model):\n  ' + '\n  '.join(wrong[:LISTED]))
-    return jax.tree.map(lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding), dense, wanted)
+    fitting = jax.tree.map(lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding), dense, wanted)
+    finite.check(fitting, f'config.init: {theirs.workdir}, in {run.model.param_dtype}', dtype=run.model.compute_dtype)
+    return fitting
 
 
 class Saved(NamedTuple):
@@ -247,6 +252,7 @@ def saved(workdir: pathlib.Path, stage: str = '', base: pathlib.Path | None = No
     place = found[-1]
     step = _best_step(place) if which else None
     params, _, step = load_params(place.folder / 'checkpoints', abstract_params(theirs, place.number), step=step)
+    finite.check(params, f'{workdir}: stage {place.name}, checkpoint of step {step}', dtype=theirs.model.compute_dtype)
     return Saved(theirs, place, step, params)
 
 
@@ -313,6 +319,7 @@ def _run_stage(run: Run, place: Place, incoming: Callable[[], Any], evaluation: 
 
 def keep(run: Run, place: Place, params: Any) -> Any:
     """A stage that only writes a checkpoint of the parameters as they arrive."""
+    finite.check(params, f'stage {place.name}', 'They are not saved.', run.model.compute_dtype)
     with Checkpoints(place.folder / 'checkpoints') as checkpoints:
         checkpoints.save(0, params=params, meta={'stage': place.name, 'model': to_dict(run.model)})
     return params

@@ -242,7 +242,7 @@ def test_dtypes(tmp_path):
     assert {str(x.dtype) for x in load_file(tmp_path / 'adapter_model.safetensors').values()} == {'bfloat16'}
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     node = put_adapter(half, read_adapter(tmp_path))['layers']['attention']['q']
-    assert node.a.dtype == node.b.dtype == jnp.bfloat16 and node.scale.dtype == jnp.float32
+    assert node.a.dtype == node.b.dtype == node.scale.dtype == jnp.float32 and node.base.dtype == jnp.bfloat16
     shapes = jax.eval_shape(lambda p: put_adapter(p, read_adapter(tmp_path)), half)
     assert jax.tree.structure(shapes['layers']['attention']['q']) == jax.tree.structure(node)
 

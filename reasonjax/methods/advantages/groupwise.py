@@ -8,6 +8,7 @@ from reasonjax.bounds import OneOf, Positive
 from reasonjax.errors import UserError, listing, nearest
 
 SCALES = ('group', 'batch', 'none')
+LARGE = 1e15
 
 
 def group(
@@ -67,5 +68,8 @@ def _moments(rewards: jax.Array, valid: jax.Array, axis: int | None) -> tuple[ja
     number = jnp.sum(valid, axis=axis, keepdims=True)
     mean = jnp.sum(shifted, axis=axis, keepdims=True) / jnp.maximum(number, 1)
     centred = jnp.where(valid, shifted - mean, 0)
-    variance = jnp.sum(centred**2, axis=axis, keepdims=True) / jnp.maximum(number - 1, 1)
-    return centred, jnp.sqrt(variance), jnp.max(shifted, axis=axis, keepdims=True)
+    # Rewards whose squares float32 does not hold are scaled down for the deviation; others are divided by 1.
+    spread = jnp.max(shifted, axis=axis, keepdims=True)
+    scale = jnp.where(spread > LARGE, spread, 1)
+    variance = jnp.sum((centred / scale) ** 2, axis=axis, keepdims=True) / jnp.maximum(number - 1, 1)
+    return centred, jnp.sqrt(variance) * scale, spread
