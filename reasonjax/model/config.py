@@ -243,7 +243,7 @@ def frequencies(config: ModelConfig, table: str) -> rope.Frequencies:
         # In float32, in which angles are computed.
         wrong = np.flatnonzero(~(np.isfinite(np.asarray(found, np.float32)) & (np.asarray(found) >= 0)))
     if len(wrong):
-        raise UserError(f'{where} has {len(wrong)} of {width // 2} frequencies, the first of dimension {wrong[0]}, that are no finite numbers.')
+        raise UserError(f'{where}: {len(wrong)} of {width // 2} frequencies (first: dimension {wrong[0]}) are not finite numbers.')
     if not 0 < factor < np.inf:
         raise UserError(f'{where} has the factor {factor:g}; it must be finite, above 0.')
     return found, factor
