@@ -27,7 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('source', metavar='FROM', help='workdir of a run, Hugging Face model folder, or PEFT adapter folder')
     parser.add_argument('target', metavar='TO', help='folder to write; a run where FROM is a Hugging Face model')
     parser.add_argument('--stage', default='', help='stage whose parameters are taken (default: the last that has a checkpoint)')
-    parser.add_argument('--dtype', default='', help="of the weights written: bfloat16, float16 or float32 (default: the base's)")
+    parser.add_argument('--dtype', default='',
+                        help="of the weights written: bfloat16, float16 or float32 (default: the base's; adapters: float32)")  # fmt: skip
     parser.add_argument('--base', default='', metavar='FOLDER', help='Hugging Face folder that the run started from, or the adapter is for')
     parser.add_argument('--merge', action='store_true', help='merge a LoRA adapter into the weights')
     parser.add_argument('--adapter', action='store_true', help='write the LoRA adapter alone, as PEFT keeps it')
