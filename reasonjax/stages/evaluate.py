@@ -15,7 +15,7 @@ from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
 from reasonjax.rollout.text import Completion, completions
 from reasonjax.stages.context import Run
-from reasonjax.stages.sampling import of_stage, sampler
+from reasonjax.stages.sampling import check, of_stage, sampler
 from reasonjax.weights import finite
 
 SHOWN = 3
@@ -57,6 +57,7 @@ def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
     c = run.config.evaluation
     if c.samples < 0 or not (c.greedy or c.samples):
         raise UserError(f'config.evaluation: greedy={c.greedy} with samples={c.samples} draws no answer; set greedy, or samples above 0.')
+    check(c, 'evaluation')
     task = configs.resolve(c.task, 'task', 'evaluation.task')()
     processes.check_equal(task.examples.fingerprint(), 'config.evaluation: the problems', 'Give all hosts the same files.')
     transforms = [configs.resolve(t, 'transforms', f'evaluation.transforms[{i}]') for i, t in enumerate(c.transforms)]

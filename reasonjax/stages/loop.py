@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from reasonjax import config as configs
@@ -25,7 +24,7 @@ from reasonjax.model import config as model_config
 from reasonjax.optim import offload
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
-from reasonjax.stages import evaluate
+from reasonjax.stages import cautions, evaluate
 from reasonjax.stages.ahead import Ahead, shapes_of
 from reasonjax.stages.context import Place, Run, adapt, settings
 from reasonjax.stages.feed import Fed, Feed
@@ -83,7 +82,7 @@ class _Training:
         if self.stage.offload_optimizer:
             offload.check(run.mesh.devices.flat[0], self.optimizer, f'config.{place.name}.offload_optimizer')
         self.state, self.frozen, self.chosen = self._start()
-        _say_what_is_rounded(place.name, self.state.trainable)
+        cautions.say(self.stage, place.name, self.state.trainable, total_updates)
         self.update = compile_update(run, self.stage, feed, self.optimizer, self.state, total_updates, place)
         self.ledger, self.timers = Ledger(), Timers()
         self.pending: Callable[[], list[Measured]] | None = None  # fetches the metrics of what was dispatched last
@@ -327,17 +326,6 @@ class _Training:
 
     def _seconds(self) -> float:
         return self.earlier + time.perf_counter() - self.started
-
-
-def _say_what_is_rounded(stage: str, trainable: Any) -> None:
-    """Says that weights of few bits lose small updates: nothing here keeps a copy of more bits, or rounds at random."""
-    dtypes = {leaf.dtype for leaf in jax.tree.leaves(trainable)}
-    for dtype in sorted((d for d in dtypes if jnp.finfo(d).bits < 32), key=str) if processes.is_main() else ():
-        print(
-            f'warning: stage {stage} trains weights in {dtype}: what an update changes by less than 1/{2 / jnp.finfo(dtype).eps:.0f} of a '
-            'weight is rounded away. config.model.param_dtype=float32 keeps it; compute_dtype may stay as it is.',
-            file=sys.stderr,
-        )
 
 
 def dropped(data: Any) -> dict[str, int]:

@@ -19,7 +19,7 @@ from reasonjax.model import pretrained
 from reasonjax.model.config import check_fields, to_dict
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
-from reasonjax.stages import collect, evaluate, fused, online, supervised
+from reasonjax.stages import collect, evaluate, fused, online, sampling, supervised
 from reasonjax.stages.context import Place, Run, abstract_params, fresh_params, open_run, places, settings
 from reasonjax.stages.ledger import better, spent
 from reasonjax.weights import finite
@@ -108,6 +108,21 @@ def check(config: ml_collections.ConfigDict) -> None:
     # Once more, for a config that was changed after it was loaded.
     configs.check(config)
     check_fields(config.model)
+    for name in dict.fromkeys(config.stages):
+        if 'max_completion_length' in config[name]:
+            sampling.check(config[name], name)
+        if 'learning_rate' in config[name]:
+            _check_decay(config[name], name)
+
+
+def _check_decay(stage: ml_collections.ConfigDict, name: str) -> None:
+    """Raises UserError where weight decay alone would turn the sign of weights round at every update."""
+    peak, decay = stage.learning_rate.get('peak', 0.0), stage.optimizer.get('weight_decay', 0.0)
+    if peak * decay >= 1:
+        raise UserError(
+            f'config.{name}.optimizer.weight_decay={decay:g}: with learning_rate.peak={peak:g} an update takes {peak * decay:g} times each '
+            f'weight away; must be below {1 / peak:g}.'
+        )
 
 
 def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
