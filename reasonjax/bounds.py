@@ -84,11 +84,11 @@ NonNegativeOrInfinite = Real(0, INFINITY)
 Positive = Real(0, above=True)
 PositiveOrInfinite = Real(0, INFINITY, above=True)
 Fraction = Real(0, 1)
+PositiveFraction = Real(0, 1, above=True)
 BelowOne = Real(0, 1, below=True)
 # Logits are divided by it: below, they would no longer be finite; above, all tokens are equally likely.
 Temperature = Real(1e-4, 1e4)
 TemperatureOrGreedy = Real(1e-4, 1e4, beside=(0,))
-TopP = Real(0, 1, above=True)
 # Logits are multiplied by it, those of removed tokens (-1e30) too.
 Penalty = Real(1e-4, 1e4)
 # What `randomness.key` takes apart: jax reads the low 32 bits and drops the rest, so that 2**32 would draw what 0 does.
@@ -119,7 +119,7 @@ LEAVES = {
     'spike_zscore': NonNegative,
     'spike_window': AtLeast(2),
     'temperature': TemperatureOrGreedy,
-    'top_p': TopP,
+    'top_p': PositiveFraction,
     'min_p': BelowOne,
     'repetition_penalty': Penalty,
     'reward_time_limit': Positive,

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from reasonjax.bounds import AtLeast, BelowOne, Seed, TemperatureOrGreedy, TopP, flag
+from reasonjax.bounds import AtLeast, BelowOne, PositiveFraction, Seed, TemperatureOrGreedy, flag
 
 EPILOG = """\
 examples:
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--max_tokens', type=flag(AtLeast(0)), default=0, help="longest completion (default: the run's evaluation setting)")
     parser.add_argument('--temperature', type=flag(TemperatureOrGreedy), default=0.0, help='0 is greedy (default)')
     parser.add_argument('--top_k', type=flag(AtLeast(0)), default=0, help='keep the k most likely tokens; 0 keeps all')
-    parser.add_argument('--top_p', type=flag(TopP), default=1.0, help='keep the most likely tokens up to this mass; 1 keeps all')
+    parser.add_argument('--top_p', type=flag(PositiveFraction), default=1.0, help='keep the likeliest tokens up to this mass; 1 keeps all')
     parser.add_argument('--min_p', type=flag(BelowOne), default=0.0, help='drop tokens below this share of the most likely; 0 keeps all')
     parser.add_argument('--seed', type=flag(Seed), default=0)
     parser.add_argument('--batch_size', type=flag(AtLeast(1)), default=64, help='prompts at once (default 64)')

@@ -18,9 +18,9 @@ from reasonjax.stages.run import run
 ROOT = pathlib.Path(__file__).parents[1]
 
 ABSURD = {
-    'sft.learning_rate.peak=-0.1': 'config.sft.learning_rate.peak=-0.1: must be at least 0; nearest: 0.',
-    'sft.learning_rate.peak=inf': 'config.sft.learning_rate.peak=inf: must be finite, at least 0',
-    'sft.learning_rate.peak=1e39': 'config.sft.learning_rate.peak=1e+39: must be at most 3.4028235e+38',
+    'sft.learning_rate.peak=-0.1': 'config.sft.learning_rate.peak=-0.1: must be from 0 to 10000; nearest: 0.',
+    'sft.learning_rate.peak=inf': 'config.sft.learning_rate.peak=inf: must be finite, from 0 to 10000; nearest: 10000.0.',
+    'sft.learning_rate.peak=1e39': 'config.sft.learning_rate.peak=1e+39: must be from 0 to 10000; nearest: 10000.0.',
     'sft.learning_rate.warmup_steps=-3': 'config.sft.learning_rate.warmup_steps=-3: must be at least 0; nearest: 0.',
     'sft.learning_rate.final_fraction=2': 'config.sft.learning_rate.final_fraction=2.0: must be from 0 to 1; nearest: 1.',
     'sft.optimizer.clip_norm=-1': 'config.sft.optimizer.clip_norm=-1.0: must be above 0 or infinity; nearest: 1.0.',
@@ -29,7 +29,7 @@ ABSURD = {
     'sft.optimizer.b2=2': 'config.sft.optimizer.b2=2.0: must be at least 0 and below 1; default: 0.999.',
     'sft.optimizer.b1=1': 'config.sft.optimizer.b1=1.0: must be at least 0 and below 1; default: 0.9.',
     'sft.optimizer.b2=0.9999999999': 'config.sft.optimizer.b2=0.9999999999: must be at least 0 and below 1, also in float32',
-    'sft.optimizer.eps=0': 'config.sft.optimizer.eps=0.0: must be above 0; default: 1e-08.',
+    'sft.optimizer.eps=0': 'config.sft.optimizer.eps=0.0: must be above 0 and at most 1; default: 1e-08.',
     'sft.optimizer.weight_decay=-1': 'config.sft.optimizer.weight_decay=-1.0: must be at least 0; nearest: 0.',
     'sft.optimizer.mu_dtype=float8': 'config.sft.optimizer.mu_dtype="float8": unknown.',
     'sft.steps=0': 'config.sft.steps=0: must be at least 1; nearest: 1.',
@@ -66,7 +66,7 @@ ABSURD = {
     'grpo.reward_workers=-2': 'config.grpo.reward_workers=-2: must be at least 0; nearest: 0.',
     'grpo.rewards.accuracy.weight=inf': 'config.grpo.rewards.accuracy.weight=inf: must be finite',
     'grpo.rewards.accuracy.extract=hsh': 'config.grpo.rewards.accuracy.extract="hsh": unknown. Did you mean "hash"?',
-    'grpo.advantage.epsilon=0': 'config.grpo.advantage.epsilon=0.0: must be above 0; default: 0.0001.',
+    'grpo.advantage.epsilon=0': 'config.grpo.advantage.epsilon=0.0: must be above 0 and at most 1; default: 0.0001.',
     'grpo.objective.epsilon=-0.2': 'config.grpo.objective.epsilon=-0.2: must be at least 0 or infinity; nearest: 0.',
     'grpo.objective.beta=-0.1': 'config.grpo.objective.beta=-0.1: must be at least 0; nearest: 0.',
     'grpo.objective.epsilon_high=x': 'config.grpo.objective.epsilon_high="x": must be a number, at least 0 or infinity or None.',
@@ -82,7 +82,11 @@ ABSURD = {
     'seed=4294967296': 'config.seed=4294967296: must be from 0 to 4294967295; nearest: 4294967295.',
     'model.dim=0': 'config.model.dim=0: must be at least 1; nearest: 1.',
     'model.rope_theta=-1': 'config.model.rope_theta=-1.0: must be above 0; nearest: 1.0.',
-    'model.norm_eps=inf': 'config.model.norm_eps=inf: must be finite, above 0; default: 1e-06.',
+    'model.norm_eps=1e30': 'config.model.norm_eps=1e+30: must be above 0 and at most 1; nearest: 1.',
+    'model.embed_std=1e30': 'config.model.embed_std=1e+30: must be from 0 to 10000; nearest: 10000.0.',
+    'sft.optimizer.eps=1e30': 'config.sft.optimizer.eps=1e+30: must be above 0 and at most 1; nearest: 1.',
+    'grpo.advantage.epsilon=1e30': 'config.grpo.advantage.epsilon=1e+30: must be above 0 and at most 1; nearest: 1.',
+    'model.norm_eps=inf': 'config.model.norm_eps=inf: must be finite, above 0 and at most 1; nearest: 1.',
 }  # fmt: skip
 
 
@@ -98,7 +102,7 @@ def test_absurd_settings_are_refused_in_one_line(override, tmp_path):
     ('line', 'words'),
     [
         ("c.train.learning_rate = dict(name='constant', peak=float('nan'))", 'config.train.learning_rate.peak=nan: must be a number'),
-        ("c.train.learning_rate = dict(name='constant', peak='1e-3')", 'peak="1e-3": must be a number, at least 0; nearest: 0.001.'),
+        ("c.train.learning_rate = dict(name='constant', peak='1e-3')", 'peak="1e-3": must be a number, from 0 to 10000; nearest: 0.001.'),
         ("c.train.adapter = dict(name='lora', r=2.5)", 'config.train.adapter.r=2.5: must be a whole number, at least 1; nearest: 2.'),
         ("c.train.adapter = dict(name='lora', r=True)", 'config.train.adapter.r=True: must be a whole number, at least 1; nearest: 1.'),
         ("c.train.adapter = dict(name='lora', lora_alpha=0.0)", 'config.train.adapter.lora_alpha=0.0: must be above 0; default: 16.0.'),

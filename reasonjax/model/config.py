@@ -8,7 +8,7 @@ import numpy as np
 
 from reasonjax import bounds
 from reasonjax import config as configs
-from reasonjax.bounds import AtLeast, Finite, NonNegative, OneOf, Positive, Real
+from reasonjax.bounds import AtLeast, Finite, NonNegative, OneOf, Positive, PositiveFraction, Real
 from reasonjax.errors import UserError, divisor, listing, nearest
 from reasonjax.model import remat, rope
 
@@ -17,6 +17,8 @@ DTYPES = ('bfloat16', 'float16', 'float32')
 NORMS = ('before', 'after', 'around')
 QK_NORMS = ('none', 'head', 'row')
 LAYER_KINDS = ('global', 'local', 'global_nope', 'local_nope')
+# Below, all scores would be alike; 0 is off.
+Softcap = Real(1e-3, 1e6, beside=(0,))
 ATTENTION_KERNELS = ('xla', 'cudnn', 'flash', 'splash')
 
 
@@ -88,24 +90,24 @@ class ModelConfig:
     router_z_weight: NonNegative = 0.0
     norms: OneOf(*NORMS) = 'before'
     norm_offset: Finite = 0.0
-    norm_eps: Positive = 1e-6
+    norm_eps: PositiveFraction = 1e-6
     qk_norm: OneOf(*QK_NORMS) = 'none'
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
     tied: bool = False
-    embed_scale: Positive = 1.0
-    query_scale: NonNegative = 0.0
-    attention_softcap: NonNegative = 0.0
-    logit_softcap: NonNegative = 0.0
+    embed_scale: Real(0, 1e6, above=True) = 1.0
+    query_scale: Real(0, 1e6) = 0.0
+    attention_softcap: Softcap = 0.0
+    logit_softcap: Softcap = 0.0
     attention_pattern: tuple[OneOf(*LAYER_KINDS), ...] = ('global',)
     window: AtLeast(0) = 0
     rope_theta: Positive = 1e4
     rope_scaling: tuple[tuple[str, Any], ...] = (('name', 'none'),)
     rope_local_theta: NonNegative = 0.0
-    rope_fraction: Real(0, 1, above=True) = 1.0
+    rope_fraction: PositiveFraction = 1.0
     max_positions: AtLeast(0) = 0
-    embed_std: NonNegative = 0.02
+    embed_std: Real(0, 1e4) = 0.02
     pad_id: AtLeast(-1) = -1
     param_dtype: OneOf(*DTYPES) = 'float32'
     compute_dtype: OneOf(*DTYPES) = 'float32'

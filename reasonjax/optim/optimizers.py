@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from reasonjax.bounds import BelowOne, NonNegative, OneOf, Positive, PositiveOrInfinite
+from reasonjax.bounds import BelowOne, NonNegative, OneOf, PositiveFraction, PositiveOrInfinite
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.weights import partition
 
@@ -36,7 +36,7 @@ def adamw(
     *,
     b1: BelowOne = 0.9,
     b2: BelowOne = 0.999,
-    eps: Positive = 1e-8,
+    eps: PositiveFraction = 1e-8,
     weight_decay: NonNegative = 0.0,
     no_decay: tuple[str, ...] = UNDECAYED,
     clip_norm: PositiveOrInfinite = float('inf'),

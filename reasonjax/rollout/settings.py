@@ -3,7 +3,7 @@
 import dataclasses
 
 from reasonjax import bounds
-from reasonjax.bounds import AtLeast, BelowOne, OneOf, Penalty, TemperatureOrGreedy, TopP
+from reasonjax.bounds import AtLeast, BelowOne, OneOf, Penalty, PositiveFraction, TemperatureOrGreedy
 from reasonjax.errors import UserError
 from reasonjax.rollout.forcing import Forcing
 
@@ -37,7 +37,7 @@ class Sampling:
     max_tokens: AtLeast(1) = 512
     temperature: TemperatureOrGreedy = 1.0
     top_k: AtLeast(0) = 0
-    top_p: TopP = 1.0
+    top_p: PositiveFraction = 1.0
     min_p: BelowOne = 0.0
     eos_ids: tuple[int, ...] = ()
     min_tokens: AtLeast(0) = 0

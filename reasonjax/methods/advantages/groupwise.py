@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from reasonjax import reduce
-from reasonjax.bounds import OneOf, Positive
+from reasonjax.bounds import OneOf, PositiveFraction
 from reasonjax.errors import UserError, listing, nearest
 
 SCALES = ('group', 'batch', 'none')
@@ -12,7 +12,7 @@ LARGE = 1e15
 
 
 def group(
-    rewards_PxG: jax.Array, valid_PxG: jax.Array, *, scale_rewards: OneOf(*SCALES) = 'group', epsilon: Positive = 1e-4
+    rewards_PxG: jax.Array, valid_PxG: jax.Array, *, scale_rewards: OneOf(*SCALES) = 'group', epsilon: PositiveFraction = 1e-4
 ) -> tuple[jax.Array, dict]:
     """A = (r - mean of the prompt's valid rewards) / (std + epsilon): GRPO's (arXiv 2402.03300), in TRL's form.
 
