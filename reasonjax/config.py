@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -248,7 +249,14 @@ def _execute(path: pathlib.Path, argument: str) -> ml_collections.ConfigDict:
         raise UserError(f'{path}:{argument}: no such variant.{nearest(argument, variants)} Variants: {listing(filter(None, variants))}.')
     if argument and not parameters:
         raise UserError(f'{path}:{argument}: get_config() of this file takes no argument.')
-    return module.get_config(argument) if argument else module.get_config()
+    try:
+        return module.get_config(argument) if argument else module.get_config()
+    except TypeError as error:
+        if 'override field' not in str(error):
+            raise
+        # Of ml_collections: a leaf is set to a value of another type.
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(module.__file__)]
+        raise UserError(f'{path}:{lines[-1] if lines else 1}: {str(error).splitlines()[0]}') from error
 
 
 def _parts(key: str) -> list[str | int]:
