@@ -155,31 +155,37 @@ def fault(value: Any, kind: Any, default: Any = NOTHING) -> str:
     return f'{words}{" or None" * optional}{hint}.'
 
 
-def _fault(value: Any, kind: Any, default: Any) -> tuple[str, str]:
+def base(kind: Any) -> Any:
+    """A type without its bound."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
+
+
+def _fault(value: Any, kind: Any, default: Any) -> tuple[str, ...]:
     """What is wrong, and the nearest choice; nothing where nothing is."""
-    base, *bounds = typing.get_args(kind) if typing.get_origin(kind) is Annotated else (kind,)
-    if base in (int, float):
-        bound = bounds[0] if bounds else Range(-INFINITY, INFINITY)
-        wrong = _number_fault(value, base, bound)
-        return (f'must be {wrong}', _hint(value, base, bound, default)) if wrong else ()
-    if base is bool:
+    # A user may annotate with more than bounds.
+    of, bound = base(kind), next((x for x in getattr(kind, '__metadata__', ()) if isinstance(x, Range | Choice)), None)
+    if of in (int, float):
+        bound = bound or Range(-INFINITY, INFINITY)
+        wrong = _number_fault(value, of, bound)
+        return (f'must be {wrong}', _hint(value, of, bound, default)) if wrong else ()
+    if of is bool:
         return () if isinstance(value, bool) else ('must be True or False', '')
-    if base is str:
-        known = bounds[0].values if bounds else ()
+    if of is str:
+        known = bound.values if bound else ()
         if not isinstance(value, str):
             return (f'must be a text{f", one of {_listed(known)}" if known else ""}', '')
         return ('unknown', f'.{nearest(value, known)} Known: {_listed(known)}') if known and value not in known else ()
-    if typing.get_origin(base) is tuple and typing.get_args(base)[1:] == (...,):
+    if typing.get_origin(of) is tuple and typing.get_args(of)[1:] == (...,):
         if not isinstance(value, tuple | list):
             return ('must be a list, in brackets', '')
-        of = typing.get_args(base)[0]
-        return next(((f'entry {i}, {shown(x)}, {wrong[:-1]}', '') for i, x in enumerate(value) if (wrong := fault(x, of))), ())
+        each = typing.get_args(of)[0]
+        return next(((f'entry {i}, {shown(x)}, {wrong[:-1]}', '') for i, x in enumerate(value) if (wrong := fault(x, each))), ())
     return ()
 
 
-def _number_fault(value: Any, base: type, bound: Range) -> str:
+def _number_fault(value: Any, of: type, bound: Range) -> str:
     """What the value has to be, in words; '' where it is."""
-    whole = base is int
+    whole = of is int
     kind = numbers.Integral if whole else numbers.Real
     what = ', '.join(filter(None, ('a whole number' if whole else 'a number', bound.text())))
     if isinstance(value, bool) or not isinstance(value, kind) or value != value:
@@ -223,33 +229,33 @@ def _single(value: Any) -> tuple[float, float]:
         return number, math.copysign(INFINITY, number)
 
 
-def _hint(value: Any, base: type, bound: Range, default: Any) -> str:
+def _hint(value: Any, of: type, bound: Range, default: Any) -> str:
     """The nearest choice, where there is one."""
 
     def fits(x: Any) -> bool:
-        return x is not NOTHING and x is not None and not _number_fault(x, base, bound)
+        return x is not NOTHING and x is not None and not _number_fault(x, of, bound)
 
-    near = parse_number(value, base) if isinstance(value, str) else value
+    near = parse_number(value, of) if isinstance(value, str) else value
     if isinstance(near, numbers.Real) and not math.isnan(number := _single(near)[0]):
-        near = near if fits(near) and isinstance(value, str) else _clamped(number, base, bound)
+        near = near if fits(near) and isinstance(value, str) else _clamped(number, of, bound)
     return f'; nearest: {shown(near)}' if fits(near) else f'; default: {shown(default)}' if fits(default) else ''
 
 
-def _clamped(number: float, base: type, bound: Range) -> float:
-    least, most = (-LARGEST - 1, LARGEST) if base is int else (-INFINITY, INFINITY)
+def _clamped(number: float, of: type, bound: Range) -> float:
+    least, most = (-LARGEST - 1, LARGEST) if of is int else (-INFINITY, INFINITY)
     near = min(max(number, least if bound.low is None else bound.low), most if bound.high is None else bound.high)
     if bound.above and bound.low == 0 and number < 0:
         near = -number  # a sign too many
     if math.isinf(number):
         return near
     near = min(near, *bound.beside, key=lambda x: abs(x - number)) if bound.beside else near
-    return round(near) if base is int and not math.isinf(near) else near
+    return round(near) if of is int and not math.isinf(near) else near
 
 
-def parse_number(text: str, base: type) -> Any:
+def parse_number(text: str, of: type) -> Any:
     """The number that a text writes, or the text where it writes none (also one of more digits than Python reads)."""
     try:
-        return base(text)
+        return of(text)
     except (ValueError, OverflowError):
         return text
 
@@ -282,7 +288,7 @@ def kinds(function: Callable) -> dict[str, tuple[Any, Any]]:
     """The types and the defaults of a function's knobs, its keyword-only parameters, by name."""
     try:
         signature = inspect.signature(function, eval_str=True)
-    except NameError:  # of a user's function: types that exist for type checkers only
+    except (NameError, AttributeError, TypeError, SyntaxError):  # of a user's function: types that exist for type checkers only
         signature = inspect.signature(function)
     return {p.name: (p.annotation, p.default) for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
 
@@ -342,10 +348,9 @@ def leaves(config: Mapping[str, Any], slots: Mapping[str, Any], extra: Mapping[s
 
 def flag(kind: Any) -> Callable[[str], Any]:
     """Returns what argparse takes as `type`: it reads a number and refuses one that is not within its bound."""
-    base = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
 
     def read(text: str) -> Any:
-        value = parse_number(text, base)
+        value = parse_number(text, base(kind))
         if wrong := fault(value, kind):
             raise argparse.ArgumentTypeError(f'{text if len(text) <= LONGEST else shown(text)}: {wrong}')
         return value
@@ -359,7 +364,6 @@ def read(text: Any, kind: Any, key: str) -> Any:
     Raises:
       UserError: it writes none, or one that is not within its bound.
     """
-    base = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
-    value = parse_number(text, base) if isinstance(text, str) else text
+    value = parse_number(text, base(kind)) if isinstance(text, str) else text
     check(value, kind, key)
     return value

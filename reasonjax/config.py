@@ -181,7 +181,7 @@ def _fill(config: ml_collections.ConfigDict) -> None:
 
 def _missing(function: Callable, knob: str) -> str | None:
     """Stands for a knob that is yet to be given; text for text, so that a path that looks like a number stays one."""
-    return '' if inspect.signature(function).parameters[knob].annotation in (str, 'str') else None
+    return '' if bounds.base(inspect.signature(function).parameters[knob].annotation) in (str, 'str') else None
 
 
 def load(location: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:

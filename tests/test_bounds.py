@@ -159,6 +159,8 @@ def test_what_is_within_its_bound(value, kind):
 
 
 OWN = """
+from typing import Annotated
+
 from reasonjax.bounds import Fraction
 
 def bounded(score, batch, key, *, share: Fraction = 0.5, number: int = 2, rate: float = 0.1, on: bool = True, limit: int | None = None):
@@ -167,6 +169,8 @@ def bounded(score, batch, key, *, share: Fraction = 0.5, number: int = 2, rate: 
 def written(score, batch, key, *, share: 'Fraction' = 0.5, other: 'Unknown' = 1): ...
 
 def known(score, batch, key, *, share: 'Fraction' = 0.5): ...
+
+def noted(score, batch, key, *, rate: Annotated[float, 'nats'] = 0.5, way: Annotated[str, 'of going'] = 'up'): ...
 """
 
 
@@ -180,6 +184,8 @@ def known(score, batch, key, *, share: 'Fraction' = 0.5): ...
         (dict(name='bounded', rate='1e-3'), 'config.objective.rate="1e-3": must be a number; nearest: 0.001.'),
         (dict(name='bounded', on=0), 'config.objective.on=0: must be True or False.'),
         (dict(name='bounded', limit='x'), 'config.objective.limit="x": must be a whole number or None.'),
+        (dict(name='noted', rate=NAN), 'config.objective.rate=nan: must be a number; default: 0.5.'),
+        (dict(name='noted', way=1), 'config.objective.way=1: must be a text.'),
         (dict(name='known', share=-1), 'config.objective.share=-1: must be from 0 to 1; nearest: 0.'),
     ],
 )
