@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from reasonjax.bounds import AtLeast, Seed, flag
+
 ROOT = pathlib.Path(__file__).parent.parent
 BEGIN, END = '<!-- table -->', '<!-- /table -->'
 CLOCKED = ('step_time', 'tokens_per_second')
@@ -303,8 +305,8 @@ def table(rows: Sequence[Row]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='python -m benchmarks.faults', description=__doc__.splitlines()[0])
-    parser.add_argument('--times', type=int, default=3, metavar='N', help='injections of each fault (default 3)')
-    parser.add_argument('--seed', type=int, default=0, help='of the random points')
+    parser.add_argument('--times', type=flag(AtLeast(1)), default=3, metavar='N', help='injections of each fault (default 3)')
+    parser.add_argument('--seed', type=flag(Seed), default=0, help='of the random points')
     parser.add_argument('--only', default='', metavar='TEXT', help='faults whose stage and name contain this')
     parser.add_argument('--write', type=pathlib.Path, metavar='FILE', help='a page with a place for the table, which is put there')
     given = parser.parse_args(arguments)

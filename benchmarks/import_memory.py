@@ -20,6 +20,8 @@ from collections.abc import Sequence
 import ml_dtypes
 import numpy as np
 
+from reasonjax.bounds import Positive, flag
+
 DTYPES = ('bfloat16', 'float32')
 SHAPE = dict(
     model_type='llama', architectures=['LlamaForCausalLM'], vocab_size=64_000, hidden_size=2048, num_attention_heads=16,
@@ -128,7 +130,7 @@ def read_folder(path: pathlib.Path, dtype: str) -> dict:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='python -m benchmarks.import_memory', description=__doc__.splitlines()[0])
-    parser.add_argument('--gigabytes', type=float, default=2.0, help='of the folder')
+    parser.add_argument('--gigabytes', type=flag(Positive), default=2.0, help='of the folder')
     parser.add_argument('--read', nargs=2, metavar=('FOLDER', 'DTYPE'), help='import a folder in this process and print JSON')
     given = parser.parse_args(arguments)
     if given.read:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from benchmarks import peer_data, peer_env, peer_runs, peers, summary, workload
+from reasonjax.bounds import AtLeast, flag
 from reasonjax.errors import UserError
 
 # Title -> overrides of configs/benchmark.py:long_tail. The first is what `benchmarks.peers` measures.
@@ -47,10 +48,10 @@ def table(measurements: Sequence[Mapping]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser('python -m benchmarks.long_tail', description=__doc__, formatter_class=raw)
-    parser.add_argument('--rounds', type=int, default=3, help='times everything is measured (default 3)')
+    parser.add_argument('--rounds', type=flag(AtLeast(1)), default=3, help='times everything is measured (default 3)')
     parser.add_argument('--only', default='', help=f'systems, comma-separated, of {", ".join(peer_env.SYSTEMS)}')
     parser.add_argument('--folder', type=pathlib.Path, default=pathlib.Path('runs/peers'), help='of benchmarks.peers')
-    parser.add_argument('--cores', type=int, default=0, help='processor cores to use; 0: all this process may use')
+    parser.add_argument('--cores', type=flag(AtLeast(0)), default=0, help='processor cores to use; 0: all this process may use')
     parser.add_argument('--quick', action='store_true', help='hardly any work: does everything run?')
     parser.add_argument('--fresh', action='store_true', help='measures again what is there')
     parser.add_argument('--write', type=pathlib.Path, metavar='FOLDER', help='puts the table of settings into FOLDER/PERFORMANCE.md')

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import peer_data, peer_env, peer_runs, summary, workload
+from reasonjax.bounds import AtLeast, flag
 from reasonjax.errors import UserError, listing, nearest
 
 NOTE = """\
@@ -40,11 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         'python -m benchmarks.peers', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--rounds', type=int, default=3, help='times everything is measured (default 3)')
+    parser.add_argument('--rounds', type=flag(AtLeast(1)), default=3, help='times everything is measured (default 3)')
     parser.add_argument('--only', default='', help=f'systems, comma-separated, of {", ".join(peer_env.SYSTEMS)}')
     parser.add_argument('--parts', default='', help='parts, comma-separated, such as sft,grpo')
     parser.add_argument('--folder', type=pathlib.Path, default=pathlib.Path('runs/peers'), help='environments, texts and results')
-    parser.add_argument('--cores', type=int, default=0, help='processor cores to use; 0: all this process may use')
+    parser.add_argument('--cores', type=flag(AtLeast(0)), default=0, help='processor cores to use; 0: all this process may use')
     parser.add_argument('--quick', action='store_true', help='hardly any work: does everything run?')
     parser.add_argument('--fresh', action='store_true', help='measures again what is there')
     parser.add_argument('--json', type=pathlib.Path, metavar='FILE', help='writes medians by system')

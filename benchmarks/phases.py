@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks import peer_data, peer_ours, peer_runs, summary
 from reasonjax import config as configs
+from reasonjax.bounds import AtLeast, flag
 
 PROGRAMS = {'sft': ('train',), 'grpo': ('prefill', 'decode', 'score', 'train')}
 TITLES = {'prefill': 'read the prompts', 'decode': 'draw the completions', 'score': 'reference log-probs', 'train': 'update'}
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser('python -m benchmarks.phases', description=__doc__, formatter_class=raw)
     parser.add_argument('--folder', type=pathlib.Path, default=pathlib.Path('runs/peers'), help='of benchmarks.peers')
-    parser.add_argument('--repeats', type=int, default=3)
+    parser.add_argument('--repeats', type=flag(AtLeast(1)), default=3)
     parser.add_argument('--write', type=pathlib.Path, metavar='FOLDER', help='puts the tables into FOLDER/PERFORMANCE.md')
     rest, overrides = configs.split_arguments(sys.argv[1:] if arguments is None else arguments)
     given = parser.parse_args(rest)

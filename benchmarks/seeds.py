@@ -38,6 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reasonjax import config as configs
+from reasonjax.bounds import AtLeast, flag
 from reasonjax.errors import UserError
 from reasonjax.metrics import environment
 from reasonjax.parallel import mesh as meshes
@@ -250,9 +251,9 @@ def show(result: dict) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser('python -m benchmarks.seeds', description=__doc__.split('\n')[0])
     parser.add_argument('--config', default='configs/quickstart.py', help='its stage grpo is measured')
-    parser.add_argument('--seeds', type=int, default=2)
-    parser.add_argument('--iterations', type=int, default=10, help='of each seed in a round')
-    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--seeds', type=flag(AtLeast(1)), default=2)
+    parser.add_argument('--iterations', type=flag(AtLeast(1)), default=10, help='of each seed in a round')
+    parser.add_argument('--rounds', type=flag(AtLeast(1)), default=5)
     parser.add_argument('--json', help='file for the result')
     for hidden, kind in (('--worker', str), ('--core', int), ('--folder', str)):
         parser.add_argument(hidden, type=kind, help=argparse.SUPPRESS)

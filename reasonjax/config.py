@@ -15,12 +15,14 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
+from reasonjax import bounds
 from reasonjax.errors import UserError, listing, nearest
 
 # The key under which a function is named decides where its name is looked up.
@@ -104,7 +106,7 @@ def resolve(node: Mapping, slot: str, key: str | None = None) -> Callable:
       key: the config key, for error messages; the slot's name by default.
 
     Raises:
-      UserError: unknown function or knob, or a knob without default that is not given.
+      UserError: unknown function or knob, a knob without default that is not given, or a value that is not within the knob's bound.
     """
     key = key or slot
     function = find(node['name'], slot, key)
@@ -117,6 +119,7 @@ def resolve(node: Mapping, slot: str, key: str | None = None) -> Callable:
     for knob, default in schema.items():
         if default is REQUIRED and given.get(knob) in (None, ''):
             raise UserError(f'config.{key}.{knob}: {node["name"]} needs this knob; it has no default.')
+    bounds.check_knobs(function, given, f'config.{key}')
     return functools.partial(function, **given)
 
 
@@ -149,12 +152,19 @@ def _open_lists(config: ml_collections.ConfigDict) -> None:
 
 
 def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Fills in every knob's default, in place, and rejects unknown functions and knobs. Returns the config."""
+    """Fills in every knob's default, in place, and rejects unknown functions and knobs, and values out of bounds. Returns the config."""
     _open_lists(config)
     _fill(config)
+    check(config)
+    return config
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError where a completed config names what is not there, or holds a value that is not within its bound."""
+    # First, because knobs may refer to them.
+    bounds.check_leaves(config, SLOTS, EXTRA)
     for key, slot, container, index in _nodes(config):
         resolve(container[index], slot, key)
-    return config
 
 
 def _fill(config: ml_collections.ConfigDict) -> None:
@@ -171,7 +181,7 @@ def _fill(config: ml_collections.ConfigDict) -> None:
 
 def _missing(function: Callable, knob: str) -> str | None:
     """Stands for a knob that is yet to be given; text for text, so that a path that looks like a number stays one."""
-    return '' if inspect.signature(function).parameters[knob].annotation in (str, 'str') else None
+    return '' if bounds.base(inspect.signature(function).parameters[knob].annotation) in (str, 'str') else None
 
 
 def load(location: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
@@ -239,7 +249,14 @@ def _execute(path: pathlib.Path, argument: str) -> ml_collections.ConfigDict:
         raise UserError(f'{path}:{argument}: no such variant.{nearest(argument, variants)} Variants: {listing(filter(None, variants))}.')
     if argument and not parameters:
         raise UserError(f'{path}:{argument}: get_config() of this file takes no argument.')
-    return module.get_config(argument) if argument else module.get_config()
+    try:
+        return module.get_config(argument) if argument else module.get_config()
+    except TypeError as error:
+        if 'override field' not in str(error):
+            raise
+        # Of ml_collections: a leaf is set to a value of another type.
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(module.__file__)]
+        raise UserError(f'{path}:{lines[-1] if lines else 1}: {str(error).splitlines()[0]}') from error
 
 
 def _parts(key: str) -> list[str | int]:
@@ -325,13 +342,15 @@ def _default_is_none(config: ml_collections.ConfigDict, key: str) -> bool:
 
 
 def _parse(text: str, old: Any, key: str, may_be_none: bool) -> Any:
-    lowered = {'true': True, 'false': False, 'none': None, 'inf': float('inf')}
+    lowered = {'true': True, 'false': False, 'none': None, 'inf': float('inf'), '-inf': -float('inf')}
     if isinstance(old, str) and not (may_be_none and text.lower() == 'none'):
         return text
     try:
         value = lowered[text.lower()] if text.lower() in lowered else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # also numbers of thousands of digits, thousands of brackets
         value = text
+    if isinstance(value, float) and value in (lowered['inf'], lowered['-inf']) and text.lower() not in lowered:
+        value = text  # 1e400 is too large, and not what is meant by infinity
     if old is None or (value is None and may_be_none):
         return value
     if isinstance(old, tuple | list):
@@ -343,9 +362,10 @@ def _parse(text: str, old: Any, key: str, may_be_none: bool) -> Any:
 def _like(value: Any, old: Any, text: str, key: str) -> Any:
     """Returns a value if it is of the type of `old`; an int may stand for a float."""
     fits = isinstance(value, type(old)) and isinstance(value, bool) == isinstance(old, bool)
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
         return float(value)
     if not fits:
+        text = text if len(text) <= bounds.LONGEST else bounds.shown(text)
         raise UserError(f'--config.{key}={text}: expected {type(old).__name__} (now {old!r}), got {type(value).__name__}.')
     return value
 

@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from reasonjax.bounds import AtLeast, flag
+
 EPILOG = """\
 examples:
   python -m reasonjax.evaluate --workdir runs/quickstart
@@ -15,17 +17,17 @@ where the task has both. The task and the sampling are those of the run's config
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser('python -m reasonjax.evaluate', description='Score a run on a task.', epilog=EPILOG,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    from reasonjax.programs import Parser, add_process_options, parse, run_program, start
+
+    parser = Parser('python -m reasonjax.evaluate', description='Score a run on a task.', epilog=EPILOG,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument('--workdir', required=True, help='of the run whose checkpoint is scored')
     parser.add_argument('--stage', default='', help='training stage to take (default: the last that has a checkpoint)')
-    parser.add_argument('--samples', type=int, help="answers drawn per problem (default: the run's setting); 0: greedy only")
+    parser.add_argument('--samples', type=flag(AtLeast(0)), help="answers drawn per problem (default: the run's setting); 0: greedy only")
     parser.add_argument('--k', default='', help='k of pass@k and maj@k, separated by commas (default: 1 and the number of samples)')
     parser.add_argument('--output', help='JSONL file for every answer with its verdict')
     parser.add_argument('--json', action='store_true', help='print the result as JSON')
     parser.add_argument('--skip_selfcheck', action='store_true', help='do not test the backend for wrong results first')
-    from reasonjax.programs import add_process_options, parse, run_program, start
-
     add_process_options(parser)
     options, overrides = parse(parser, sys.argv[1:] if arguments is None else arguments)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from reasonjax import randomness
+from reasonjax import bounds, randomness
 from reasonjax.data import packing as rows_of
 from reasonjax.data.tokenizers import Tokenizer
 from reasonjax.errors import UserError, listing, nearest
@@ -99,7 +99,7 @@ class Harness(TemplateLM):
     ):
         super().__init__()
         self._run, self._params, self._origin = run, params, (stage, step)
-        self._seed, self._add_bos, self._device = seed, add_bos_token, jax.default_backend()
+        self._seed, self._add_bos, self._device = bounds.read(seed, bounds.Seed, 'seed'), add_bos_token, jax.default_backend()
         self._chat_arguments, self._chat_checked = chat_template_args, False
         self.tokenizer: Tokenizer = run.tokenizer
         self.batch_size = _whole('batch_size', batch_size)
@@ -319,7 +319,7 @@ def _drawing(given: dict) -> dict:
     """The sampler's settings; greedy ones are alike, so that they share a program. A top_k of -1 is off, as 0 is."""
     try:
         numbers = {name: (int if name == 'top_k' else float)(value) for name, value in given.items() if name != 'do_sample'}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f'generation_kwargs: temperature, top_k, top_p and min_p must be numbers, got {given}.') from error
     temperature = numbers.pop('temperature', None)
     if not given.get('do_sample', bool(temperature)):
@@ -354,9 +354,7 @@ def bucket(length: int) -> int:
 
 
 def _whole(name: str, value: Any) -> int:
-    if not str(value).isdigit() or int(value) < 1:
-        raise UserError(f'{name}={value}: expected a whole number of at least 1.')
-    return int(value)
+    return bounds.read(value, bounds.AtLeast(1), name)
 
 
 def main(arguments: list[str] | None = None) -> int:

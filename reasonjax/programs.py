@@ -9,13 +9,24 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from reasonjax import config as configs
 from reasonjax import files, terminal
+from reasonjax.bounds import Between, flag
 from reasonjax.errors import Stopped, UserError
 
+CPU_DEVICES = 4096  # at most; as many as reasonjax.plan simulates
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room on the disk, or beyond what this user may have
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a value, as with every other value; arguments that are missing or unknown also show the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        if isinstance(getattr(sys.exception(), '__context__', None), argparse.ArgumentTypeError):  # of `bounds.flag`
+            self.exit(_fail(f'error: {message}'))
+        super().error(message)
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
@@ -30,7 +41,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[ar
 def add_process_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of a program that may run on several devices or as several processes; `start` takes them."""
     parser.add_argument(
-        '--cpu_devices', type=int, default=0, metavar='N',
+        '--cpu_devices', type=flag(Between(0, CPU_DEVICES)), default=0, metavar='N',
         help='devices that a CPU is taken for, for meshes of several; one a core samples faster (default: one in all)',
     )  # fmt: skip
     group = parser.add_argument_group('several processes', 'BUILD.md has commands for TPU pods, GKE, SLURM and ssh.')
@@ -123,12 +134,10 @@ def split_cpu(number: int) -> None:
     as most of drawing a token from a small model, are then done by several cores at a time.
 
     Raises:
-      UserError: not a positive number, or devices are in use already.
+      UserError: devices are in use already.
     """
     import jax
 
-    if number < 1:
-        raise UserError(f'--cpu_devices={number}: expected 1 or more.')
     try:
         jax.config.update('jax_num_cpu_devices', number)
     except RuntimeError as error:

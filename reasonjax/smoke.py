@@ -33,7 +33,9 @@ def shrink(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str
             _shorten(stage.data.source)
             # A vocabulary learnt from a few rows makes longer texts of the same rows.
             stage.data.overlong = 'drop'
+        _within(stage)
     c.evaluation.update({k: v for k, v in EVALUATION.items() if k in c.evaluation})
+    _within(c.evaluation)
     _shorten(c.evaluation.task, 8)
     if 'vocab_size' in c.tokenizer:
         c.tokenizer.vocab_size = min(c.tokenizer.vocab_size, 512)
@@ -41,6 +43,13 @@ def shrink(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str
         configs.override(c, key, value)
     c.lock()
     return c
+
+
+def _within(group: ml_collections.ConfigDict) -> None:
+    """Keeps numbers of tokens below the shortened completion."""
+    for owner, key in ((group, 'min_tokens'), (group.get('thinking', {}), 'budget')):
+        if key in owner:
+            owner[key] = min(owner[key], group.max_completion_length // 2)
 
 
 def _shorten(source: ml_collections.ConfigDict, number: int = DATA_LIMIT) -> None:

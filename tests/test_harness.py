@@ -374,8 +374,10 @@ def test_a_stage_and_its_adapter(workdir, tmp_path):
 def test_bad_model_arguments(workdir):
     for arguments, message in [
         ('workdir={0},stag=sft', 'no argument "stag". Did you mean "stage"?'),
-        ('workdir={0},batch_size=auto', 'batch_size=auto: expected a whole number'),
+        ('workdir={0},batch_size=auto', 'batch_size="auto": must be a whole number'),
         ('workdir={0},max_gen_toks=0', 'max_gen_toks=0'),
+        ('workdir={0},seed=-1', 'seed=-1: must be from 0 to 4294967295; nearest: 0'),
+        ('workdir={0},seed=4294967296', 'seed=4294967296: must be from 0 to 4294967295'),
         ('workdir={0},stage=lara', 'no training stage "lara". Did you mean "lora"?'),
         ('stage=lora', 'needs workdir=FOLDER'),
     ]:

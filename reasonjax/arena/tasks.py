@@ -11,6 +11,7 @@ from typing import Any
 
 from reasonjax import config as configs
 from reasonjax import tasks
+from reasonjax.bounds import AtLeast, Seed
 from reasonjax.errors import UserError, listing, nearest
 
 ALPHABET = '_.$M' + ''.join(sorted(set('#=,0123456789+-*/>:;|&!~%<@ABCDEFGHIJKLNOPQRSTUVWXYZ()?')))
@@ -167,7 +168,7 @@ class Exam:
         return ','.join(f'{name}:{task.examples.fingerprint()}' for name, task in self._parts.items())
 
 
-def exam(*, arena: str, validation: bool = False, problems: int = 0) -> tasks.Task:
+def exam(*, arena: str, validation: bool = False, problems: AtLeast(0) = 0) -> tasks.Task:
     """All that is asked of a model of one task: the splits 'test', 'ood' and 'other:TASK', in the column `part`.
 
     Args:
@@ -190,7 +191,7 @@ def exam(*, arena: str, validation: bool = False, problems: int = 0) -> tasks.Ta
     return tasks.Task(f'arena/{arena}', Exam(parts), verify)
 
 
-def mixture(*, sources: tuple, split: str = 'train', size: int, seed: int = 0) -> tasks.Task:
+def mixture(*, sources: tuple, split: str = 'train', size: AtLeast(1), seed: Seed = 0) -> tasks.Task:
     """Problems of several tasks in turn: problem i is number i // n of task i % n.
 
     Args:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from reasonjax.bounds import AtLeast, flag
+
 EPILOG = """\
 examples:
   python -m reasonjax.data.inspect configs/quickstart.py
@@ -25,16 +27,17 @@ _PADDING = 'bright_black'
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser('python -m reasonjax.data.inspect', description='Show the data of a stage as its model gets it.',
-                                     epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    from reasonjax.programs import Parser, parse, run_program
+
+    parser = Parser('python -m reasonjax.data.inspect', description='Show the data of a stage as its model gets it.',
+                    epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument('config', metavar='FILE[:ARG]', help='a config file, such as configs/quickstart.py')
     parser.add_argument('--stage', default='', help='the stage whose data is shown (default: the first that has any)')
-    parser.add_argument('--examples', type=int, default=3, metavar='N', help='how many examples, or packed rows, are shown (default 3)')
+    parser.add_argument('--examples', type=flag(AtLeast(1)), default=3, metavar='N',
+                        help='how many examples, or packed rows, are shown (default 3)')  # fmt: skip
     parser.add_argument('--ids', action='store_true', help='write the id behind each token')
     parser.add_argument('--no_color', action='store_true', help='write weights instead of colours, as where the output is no terminal')
     parser.add_argument('--workdir', default='', help='of a run, for its vocabulary and the data sets its stages have made')
-    from reasonjax.programs import parse, run_program
-
     options, overrides = parse(parser, sys.argv[1:] if arguments is None else arguments)
 
     def program() -> None:
@@ -60,12 +63,9 @@ def show(config: Any, workdir: pathlib.Path, options: argparse.Namespace) -> Non
     """
     import rich.console
 
-    from reasonjax.errors import UserError
     from reasonjax.stages import rollouts, supervised
     from reasonjax.stages.context import open_run, places, settings
 
-    if options.examples < 1:
-        raise UserError(f'--examples={options.examples}: must be at least 1.')
     config = config.copy_and_resolve_references().unlock()
     place = _named([place for place in places(config, workdir) if 'data' in settings(config, place)], options.stage)
     stage = settings(config, place)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from reasonjax.bounds import AtLeast
 from reasonjax.errors import UserError, listing, nearest
 
 
@@ -52,7 +53,7 @@ class Source:
         return self.digest
 
 
-def jsonl(*, path: str, limit: int | None = None) -> Source:
+def jsonl(*, path: str, limit: AtLeast(1) | None = None) -> Source:
     """Reads JSON lines: one object per line; blank lines are skipped.
 
     Args:
@@ -93,7 +94,7 @@ def jsonl(*, path: str, limit: int | None = None) -> Source:
     return _limited(f'jsonl:{path}', rows, places, digest, limit)
 
 
-def parquet(*, path: str, limit: int | None = None) -> Source:
+def parquet(*, path: str, limit: AtLeast(1) | None = None) -> Source:
     """Reads Parquet files into memory.
 
     Within columns, keys without a value are left out: a table gives every message every key that any message has.

@@ -4,15 +4,21 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from reasonjax import bounds
 from reasonjax import config as configs
+from reasonjax.bounds import AtLeast, Finite, NonNegative, OneOf, Positive, PositiveFraction, Real
 from reasonjax.errors import UserError, divisor, listing, nearest
-from reasonjax.model import remat
+from reasonjax.model import remat, rope
 
 ACTIVATIONS = ('gelu', 'gelu_tanh', 'silu')
 DTYPES = ('bfloat16', 'float16', 'float32')
 NORMS = ('before', 'after', 'around')
 QK_NORMS = ('none', 'head', 'row')
 LAYER_KINDS = ('global', 'local', 'global_nope', 'local_nope')
+# Below, all scores would be alike; 0 is off.
+Softcap = Real(1e-3, 1e6, beside=(0,))
 ATTENTION_KERNELS = ('xla', 'cudnn', 'flash', 'splash')
 
 
@@ -68,48 +74,48 @@ class ModelConfig:
       logprob_chunk: positions per chunk of the vocabulary projection; 0 takes all at once.
     """
 
-    vocab_size: int
-    dim: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp_dim: int
-    activation: str = 'silu'
+    vocab_size: AtLeast(1)
+    dim: AtLeast(1)
+    layers: AtLeast(1)
+    heads: AtLeast(1)
+    kv_heads: AtLeast(1)
+    head_dim: AtLeast(1)
+    mlp_dim: AtLeast(1)
+    activation: OneOf(*ACTIVATIONS) = 'silu'
     gated: bool = True
-    experts: int = 0
-    experts_per_token: int = 2
+    experts: AtLeast(0) = 0
+    experts_per_token: AtLeast(1) = 2
     normalise_router: bool = True
-    router_balance_weight: float = 0.0
-    router_z_weight: float = 0.0
-    norms: str = 'before'
-    norm_offset: float = 0.0
-    norm_eps: float = 1e-6
-    qk_norm: str = 'none'
+    router_balance_weight: NonNegative = 0.0
+    router_z_weight: NonNegative = 0.0
+    norms: OneOf(*NORMS) = 'before'
+    norm_offset: Finite = 0.0
+    norm_eps: PositiveFraction = 1e-6
+    qk_norm: OneOf(*QK_NORMS) = 'none'
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
     tied: bool = False
-    embed_scale: float = 1.0
-    query_scale: float = 0.0
-    attention_softcap: float = 0.0
-    logit_softcap: float = 0.0
-    attention_pattern: tuple[str, ...] = ('global',)
-    window: int = 0
-    rope_theta: float = 1e4
+    embed_scale: Real(0, 1e6, above=True) = 1.0
+    query_scale: Real(0, 1e6) = 0.0
+    attention_softcap: Softcap = 0.0
+    logit_softcap: Softcap = 0.0
+    attention_pattern: tuple[OneOf(*LAYER_KINDS), ...] = ('global',)
+    window: AtLeast(0) = 0
+    rope_theta: Positive = 1e4
     rope_scaling: tuple[tuple[str, Any], ...] = (('name', 'none'),)
-    rope_local_theta: float = 0.0
-    rope_fraction: float = 1.0
-    max_positions: int = 0
-    embed_std: float = 0.02
-    pad_id: int = -1
-    param_dtype: str = 'float32'
-    compute_dtype: str = 'float32'
+    rope_local_theta: NonNegative = 0.0
+    rope_fraction: PositiveFraction = 1.0
+    max_positions: AtLeast(0) = 0
+    embed_std: Real(0, 1e4) = 0.02
+    pad_id: AtLeast(-1) = -1
+    param_dtype: OneOf(*DTYPES) = 'float32'
+    compute_dtype: OneOf(*DTYPES) = 'float32'
     scan: bool = False
     remat: str = 'none'
-    attention_chunk: int = 0
-    attention_kernel: str = 'xla'
-    logprob_chunk: int = 0
+    attention_chunk: AtLeast(0) = 0
+    attention_kernel: OneOf(*ATTENTION_KERNELS) = 'xla'
+    logprob_chunk: AtLeast(0) = 0
 
     @property
     def rotated(self) -> int:
@@ -156,14 +162,8 @@ def from_config(model: Mapping[str, Any], *, vocab_size: int, pad_id: int) -> Mo
     Raises:
       UserError: unknown field, impossible value, or a vocabulary smaller than the tokenizer's.
     """
-    fields = {f.name: f.type for f in dataclasses.fields(ModelConfig)}
+    check_fields(model)
     given = dict(model)
-    for f in dataclasses.fields(ModelConfig):
-        if f.default is dataclasses.MISSING and f.name not in given and f.name != 'vocab_size':
-            raise UserError(f'config.model.{f.name}: missing; it has no default.')
-    for name in given:
-        if name not in fields:
-            raise UserError(f'config.model.{name}: no such field.{nearest(name, fields)} Fields: {listing(fields)}.')
     given['vocab_size'] = given.get('vocab_size') or vocab_size
     given['pad_id'] = pad_id
     if 'attention_pattern' in given:
@@ -173,6 +173,21 @@ def from_config(model: Mapping[str, Any], *, vocab_size: int, pad_id: int) -> Mo
     config = ModelConfig(**given)
     check(config, vocab_size)
     return config
+
+
+def check_fields(model: Mapping[str, Any]) -> None:
+    """Raises UserError where `config.model` lacks a field, has one that is none, or a value that is not within the field's bound."""
+    fields = {f.name: f for f in dataclasses.fields(ModelConfig)}
+    for name, field in fields.items():
+        if field.default is dataclasses.MISSING and name not in model and name != 'vocab_size':
+            raise UserError(f'config.model.{name}: missing; it has no default.')
+    for name in model:
+        if name not in fields:
+            raise UserError(f'config.model.{name}: no such field.{nearest(name, fields)} Fields: {listing(fields)}.')
+        default = bounds.NOTHING if fields[name].default is dataclasses.MISSING else fields[name].default
+        if name != 'rope_scaling':  # a function, whose knobs are checked as such
+            kind = AtLeast(0) if name == 'vocab_size' else fields[name].type
+            bounds.check(model[name], kind, f'config.model.{name}', default)
 
 
 def frozen(scaling: Mapping[str, Any] | tuple) -> tuple[tuple[str, Any], ...]:
@@ -187,58 +202,58 @@ def check(config: ModelConfig, tokenizer_vocab: int) -> None:
             f'config.model.vocab_size={config.vocab_size}: the tokenizer produces ids up to {tokenizer_vocab - 1}; '
             f'set it to at least {tokenizer_vocab}, or 0 to take the size from the tokenizer.'
         )
-    for name in ('dim', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp_dim', 'experts_per_token'):
-        if getattr(config, name) < 1:
-            raise UserError(f'config.model.{name}={getattr(config, name)}: must be at least 1.')
     if config.heads % config.kv_heads:
         best = divisor(config.heads, config.kv_heads)
         raise UserError(f'config.model.kv_heads={config.kv_heads}: must divide heads={config.heads}; nearest: {best}.')
-    _check_numbers(config)
-    _check_choices(config)
-    remat.check(config.remat)
-    _check_layers(config)
-    # Resolved here, so that a wrong scaling is an error before anything is built.
-    configs.resolve(dict(config.rope_scaling), 'rope_scaling', 'model.rope_scaling')(config.rope_theta, config.rotated)
-
-
-def _check_numbers(config: ModelConfig) -> None:
-    if not 0 < config.rope_fraction <= 1 or config.rotated < 2 or config.rotated % 2:
+    if config.rotated < 2 or config.rotated % 2:
         raise UserError(
             f'config.model.head_dim={config.head_dim}, rope_fraction={config.rope_fraction}: rotary positions need an even width.'
         )
-    positive = ('rope_theta', 'norm_eps', 'embed_scale')
-    not_negative = (
-        'embed_std', 'attention_chunk', 'logprob_chunk', 'experts', 'window', 'query_scale', 'attention_softcap', 'logit_softcap',
-        'rope_local_theta', 'max_positions', 'router_balance_weight', 'router_z_weight',
-    )  # fmt: skip
-    for name in positive + not_negative:
-        value = getattr(config, name)
-        if value < 0 or (value == 0 and name in positive):
-            raise UserError(f'config.model.{name}={value}: must be {"positive" if name in positive else "0 or more"}.')
     if config.experts and config.experts_per_token > config.experts:
         raise UserError(f'config.model.experts_per_token={config.experts_per_token}: there are {config.experts} experts.')
     if config.experts and (config.mlp_bias or not config.gated):
         raise UserError('config.model.experts: experts are gated MLPs without bias; set gated=True and mlp_bias=False.')
+    remat.check(config.remat)
+    _check_layers(config)
+    # Made here, so that a wrong scaling is an error before anything is built.
+    for table in config.rope_tables:
+        frequencies(config, table)
 
 
-def _check_choices(config: ModelConfig) -> None:
-    choices = dict(
-        param_dtype=DTYPES, compute_dtype=DTYPES, activation=ACTIVATIONS, norms=NORMS, qk_norm=QK_NORMS, attention_kernel=ATTENTION_KERNELS
-    )
-    for name, known in choices.items():
-        value = getattr(config, name)
-        if value not in known:
-            raise UserError(f'config.model.{name}="{value}": unknown.{nearest(str(value), known)} Known: {listing(known)}.')
+def frequencies(config: ModelConfig, table: str) -> rope.Frequencies:
+    """Radians per position [rotated / 2], float64, and the factor of cosines and sines.
+
+    Args:
+      config: the model's shape.
+      table: 'global', 'local' (its own base, unscaled) or 'nope' (no rotation: the identity).
+
+    Raises:
+      UserError: an unknown scaling, or one that does not give finite numbers.
+    """
+    width = config.rotated
+    if table == 'nope':
+        return np.zeros(width // 2), 1.0
+    theta, scaling, key = config.rope_theta, dict(config.rope_scaling), 'model.rope_scaling'
+    if table == 'local':
+        theta, scaling, key = config.rope_local_theta, {'name': 'none'}, 'model.rope_local_theta'
+    where = f'config.{key}: the {table} rotary table of base {theta:g} and {scaling}'
+    with np.errstate(all='ignore'):
+        try:
+            found, factor = configs.resolve(scaling, 'rope_scaling', key)(theta, width)
+        except (ArithmeticError, ValueError) as error:
+            raise error if isinstance(error, UserError) else UserError(f'{where} cannot be worked out ({error}).') from error
+        # In float32, in which angles are computed.
+        wrong = np.flatnonzero(~(np.isfinite(np.asarray(found, np.float32)) & (np.asarray(found) >= 0)))
+    if len(wrong):
+        raise UserError(f'{where}: {len(wrong)} of {width // 2} frequencies (first: dimension {wrong[0]}) are not finite numbers.')
+    if not 0 < factor < np.inf:
+        raise UserError(f'{where} has the factor {factor:g}; it must be finite, above 0.')
+    return found, factor
 
 
 def _check_layers(config: ModelConfig) -> None:
     if not config.attention_pattern:
         raise UserError('config.model.attention_pattern: names no kind of layer; ("global",) makes all alike.')
-    for kind in config.attention_pattern:
-        if kind not in LAYER_KINDS:
-            raise UserError(
-                f'config.model.attention_pattern: unknown kind "{kind}".{nearest(str(kind), LAYER_KINDS)} Known: {listing(LAYER_KINDS)}.'
-            )
     if any(config.local) and not config.window:
         raise UserError('config.model.window=0: attention_pattern has local layers, which need a window.')
 

@@ -17,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from reasonjax import bounds
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.files import json_object
 from reasonjax.model.families import FAMILIES
+from reasonjax.weights import finite
 from reasonjax.weights.linear import LowRank, is_weight, merge
 from reasonjax.weights.partition import path_name
 
@@ -95,6 +97,7 @@ def read_adapter(path: str | pathlib.Path) -> Adapter:
     if unknown or not pairs:
         raise UserError(f'{path / WEIGHTS}: expected pairs of lora_A and lora_B; found {_first(unknown) or "none"}.')
     read = {module: _pair(path, settings, module, **found) for module, found in pairs.items()}
+    _check_finite(path, read, copies)
     return Adapter(path, str(settings.get('base_model_name_or_path') or ''), read, copies)
 
 
@@ -133,7 +136,21 @@ def _pair(path: pathlib.Path, settings: dict, module: str, *, a: np.ndarray, b: 
     alpha = _by_pattern(path, settings, 'alpha_pattern', module, settings.get('lora_alpha', 8))
     if a.ndim != 2 or b.ndim != 2 or not a.shape[0] == b.shape[1] == rank:
         raise UserError(f'{path}: {module}: factors {list(a.shape)} and {list(b.shape)} are not of rank r={rank}.')
+    if fault := bounds.fault(alpha, bounds.Finite):
+        raise UserError(f'{path / CONFIG}: lora_alpha={bounds.shown(alpha)} of {module}: {fault}')
     return Pair(a, b, alpha / (math.sqrt(rank) if settings.get('use_rslora') else rank))
+
+
+def _check_finite(path: pathlib.Path, pairs: Mapping[str, Pair], copies: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError where a number of an adapter is not finite in float32, in which its factors are kept; names the tensors."""
+    tensors = {f'{module}{COPY}': value for module, value in copies.items()}
+    for module, pair in pairs.items():
+        tensors |= {f'{module}.lora_A': pair.a, f'{module}.lora_B': pair.b}
+    with np.errstate(over='ignore'):
+        counts = {name: np.sum(~np.isfinite(np.asarray(value, np.float32))) for name, value in tensors.items()}
+    wrong = [f'{name} ({number:,} of {tensors[name].size:,})' for name, number in counts.items() if number]
+    if wrong:
+        raise UserError(f'{path / WEIGHTS}: elements that are not finite numbers: {finite.listed(wrong)}.')
 
 
 def _by_pattern(path: pathlib.Path, settings: dict, name: str, module: str, otherwise: Any) -> Any:
@@ -158,7 +175,7 @@ def put_adapter(params: Any, adapter: Adapter) -> Any:
       adapter: see `read_adapter`.
 
     Returns:
-      The tree with `LowRank` leaves, their factors in the dtype of the dense weight.
+      The tree with `LowRank` leaves, their factors in float32.
 
     Raises:
       UserError: the adapter is of another base; lists the modules that are not there and those of another shape.
@@ -244,7 +261,7 @@ def _stacked(leaf: Any, dense: jax.ShapeDtypeStruct, pairs: Mapping[tuple[int, .
         a[index][: pair.a.shape[1], : len(pair.a)] = pair.a.T
         b[index][: len(pair.a), : len(pair.b)] = pair.b.T
         scale[index] = pair.scale
-    return LowRank(leaf, jnp.asarray(a, dense.dtype), jnp.asarray(b, dense.dtype), jnp.asarray(scale))
+    return LowRank(leaf, jnp.asarray(a), jnp.asarray(b), jnp.asarray(scale))
 
 
 def _first(entries: list[str]) -> str:

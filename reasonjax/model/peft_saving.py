@@ -17,6 +17,7 @@ from reasonjax.errors import UserError
 from reasonjax.model.config import ModelConfig
 from reasonjax.model.families import Family, Tensor, tensors
 from reasonjax.model.peft import CONFIG, PREFIX, WEIGHTS, Pair
+from reasonjax.weights import finite
 from reasonjax.weights.linear import LowRank, is_weight
 from reasonjax.weights.partition import path_name
 
@@ -108,14 +109,21 @@ def save_adapter(path: pathlib.Path, pairs: Mapping[str, Pair], *, base: str, la
       base: name or folder of the model the adapter is for.
       layers: of that model.
       dtype: of the tensors; '' for that of the pairs.
+
+    Raises:
+      UserError: a value that is not a finite number in `dtype`.
     """
     content = {}
     for module, pair in pairs.items():
         a, b = ('.lora_embedding_A', '.lora_embedding_B') if module.endswith('embed_tokens') else ('.lora_A.weight', '.lora_B.weight')
         content |= {f'{PREFIX}{module}{a}': pair.a, f'{PREFIX}{module}{b}': pair.b}
     if dtype:
-        content = {name: value.astype(jnp.dtype(dtype)) for name, value in content.items()}
+        with np.errstate(over='ignore'):
+            content = {name: value.astype(jnp.dtype(dtype)) for name, value in content.items()}
     content = {name: np.ascontiguousarray(value) for name, value in content.items()}
+    wrong = [name for name, value in content.items() if not np.all(np.isfinite(value))]
+    if wrong:
+        raise UserError(f'{finite.listed(wrong)}: values that are not finite numbers{f" in {dtype}" if dtype else ""}.')
     safetensors.numpy.save_file(content, path / WEIGHTS, metadata={'format': 'pt'})
     (path / CONFIG).write_text(json.dumps(_described(pairs, base, layers), indent=2, sort_keys=True) + '\n', encoding='utf-8')
 

@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
+from reasonjax import config as configs
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.files import json_object
 from reasonjax.model import spec
-from reasonjax.model.config import ModelConfig
+from reasonjax.model.config import ModelConfig, check_fields
 from reasonjax.model.families import FAMILIES, Family, Tensor, tensors
 from reasonjax.parallel import mesh as meshes
+from reasonjax.weights import finite
 from reasonjax.weights.partition import path_name
 
 LISTED = 12
@@ -67,6 +69,8 @@ def read_folder(path: str | pathlib.Path) -> Folder:
 
     try:
         fields = family.read(AutoConfig.from_pretrained(path, trust_remote_code=False))
+        check_fields(fields)
+        configs.resolve(fields['rope_scaling'], 'rope_scaling', 'model.rope_scaling')
     except (UserError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
         raise UserError(f'{path}/config.json: {error}') from error
     return Folder(path, family, fields, config)
@@ -218,6 +222,9 @@ def load(folder: Folder, config: ModelConfig, mesh: jax.sharding.Mesh, report: C
 
     Returns:
       Parameters in `config.param_dtype`.
+
+    Raises:
+      UserError: a weight is not a finite number, in the folder or as `config` keeps and multiplies it.
     """
     stored = stored_tensors(folder.path)
     wanted = check_tensors(folder, config, stored)
@@ -249,7 +256,30 @@ def load(folder: Folder, config: ModelConfig, mesh: jax.sharding.Mesh, report: C
     for part, of_rows in sums.items():
         mean = (of_rows / folder.fields['vocab_size']).astype(np.float32)
         put(part, np.tile(mean, (more, 1)), part == 'head', (folder.fields['vocab_size'],))
+    _check_finite(folder, config, stored, wanted, filled)
     return jax.tree.unflatten(jax.tree.structure(abstract), list(filled.values()))
+
+
+def _check_finite(folder: Folder, config: ModelConfig, stored: dict[str, Stored], wanted: dict[str, Wanted], filled: dict) -> None:
+    """Raises UserError where a weight is not finite as it is kept and multiplied; names tensors of the folder, which is then read again."""
+    wrong = finite.unsound(filled, config.compute_dtype)
+    problems = []
+    for name, (tensor, _) in wanted.items() if wrong else ():
+        unsound, large = 0, {}
+        for part, _, rows in _pieces(tensor, stored[name]):
+            holds = np.isfinite(rows)
+            unsound += np.sum(~holds)
+            for knob in ('param_dtype', 'compute_dtype') if part in wrong else ():
+                with np.errstate(over='ignore'):
+                    fits = np.isfinite(rows.astype(jnp.dtype(getattr(config, knob))))
+                large[knob] = large.get(knob, 0) + np.sum(holds & ~fits)
+        size, knob = math.prod(tensor.shape), next((knob for knob, number in large.items() if number), None)
+        if unsound:
+            problems.append(f'{name} in {stored[name].file.name} ({unsound:,} of {size:,} elements are nan or infinite)')
+        elif knob is not None:
+            problems.append(f'{name} ({large[knob]:,} of {size:,} elements are beyond config.model.{knob}={getattr(config, knob)})')
+    if wrong:
+        raise UserError(f'{folder.path}: weights that are not finite numbers: {finite.listed(problems)}.')
 
 
 def _pieces(tensor: Tensor, stored: Stored) -> Iterator[tuple[str, int, np.ndarray]]:

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from reasonjax.bounds import AtLeast, NonNegative, Positive
 from reasonjax.errors import UserError
 
 Frequencies = tuple[np.ndarray, float]
@@ -19,12 +20,14 @@ def none(theta: float, width: int) -> Frequencies:
     return theta ** (-np.arange(0, width, 2, dtype=np.float64) / width), 1.0
 
 
-def linear(theta: float, width: int, *, factor: float) -> Frequencies:
+def linear(theta: float, width: int, *, factor: Positive) -> Frequencies:
     """Position interpolation (Chen et al. 2023, arXiv:2306.15595): positions are divided by `factor`."""
     return none(theta, width)[0] / factor, 1.0
 
 
-def dynamic(theta: float, width: int, *, factor: float, original_max_position_embeddings: int, length: int = 0) -> Frequencies:
+def dynamic(
+    theta: float, width: int, *, factor: Positive, original_max_position_embeddings: AtLeast(1), length: AtLeast(0) = 0
+) -> Frequencies:
     """NTK-aware scaling of the base for a sequence of `length` tokens; up to the original length nothing changes.
 
     Args:
@@ -43,12 +46,17 @@ def llama3(
     theta: float,
     width: int,
     *,
-    factor: float,
-    low_freq_factor: float = 1.0,
-    high_freq_factor: float = 4.0,
-    original_max_position_embeddings: int = 8192,
+    factor: Positive,
+    low_freq_factor: Positive = 1.0,
+    high_freq_factor: Positive = 4.0,
+    original_max_position_embeddings: AtLeast(1) = 8192,
 ) -> Frequencies:
-    """Llama 3.1: long waves are interpolated, short ones kept, those between blended (arXiv:2407.21783, section 3.4.3)."""
+    """Llama 3.1: long waves are interpolated, short ones kept, those between blended (arXiv:2407.21783, section 3.4.3).
+
+    Raises:
+      UserError: `low_freq_factor` is above `high_freq_factor`.
+    """
+    _in_order('llama3', low_freq_factor=low_freq_factor, high_freq_factor=high_freq_factor)
     frequencies, _ = none(theta, width)
     turns = original_max_position_embeddings * frequencies / (2 * math.pi)
     smooth = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
@@ -59,13 +67,13 @@ def yarn(
     theta: float,
     width: int,
     *,
-    factor: float,
-    original_max_position_embeddings: int,
-    attention_factor: float | None = None,
-    beta_fast: float = 32.0,
-    beta_slow: float = 1.0,
-    mscale: float = 0.0,
-    mscale_all_dim: float = 0.0,
+    factor: Positive,
+    original_max_position_embeddings: AtLeast(1),
+    attention_factor: Positive | None = None,
+    beta_fast: Positive = 32.0,
+    beta_slow: Positive = 1.0,
+    mscale: NonNegative = 0.0,
+    mscale_all_dim: NonNegative = 0.0,
     truncate: bool = True,
 ) -> Frequencies:
     """YaRN (Peng et al. 2023, arXiv:2309.00071): a ramp over dimensions from kept to interpolated, and warmer attention.
@@ -81,7 +89,11 @@ def yarn(
       mscale: see attention_factor.
       mscale_all_dim: see attention_factor.
       truncate: round the ends of the ramp to whole dimensions.
+
+    Raises:
+      UserError: `beta_slow` is above `beta_fast`.
     """
+    _in_order('yarn', beta_slow=beta_slow, beta_fast=beta_fast)
 
     def end(turns: float) -> float:
         return width * math.log(original_max_position_embeddings / (turns * 2 * math.pi)) / (2 * math.log(theta))
@@ -104,12 +116,12 @@ def longrope(
     theta: float,
     width: int,
     *,
-    short_factor: tuple[float, ...],
-    long_factor: tuple[float, ...],
-    original_max_position_embeddings: int,
-    factor: float = 1.0,
-    attention_factor: float | None = None,
-    length: int = 0,
+    short_factor: tuple[Positive, ...],
+    long_factor: tuple[Positive, ...],
+    original_max_position_embeddings: AtLeast(1),
+    factor: Positive = 1.0,
+    attention_factor: Positive | None = None,
+    length: AtLeast(0) = 0,
 ) -> Frequencies:
     """LongRoPE (Ding et al. 2024, arXiv:2402.13753): every dimension has its own divisor, one set for short and one for long contexts.
 
@@ -132,3 +144,10 @@ def longrope(
     if attention_factor is None:
         attention_factor = math.sqrt(1 + math.log(factor) / math.log(original_max_position_embeddings)) if factor > 1 else 1.0
     return none(theta, width)[0] / np.asarray(divisors, np.float64), attention_factor
+
+
+def _in_order(name: str, **ends: float) -> None:
+    """Raises UserError where the first of two knobs is above the second: the band between them would be inside out."""
+    (low, least), (high, most) = ends.items()
+    if least > most:
+        raise UserError(f'config.model.rope_scaling: {name} needs {low} of at most {high}, got {low}={least:g} and {high}={most:g}.')

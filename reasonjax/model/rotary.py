@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reasonjax import config as configs
-from reasonjax.model.config import ModelConfig
+from reasonjax.model.config import ModelConfig, frequencies
 
 
 class Rotation(NamedTuple):
@@ -15,21 +14,6 @@ class Rotation(NamedTuple):
 
     cos: jax.Array
     sin: jax.Array
-
-
-def frequencies(config: ModelConfig, table: str) -> tuple[np.ndarray, float]:
-    """Radians per position [rotated / 2], float64, and the factor of cosines and sines.
-
-    Args:
-      config: the model's shape.
-      table: 'global', 'local' (its own base, unscaled) or 'nope' (no rotation: the identity).
-    """
-    width = config.rotated
-    if table == 'nope':
-        return np.zeros(width // 2), 1.0
-    if table == 'local':
-        return configs.resolve({'name': 'none'}, 'rope_scaling')(config.rope_local_theta, width)
-    return configs.resolve(dict(config.rope_scaling), 'rope_scaling', 'model.rope_scaling')(config.rope_theta, width)
 
 
 def longest(config: ModelConfig) -> int:

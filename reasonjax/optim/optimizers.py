@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from reasonjax.bounds import BelowOne, NonNegative, OneOf, PositiveFraction, PositiveOrInfinite
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.weights import partition
 
@@ -33,13 +34,13 @@ class Separable(NamedTuple):
 def adamw(
     learning_rate: optax.Schedule,
     *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
+    b1: BelowOne = 0.9,
+    b2: BelowOne = 0.999,
+    eps: PositiveFraction = 1e-8,
+    weight_decay: NonNegative = 0.0,
     no_decay: tuple[str, ...] = UNDECAYED,
-    clip_norm: float = float('inf'),
-    mu_dtype: str = '',
+    clip_norm: PositiveOrInfinite = float('inf'),
+    mu_dtype: OneOf('', *MOMENTS) = '',
 ) -> Separable:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) after clipping the global gradient norm.
 
@@ -66,7 +67,7 @@ def adamw(
     return _clipped(adam, clip_norm)
 
 
-def sgd(learning_rate: optax.Schedule, *, momentum: float = 0.0, clip_norm: float = float('inf')) -> Separable:
+def sgd(learning_rate: optax.Schedule, *, momentum: BelowOne = 0.0, clip_norm: PositiveOrInfinite = float('inf')) -> Separable:
     """Gradient descent after clipping; `momentum` 0 is plain."""
     return _clipped(optax.sgd(learning_rate, momentum=momentum or None), clip_norm)
 

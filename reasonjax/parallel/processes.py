@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from reasonjax import bounds
 from reasonjax.errors import UserError
 
 VARIABLES = {'coordinator': 'REASONJAX_COORDINATOR', 'num_processes': 'REASONJAX_NUM_PROCESSES', 'process_id': 'REASONJAX_PROCESS_ID'}
@@ -70,9 +71,11 @@ def settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[s
     if missing:
         raise UserError(f'{_sources(given)} is given without {" and ".join(missing)}: several processes need all three.')
     host, _, port = given['coordinator'][0].rpartition(':')
-    if not host or not port.isdigit():
+    if not host or bounds.fault(bounds.parse_number(port, int), bounds.Between(1, 65535)):
         raise UserError(f'{given["coordinator"][1]}={given["coordinator"][0]}: expected HOST:PORT, a free port on the host of process 0.')
-    number, index = _whole(*given['num_processes'], 1), _whole(*given['process_id'], 0)
+    number, index = (
+        bounds.read(given[name][0], bounds.AtLeast(least), given[name][1]) for name, least in (('num_processes', 1), ('process_id', 0))
+    )
     if index >= number:
         raise UserError(f'{given["process_id"][1]}={index}: of {number} processes the last is {number - 1}; they are numbered from 0.')
     # Deactivated, because jax otherwise asks the cluster for what was not given (which devices), and may take one of several.
@@ -81,12 +84,6 @@ def settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[s
 
 def _sources(given: Mapping[str, tuple]) -> str:
     return ', '.join(source for _, source in given.values())
-
-
-def _whole(value: Any, source: str, least: int) -> int:
-    if not str(value).isdigit() or int(value) < least:
-        raise UserError(f'{source}={value}: expected a whole number of at least {least}.')
-    return int(value)
 
 
 def start(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> None:

@@ -61,7 +61,7 @@ CHIPS = {
 # Simulated devices have no peaks, and share the host's memory.
 HOST = Chip('cpu', 0, 0, 0, 0, 0, 1, math.inf, 1, 4096)
 
-PATTERN = re.compile(r'(?:(\d+)\*)?([a-z0-9]+):(\d+(?:x\d+)*)')
+PATTERN = re.compile(r'(?:(\d{1,6})\*)?([a-z0-9]+):(\d{1,6}(?:x\d{1,6})*)')
 SMALL = (1, 2, 4, 8, 16, 32)
 
 

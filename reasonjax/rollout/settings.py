@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax import bounds
+from reasonjax.bounds import AtLeast, BelowOne, OneOf, Penalty, PositiveFraction, TemperatureOrGreedy
+from reasonjax.errors import UserError
 from reasonjax.rollout.forcing import Forcing
-
-CACHE_DTYPES = ('', 'int8')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,49 +33,31 @@ class Sampling:
       prefill_chunk: prompt tokens read at a time; 0: all.
     """
 
-    num_generations: int = 1
-    max_tokens: int = 512
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
+    num_generations: AtLeast(1) = 1
+    max_tokens: AtLeast(1) = 512
+    temperature: TemperatureOrGreedy = 1.0
+    top_k: AtLeast(0) = 0
+    top_p: PositiveFraction = 1.0
+    min_p: BelowOne = 0.0
     eos_ids: tuple[int, ...] = ()
-    min_tokens: int = 0
+    min_tokens: AtLeast(0) = 0
     stop: tuple[tuple[int, ...], ...] = ()
-    no_repeat_ngram_size: int = 0
-    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: AtLeast(0) = 0
+    repetition_penalty: Penalty = 1.0
     forcing: tuple[Forcing, ...] = ()
-    cache_dtype: str = ''
-    slots: int = 0
-    burst: int = 16
-    cache_length: int = 0
-    halvings: int = 0
-    prefill_chunk: int = 0
+    cache_dtype: OneOf('', 'int8') = ''
+    slots: AtLeast(0) = 0
+    burst: AtLeast(1) = 16
+    cache_length: AtLeast(0) = 0
+    halvings: AtLeast(0) = 0
+    prefill_chunk: AtLeast(0) = 0
 
     def __post_init__(self) -> None:
-        checks = {
-            'num_generations': (self.num_generations >= 1, 'at least 1'),
-            'max_tokens': (self.max_tokens >= 1, 'at least 1'),
-            'temperature': (self.temperature >= 0, '0 (greedy) or more'),
-            'top_k': (self.top_k >= 0, '0 (off) or more'),
-            'top_p': (0 < self.top_p <= 1, 'in (0, 1]; 1 is off'),
-            'min_p': (0 <= self.min_p < 1, 'in [0, 1); 0 is off'),
-            'min_tokens': (0 <= self.min_tokens < self.max_tokens, f'0 (off) or more, and below max_tokens={self.max_tokens}'),
-            'stop': (all(len(sequence) for sequence in self.stop), 'sequences of at least one token'),
-            'no_repeat_ngram_size': (self.no_repeat_ngram_size >= 0, '0 (off) or more'),
-            'repetition_penalty': (self.repetition_penalty > 0, 'positive; 1 is off'),
-            'slots': (self.slots >= 0, '0 (a row for every completion) or more'),
-            'burst': (self.burst >= 1, 'at least 1'),
-            'cache_length': (self.cache_length >= 0, '0 (all at once) or more'),
-            'halvings': (self.halvings >= 0, '0 (off) or more'),
-            'prefill_chunk': (self.prefill_chunk >= 0, '0 (all at once) or more'),
-        }
-        for name, (holds, wanted) in checks.items():
-            if not holds:
-                raise UserError(f'sampling.{name}={getattr(self, name)}: must be {wanted}.')
-        if self.cache_dtype not in CACHE_DTYPES:
-            known = nearest(self.cache_dtype, CACHE_DTYPES)
-            raise UserError(f'sampling.cache_dtype="{self.cache_dtype}": unknown.{known} Known: {listing(CACHE_DTYPES)}.')
+        bounds.check_fields(self, 'sampling')
+        if self.min_tokens >= self.max_tokens:
+            raise UserError(f'sampling.min_tokens={self.min_tokens}: must be 0 (off) or more, and below max_tokens={self.max_tokens}.')
+        if not all(self.stop):
+            raise UserError(f'sampling.stop={self.stop}: must be sequences of at least one token.')
 
     def lengths(self) -> list[int]:
         """How long the cache of completions is, in turn: the last is C."""

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reasonjax.data.tokenizers import Tokenizer
+from reasonjax.errors import UserError
 from reasonjax.rollout.sampler import Rollout
 
 
@@ -25,7 +26,16 @@ class Completion(NamedTuple):
 
 
 def completions(rollout: Rollout, tokenizer: Tokenizer) -> list[list[Completion]]:
-    """Decodes a rollout that is on the host: P lists of G completions."""
+    """Decodes a rollout that is on the host: P lists of G completions.
+
+    Raises:
+      UserError: log-probs that are not finite numbers: the tokens then mean nothing.
+    """
+    if rollout.logprob is not None and (wrong := np.sum(~np.isfinite(np.asarray(rollout.logprob)))):
+        raise UserError(
+            f'sampling: {wrong:,} of {np.size(rollout.logprob):,} log-probabilities are not finite numbers: the model overflows. Take '
+            'a wider config.model.compute_dtype, or look at the weights it started from.'
+        )
     tokens_PxGxC, length_PxG = np.asarray(rollout.tokens), np.asarray(rollout.length)
     terminated_PxG = np.asarray(rollout.terminated)
     found = []

@@ -41,10 +41,9 @@ def run(run: Run, place: Place, params: Any) -> dict:
       to learn), the mean `reward` of all but the dropped, and `num_tokens` drawn.
 
     Raises:
-      UserError: nothing was good enough to keep, a limit is below zero, or rows hold what JSON does not (see `check_columns`).
+      UserError: nothing was good enough to keep, or rows hold what JSON does not (see `check_columns`).
     """
     stage, timers = settings(run.config, place), Timers()
-    ledger.check_limits(stage, place.name)
     run.writer.resume(place.name, None)
     parts = place.folder / 'parts'
     done = processes.on_main(lambda: _done(parts))

@@ -15,7 +15,8 @@ from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
 from reasonjax.rollout.text import Completion, completions
 from reasonjax.stages.context import Run
-from reasonjax.stages.sampling import of_stage, sampler
+from reasonjax.stages.sampling import check, of_stage, sampler
+from reasonjax.weights import finite
 
 SHOWN = 3
 
@@ -49,10 +50,14 @@ def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
     Args:
       run: what stages share.
       progress: show how many batches are done, on standard error.
+
+    Raises:
+      UserError: settings that draw no answer; the result raises it too, where a parameter is not a finite number.
     """
     c = run.config.evaluation
     if c.samples < 0 or not (c.greedy or c.samples):
         raise UserError(f'config.evaluation: greedy={c.greedy} with samples={c.samples} draws no answer; set greedy, or samples above 0.')
+    check(c, 'evaluation')
     task = configs.resolve(c.task, 'task', 'evaluation.task')()
     processes.check_equal(task.examples.fingerprint(), 'config.evaluation: the problems', 'Give all hosts the same files.')
     transforms = [configs.resolve(t, 'transforms', f'evaluation.transforms[{i}]') for i, t in enumerate(c.transforms)]
@@ -69,6 +74,7 @@ def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
     programs = {name: sampler(run, sampling) for name, sampling in ways.items()}
 
     def evaluate(params: Any) -> Evaluation:
+        finite.check(params, 'evaluation: this model says nothing', dtype=run.model.compute_dtype)
         if not progress:
             return over(params, lambda done: None)
         with Progress('evaluate', len(batches), stream=sys.stderr) as bar:

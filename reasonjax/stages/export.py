@@ -55,7 +55,7 @@ def export(
       params: parameter tree, with or without adapters.
       output: folder, which does not exist or is empty.
       base: Hugging Face folder that the parameters started from: its family, the entries of its configs and its tokenizer files are kept.
-      dtype: of the tensors; '' for the base's, else that of the parameters.
+      dtype: of the tensors; '' for the base's, else that of the parameters; of an adapter alone float32, as it was trained.
       adapter: write the low-rank pairs alone, for the base.
       stage: after which the parameters are, for the model card.
       provenance: lines for the model card: how the export was called for.
@@ -80,7 +80,7 @@ def export(
     dtype = dtype or ('' if adapter else _dtype_of(folder) or run.model.param_dtype)
     if dtype and dtype not in DTYPES:
         raise UserError(f'--dtype={dtype}: unknown.{nearest(dtype, DTYPES)} Known: {listing(DTYPES)}.')
-    _say_what_is_lost(run, dtype, left_out)
+    _say_what_is_lost('float32' if adapter else run.model.param_dtype, dtype, left_out)
     family = folder.family if folder else exported.family_of(model)
     with unfinished(output) as path, Progress('export', 100, stream=sys.stderr) as progress:
 
@@ -190,11 +190,11 @@ def _check_base(folder: Folder, model: ModelConfig) -> None:
         raise UserError(f'{folder.path} is not what this model started from; its parameters are others:\n  ' + '\n  '.join(wrong[:LISTED]))
 
 
-def _say_what_is_lost(run: Run, dtype: str, left_out: list[str]) -> None:
+def _say_what_is_lost(kept: str, dtype: str, left_out: list[str]) -> None:
     if left_out:
         print(f'Left out: the embedding rows of {" and ".join(left_out)}, tokens that only training has.', file=sys.stderr)
-    if dtype and jnp.promote_types(dtype, run.model.param_dtype) != jnp.dtype(dtype):
-        print(f'Weights are rounded from {run.model.param_dtype} to {dtype}; --dtype {run.model.param_dtype} keeps them.', file=sys.stderr)
+    if dtype and jnp.promote_types(dtype, kept) != jnp.dtype(dtype):
+        print(f'Weights are rounded from {kept} to {dtype}; --dtype {kept} keeps them.', file=sys.stderr)
 
 
 def _check_only_adapted(folder: Folder, model: ModelConfig, params: Any, report: Any) -> None:

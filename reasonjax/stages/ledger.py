@@ -8,8 +8,6 @@ from typing import Any
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.parallel import processes
 
-MODES = ('max', 'min')
-
 
 @dataclasses.dataclass
 class Ledger:
@@ -108,24 +106,6 @@ def better(before: dict[str, Any] | None, step: int, measured: Mapping[str, Any]
 
 def check(stage: Any, name: str, evaluating: bool) -> None:
     """Raises UserError where the settings of these decisions cannot work."""
-    zero = ('max_nonfinite', 'max_rollbacks', 'spike_zscore')
-    for key, least in {'keep_checkpoints': 1, 'spike_window': 2, **dict.fromkeys(zero, 0)}.items():
-        _at_least(stage, name, key, least)
-    check_limits(stage, name)
-    if stage.keep_best_mode not in MODES:
-        hint = nearest(stage.keep_best_mode, MODES)
-        raise UserError(f'config.{name}.keep_best_mode="{stage.keep_best_mode}": expected max or min.{hint}')
     if stage.keep_best and not (evaluating and stage.eval_every):
         missing = 'eval_every above 0' if evaluating else 'evaluation.enabled=True'
         raise UserError(f'config.{name}.keep_best="{stage.keep_best}": there is nothing to choose by; it needs {missing}.')
-
-
-def check_limits(stage: Any, name: str) -> None:
-    """Raises UserError where a limit is below 0; 0 is off."""
-    for key in ('token_limit', 'time_limit'):
-        _at_least(stage, name, key, 0)
-
-
-def _at_least(stage: Any, name: str, key: str, least: int) -> None:
-    if stage.get(key, least) < least:
-        raise UserError(f'config.{name}.{key}={stage[key]}: must be at least {least}.')

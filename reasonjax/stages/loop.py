@@ -24,13 +24,14 @@ from reasonjax.model import config as model_config
 from reasonjax.optim import offload
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
-from reasonjax.stages import evaluate
+from reasonjax.stages import cautions, evaluate
 from reasonjax.stages.ahead import Ahead, shapes_of
 from reasonjax.stages.context import Place, Run, adapt, settings
 from reasonjax.stages.feed import Fed, Feed
 from reasonjax.stages.iteration import Given, Measured, fetch, make_iterations
 from reasonjax.stages.ledger import Ledger, better, check, due_at, spent
 from reasonjax.state import State, create, make_update
+from reasonjax.weights import finite
 from reasonjax.weights.partition import combine, partition
 
 
@@ -81,6 +82,7 @@ class _Training:
         if self.stage.offload_optimizer:
             offload.check(run.mesh.devices.flat[0], self.optimizer, f'config.{place.name}.offload_optimizer')
         self.state, self.frozen, self.chosen = self._start()
+        cautions.say(self.stage, place.name, self.state.trainable, total_updates)
         self.update = compile_update(run, self.stage, feed, self.optimizer, self.state, total_updates, place)
         self.ledger, self.timers = Ledger(), Timers()
         self.pending: Callable[[], list[Measured]] | None = None  # fetches the metrics of what was dispatched last
@@ -241,6 +243,7 @@ class _Training:
           regular: whether an undisturbed run saves here too.
           unevaluated: the evaluation of this step is still to be done.
         """
+        self._check_finite(f'stage {self.place.name}, step {step}')
         if regular:
             self.ledger.newest = step
         self.checkpoints.retain(self.ledger.retained(self.stage.max_rollbacks > 0))
@@ -250,6 +253,12 @@ class _Training:
         }  # fmt: skip
         self.checkpoints.save(step, params=self._params(), train=_rest(self.state), data=self.feed.data, memory=self.feed.memory, meta=meta)
 
+    def _check_finite(self, where: str) -> None:
+        """Raises UserError where a weight is not finite: such weights are never saved, so a stage never ends with them."""
+        name = self.place.name
+        advice = f'An update overflowed: lower {name}.learning_rate.peak, or raise {name}.optimizer.eps. Earlier checkpoints stay.'
+        finite.check(self._params(), where, advice, self.run.model.compute_dtype)
+
     def _resume(self) -> tuple[int, bool]:
         """Restores the newest checkpoint. Returns its step, 0 where there is none, and whether its evaluation is still to be done."""
         begin = self.checkpoints.latest()
@@ -257,6 +266,7 @@ class _Training:
         if begin is None:
             return 0, False
         meta = self._restore(begin, data=self.feed.data, memory=self.feed.memory)
+        self._check_finite(f'stage {self.place.name}: its checkpoint of step {begin}')
         self.ledger = Ledger(**meta['counted'])
         self.earlier, self.stepped = meta['clock']['seconds'], meta['clock'].get('steps', 0.0)
         self.timers.seconds.update(meta['clock']['phases'])
@@ -351,7 +361,7 @@ def compile_update(
     update = build_update(run, stage, feed, optimizer, updates)
     if feed.inside is not None:
         steps = make_iterations(feed.inside.produce, update, updates=feed.updates, stage=place.number)
-        update = lambda now, frozen, fixed, given, first: steps(now, frozen, fixed, given, run.config.seed, first)  # noqa: E731
+        update = lambda now, frozen, fixed, given, first: steps(now, frozen, fixed, given, np.uint32(run.config.seed), first)  # noqa: E731
     # Pinned, or the compiler may choose other shardings for the output and compile once more. Metrics are whole everywhere, because every
     # process reads them.
     placed = jax.tree.map(lambda x: x.sharding, state)

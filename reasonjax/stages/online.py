@@ -31,6 +31,7 @@ from reasonjax.state import make_score
 
 FLAT_STEPS = 10
 CUT_SHARE = 0.5
+LARGEST_REWARD = 1e37  # differences of two are finite in float32
 
 
 def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callable | None) -> Trained:
@@ -45,7 +46,7 @@ def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callabl
     stage = settings(run.config, place)
     check(stage, place.name)
     objective = configs.resolve(stage.objective, 'objective')
-    advantages_of = _on_host(configs.resolve(stage.advantage, 'advantage'))
+    advantages_of = _on_host(configs.resolve(stage.advantage, 'advantage'), place.name)
     form = form_of(stage, run.mesh, place.name)
     pack = Packer(form)
     updates, micro = stage.num_iterations * stage.minibatches, stage.minibatches * stage.accumulation
@@ -209,10 +210,11 @@ def rows_of(drawn: Drawn, advantage_PxG: np.ndarray) -> list[dict]:
     ]
 
 
-def _on_host(advantage: Callable) -> Callable[[np.ndarray], tuple[np.ndarray, dict[str, float]]]:
+def _on_host(advantage: Callable, name: str) -> Callable[[np.ndarray], tuple[np.ndarray, dict[str, float]]]:
     """Returns `(total_PxG, nan where there is none) -> (advantage_PxG, metrics)`, computed by the host's own device where it has one.
 
     An accelerator does one thing after the other: the few numbers there are here would wait for a rollout in flight.
+    What is returned raises UserError where a reward is too large for float32; `name` is that of the stage.
     """
 
     def compute(rewards_PxG: jax.Array, valid_PxG: jax.Array) -> tuple[jax.Array, dict]:
@@ -223,6 +225,11 @@ def _on_host(advantage: Callable) -> Callable[[np.ndarray], tuple[np.ndarray, di
 
     def of(total_PxG: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
         valid_PxG = ~np.isnan(total_PxG)
+        if len(large := total_PxG[np.abs(total_PxG) > LARGEST_REWARD]):
+            raise UserError(
+                f'stage {name}: a total reward of {large[0]:g}; advantages are worked out in float32, for rewards of at most '
+                f'{LARGEST_REWARD:g} either way. Scale the reward function, or config.{name}.rewards.NAME.weight.'
+            )
         with jax.default_device(device):
             advantage_PxG, metrics = jax.device_get(compiled(np.where(valid_PxG, total_PxG, 0.0), valid_PxG))
         return advantage_PxG, {name: float(value) for name, value in metrics.items()}

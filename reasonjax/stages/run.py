@@ -16,12 +16,13 @@ from reasonjax import config as configs
 from reasonjax.checkpoint import Checkpoints, load_params, read_meta
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.model import pretrained
-from reasonjax.model.config import to_dict
+from reasonjax.model.config import check_fields, to_dict
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
-from reasonjax.stages import collect, evaluate, fused, online, supervised
+from reasonjax.stages import collect, evaluate, fused, online, sampling, supervised
 from reasonjax.stages.context import Place, Run, abstract_params, fresh_params, open_run, places, settings
 from reasonjax.stages.ledger import better, spent
+from reasonjax.weights import finite
 from reasonjax.weights.linear import merge_tree
 from reasonjax.weights.partition import path_name
 
@@ -90,7 +91,7 @@ def _conclude(workdir: pathlib.Path, results: list[dict], place: Place | None = 
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError where `stages` names what is not there."""
+    """Raises UserError where `stages` names what is not there, or a value is not within its bound."""
     if not config.stages:
         raise UserError('config.stages: names no stage.')
     groups = [name for name, value in config.items() if isinstance(value, ml_collections.ConfigDict) and 'kind' in value]
@@ -102,13 +103,26 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UserError(f'config.{name}.kind: unknown kind "{kind}".{nearest(kind, KINDS)} Known: {listing(KINDS)}.')
         if kind == 'evaluate' and not config.evaluation.enabled:
             raise UserError(f'config.{name}: an evaluate stage needs config.evaluation.enabled=True.')
-        for key in ('steps', 'batch_size', 'accumulation', 'log_every', 'num_prompts', 'num_iterations', 'minibatches'):
-            if key in config[name] and config[name][key] < 1:
-                raise UserError(f'config.{name}.{key}={config[name][key]}: must be at least 1.')
         if config[name].get('iterations_per_call', 1) != 1 and not config[name].on_device:
             raise UserError(f'config.{name}.iterations_per_call={config[name].iterations_per_call}: needs config.{name}.on_device=True.')
-        if config[name].get('prompts_at_once', 0) < 0:
-            raise UserError(f'config.{name}.prompts_at_once={config[name].prompts_at_once}: must be 0 (all) or more.')
+    # Once more, for a config that was changed after it was loaded.
+    configs.check(config)
+    check_fields(config.model)
+    for name in dict.fromkeys(config.stages):
+        if 'max_completion_length' in config[name]:
+            sampling.check(config[name], name)
+        if 'learning_rate' in config[name]:
+            _check_decay(config[name], name)
+
+
+def _check_decay(stage: ml_collections.ConfigDict, name: str) -> None:
+    """Raises UserError where weight decay alone would turn the sign of weights round at every update."""
+    peak, decay = stage.learning_rate.get('peak', 0.0), stage.optimizer.get('weight_decay', 0.0)
+    if peak * decay >= 1:
+        raise UserError(
+            f'config.{name}.optimizer.weight_decay={decay:g}: with learning_rate.peak={peak:g} an update takes {peak * decay:g} times each '
+            f'weight away; must be below {1 / peak:g}.'
+        )
 
 
 def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
@@ -158,6 +172,7 @@ def arriving(run: Run, place: Place, evaluation: Callable | None) -> Any:
     if before:
         last = before[-1]
         params, meta, step = load_params(last.folder / 'checkpoints', abstract_params(run, last.number))
+        finite.check(params, f'stage {last.name}: its checkpoint of step {step}', dtype=run.model.compute_dtype)
         stage = settings(run.config, last)
         clocked = meta.get('clock', {}).get('steps', 0.0)
         whole = step == stage.get('steps', 0) or spent(stage, meta.get('counted', {}).get('num_tokens', 0), clocked)
@@ -206,7 +221,9 @@ def _fitting(run: Run, theirs: Run, params: Any) -> Any:
     ]
     if wrong:
         raise UserError('config.init: the checkpoint is of another model shape (config.model):\n  ' + '\n  '.join(wrong[:LISTED]))
-    return jax.tree.map(lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding), dense, wanted)
+    fitting = jax.tree.map(lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding), dense, wanted)
+    finite.check(fitting, f'config.init: {theirs.workdir}, in {run.model.param_dtype}', dtype=run.model.compute_dtype)
+    return fitting
 
 
 class Saved(NamedTuple):
@@ -250,6 +267,7 @@ def saved(workdir: pathlib.Path, stage: str = '', base: pathlib.Path | None = No
     place = found[-1]
     step = _best_step(place) if which else None
     params, _, step = load_params(place.folder / 'checkpoints', abstract_params(theirs, place.number), step=step)
+    finite.check(params, f'{workdir}: stage {place.name}, checkpoint of step {step}', dtype=theirs.model.compute_dtype)
     return Saved(theirs, place, step, params)
 
 
@@ -316,6 +334,7 @@ def _run_stage(run: Run, place: Place, incoming: Callable[[], Any], evaluation: 
 
 def keep(run: Run, place: Place, params: Any) -> Any:
     """A stage that only writes a checkpoint of the parameters as they arrive."""
+    finite.check(params, f'stage {place.name}', 'They are not saved.', run.model.compute_dtype)
     with Checkpoints(place.folder / 'checkpoints') as checkpoints:
         checkpoints.save(0, params=params, meta={'stage': place.name, 'model': to_dict(run.model)})
     return params

@@ -39,6 +39,22 @@ def of_stage(stage: Mapping[str, Any], tokenizer: Tokenizer, name: str, **change
     return Sampling(**(settings | dict(stage.get('sampler', {})) | changes))
 
 
+def check(group: Mapping[str, Any], name: str) -> None:
+    """Raises UserError where settings of a group that samples are within their bounds, and mean nothing together."""
+    longest = group['max_completion_length']
+    for key, value in (('min_tokens', group.get('min_tokens', 0)), ('thinking.budget', group.get('thinking', {}).get('budget', 0))):
+        if value >= longest:
+            raise UserError(
+                f'config.{name}.{key}={value}: must be below max_completion_length={longest}, where every completion ends; '
+                f'nearest: {longest - 1}.'
+            )
+    if group['temperature'] == 0 and group.get('samples', 1) > 1:
+        raise UserError(
+            f'config.{name}.samples={group["samples"]}: with temperature=0 they would be {group["samples"]} times the same answer; set '
+            f'{name}.temperature above 0, or samples=0 with greedy=True.'
+        )
+
+
 def _forcing(stage: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Iterator[Forcing]:
     if prefix := stage.get('forced_prefix', ''):
         yield Span(_ids(tokenizer, prefix, f'{name}.forced_prefix'), place=0)

@@ -11,8 +11,8 @@ import rich.box
 import rich.console
 import rich.table
 
+from reasonjax import bounds, statistics
 from reasonjax import config as configs
-from reasonjax import statistics
 from reasonjax.errors import UserError
 from reasonjax.metrics import percent
 from reasonjax.parallel import processes
@@ -46,10 +46,8 @@ def wanted(text: str, samples: int) -> list[int]:
     Raises:
       UserError: not numbers, or more than there are samples.
     """
-    parts = [part for part in text.split(',') if part.strip()]
-    if not all(part.strip().isdigit() and int(part) >= 1 for part in parts):
-        raise UserError(f'--k={text}: expected whole numbers of at least 1, separated by commas.')
-    ks = sorted({int(part) for part in parts} or ({1, samples} if samples > 0 else ()))
+    parts = [part.strip() for part in text.split(',') if part.strip()]
+    ks = sorted({bounds.read(part, bounds.AtLeast(1), '--k') for part in parts} or ({1, samples} if samples > 0 else ()))
     if ks and ks[-1] > samples:
         raise UserError(f'--k={text}: pass@{ks[-1]} needs --samples {ks[-1]} or more, there are {samples}.')
     return ks

@@ -19,6 +19,7 @@ import hashlib
 
 import numpy as np
 
+from reasonjax.bounds import AtLeast, Between, Fraction, OneOf, Seed
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.tasks.base import Task
 from reasonjax.tasks.checks import whole
@@ -107,12 +108,12 @@ def working(a: int, b: int, k: int) -> str:
 
 def addition(
     *,
-    split: str = 'train',
-    size: int,
-    levels: tuple[int, ...] = (1, 2, 3, 4),
-    answer_only: float = 0.5,
-    seed: int = 0,
-    granularity: int | None = None,
+    split: OneOf(*STREAMS) = 'train',
+    size: AtLeast(1),
+    levels: tuple[Between(1, MAX_LEVEL), ...] = (1, 2, 3, 4),
+    answer_only: Fraction = 0.5,
+    seed: Seed = 0,
+    granularity: Between(0, 1) | None = None,
     disjoint: bool = False,
 ) -> Task:
     """Addition of two numbers of k digits.

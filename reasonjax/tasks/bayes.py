@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from reasonjax.bounds import AtLeast, BelowOne, Between, OneOf, Seed
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.tasks import bayes_graph
 from reasonjax.tasks.base import Task
@@ -169,20 +170,20 @@ class Pairs(Generated):
 
 def bayes(
     *,
-    split: str = 'train',
-    size: int,
-    levels: tuple[int, ...] = (0,),
-    seed: int = 0,
-    granularity: int = 1,
-    nodes: int = 20,
-    edges: int = 20,
-    net_seed: int = 0,
-    shape: str = 'random',
-    strings: str = 'local',
-    pairs: int = 8,
-    dropout: float = 0.2,
-    radius: str = 'geometric',
-    scaffold: str = 'minimal',
+    split: OneOf(*STREAMS) = 'train',
+    size: AtLeast(1),
+    levels: tuple[AtLeast(0), ...] = (0,),
+    seed: Seed = 0,
+    granularity: Between(0, 1) = 1,
+    nodes: Between(2, 100) = 20,
+    edges: AtLeast(0) = 20,
+    net_seed: Seed = 0,
+    shape: OneOf(*CHOICES['shape']) = 'random',
+    strings: OneOf(*CHOICES['strings']) = 'local',
+    pairs: AtLeast(0) = 8,
+    dropout: BelowOne = 0.2,
+    radius: OneOf(*CHOICES['radius']) = 'geometric',
+    scaffold: OneOf(*CHOICES['scaffold']) = 'minimal',
 ) -> Task:
     """The value of a variable of a Bayes net, given that of another; prompts and completions stand at the top of this file.
 

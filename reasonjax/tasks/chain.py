@@ -21,12 +21,13 @@ import functools
 
 import numpy as np
 
+from reasonjax.bounds import AtLeast, Between, OneOf, Seed
 from reasonjax.errors import UserError
 from reasonjax.tasks.base import Task
 from reasonjax.tasks.checks import levels as checked_levels
 from reasonjax.tasks.checks import whole
 from reasonjax.tasks.exact import ON_TOKENS, verify
-from reasonjax.tasks.generated import Generated
+from reasonjax.tasks.generated import STREAMS, Generated
 
 __all__ = ['CHARACTERS', 'chain', 'verify']
 
@@ -71,11 +72,11 @@ def key(row: dict) -> str:
 
 def chain(
     *,
-    split: str = 'train',
-    size: int,
-    levels: tuple[int, ...] = (1, 2, 3, 4),
-    seed: int = 0,
-    granularity: int = 1,
+    split: OneOf(*STREAMS) = 'train',
+    size: AtLeast(1),
+    levels: tuple[Between(1, MAX_LEVEL), ...] = (1, 2, 3, 4),
+    seed: Seed = 0,
+    granularity: Between(0, 2) = 1,
     restate: bool = False,
 ) -> Task:
     """Chained arithmetic modulo 10. Problems out of distribution are those of higher levels.

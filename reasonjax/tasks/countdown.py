@@ -22,11 +22,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from reasonjax.bounds import AtLeast, Between, OneOf, Seed
 from reasonjax.errors import UserError
 from reasonjax.tasks.base import OnTokens, Task, TokenRule
 from reasonjax.tasks.checks import levels as checked_levels
 from reasonjax.tasks.checks import whole
-from reasonjax.tasks.generated import TRIES, Generated
+from reasonjax.tasks.generated import STREAMS, TRIES, Generated
 
 CHARACTERS = '#=,0123456789+-*/>:'
 OPERATIONS = '+-*/'
@@ -212,15 +213,15 @@ ON_TOKENS = OnTokens({'name': 'verified', 'task': 'countdown'}, on_tokens)
 
 def countdown(
     *,
-    split: str = 'train',
-    size: int,
-    levels: tuple[int, ...] = (3, 4),
-    seed: int = 0,
-    granularity: int = 2,
+    split: OneOf(*STREAMS) = 'train',
+    size: AtLeast(1),
+    levels: tuple[Between(2, MAX_COUNT), ...] = (3, 4),
+    seed: Seed = 0,
+    granularity: Between(0, 2) = 2,
     operations: str = '+-*',
-    largest: int = 9,
-    largest_target: int = 99,
-    attempts: int = 4,
+    largest: Between(1, MAX_NUMBER) = 9,
+    largest_target: Between(1, MAX_TARGET) = 99,
+    attempts: Between(1, 1000) = 4,
 ) -> Task:
     """Countdown: numbers and a target that a random expression of them comes to.
 

@@ -6,6 +6,7 @@ import pathlib
 import re
 from typing import Any
 
+from reasonjax.bounds import AtLeast
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.tasks.answers import extract
 from reasonjax.tasks.base import Task
@@ -87,7 +88,7 @@ def _written(number: str) -> str:
     return number.replace(',', '').replace('$', '').removesuffix('.')
 
 
-def gsm8k(*, path: str = '', split: str = 'test', limit: int | None = None, keep_calculator: bool = False) -> Task:
+def gsm8k(*, path: str = '', split: str = 'test', limit: AtLeast(1) | None = None, keep_calculator: bool = False) -> Task:
     """GSM8K from `{path}/{split}.jsonl` (columns `question` and `answer`).
 
     Args:

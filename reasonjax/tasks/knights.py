@@ -24,12 +24,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from reasonjax.bounds import AtLeast, Between, OneOf, Seed
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.tasks.base import Task
 from reasonjax.tasks.checks import levels as checked_levels
 from reasonjax.tasks.checks import whole
 from reasonjax.tasks.exact import ON_TOKENS, verify
-from reasonjax.tasks.generated import Generated
+from reasonjax.tasks.generated import STREAMS, Generated
 from reasonjax.tasks.knights_logic import LEAVES, reasoning, resample, sample_puzzle, tables, truth
 
 __all__ = ['CHARACTERS', 'knights', 'limem', 'perturbed', 'verify']
@@ -232,7 +233,14 @@ def limem(solved: Sequence[bool], solved_perturbed: Sequence[bool]) -> dict[str,
     }
 
 
-def knights(*, split: str = 'train', size: int, levels: tuple[int, ...] = (2, 3), seed: int = 0, granularity: int = 1) -> Task:
+def knights(
+    *,
+    split: OneOf(*STREAMS) = 'train',
+    size: AtLeast(1),
+    levels: tuple[Between(MIN_PEOPLE, MAX_PEOPLE), ...] = (2, 3),
+    seed: Seed = 0,
+    granularity: Between(0, 3) = 1,
+) -> Task:
     """Knights and Knaves with exactly one solution. There are 399 puzzles of two people, and very many of three and more.
 
     Args:

@@ -30,10 +30,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from reasonjax.bounds import AtLeast, Between, Fraction, OneOf, Seed
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.tasks.base import Task
 from reasonjax.tasks.exact import ON_TOKENS, verify
-from reasonjax.tasks.generated import Generated
+from reasonjax.tasks.generated import STREAMS, Generated
 
 CHARACTERS = '0123456789ACDSTX#=,:+/%<>'
 GRAINS = (0, 1, 2, 3)
@@ -177,17 +178,17 @@ def _number(rng: np.random.Generator, digits: int, inputs: str) -> int:
 
 def traces(
     *,
-    split: str = 'train',
-    size: int,
-    levels: tuple[int, ...] = (3,),
-    seed: int = 0,
-    granularity: int = 2,
-    program: str = 'addition',
-    contamination: float = 0.0,
-    intensity: float = 0.0,
+    split: OneOf(*STREAMS) = 'train',
+    size: AtLeast(1),
+    levels: tuple[AtLeast(1), ...] = (3,),
+    seed: Seed = 0,
+    granularity: Between(0, 3) = 2,
+    program: OneOf(*PROGRAMS) = 'addition',
+    contamination: Fraction = 0.0,
+    intensity: Fraction = 0.0,
     dynamic: bool = True,
-    digits: int = 2,
-    inputs: str = 'magnitude',
+    digits: Between(1, MAX_DIGITS) = 2,
+    inputs: OneOf(*INPUTS) = 'magnitude',
 ) -> Task:
     """A program over integers and its trace; programs, prompts and traces stand at the top of this file.
 

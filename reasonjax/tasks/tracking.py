@@ -27,13 +27,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from reasonjax.bounds import AtLeast, Between, OneOf, Seed
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.tasks.base import Task
 from reasonjax.tasks.exact import ON_TOKENS, verify
-from reasonjax.tasks.generated import Generated
+from reasonjax.tasks.generated import STREAMS, Generated
 
 CHARACTERS = '0123456789ACGNOQR#=,;+*>'
 GRAINS = (0, 1, 2)
+MACHINES = ('modular', 'permutation', 'squaring', 'circuit')
 SMALLEST_CIRCUIT = 2  # an input, and a gate that reads it
 
 
@@ -129,16 +131,16 @@ def _machines(modulus: int, group: int, prime: int) -> dict[str, Machine]:
 
 def tracking(
     *,
-    split: str = 'train',
-    size: int,
-    levels: tuple[int, ...] = (4, 6, 8),
-    seed: int = 0,
-    granularity: int = 1,
-    machine: str = 'permutation',
-    every: int = 1,
-    modulus: int = 7,
-    group: int = 5,
-    prime: int = 997,
+    split: OneOf(*STREAMS) = 'train',
+    size: AtLeast(1),
+    levels: tuple[Between(1, 1000), ...] = (4, 6, 8),
+    seed: Seed = 0,
+    granularity: Between(0, 2) = 1,
+    machine: OneOf(*MACHINES) = 'permutation',
+    every: AtLeast(1) = 1,
+    modulus: Between(2, 1000) = 7,
+    group: Between(2, 9) = 5,
+    prime: Between(7, 9999) = 997,
 ) -> Task:
     """The state of a machine after n inputs; prompts, states and answers of each machine stand at the top of this file.
 
@@ -160,9 +162,8 @@ def tracking(
     Raises:
       UserError: a value out of range.
     """
-    machines = {'modular', 'permutation', 'squaring', 'circuit'}
-    if machine not in machines:
-        raise UserError(f'tracking: unknown machine "{machine}".{nearest(machine, machines)} Known: {listing(machines)}.')
+    if machine not in MACHINES:
+        raise UserError(f'tracking: unknown machine "{machine}".{nearest(machine, MACHINES)} Known: {listing(MACHINES)}.')
     for knob, value, low, high in (('modulus', modulus, 2, 1000), ('group', group, 2, 9), ('prime', prime, 7, 9999)):
         if not low <= value <= high:
             raise UserError(f'tracking: {knob} must be from {low} to {high}, got {value}; nearest: {min(max(value, low), high)}.')

@@ -133,7 +133,9 @@ def test_colours_follow_the_weights(capsys, config, monkeypatch):
 
 def test_errors(capsys, config):
     assert 'no such stage with data. Did you mean "grpo"? Stages with data: grpo, sft' in failed(capsys, QUICKSTART, '--stage', 'grop')
-    assert '--examples=0: must be at least 1' in failed(capsys, QUICKSTART, '--examples', 0)
+    with pytest.raises(SystemExit):
+        failed(capsys, QUICKSTART, '--examples', 0)
+    assert '--examples: 0: must be at least 1; nearest: 1.' in capsys.readouterr().err
     assert 'no file' in failed(capsys, 'configs/quickstrat.py')
     location = config([{'prompt': '1=', 'chosen': '2', 'rejected': '3'}])
     assert 'rows.jsonl:1: columns found: chosen, prompt, rejected; they make a row of data.form="preference"' in failed(capsys, location)

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import toys
 
@@ -16,6 +17,7 @@ from reasonjax.methods import adapters, filters
 from reasonjax.model.families import LLAMA
 from reasonjax.model.peft_saving import pairs_of, save_adapter
 from reasonjax.model.score import score
+from reasonjax.optim import optimizers
 from reasonjax.weights import partition
 from reasonjax.weights.linear import LowRank, merge_tree
 
@@ -158,3 +160,59 @@ def test_training_goes_on_from_a_peft_folder(tmp_path):
         adapters.peft(other, jax.random.key(0), path=str(tmp_path / 'none'))
     with pytest.raises(UserError, match=r'config.adapter.path: .*does not fit this model(.|\n)*expected \[24, 16\], found \[16, 16\]'):
         adapters.peft(toys.params(), jax.random.key(0), path=str(tmp_path))
+
+
+BASES = {'float32': {}, 'bfloat16': {}, 'float16': {}, 'int8 under bfloat16': dict(quantise='int8', quantise_block=4)}
+
+
+def over(dtype: str, **knobs):
+    """A fresh adapter over a base of this dtype."""
+    base = jax.tree.map(lambda x: x.astype(dtype.split()[-1]), toys.params(TIED))
+    return adapters.lora(base, jax.random.key(3), r=2, **BASES[dtype] | knobs)
+
+
+@pytest.mark.parametrize('dtype', BASES)
+def test_factors_and_moments_are_float32_whatever_the_base_is(dtype):
+    wanted, params = over('float32'), over(dtype)
+    nested = adapters.lora(params, jax.random.key(4), r=2)
+    for tree in (params, nested, jax.eval_shape(lambda: over(dtype))):
+        factors = {name: x for name, x in zip(partition.names(tree), jax.tree.leaves(tree)) if name.endswith(('/a', '/b'))}
+        assert factors and {str(x.dtype) for x in factors.values()} == {'float32'}
+    assert params['embed'].dtype == dtype.split()[-1]
+    # No draw depends on the dtype of the base.
+    node, float_node = (tree['layers']['attention']['q'] for tree in (params, wanted))
+    np.testing.assert_array_equal(node.a, float_node.a)
+    trainable, _ = partition.partition(params, filters.lora(None, params))
+    moments = optimizers.adamw(lambda step: 1e-3).init(trainable)
+    assert {str(x.dtype) for x in jax.tree.leaves(moments) if x.ndim} == {'float32'}
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_products_are_computed_in_the_dtype_of_the_activations(dtype):
+    params = jax.tree.map(lambda x: x + 0.1, over(dtype)['layers']['attention']['q'])
+    x = jnp.ones((3, 16), dtype)
+    for apply, y in ((params.apply, x), (params.apply_transposed, jnp.ones((3, 24), dtype))):
+        layer = jax.tree.map(lambda w: w[0], params)
+        assert getattr(layer, apply.__name__)(y).dtype == dtype
+        jaxpr = str(jax.make_jaxpr(getattr(layer, apply.__name__))(y))
+        products = [line for line in jaxpr.splitlines() if 'dot_general' in line]
+        assert len(products) == 3 and all({'bfloat16': 'bf16', 'float16': 'f16'}[dtype] in line for line in products), products
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
+def test_twenty_small_updates_move_every_element_of_a(dtype):
+    config = toys.changed(TIED, param_dtype=dtype.split()[-1], compute_dtype=dtype.split()[-1])
+    params, batch = over(dtype), toys.random_batch(config=config)
+    trainable, frozen = partition.partition(params, filters.lora(None, params))
+    optimizer = optimizers.adamw(lambda step: 2.5e-5)
+    gradient = jax.grad(lambda t: -toys.weighted_score(partition.combine(t, frozen), config, batch))
+
+    def step(carry, _):
+        t, moments = carry
+        changes, moments = optimizer.update(gradient(t), moments, t)
+        return (optax.apply_updates(t, changes), moments), None
+
+    after = jax.jit(lambda t: jax.lax.scan(step, (t, optimizer.init(t)), None, 20)[0][0])(trainable)
+    before, after = (dict(zip(partition.names(tree), jax.tree.leaves(tree))) for tree in (trainable, after))
+    moved = np.concatenate([np.ravel(before[name] != after[name]) for name in before if name.endswith('/a')])
+    assert len(moved) > 200 and moved.mean() > 0.98

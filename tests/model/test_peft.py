@@ -240,9 +240,12 @@ def test_dtypes(tmp_path):
     _, config, params = base('llama')
     written(tmp_path, adapted('llama', ATTENTION), 'llama', dtype='bfloat16')
     assert {str(x.dtype) for x in load_file(tmp_path / 'adapter_model.safetensors').values()} == {'bfloat16'}
+    # Unless asked for, that of the pairs, which is PEFT's own whatever the base is.
+    written(tmp_path / 'own', shaken(lora(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), jax.random.key(0), r=2)), 'llama')
+    assert {str(x.dtype) for x in load_file(tmp_path / 'own' / 'adapter_model.safetensors').values()} == {'float32'}
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     node = put_adapter(half, read_adapter(tmp_path))['layers']['attention']['q']
-    assert node.a.dtype == node.b.dtype == jnp.bfloat16 and node.scale.dtype == jnp.float32
+    assert node.a.dtype == node.b.dtype == node.scale.dtype == jnp.float32 and node.base.dtype == jnp.bfloat16
     shapes = jax.eval_shape(lambda p: put_adapter(p, read_adapter(tmp_path)), half)
     assert jax.tree.structure(shapes['layers']['attention']['q']) == jax.tree.structure(node)
 

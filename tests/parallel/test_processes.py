@@ -116,6 +116,12 @@ def test_a_checkpoint_is_read_by_another_number_of_processes(seen):
         np.testing.assert_array_equal(one[f'theirs/{name}'], two[f'params/{name}'], err_msg=name)
 
 
+def test_all_processes_name_a_parameter_that_is_no_number_on_one(ended):
+    _, two, one = ended
+    said = [json.loads(path.read_text())['finite'] for path in (two / '0.json', two / '1.json', one / '0.json')]
+    assert len(set(said)) == 1 and said[0].startswith('here: 1 of ') and 'parameters are not finite numbers: embed (1 of ' in said[0]
+
+
 def test_every_completion_is_scored_once(ended):
     _, two, one = ended
     calls = [(folder / 'calls').read_text().splitlines() for folder in (two, one)]
@@ -197,10 +203,15 @@ def test_settings(flags, environment, wanted):
         ({}, {'REASONJAX_DISTRIBUTED': 'yes'}, 'REASONJAX_DISTRIBUTED=yes: expected auto'),
         (ALL | {'coordinator': 'host'}, {}, '--coordinator=host: expected HOST:PORT'),
         (ALL | {'coordinator': ':80'}, {}, '--coordinator=:80: expected HOST:PORT'),
+        (ALL | {'coordinator': 'h:0'}, {}, '--coordinator=h:0: expected HOST:PORT'),
+        (ALL | {'coordinator': 'h:65536'}, {}, '--coordinator=h:65536: expected HOST:PORT'),
+        (ALL | {'coordinator': 'h:²'}, {}, '--coordinator=h:²: expected HOST:PORT'),
+        (ALL | {'num_processes': '²'}, {}, '--num_processes="²": must be a whole number'),
+        (ALL | {'process_id': '9' * 5000}, {}, '(5002 characters): must be a whole number'),
         (ALL | {'process_id': '4'}, {}, '--process_id=4: of 4 processes the last is 3'),
-        (ALL | {'process_id': '-1'}, {}, '--process_id=-1: expected a whole number of at least 0'),
-        (ALL | {'num_processes': '0'}, {}, '--num_processes=0: expected a whole number of at least 1'),
-        ({'coordinator': 'h:1', 'process_id': '0'}, {'REASONJAX_NUM_PROCESSES': 'two'}, 'REASONJAX_NUM_PROCESSES=two: expected a whole'),
+        (ALL | {'process_id': '-1'}, {}, '--process_id=-1: must be at least 0'),
+        (ALL | {'num_processes': '0'}, {}, '--num_processes=0: must be at least 1'),
+        ({'coordinator': 'h:1', 'process_id': '0'}, {'REASONJAX_NUM_PROCESSES': 'two'}, 'REASONJAX_NUM_PROCESSES="two": must be a whole'),
     ],
 )
 def test_wrong_settings(flags, environment, words):

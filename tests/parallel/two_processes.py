@@ -22,6 +22,7 @@ from reasonjax.errors import UserError
 from reasonjax.parallel import processes
 from reasonjax.stages import rollouts
 from reasonjax.stages.run import run, trained
+from reasonjax.weights import finite
 from reasonjax.weights.partition import names
 
 # Weights split over both processes; low-rank pairs, which are made outside of any compiled program.
@@ -63,6 +64,11 @@ def parameters(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     return {f'{workdir.name}/{name}': x for name, x in zip(names(params), jax.tree.leaves(params))}
 
 
+def with_a_nan(params):
+    """The parameters with one element that is no number, on the last device."""
+    return params | {'embed': jax.jit(lambda x: x.at[-1, -1].set(np.nan), out_shardings=params['embed'].sharding)(params['embed'])}
+
+
 def refused(function, *arguments) -> str:
     try:
         function(*arguments)
@@ -82,6 +88,7 @@ def main(out: pathlib.Path, other: pathlib.Path, index: int) -> int:
     seen |= {f'evaluation/{stage["name"]}': stage['sampled_accuracy'] + stage['mean_length'] for stage in summary['stages']}
     own = parameters(out / 'lora') | parameters(out / 'grpo')
     seen |= {f'params/{name}': x for name, x in own.items()}
+    said['finite'] = refused(finite.check, with_a_nan(trained(out / 'lora')[1]), 'here')
     if jax.process_count() > 1:
         processes.SHARED_WITHIN = 0.3
         said['folder'] = refused(processes.check_shared, out / f'own{index}')

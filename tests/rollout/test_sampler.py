@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import toys
 
+from reasonjax.data.tokenizers import characters
 from reasonjax.errors import UserError
 from reasonjax.methods import adapters
 from reasonjax.model.logprobs import distribution_scores
 from reasonjax.rollout.sampler import Sampling, generate
+from reasonjax.rollout.text import completions
 from reasonjax.weights.linear import merge_tree
 
 SMALL = toys.changed(layers=1)
@@ -324,9 +326,31 @@ def test_adapted_weights_sample_as_their_merged_ones():
 
 @pytest.mark.parametrize(
     'field, value, words',
-    [('num_generations', 0, 'at least 1'), ('max_tokens', 0, 'at least 1'), ('temperature', -0.1, 'greedy'), ('top_k', -1, 'off'),
-     ('top_p', 0.0, 'off'), ('top_p', 1.5, 'off'), ('min_p', 1.0, 'off'), ('min_p', -0.1, 'off')],
+    [('num_generations', 0, 'at least 1; nearest: 1'), ('max_tokens', 0, 'at least 1'), ('temperature', -0.1, '0 or from 0.0001 to 10000'),
+     ('top_k', -1, 'at least 0'), ('top_p', 0.0, 'above 0 and at most 1'), ('top_p', 1.5, 'above 0 and at most 1; nearest: 1'),
+     ('min_p', 1.0, 'at least 0 and below 1'), ('min_p', -0.1, 'at least 0 and below 1; nearest: 0'), ('temperature', np.nan, 'a number'),
+     ('temperature', np.inf, 'finite'), ('top_k', 2.5, 'a whole number'), ('max_tokens', True, 'a whole number'), ('burst', 0, 'at least 1')],
 )  # fmt: skip
 def test_impossible_settings_are_refused(field, value, words):
     with pytest.raises(UserError, match=rf'sampling.{field}={value}: must be .*{words}'):
         Sampling(**{field: value})
+
+
+@pytest.mark.parametrize('temperature', [0.0, 1.0])
+def test_tokens_of_a_model_that_overflows_are_refused(temperature):
+    """Its parameters are finite, its logits are not: whatever was drawn from them means nothing."""
+    sampling = Sampling(num_generations=2, max_tokens=4, temperature=temperature)
+    params, prompts = toys.params(SMALL), left_padded(PROMPTS[:2])
+    tokenizer = characters(None, None, alphabet='_abcdefghijk$', pad='_', eos='$', mask='')
+    completions(jax.device_get(sampler(SMALL, sampling)(params, prompts, KEY)), tokenizer)
+    large = params | {'head': params['head'] * 1e30, 'norm': params['norm'] * 1e10}
+    rollout = jax.device_get(sampler(SMALL, sampling)(large, prompts, KEY))
+    with pytest.raises(UserError, match=r'^sampling: \d+ of 16 log-probabilities are not finite numbers: the model overflows'):
+        completions(rollout, tokenizer)
+
+
+@pytest.mark.parametrize('temperature', [1e-4, 1e4])
+def test_temperatures_at_the_ends_of_their_range_give_finite_numbers(temperature):
+    sampling = Sampling(num_generations=2, max_tokens=4, temperature=temperature, repetition_penalty=1e4, no_repeat_ngram_size=1)
+    rollout = sampler(SMALL, sampling)(toys.params(SMALL), left_padded(PROMPTS[:2]), KEY)
+    assert np.isfinite(rollout.logprob).all() and np.isfinite(rollout.entropy).all()

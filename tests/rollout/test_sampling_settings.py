@@ -64,7 +64,7 @@ def test_texts_become_forcings():
         (dict(thinking=dict(end='12', budget=3)), r"train.thinking.end='12': must be one token, these are 2"),
         (dict(thinking=dict(end='#', times=1)), r'needs the tokens of the extension'),
         (dict(min_tokens=30), r'min_tokens=30: must be .*max_tokens=30'),
-        (dict(repetition_penalty=0.0), r'repetition_penalty=0.0: must be positive'),
+        (dict(repetition_penalty=0.0), r'repetition_penalty=0.0: must be from 0.0001 to 10000; nearest: 0.0001'),
         (dict(sampler=dict(slots=-1)), r'slots=-1'),
         (dict(sampler=dict(burst=0)), r'burst=0'),
         (dict(sampler=dict(cache_dtype='int4')), r'cache_dtype="int4": unknown. .*int8'),

@@ -101,5 +101,5 @@ def test_processes_end_together_though_their_clocks_differ(monkeypatch):
 
 def test_limits_are_off_at_zero_and_refused_below(tmp_path):
     assert not ledger.spent({}, 1e9, 1e9)
-    with pytest.raises(UserError, match='config.train.token_limit=-1: must be at least 0'):
+    with pytest.raises(UserError, match='config.train.token_limit=-1: must be from 0 to 9007199254740992; nearest: 0'):
         run(quiet('configs/sft.py', train__token_limit=-1), tmp_path)

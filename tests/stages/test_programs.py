@@ -55,11 +55,12 @@ def test_a_cpu_can_be_several_devices():
     assert done.stdout == '3\n', done.stderr
 
 
-@pytest.mark.parametrize('number, message', [(-1, 'expected 1 or more'), (2, 'before')])
+@pytest.mark.parametrize('number, message', [(-1, 'must be from 0 to 4096; nearest: 0'), (10**30, 'nearest: 4096'), (2, 'before')])
 def test_devices_of_a_cpu_are_refused_in_one_line(number, message, capsys):
     jax.devices()  # in use from here on
     status, _, error = called(sample, capsys, '--workdir', 'nowhere', QUICK, f'--cpu_devices={number}')
-    assert status == 2 and error.startswith(f'error: --cpu_devices={number}: ') and message in error and error.count('\n') == 1
+    assert status == 2 and error.startswith('error: ') and message in error and error.count('\n') == 1
+    assert f'--cpu_devices={number}: ' in error or f'--cpu_devices: {number}: ' in error
 
 
 def test_devices_of_a_cpu_are_refused_on_another_backend(capsys, monkeypatch):
@@ -125,7 +126,6 @@ def test_mistakes_are_named_without_a_traceback(arguments, words, smoke, capsys,
         (train, ['--config', 'configs/base.py', '--sмoke'], ['unrecognized arguments']),
         (train, ['--config', 'configs/base.py', '--config.train.steps'], ['--config.train.steps: no value given']),
         (sample, ['1+1='], ['--workdir']),
-        (sample, ['--workdir', 'x', '--samples', 'two'], ['--samples', "'two'"]),
         (evaluate, ['--k', '1'], ['--workdir']),
     ],
 )
@@ -256,8 +256,9 @@ def test_a_stage_can_be_chosen(capsys, workdir):
         (['--workdir', '{run}', '--file', '{tmp}/bad.jsonl'], '{tmp}/bad.jsonl:2: no column "prompt"'),
         (['--workdir', '{run}', '--file', '{tmp}/empty.txt'], 'no prompts'),
         (['--workdir', '{run}', '--file', '{tmp}/empty.txt', '1+1='], 'give one of them'),
-        (['--workdir', '{run}', '--temperature', '-1', '1+1='], 'temperature=-1.0'),
-        (['--workdir', '{run}', '--samples', '0', '1+1='], 'num_generations=0'),
+        (['--workdir', '{run}', '--temperature', '-1', '1+1='], '--temperature: -1: must be 0 or from 0.0001 to 10000; nearest: 0.'),
+        (['--workdir', '{run}', '--samples', '0', '1+1='], '--samples: 0: must be at least 1; nearest: 1.'),
+        (['--workdir', '{run}', '--samples', 'two', '1+1='], '--samples: two: must be a whole number, at least 1.'),
         (['--workdir', '{run}', '--batch_size', '0', '1+1='], 'batch_size'),
         (['--workdir', '{run}', '1+1=', 'what?'], "'what?'"),
     ],
@@ -304,8 +305,8 @@ def test_evaluate_prints_json_and_writes_answers(capsys, workdir, tmp_path):
     [
         (['--k', '4', '--samples', '2'], '--k=4: pass@4 needs --samples 4 or more, there are 2'),
         (['--k', '2', '--samples', '0'], '--k=2: pass@2 needs --samples 2 or more, there are 0'),
-        (['--k', 'all'], '--k=all: expected whole numbers'),
-        (['--samples', '-1'], 'samples=-1'),
+        (['--k', 'all'], '--k="all": must be a whole number, at least 1'),
+        (['--samples', '-1'], 'argument --samples: -1: must be at least 0; nearest: 0.'),
         (['--samples', '0', '--config.evaluation.greedy=false'], 'greedy=False'),
         (['--config.train.steps=3'], 'only config.evaluation can be set here'),
         (['--config.evaluation.task.sise=3'], 'Did you mean "size"?'),

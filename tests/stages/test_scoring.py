@@ -67,10 +67,13 @@ def test_which_k(text, samples, ks):
     [
         ('5', 4, r'--k=5: pass@5 needs --samples 5 or more, there are 4'),
         ('4', 0, r'--k=4: pass@4 needs --samples 4 or more, there are 0'),
-        ('0', 4, 'whole numbers of at least 1'),
-        ('-1', 4, 'whole numbers of at least 1'),
-        ('1.5', 4, 'whole numbers of at least 1'),
-        ('two', 4, r'--k=two: expected whole numbers'),
+        ('0', 4, '--k=0: must be at least 1; nearest: 1'),
+        ('-1', 4, '--k=-1: must be at least 1; nearest: 1'),
+        ('1.5', 4, '--k="1.5": must be a whole number, at least 1'),
+        ('two', 4, '--k="two": must be a whole number'),
+        ('²', 4, 'must be a whole number'),
+        ('9' * 5000, 4, r'\(5002 characters\): must be a whole number'),
+        ('1e400', 4, 'must be a whole number'),
     ],
 )
 def test_which_k_not(text, samples, message):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from reasonjax.bounds import AtLeast
 from reasonjax.data.tokenizers.protocol import (
     Message,
     Texts,
@@ -153,7 +154,7 @@ def trained_file(cache_dir: pathlib.Path, vocab_size: int) -> pathlib.Path:
     return pathlib.Path(cache_dir) / f'sentencepiece_{vocab_size}.model'
 
 
-def sentencepiece(texts: Texts, cache_dir: pathlib.Path, *, path: str = '', vocab_size: int = 4096) -> SentencePiece:
+def sentencepiece(texts: Texts, cache_dir: pathlib.Path, *, path: str = '', vocab_size: AtLeast(1) = 4096) -> SentencePiece:
     """Opens a SentencePiece model, or trains one on first use and keeps it in `cache_dir`.
 
     Args:

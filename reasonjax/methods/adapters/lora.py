@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from reasonjax.bounds import AtLeast, OneOf, Positive
 from reasonjax.errors import UserError
-from reasonjax.methods.adapters.quantise import BLOCK
+from reasonjax.methods.adapters.quantise import BLOCK, CHOICES
 from reasonjax.methods.adapters.quantise import quantise as quantised
 from reasonjax.methods.adapters.targets import LAYERS, chosen, replaced
 from reasonjax.weights.linear import LowRank, merge
@@ -22,19 +23,20 @@ def lora(
     params: Any,
     key: jax.Array,
     *,
-    r: int = 8,
-    lora_alpha: float = 16.0,
+    r: AtLeast(1) = 8,
+    lora_alpha: Positive = 16.0,
     target_modules: tuple[str, ...] = LAYERS,
     use_rslora: bool = False,
-    quantise: str = 'none',
-    quantise_block: int = BLOCK,
+    quantise: OneOf(*CHOICES) = 'none',
+    quantise_block: AtLeast(1) = BLOCK,
     quantise_modules: tuple[str, ...] = LAYERS,
 ) -> Any:
     """Puts a low-rank pair over every targeted matrix: W + scale A B.
 
     A is uniform in +-sqrt(1 / in) as PEFT's (Kaiming uniform with a = sqrt(5)), B is zero: the adapted model equals its base, every
-    operation bit for bit (compiled as a whole, to rounding, as the compiler fuses the two differently). With `quantise` the base is what
-    is left of it in so many bits.
+    operation bit for bit (compiled as a whole, to rounding, as the compiler fuses the two differently). Both are float32 whatever the base
+    is, as PEFT's are, and so are their moments: in bfloat16 most updates would be rounded away. With `quantise` the base is what is left
+    of it in so many bits.
 
     Args:
       params: parameter tree.
@@ -62,5 +64,5 @@ def _adapt(leaf: Any, key: jax.Array, r: int, scale: float) -> LowRank:
     dense = jax.eval_shape(merge, leaf)
     *stack, rows, columns = dense.shape
     bound = rows**-0.5
-    a = jax.random.uniform(key, (*stack, rows, r), jnp.float32, -bound, bound).astype(dense.dtype)
-    return LowRank(leaf, a, jnp.zeros((*stack, r, columns), dense.dtype), jnp.full(tuple(stack), scale, jnp.float32))
+    a = jax.random.uniform(key, (*stack, rows, r), jnp.float32, -bound, bound)
+    return LowRank(leaf, a, jnp.zeros((*stack, r, columns), jnp.float32), jnp.full(tuple(stack), scale, jnp.float32))

@@ -4,8 +4,9 @@ from typing import Any
 
 import jax
 
+from reasonjax.bounds import AtLeast, OneOf
 from reasonjax.errors import UserError
-from reasonjax.methods.adapters.quantise import BLOCK
+from reasonjax.methods.adapters.quantise import BLOCK, CHOICES
 from reasonjax.methods.adapters.quantise import quantise as quantised
 from reasonjax.methods.adapters.targets import LAYERS
 from reasonjax.model.peft import put_adapter, read_adapter
@@ -16,8 +17,8 @@ def peft(
     key: jax.Array,
     *,
     path: str,
-    quantise: str = 'none',
-    quantise_block: int = BLOCK,
+    quantise: OneOf(*CHOICES) = 'none',
+    quantise_block: AtLeast(1) = BLOCK,
     quantise_modules: tuple[str, ...] = LAYERS,
 ) -> Any:
     """Puts the pairs of a PEFT LoRA folder over the matrices they were made for: W + scale A B, with A and B as the file has them.

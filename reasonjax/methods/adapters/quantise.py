@@ -7,20 +7,22 @@ from typing import Any
 
 import jax
 
+from reasonjax.bounds import AtLeast, OneOf
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.methods.adapters.targets import LAYERS, chosen, replaced
 from reasonjax.weights import quantised
 from reasonjax.weights.linear import LowRank, is_weight
 
 BLOCK = 64
+CHOICES = ('none', *quantised.FORMATS)
 
 
 def quantise(
     params: Any,
     key: jax.Array,
     *,
-    quantise: str = 'nf4',
-    quantise_block: int = BLOCK,
+    quantise: OneOf(*CHOICES) = 'nf4',
+    quantise_block: AtLeast(1) = BLOCK,
     quantise_modules: tuple[str, ...] = LAYERS,
 ) -> Any:
     """Keeps the matrices of the layers in few bits; norms, biases, embedding and head stay as they are. What is quantised never trains.
@@ -42,9 +44,8 @@ def quantise(
     del key
     if quantise == 'none':
         return params
-    choices = ('none', *quantised.FORMATS)
-    if quantise not in choices:
-        raise UserError(f'config.adapter.quantise="{quantise}": unknown.{nearest(quantise, choices)} Known: {listing(choices)}.')
+    if quantise not in CHOICES:
+        raise UserError(f'config.adapter.quantise="{quantise}": unknown.{nearest(quantise, CHOICES)} Known: {listing(CHOICES)}.')
     leaves = chosen(params, quantise_modules, knob='config.adapter.quantise_modules', adapted='quantised', refusal='stay dense')
     for name, leaf in leaves.items():
         if is_weight(leaf):

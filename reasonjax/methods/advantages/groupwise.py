@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 
 from reasonjax import reduce
+from reasonjax.bounds import OneOf, PositiveFraction
 from reasonjax.errors import UserError, listing, nearest
 
 SCALES = ('group', 'batch', 'none')
+LARGE = 1e15
 
 
 def group(
-    rewards_PxG: jax.Array, valid_PxG: jax.Array, *, scale_rewards: str = 'group', epsilon: float = 1e-4
+    rewards_PxG: jax.Array, valid_PxG: jax.Array, *, scale_rewards: OneOf(*SCALES) = 'group', epsilon: PositiveFraction = 1e-4
 ) -> tuple[jax.Array, dict]:
     """A = (r - mean of the prompt's valid rewards) / (std + epsilon): GRPO's (arXiv 2402.03300), in TRL's form.
 
@@ -22,7 +24,7 @@ def group(
       valid_PxG: bool; an invalid sample gets advantage 0 and enters no mean and no deviation.
       scale_rewards: 'group' divides by the deviation within the prompt, 'batch' by that of all valid rewards together
         (Lite PPO, arXiv 2508.08221), 'none' does not divide (Dr. GRPO, arXiv 2503.20783).
-      epsilon: added to the deviation.
+      epsilon: added to the deviation, above 0.
 
     Returns:
       [P, G] float32, and metrics: `reward`, the mean of all valid ones; `reward_std`, the mean over prompts of the
@@ -66,5 +68,8 @@ def _moments(rewards: jax.Array, valid: jax.Array, axis: int | None) -> tuple[ja
     number = jnp.sum(valid, axis=axis, keepdims=True)
     mean = jnp.sum(shifted, axis=axis, keepdims=True) / jnp.maximum(number, 1)
     centred = jnp.where(valid, shifted - mean, 0)
-    variance = jnp.sum(centred**2, axis=axis, keepdims=True) / jnp.maximum(number - 1, 1)
-    return centred, jnp.sqrt(variance), jnp.max(shifted, axis=axis, keepdims=True)
+    # Rewards whose squares float32 does not hold are scaled down for the deviation; others are divided by 1.
+    spread = jnp.max(shifted, axis=axis, keepdims=True)
+    scale = jnp.where(spread > LARGE, spread, 1)
+    variance = jnp.sum((centred / scale) ** 2, axis=axis, keepdims=True) / jnp.maximum(number - 1, 1)
+    return centred, jnp.sqrt(variance) * scale, spread

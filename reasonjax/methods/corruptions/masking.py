@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from reasonjax import reduce
+from reasonjax.bounds import Fraction, NonNegative
 from reasonjax.errors import UserError
 from reasonjax.methods.corruptions.context import Context
 
@@ -22,9 +23,9 @@ def masked_thought(
     step: jax.Array,
     context: Context,
     *,
-    rate: float = 0.0,
-    warmup: float = 2 / 3,
-    replace_rate: float = 0.0,
+    rate: Fraction = 0.0,
+    warmup: NonNegative = 2 / 3,
+    replace_rate: Fraction = 0.0,
     drop_mask: bool = False,
 ) -> tuple[dict, dict]:
     """Masked thought: hides a growing share of the response from the model that predicts it (arXiv 2403.02178).

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from reasonjax import reduce
 from reasonjax.errors import UserError, listing, nearest
-from reasonjax.methods.objectives.sums import row_sums
+from reasonjax.methods.objectives.sums import bounded_exp, row_sums
 
 WHICH = ('none', 'stale', 'always')
 MODES = ('token_truncate', 'token_mask', 'sequence_truncate', 'sequence_mask')
@@ -21,6 +21,8 @@ def importance_weights(
       ratio   r = exp(log p_old - log p_sampled) of each token, or of the row: exp(sum_t(log p_old - log p_sampled))
       weight  *_truncate  clip(r, clip_min, clip_max)
               *_mask      r where clip_min <= r <= clip_max, else 0
+
+    exp stays what it is at 40 nats beyond them (`sums.bounded_exp`): an approximation that only shows without `clip_max`.
 
     These are TRL's `vllm_importance_sampling_{mode,clip_max,clip_min}`; token_truncate is truncated importance sampling
     ("Your Efficient RL Framework Secretly Brings You Off-Policy RL Training", 2025).
@@ -57,7 +59,7 @@ def importance_weights(
         counts = target_BxT.any(1, keepdims=True).astype(jnp.float32)
     if which == 'stale':
         log_ratio = jnp.where(batch['staleness'][:, None] > 0, log_ratio, 0)
-    ratio = jnp.exp(log_ratio)
+    ratio = bounded_exp(log_ratio)
     low, high = 0.0 if clip_min is None else clip_min, jnp.inf if clip_max is None else clip_max
     outside = (ratio < low) | (ratio > high)
     weight = jnp.clip(ratio, low, high) if mode.endswith('truncate') else jnp.where(outside, 0, ratio)

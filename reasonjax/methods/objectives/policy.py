@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from reasonjax import reduce
+from reasonjax.bounds import INFINITY, Fraction, NonNegative, NonNegativeOrInfinite, OneOf, Real
 from reasonjax.errors import UserError, listing, nearest
-from reasonjax.methods.objectives.correction import importance_weights
-from reasonjax.methods.objectives.sums import or_one, row_sums
+from reasonjax.methods.objectives.correction import MODES, WHICH, importance_weights
+from reasonjax.methods.objectives.sums import bounded_exp, bounded_expm1, or_one, row_sums
 
 LOSS_TYPES = ('grpo', 'dapo', 'bnpo', 'dr_grpo')
 LEVELS = ('token', 'sequence')
@@ -19,15 +20,15 @@ def policy(
     batch: Mapping[str, jax.Array],
     key: jax.Array,
     *,
-    loss_type: str = 'dapo',
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    beta: float = 0.0,
-    importance_sampling_level: str = 'token',
-    importance_sampling_correction: str = 'stale',
-    importance_sampling_mode: str = 'token_truncate',
-    importance_sampling_clip_max: float | None = 3.0,
-    importance_sampling_clip_min: float | None = None,
+    loss_type: OneOf(*LOSS_TYPES) = 'dapo',
+    epsilon: NonNegativeOrInfinite = 0.2,
+    epsilon_high: NonNegativeOrInfinite | None = None,
+    beta: NonNegative = 0.0,
+    importance_sampling_level: OneOf(*LEVELS) = 'token',
+    importance_sampling_correction: OneOf(*WHICH) = 'stale',
+    importance_sampling_mode: OneOf(*MODES) = 'token_truncate',
+    importance_sampling_clip_max: Real(1, INFINITY) | None = 3.0,
+    importance_sampling_clip_min: Fraction | None = None,
 ) -> tuple[jax.Array, dict]:
     """Clipped surrogate with token or sequence ratios, four normalisations, off-policy weights and an optional KL penalty.
 
@@ -40,6 +41,9 @@ def policy(
              dapo     sum(m l) / sum(m), both over the whole optimiser step
              bnpo     sum(m l) / sum(m) of the micro-batch, then the mean over micro-batches (depends on their split)
              dr_grpo  sum(m l) / (rows x max_completion_length)
+
+    Where s, its mean or d is above 40 nats, exp stays what it is at 40 (`sums.bounded_exp`): an approximation, of ratios that no two
+    policies of one run have.
 
     These are the definitions of TRL's GRPOTrainer, where m is a mask. A row without weights adds nothing, but counts
     as a row.
@@ -88,7 +92,7 @@ def policy(
     log_ratio = jnp.where(target_BxT, logprob_BxT - old_BxT, 0)
     if importance_sampling_level == 'sequence':
         log_ratio = (row_sums(log_ratio, weights_BxT) / or_one(length_B))[:, None]
-    ratio = jnp.exp(log_ratio)
+    ratio = bounded_exp(log_ratio)
     advantage = batch['advantage']
     advantage_BxT = jnp.where(target_BxT, advantage[:, None] if advantage.ndim == 1 else advantage, 0)
     clipped = jnp.clip(ratio, 1 - epsilon, 1 + epsilon_high)
@@ -109,7 +113,7 @@ def policy(
         raise UserError(f'objective policy: beta is {beta}, but the batch has no reference log-probs (logprob_ref).')
     if 'logprob_ref' in batch:
         difference_BxT = jnp.where(target_BxT, batch['logprob_ref'] - logprob_BxT, 0)
-        kl_BxT = jnp.expm1(difference_BxT) - difference_BxT
+        kl_BxT = bounded_expm1(difference_BxT) - difference_BxT
         metrics['kl'] = reduce.mean(kl_BxT, weights_BxT)
         if beta:
             term_BxT = term_BxT + beta * kl_BxT

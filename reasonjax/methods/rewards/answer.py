@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from reasonjax.bounds import OneOf
 from reasonjax.errors import UserError
 from reasonjax.methods.rewards.text import text_of
-from reasonjax.tasks.answers import equivalent, extract
+from reasonjax.tasks.answers import EQUALITIES, EXTRACTORS, equivalent, extract
 
 
 def accuracy(
@@ -13,8 +14,8 @@ def accuracy(
     solution: Sequence,
     terminated: Sequence[bool] | None = None,
     *,
-    extract: str = 'flexible',
-    equality: str = 'number',
+    extract: OneOf(*EXTRACTORS) = 'flexible',
+    equality: OneOf(*EQUALITIES) = 'number',
     require_termination: bool = False,
     **kwargs,
 ) -> list[float | None]:

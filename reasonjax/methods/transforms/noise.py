@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from reasonjax.bounds import Fraction, OneOf
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.methods.transforms.columns import Example, take
 
@@ -15,9 +16,9 @@ def static_noise(
     example: Example,
     rng: np.random.Generator,
     *,
-    kind: str = 'character',
-    contamination: float = 1.0,
-    intensity: float = 0.0,
+    kind: OneOf(*KINDS) = 'character',
+    contamination: Fraction = 1.0,
+    intensity: Fraction = 0.0,
     characters: str = '0123456789',
     separator: str = ',',
     marker: str = '#',
