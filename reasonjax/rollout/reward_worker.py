@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from reasonjax.errors import UserError, nearest, shown
 
 OWN = 'reasonjax.methods.rewards'
-OUT_OF_MEMORY = 71  # exit status of a worker that was refused memory
+OUT_OF_MEMORY, WORN_OUT = 71, 72  # exit statuses of a worker that was refused memory: by a sample alone, or with what others have left
 PRINTED = 10_000  # characters of a job's output that are shown
 LONGEST = 2000  # characters of an exception's text, or of a line of its traceback, that are
 
@@ -45,6 +45,7 @@ class Failure(NamedTuple):
 
 Outcome = list | Failure  # of a call: per sample a float, None or Failure; or the failure of the whole call
 _functions: dict[str, Callable] = {}  # filled once, when the worker process starts
+_worn = float('inf')  # bytes from which on a worker holds more than it did then, by so much that a sample may suffer from it
 
 
 def load(target: str, key: str) -> Callable:
@@ -92,10 +93,20 @@ def start(names: Mapping[str, str], knobs: bytes, memory_limit: float) -> None:
 def _limit_memory(size: int) -> None:
     import resource  # not on every system
 
+    global _worn
+    _worn = _held() + size // 16
     # Of data rather than of addresses, which some libraries reserve by the terabyte and never touch.
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     size = size if hard == resource.RLIM_INFINITY else min(size, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
+def _held() -> int:
+    """Bytes that the limit counts."""
+    if sys.platform != 'linux':
+        return 0
+    with open('/proc/self/statm') as file:
+        return int(file.read().split()[5]) * os.sysconf('SC_PAGE_SIZE')
 
 
 def _exit(status: int, exit_: Callable = os._exit) -> None:
@@ -150,6 +161,7 @@ def work(name: str, calls: bytes) -> tuple[list[Outcome], float]:
     """
     process, streams, printed = os.getpid(), (sys.stdout, sys.stderr), _Limited(sys.stderr)
     sys.stdout = sys.stderr = printed
+    held = _held()
     pace, outcomes = 0.0, []
     try:
         for samples, columns in pickle.loads(calls):
@@ -158,8 +170,8 @@ def work(name: str, calls: bytes) -> tuple[list[Outcome], float]:
             pace = max(pace, (time.perf_counter() - begin) / samples)
             if os.getpid() != process:
                 os._exit(1)  # a copy of the worker that the function has made, which would answer a second time
-            if outcomes[-1] == _NO_MEMORY:
-                os._exit(OUT_OF_MEMORY)  # what fills the memory may stay there, and later samples are not to be blamed for it
+            if outcomes[-1] == _NO_MEMORY:  # what fills the memory may stay there, and later samples are not to be blamed for it
+                os._exit(OUT_OF_MEMORY if held <= _worn else WORN_OUT)
         return outcomes, pace
     finally:
         printed.end(name)
@@ -178,7 +190,7 @@ def call(function: Callable, samples: int, columns: Mapping[str, list], leave: b
     try:
         returned = function(**columns)
         sized = hasattr(returned, '__len__') and hasattr(returned, '__getitem__')
-        if not sized or isinstance(returned, str | bytes | bytearray | Mapping):
+        if not sized or isinstance(returned, str | bytes | bytearray | type | Mapping):
             return Failure('errors', f'returned {_shown(returned)}, not a list of {samples} numbers')
         values = list(itertools.islice(returned, samples + 1))
         if len(values) != samples:
@@ -220,7 +232,7 @@ def _value(value: Any) -> float | None | Failure:
     if value is None:
         return None
     kind = getattr(getattr(value, 'dtype', None), 'kind', 'f')  # of NumPy: a complex number or a date has a float too
-    if isinstance(value, str | bytes) or not hasattr(value, '__float__') or getattr(value, 'shape', ()) or kind not in 'biuf':
+    if isinstance(value, str | bytes | type) or not hasattr(value, '__float__') or getattr(value, 'shape', ()) or kind not in 'biuf':
         return Failure('errors', f'returned {_shown(value)}, not a number')
     try:
         number = float(value)

@@ -192,47 +192,54 @@ class RewardPool:
             [reward_worker.call(f, number, _handed(columns, copy.deepcopy)) for number, columns in calls] for f, calls in zip(bound, ready)
         ]
 
-    def _there(self, jobs: list[list[_Call]], ready: list[list], again: bool = True) -> list[list[Outcome | None]]:
-        if self._pool is None:
-            raise ValueError('the reward pool is closed')
-        if not self._pool.active:
-            self._restart()
-        limits = [self._limit(job) for job in jobs]
+    def _there(self, jobs: list[list[_Call]], ready: list[list]) -> list[list[Outcome | None]]:
         # Pickled here: what cannot be pickled is found here, and what a worker cannot read back fails in its own call.
-        futures = [
-            self._pool.schedule(reward_worker.work, (job[0].name, _handed(calls, pickle.dumps)), timeout=limit)
-            for job, calls, limit in zip(jobs, ready, limits)
-        ]
-        results, broken = [], []
-        for i, (job, limit, future) in enumerate(zip(jobs, limits, futures)):
-            error, name = future.exception(), job[0].name
-            if error is None:
-                outcomes, pace = future.result()
-                self._pace[name] = max(self._pace[name], pace)
-                results.append(outcomes)
-            elif isinstance(error, BrokenProcessPool):
-                broken.append(i)
-                results.append([])
-            elif len(job) > 1:
-                results.append([None] * len(job))
-            elif isinstance(error, TimeoutError):
-                results.append([Failure('timeouts', f'did not finish within {limit:g} s')])
-            elif getattr(error, 'exitcode', None) == reward_worker.OUT_OF_MEMORY:
-                results.append([Failure('errors', f'needs more than {self._memory_limit:g} GiB of memory (reward_memory_limit)')])
-            else:
-                results.append([Failure('errors', f'ended or broke its worker process ({reward_worker.words(error)})')])
-        if broken and not again:
-            raise UserError(
-                'rewards: the worker processes end as soon as they start; their own message is above. A script that '
-                'starts them must guard its entry with `if __name__ == "__main__":`. workers=0 runs the functions in '
-                'this process, without limits.'
-            )
-        if broken:  # for instance the system killed an idle worker; it is no sample's fault
-            self._restart()
-            repeated = self._there([jobs[i] for i in broken], [ready[i] for i in broken], again=False)
-            for i, outcomes in zip(broken, repeated):
-                results[i] = outcomes
+        pickled = [_handed(calls, pickle.dumps) for calls in ready]
+        results: list[list[Outcome | None]] = [[] for _ in jobs]
+        left, restarted = list(range(len(jobs))), False
+        while left:
+            if self._pool is None:
+                raise ValueError('the reward pool is closed')
+            if not self._pool.active:
+                self._restart()
+            limits = {i: self._limit(jobs[i]) for i in left}
+            futures = {
+                i: self._pool.schedule(reward_worker.work, (jobs[i][0].name, pickled[i]), timeout=limit) for i, limit in limits.items()
+            }
+            broken, worn = [], []
+            for i, future in futures.items():
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    broken.append(i)
+                elif getattr(error, 'exitcode', None) == reward_worker.WORN_OUT:
+                    worn.append(i)
+                else:
+                    results[i] = self._outcomes(jobs[i], limits[i], future, error)
+            if broken and restarted:
+                raise UserError(
+                    'rewards: the worker processes end as soon as they start; their own message is above. A script that '
+                    'starts them must guard its entry with `if __name__ == "__main__":`. workers=0 runs the functions in '
+                    'this process, without limits.'
+                )
+            if broken:  # for instance the system killed an idle worker; it is no sample's fault
+                self._restart()
+                restarted = True
+            left = sorted(broken + worn)
         return results
+
+    def _outcomes(self, job: list[_Call], limit: float, future: Any, error: BaseException | None) -> list[Outcome | None]:
+        """What became of a job that a worker has done, or has not survived."""
+        if error is None:
+            outcomes, pace = future.result()
+            self._pace[job[0].name] = max(self._pace[job[0].name], pace)
+            return outcomes
+        if len(job) > 1:
+            return [None] * len(job)
+        if isinstance(error, TimeoutError):
+            return [Failure('timeouts', f'did not finish within {limit:g} s')]
+        if getattr(error, 'exitcode', None) == reward_worker.OUT_OF_MEMORY:
+            return [Failure('errors', f'needs more than {self._memory_limit:g} GiB of memory (reward_memory_limit)')]
+        return [Failure('errors', f'ended or broke its worker process ({reward_worker.words(error)})')]
 
     def _restart(self) -> None:
         self.close()

@@ -97,7 +97,7 @@ def plain_answer(text: str) -> str:
     for pattern, by in _PLAIN:
         text = pattern.sub(by, text)
     text = ' '.join(text.split())
-    return text.lstrip(' "\'*_:').rstrip(' .,;:?"\'*_\\\x03')
+    return text.lstrip(' "\'*_:#').rstrip(' .,;:?"\'*_\\\x03')
 
 
 def _joined(found: re.Match) -> str:
