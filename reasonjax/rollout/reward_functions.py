@@ -133,7 +133,8 @@ def _clash(spec: RewardSpec, key: str, name: str) -> UserError:
 def missing(spec: RewardSpec, key: str, name: str, names: Iterable[str], where: str = '') -> UserError:
     """The error of a function whose column is not there."""
     names = list(map(str, names))
-    return UserError(f'{key}: {label(spec.target)} needs a column "{name}"{where}.{nearest(name, names)} There are: {listing(names)}.')
+    hint = '' if name in names else nearest(name, names)
+    return UserError(f'{key}: {label(spec.target)} needs a column "{name}"{where}.{hint} There are: {listing(names)}.')
 
 
 def _rename(name: str) -> str:

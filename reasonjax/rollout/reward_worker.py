@@ -24,6 +24,7 @@ from reasonjax.errors import UserError, nearest, shown
 
 OWN = 'reasonjax.methods.rewards'
 OUT_OF_MEMORY, WORN_OUT = 71, 72  # exit statuses of a worker that was refused memory: by a sample alone, or with what others have left
+LARGEST = 1e18  # a reward; squares of larger ones, which deviations need, have no place in float32
 PRINTED = 10_000  # characters of a job's output that are shown
 LONGEST = 2000  # characters of an exception's text, or of a line of its traceback, that are
 
@@ -32,8 +33,8 @@ class Failure(NamedTuple):
     """Why there is no number.
 
     Attributes:
-      kind: 'errors' (raised, died, or returned something else), 'timeouts', 'nan' (nan or infinite), or 'config' where
-        no sample is to blame.
+      kind: 'errors' (raised, died, or returned something else), 'timeouts', 'nan' (nan, infinite, or beyond `LARGEST`),
+        or 'config' where no sample is to blame.
       text: what happened, to follow the function's name.
       trace: the end of the traceback, if there is one.
     """
@@ -240,6 +241,8 @@ def _value(value: Any) -> float | None | Failure:
         raise
     except Exception as error:  # of others' code
         return Failure('errors', f'returned {_shown(value)}, which cannot be made a float ({type(error).__name__}: {words(error)})')
+    if abs(number) > LARGEST and math.isfinite(number):
+        return Failure('nan', f'returned {number:g}; rewards are at most {LARGEST:g} in size')
     return number if math.isfinite(number) else Failure('nan', f'returned {number}')
 
 

@@ -37,7 +37,7 @@ class Rewards(NamedTuple):
       values: [N, F] float64, unweighted; nan where the function returned None or failed.
       total: [N] float64, the weighted sum over the functions that returned a number; nan where none did or any failed.
       counts: how many samples each function failed on or dropped: `rewards/{name}/errors` (raised, died, or returned
-        no number), `/timeouts`, `/nan` (nan or infinite), `/dropped` (None).
+        no number), `/timeouts`, `/nan` (nan, infinite or above 1e18), `/dropped` (None).
     """
 
     names: tuple[str, ...]

@@ -144,7 +144,7 @@ def _check_columns(functions: Mapping[str, RewardSpec], source: Source, transfor
         needed = {name: key for name, key in needed.items() if all(unknown(example, name) for example in examples)}
         if not needed:
             return
-    for name, key in needed.items() if seen else ():
+    for name, key in needed.items() if 'prompt' in seen else ():  # rows without a prompt are refused when they are read
         where = ', and no row of the data has a value in it' if name in seen else ', which no row of the data has'
         raise reward_functions.missing(functions[key], f'rewards.{key}', name, seen, where)
 

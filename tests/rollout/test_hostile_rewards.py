@@ -142,7 +142,8 @@ ACTS = {
     'complex': lambda: 1 + 1j, 'numpy complex': lambda: np.complex128(1 + 1j), 'date': lambda: np.datetime64('2020'),
     'duration': lambda: np.timedelta64(5), 'row': lambda: [1.0], 'one in an array': lambda: np.array([1.0]), 'object': object,
     'text': lambda: '1.0', 'bytes': lambda: b'1.0', 'type': lambda: float, 'nan': lambda: decimal.Decimal('nan'),
-    'infinite': lambda: float('-inf'), 'recursion': recurse, 'die quietly': lambda: os._exit(0),
+    'infinite': lambda: float('-inf'), 'giant': lambda: 1e308, 'large': lambda: -10**20,
+    'recursion': recurse, 'die quietly': lambda: os._exit(0),
     'kill': lambda: os.kill(os.getpid(), signal.SIGKILL), 'abort': os.abort, 'crash': lambda: ctypes.string_at(0), 'memory': fill,
     'numpy memory': lambda: np.ones(2**33),
     'half': lambda: Half(4), 'decimal': lambda: decimal.Decimal(4), 'fraction': lambda: fractions.Fraction(4), 'true': lambda: True,
@@ -216,13 +217,14 @@ FAILS = {
     'recursion': 'raised RecursionError', 'die quietly': 'ended or broke its worker', 'close files': 'ended or broke its worker',
     'kill': 'ended or broke its worker', 'abort': 'ended or broke its worker', 'crash': 'ended or broke its worker',
     'memory': r'needs more than 0.5 GiB of memory \(reward_memory_limit\)', 'numpy memory': 'needs more than 0.5 GiB',
-    'nan': 'returned nan', 'infinite': 'returned -inf',
+    'nan': 'returned nan', 'infinite': 'returned -inf', 'giant': r'returned 1e\+308; rewards are at most 1e\+18 in size',
+    'large': 'rewards are at most',
 }  # fmt: skip
 PASSES = {
     'half': 0.5, 'decimal': 4, 'fraction': 4, 'true': 1, 'array': 4, 'float16': 4, 'none': np.nan, 'caught': 4, 'flood': 4, 'thread': 4,
     'raising thread': 4, 'meddle': 4, 'fork': 4,
 }  # fmt: skip
-KINDS = {'nan': 'nan', 'infinite': 'nan'}
+KINDS = dict.fromkeys(('nan', 'infinite', 'giant', 'large'), 'nan')
 ENDS = ('kill', 'abort', 'crash', 'close files')  # in the same way as `die quietly`
 
 

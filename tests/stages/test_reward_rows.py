@@ -127,7 +127,7 @@ def test_a_function_that_says_nothing_of_whole_rows_stops_the_run(tmp_path):
     ('reward', 'row', 'message', 'kind'),
     [
         ('accuracy', {'solutions': '7'}, 'needs a column "solution", which no row .* has.*Did you mean "solutions".* are: ', 'grpo'),
-        ('accuracy', {'solution': ''}, 'needs a column "solution", and no row of the data has a value in it', 'grpo'),
+        ('accuracy', {'solution': ''}, 'needs a column "solution", and no row of the data has a value in it. There', 'grpo'),
         ('row_rewards.needs_level', {'levl': 1}, 'row_rewards.needs_level needs a column "level", .*Did you mean "levl"', 'collect'),
         ('verified', {'answer': '7'}, 'needs a column "solution"', 'grpo'),
     ],
