@@ -29,10 +29,14 @@ _MATHS = re.compile(
     re.DOTALL,
 )
 _GROUP = re.compile(r'\\?[(\[{][^()\[\]{}\n]{1,100}\\?[)\]}]')
+_UNSPACED = '\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af'  # scripts that write numbers and words without spaces
+_SPACES = re.compile(f'[ \\t\\n\\r\\f\\v{_UNSPACED}]+')
+_EQUALS = re.compile(r'(?<![<>!:=])=(?!=)|\\equiv\b')
+_ENVIRONMENT = re.compile(r'\\(?:begin|end)\{(?:align|aligned|alignat|equation|gather|gathered|split|multline)\*?\}|(?<!\\)&(?=\s*=)')
 _TEXT_MODE = re.compile(r'\\(?:text|mbox|mathrm)\s*\{[^{}]*\}')
 _LABEL = re.compile(r'[A-Za-z][A-Za-z ]{0,60}:\s*')
 _NUMBERED = re.compile(r'\d+[.)]:?')
-_SHORT_WORDS = frozenset('an as at be by he if in is it me my no of on or so to up us we'.split())
+_SHORT_WORDS = frozenset('an as at be by he if in is it me my no of on so to up us we'.split())
 _WINDOW = 1500  # characters before the last digit that are looked at
 _MOST_WORDS = 12  # with a digit, looked at from the end on
 _TRIES = 20  # occurrences of a marker, from the last on
@@ -46,6 +50,7 @@ def answer_in(text: str) -> str | None:
     boxed = last_boxed(text)
     if boxed is not None:
         return _without_sentence(boxed)
+    text = _ENVIRONMENT.sub(' ', text) if '\\end{' in text else text
     for way in (_stated, _bold, _last_line, _last_number):
         found = way(text)
         if found is not None:
@@ -113,7 +118,7 @@ def _stated(text: str) -> str | None:
         said = _IS.match(text, at)
         phrase = said and _phrase(text, said.end())
         if phrase and not re.match(r'not\b', phrase):
-            return _without_sentence(phrase)
+            return _without_sentence(_conclusion(phrase))
     return hashes and hashes[1].strip()
 
 
@@ -165,6 +170,15 @@ def _words(text: str) -> list[str]:
     return [word for word in words if (len(word) > 2 or word.lower() in _SHORT_WORDS) and word != 'degrees']
 
 
+def _conclusion(text: str) -> str:
+    """The last side of a calculation, written as a chain of equations; an equation of variables is an answer as it is."""
+    sides = _EQUALS.split(text)
+    if len(sides) < 2 or _is_value(read_value(text)):
+        return text
+    calculates = len(sides) > 2 or _words(_TEXT_MODE.sub('', sides[0]))
+    return (sides[-1].strip() or text) if calculates else text
+
+
 def _bold(text: str) -> str | None:
     for found in reversed(list(_BOLD.finditer(text))[-_TRIES:]):
         content = (found[1] or found[2]).strip()
@@ -188,8 +202,8 @@ def _last_line(text: str) -> str | None:
         return line
     if _MATHS.search(line):
         return None  # the formula is looked for next
-    if not _words(_TEXT_MODE.sub('', line)):
-        return line
+    if not _words(_TEXT_MODE.sub('', line)) and not re.search(f'[{_UNSPACED}]', line):
+        return _conclusion(line)
     return line if len(lines) == 1 and len(line.split()) <= 3 and not any(map(str.isdigit, line)) else None
 
 
@@ -202,7 +216,7 @@ def _last_number(text: str) -> str | None:
         content = next(group for group in formula.groups() if group).strip()
         at_end = not re.search(r'\w', text[formula.end() :]) and (at < 0 or not re.fullmatch('[A-Za-z]', content))
         if formula.start() < at or at_end:
-            return content
+            return _conclusion(content)
     if at < 0:
         return None
     line_end = text.find('\n', at)
@@ -221,7 +235,7 @@ def _joined_characters(text: str) -> str:
 
 
 def _in_prose(window: str) -> str | None:
-    words = re.split(r'[ \t\n\r\f\v]+', window)
+    words = _SPACES.split(window)
     places = (i for i in reversed(range(len(words))) if any(map(str.isdigit, words[i])))
     for i in itertools.islice(places, _MOST_WORDS):
         word = _bare(words[i])

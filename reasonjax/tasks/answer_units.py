@@ -10,6 +10,7 @@ _ALIASES = {
     'l': 'l liter litre', 'gallon': 'gal gallon', 'ms': 'ms millisecond', 's': 's sec second', 'min': 'min minute', 'h': 'h hr hour',
     'day': 'day', 'week': 'week', 'month': 'month', 'year': 'yr year', '$': '$ usd dollar buck', 'cent': 'cent',
     'mile/h': 'mph', 'km/h': 'kph kmh', 'rpm': 'rpm', 'bpm': 'bpm', 'fps': 'fps', 'psi': 'psi', 'degree': 'degree deg',
+    'mb': 'mb', 'gb': 'gb',
     '\u20ac': '\u20ac eur euro', '\u00a3': '\u00a3 gbp', '\u00a5': '\u00a5 yen jpy', '\u20b9': '\u20b9 rs inr rupee',
 }  # fmt: skip
 _UNITS = {alias: unit for unit, aliases in _ALIASES.items() for alias in aliases.split()}
@@ -67,6 +68,8 @@ def read_suffix(text: str) -> Suffix | None:
         return Suffix(scale, percent)
     if _CALCULATING & set(tokens):
         return None
+    if tokens[0] in ('/', 'per') and len(tokens) > 1 and (len(tokens[1]) > 2 or _named(tokens[1]) == tokens[1] != 'm'):
+        return Suffix(scale, percent)  # so much for each
     known, length = _unit(tokens)
     attached = text[:1].isalpha() and not ordinal
     if known and (length == len(tokens) or not attached) and not (known == 'inch' and tokens[0] == 'in' and len(tokens) > 1):

@@ -132,11 +132,17 @@ def _scaled(amount: Fraction | Huge, power: int) -> Fraction | Huge:
     return amount._replace(exponent=amount.exponent + power) if isinstance(amount, Huge) else amount
 
 
-_IN = re.compile(r'([A-Za-z](?:_\w)?)\s*\\in\b\s*')
-_ABOUT = re.compile(r'(?:\\approx\b|=|~|(?:about|approximately|approx\.?|roughly|around|exactly|only|just|nearly)\b)\s*', re.I)
-_NAME = re.compile(r'(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?)(?: [A-Za-z]+){0,4}')
-_VARIABLE = re.compile(r'\\?[A-Za-z](?:_\{?\w+\}?)?(?:\([a-z]\))?|\\[A-Za-z]+')
-_UNNAMED = re.compile(r'[^A-Za-z]*(?:\\(?:frac|times|cdot|div|sqrt)[^A-Za-z]*)*')
+_IN = re.compile(r'(\\?[A-Za-z]+(?:_\w)?)\s*\\in(?![A-Za-z])\s*')
+_ABOUT = re.compile(
+    r'(?:\\(?:approx|Rightarrow|Longrightarrow|implies|therefore)(?![A-Za-z])|=|~'
+    r'|(?:about|approximately|approx\.?|roughly|around|exactly|only|just|nearly)\b)\s*',
+    re.I,
+)
+_NAME = re.compile(r'(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\(\w\))?)(?: [A-Za-z]+){0,4}')
+_VARIABLE = re.compile(r'\\?[A-Za-z](?:_\{?\w+\}?)?(?:\(\w\))?|\\[A-Za-z]+')
+_VARIABLES = re.compile(r'\( ?[A-Za-z](?:_\w)?(?: ?, ?[A-Za-z](?:_\w)?)+ ?\)')
+_UNNAMED = re.compile(r'[^A-Za-z]*(?:\\(?:frac|times|cdot|div|sqrt|binom|pi|pm|log|ln|(?:arc)?(?:sin|cos|tan|cot))(?![A-Za-z])[^A-Za-z]*)*')
+_FACTORIAL = re.compile(r'[\d)]!$')
 _OPENING = {'(': ')', '[': ']', '\u2983': '\u2984', '{': '}'}
 _CLOSING = {')', ']', '\u2984', '}'}
 
@@ -172,9 +178,12 @@ def _read(text: str, depth: int) -> Value:
 def _equation(text: str, depth: int) -> Value | None:
     left, equals, right = text.partition('=')
     left, right = left.strip(), right.strip()
-    if not equals or not right or left[-1:] in '<>!:' or _depths(left) != 0:
+    differs = left[-1:] == '!' and not _FACTORIAL.search(left)
+    if not equals or not right or left[-1:] in '<>:' or differs or _depths(left) != 0:
         return None
-    if _UNNAMED.fullmatch(left) and left[:1] not in _OPENING:
+    if _VARIABLE.fullmatch(right) and (number := read_number(left)):
+        return Named(right, number)
+    if (_UNNAMED.fullmatch(left) and left[:1] not in _OPENING) or _VARIABLES.fullmatch(left):
         return _read(right, depth + 1)
     if not _NAME.fullmatch(left) or len(_listed(text)) > 1:
         return None
