@@ -37,7 +37,7 @@ def divisor(number: int, wanted: int) -> int:
     return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))
 
 
-def shown(value: Any, length: int = 80) -> str:
+def show(value: Any, length: int = 80) -> str:
     """Returns how Python shows a value, cut to about `length` characters, whatever its own `repr` does."""
     if isinstance(value, str | bytes) and len(value) > length:
         value = value[:length]  # showing all of it first would take as long as it is

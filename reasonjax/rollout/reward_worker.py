@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing import parent_process
 from typing import Any, NamedTuple
 
-from reasonjax.errors import UserError, nearest, shown
+from reasonjax.errors import UserError, nearest, show
 
 OWN = 'reasonjax.methods.rewards'
 OUT_OF_MEMORY, WORN_OUT = 71, 72  # exit statuses of a worker that was refused memory: by a sample alone, or with what others have left
@@ -95,14 +95,14 @@ def _limit_memory(size: int) -> None:
     import resource  # not on every system
 
     global _worn
-    _worn = _held() + size // 16
+    _worn = _measure_memory() + size // 16
     # Of data rather than of addresses, which some libraries reserve by the terabyte and never touch.
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     size = size if hard == resource.RLIM_INFINITY else min(size, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
-def _held() -> int:
+def _measure_memory() -> int:
     """Bytes that the limit counts."""
     if sys.platform != 'linux':
         return 0
@@ -162,7 +162,7 @@ def work(name: str, calls: bytes) -> tuple[list[Outcome], float]:
     """
     process, streams, printed = os.getpid(), (sys.stdout, sys.stderr), _Limited(sys.stderr)
     sys.stdout = sys.stderr = printed
-    held = _held()
+    held = _measure_memory()
     pace, outcomes = 0.0, []
     try:
         for samples, columns in pickle.loads(calls):
@@ -192,27 +192,27 @@ def call(function: Callable, samples: int, columns: Mapping[str, list], leave: b
         returned = function(**columns)
         sized = hasattr(returned, '__len__') and hasattr(returned, '__getitem__')
         if not sized or isinstance(returned, str | bytes | bytearray | type | Mapping):
-            return Failure('errors', f'returned {_shown(returned)}, not a list of {samples} numbers')
+            return Failure('errors', f'returned {_show(returned)}, not a list of {samples} numbers')
         values = list(itertools.islice(returned, samples + 1))
         if len(values) != samples:
             number = f'more than {samples}' if len(values) > samples else len(values)
             return Failure('errors', f'returned {number} rewards for {samples} completions')
-        return [_value(value) for value in values]
+        return [_read_value(value) for value in values]
     except UserError as error:
-        return Failure('config', words(error))
+        return Failure('config', describe(error))
     except MemoryError:
         gc.collect()
         return _NO_MEMORY
     except BaseException as error:  # others' code raises anything; all of it is reported
         if leave and isinstance(error, KeyboardInterrupt):
             raise
-        return Failure('errors', f'raised {type(error).__name__}: {words(error)}', _trace(error))
+        return Failure('errors', f'raised {type(error).__name__}: {describe(error)}', _format_trace(error))
 
 
 _NO_MEMORY = Failure('errors', 'ran out of memory')
 
 
-def words(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """The text of an exception, whatever its own `__str__` does."""
     try:
         text = str(error)
@@ -221,7 +221,7 @@ def words(error: BaseException) -> str:
     return text if len(text) <= LONGEST else f'{text[:LONGEST]}... ({len(text)} characters)'
 
 
-def _trace(error: BaseException) -> str:
+def _format_trace(error: BaseException) -> str:
     try:
         lines = ''.join(part[:LONGEST] for part in traceback.format_exception(error)[-6:]).splitlines()
     except BaseException:  # noqa: B036, of others' code
@@ -229,22 +229,22 @@ def _trace(error: BaseException) -> str:
     return ''.join(f'    {line}\n' for line in lines)
 
 
-def _value(value: Any) -> float | None | Failure:
+def _read_value(value: Any) -> float | None | Failure:
     if value is None:
         return None
     kind = getattr(getattr(value, 'dtype', None), 'kind', 'f')  # of NumPy: a complex number or a date has a float too
     if isinstance(value, str | bytes | type) or not hasattr(value, '__float__') or getattr(value, 'shape', ()) or kind not in 'biuf':
-        return Failure('errors', f'returned {_shown(value)}, not a number')
+        return Failure('errors', f'returned {_show(value)}, not a number')
     try:
         number = float(value)
     except MemoryError:
         raise
     except Exception as error:  # of others' code
-        return Failure('errors', f'returned {_shown(value)}, which cannot be made a float ({type(error).__name__}: {words(error)})')
+        return Failure('errors', f'returned {_show(value)}, which cannot be made a float ({type(error).__name__}: {describe(error)})')
     if abs(number) > LARGEST and math.isfinite(number):
         return Failure('nan', f'returned {number:g}; rewards are at most {LARGEST:g} in size')
     return number if math.isfinite(number) else Failure('nan', f'returned {number}')
 
 
-def _shown(value: Any) -> str:
-    return 'None' if value is None else f'{shown(value)} ({type(value).__name__})'
+def _show(value: Any) -> str:
+    return 'None' if value is None else f'{show(value)} ({type(value).__name__})'

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pebble
 
-from reasonjax.errors import UserError, nearest, shown
+from reasonjax.errors import UserError, nearest, show
 from reasonjax.rollout import reward_functions, reward_worker
 from reasonjax.rollout.reward_functions import RewardSpec
 from reasonjax.rollout.reward_worker import Failure, Outcome
@@ -105,17 +105,17 @@ class RewardPool:
         self._pace = dict.fromkeys(functions, 0.0)  # the slowest call so far, in seconds per sample
         self._pool = None
         if workers:
-            self._targets = {name: reward_functions.address(spec.target, f'rewards.{name}') for name, spec in self._specs.items()}
+            self._targets = {name: reward_functions.find_address(spec.target, f'rewards.{name}') for name, spec in self._specs.items()}
             self._start()
 
     @property
     def required(self) -> frozenset[str]:
         """The columns that some function cannot do without."""
-        return frozenset().union(*(reward_functions.required(spec, f'rewards.{name}') for name, spec in self._specs.items()))
+        return frozenset().union(*(reward_functions.list_required(spec, f'rewards.{name}') for name, spec in self._specs.items()))
 
     def reads(self, column: str) -> bool:
         """Whether some function has a parameter of that name."""
-        return any(column in reward_functions.named(spec, f'rewards.{name}') for name, spec in self._specs.items())
+        return any(column in reward_functions.list_parameters(spec, f'rewards.{name}') for name, spec in self._specs.items())
 
     def __enter__(self) -> 'RewardPool':
         return self
@@ -165,7 +165,7 @@ class RewardPool:
                 raise ValueError(f'column {column} has {len(values)} values for {samples} prompts')
         if group < 1 or samples % group:
             raise ValueError(f'{samples} samples are not whole groups of {group}')
-        taken = {name: reward_functions.columns_of(spec, data, f'rewards.{name}') for name, spec in self._specs.items()}
+        taken = {name: reward_functions.select_columns(spec, data, f'rewards.{name}') for name, spec in self._specs.items()}
         groups = [tuple(range(i, i + group)) for i in range(0, samples, group)]
 
         def attempt(jobs: list[list[_Call]]) -> list[tuple[_Call, Outcome | None]]:
@@ -239,7 +239,7 @@ class RewardPool:
             return [Failure('timeouts', f'did not finish within {limit:g} s')]
         if getattr(error, 'exitcode', None) == reward_worker.OUT_OF_MEMORY:
             return [Failure('errors', f'needs more than {self._memory_limit:g} GiB of memory (reward_memory_limit)')]
-        return [Failure('errors', f'ended or broke its worker process ({reward_worker.words(error)})')]
+        return [Failure('errors', f'ended or broke its worker process ({reward_worker.describe(error)})')]
 
     def _restart(self) -> None:
         self.close()
@@ -264,7 +264,7 @@ class RewardPool:
             if whole and len(call.rows) > 1:
                 where = f'{where}, called together with {len(call.rows) - 1} more of its prompt; one by one they pass'
             raise UserError(
-                f'rewards.{call.name}: {reward_functions.label(self._specs[call.name].target)} {failure.text}\n'
+                f'rewards.{call.name}: {reward_functions.describe(self._specs[call.name].target)} {failure.text}\n'
                 f'  at {where}\n'
                 f'  prompt:     {_excerpt(data["prompts"][row])}\n'
                 f'  completion: {_excerpt(data["completions"][row])}\n'
@@ -342,13 +342,13 @@ def _handed(data: Any, hand: Callable[[Any], Any]) -> Any:
                     hand(value)
                 except Exception as reason:
                     kind = f'{type(value).__module__}.{type(value).__qualname__}'
-                    what = f'{kind}, which cannot be handed to reward functions ({reward_worker.words(reason)})'
+                    what = f'{kind}, which cannot be handed to reward functions ({reward_worker.describe(reason)})'
                     raise UserError(f'rewards: column "{name}" holds {what}; make it text, a number, a list or a dict.') from error
         raise
 
 
 def _excerpt(value: Any, length: int = 300) -> str:
-    text = value if isinstance(value, str) else shown(value, 10 * length)
+    text = value if isinstance(value, str) else show(value, 10 * length)
     if len(text) <= length:
         return repr(text)
     return f'{text[: length // 2] + " [...] " + text[-length // 2 :]!r} ({len(text)} characters)'

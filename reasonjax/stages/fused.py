@@ -162,7 +162,7 @@ def report(
     none = np.isnan(values)
     counts = {f'rewards/{reward.name}/{kind}': 0 for kind in ('errors', 'timeouts', 'nan')}
     rewards = Rewards((reward.name,), values, reward.weight * values[:, 0], counts | {f'rewards/{reward.name}/dropped': int(none.sum())})
-    if none.all() and not all(any(rollouts.unknown(row, name) for name in reward.required) for row in host['rows']):
+    if none.all() and not all(any(rollouts.is_unknown(row, name) for name in reward.required) for row in host['rows']):
         raise UserError(f'stage {place.name}, step {step}: no sample has a reward ({rewards.counts}).')
     rollout = Rollout(None, None, None, seen['length'], seen['terminated'])
     metrics = {name: float(value) for name, value in seen['metrics'].items()}
@@ -198,7 +198,7 @@ def reward_of(run: Run, place: Place) -> Reward:
             'Take only the former, or on_device=False.'
         )
     ((name, node),) = stage.rewards.items()
-    required = frozenset(reward_functions.required(RewardSpec(*_bound(node)), f'rewards.{name}'))
+    required = frozenset(reward_functions.list_required(RewardSpec(*_bound(node)), f'rewards.{name}'))
     try:
         return Reward(name, node.get('weight', 1.0), task.on_tokens.build(run.tokenizer, stage.max_completion_length), required)
     except UserError as error:

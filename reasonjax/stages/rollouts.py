@@ -102,7 +102,7 @@ def open_data(run: Run, place: Place, check: Callable[[dict], Any] = lambda row:
     Args:
       run: what stages share.
       place: of the stage.
-      check: raises UserError for a row that cannot be rewarded, beside what `reward_functions.row_check` finds.
+      check: raises UserError for a row that cannot be rewarded, beside what `reward_functions.make_row_check` finds.
 
     Raises:
       UserError: a reward function needs a column that no row has, or a setting is wrong; later, a row that cannot be used, with its place.
@@ -112,7 +112,7 @@ def open_data(run: Run, place: Place, check: Callable[[dict], Any] = lambda row:
     seed = randomness.host_seed(run.config.seed, place.number)
     functions = {key: reward_functions.load(spec, f'rewards.{key}') for key, spec in reward_specs(stage).items()}
     _check_columns(functions, source, transforms, seed)
-    check_row = reward_functions.row_check(functions)
+    check_row = reward_functions.make_row_check(functions)
 
     def checked(example: dict, _: np.random.Generator) -> list[dict]:
         check_row(example)
@@ -132,7 +132,7 @@ def open_data(run: Run, place: Place, check: Callable[[dict], Any] = lambda row:
 
 def _check_columns(functions: Mapping[str, RewardSpec], source: Source, transforms: Sequence[stream.Transform], seed: int) -> None:
     """Raises UserError where a reward function needs a column that no row has a value in. It reads rows until it has seen one in each."""
-    needed = {name: key for key, spec in functions.items() for name in reward_functions.required(spec, f'rewards.{key}')}
+    needed = {name: key for key, spec in functions.items() for name in reward_functions.list_required(spec, f'rewards.{key}')}
     as_it_is = stream.Measure(0, 'drop', '', lambda row: [row], lambda _: 0)
     seen: set[str] = set()
     for i in range(len(source) if needed else 0):
@@ -141,15 +141,15 @@ def _check_columns(functions: Mapping[str, RewardSpec], source: Source, transfor
         except UserError:  # raised with its place where the row is reached
             continue
         seen = seen.union(*examples)
-        needed = {name: key for name, key in needed.items() if all(unknown(example, name) for example in examples)}
+        needed = {name: key for name, key in needed.items() if all(is_unknown(example, name) for example in examples)}
         if not needed:
             return
     for name, key in needed.items() if 'prompt' in seen else ():  # rows without a prompt are refused when they are read
         where = ', and no row of the data has a value in it' if name in seen else ', which no row of the data has'
-        raise reward_functions.missing(functions[key], f'rewards.{key}', name, seen, where)
+        raise reward_functions.missing_column(functions[key], f'rewards.{key}', name, seen, where)
 
 
-def unknown(row: Mapping[str, Any], column: str) -> bool:
+def is_unknown(row: Mapping[str, Any], column: str) -> bool:
     """Whether a row has nothing in a column."""
     value = row.get(column)
     return value is None or (isinstance(value, str) and not value)
@@ -229,8 +229,8 @@ class Rollouts:
           UserError: a reward function fails, or no sample got a reward.
         """
         rows, rollouts, texts, rewards = flight.prompts['rows'], [], [], []
-        columns = columns_of(self._pool, rows)
-        rendered = rendered_prompts(flight.prompts, self._run.tokenizer) if self._pool.reads('rendered_prompts') else None
+        columns = list_columns(self._pool, rows)
+        rendered = render_prompts(flight.prompts, self._run.tokenizer) if self._pool.reads('rendered_prompts') else None
         for parts in [[part] for part in flight.parts] if jax.process_count() == 1 else [flight.parts]:
             with timers('generate'):
                 rollouts.append(concatenated(processes.fetch(parts)))
@@ -245,7 +245,7 @@ class Rollouts:
                 timers.seconds[phase] = timers.seconds.get(phase, 0.0) + seconds
         found = joined(rewards)
         # Rows without a solution teach nothing; that a function says nothing of any other is a mistake.
-        if np.isnan(found.total).all() and not all(any(unknown(row, name) for name in self._pool.required) for row in rows):
+        if np.isnan(found.total).all() and not all(any(is_unknown(row, name) for name in self._pool.required) for row in rows):
             raise UserError(f'stage {self._place.name}, step {flight.step}: no sample has a reward ({found.counts}).')
         return Drawn(flight.prompts, concatenated(rollouts), texts, found, np.full(len(rows), flight.step))
 
@@ -303,10 +303,10 @@ def score_completions(
       rows: of the prompts.
       texts: of their completions, G each.
       first: number of the first prompt in errors, where these are a part of a batch.
-      columns: what functions are given of a row, None where it has no such column; None: `columns_of` these rows.
+      columns: what functions are given of a row, None where it has no such column; None: `list_columns` these rows.
       rendered: the prompts as the model was given them, where a function reads them.
     """
-    G, columns = len(texts[0]), columns_of(pool, rows) if columns is None else columns
+    G, columns = len(texts[0]), list_columns(pool, rows) if columns is None else columns
 
     def of(part: slice) -> Rewards:
         flat = [(row, c) for row, group in zip(rows[part], texts[part], strict=True) for c in group]
@@ -315,18 +315,18 @@ def score_completions(
         if rendered is not None:
             given['rendered_prompts'] = [text for text in rendered[part] for _ in range(G)]
         # A row's completions have the form of its own prompt.
-        said = [c.text if isinstance(row['prompt'], str) else [{'role': 'assistant', 'content': c.text}] for row, c in flat]
-        return pool.score([row['prompt'] for row, _ in flat], said, given, G, first=(first + part.start) * G)
+        formed = [c.text if isinstance(row['prompt'], str) else [{'role': 'assistant', 'content': c.text}] for row, c in flat]
+        return pool.score([row['prompt'] for row, _ in flat], formed, given, G, first=(first + part.start) * G)
 
     return joined(processes.divided(len(rows), of))
 
 
-def columns_of(pool: RewardPool, rows: list[dict]) -> frozenset[str]:
+def list_columns(pool: RewardPool, rows: list[dict]) -> frozenset[str]:
     """What reward functions are given of these rows: every column that one of them has, and those that a function cannot do without."""
     return pool.required.union(*rows) - {*reward_functions.RESERVED, *reward_functions.WITHHELD}
 
 
-def rendered_prompts(prompts: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
+def render_prompts(prompts: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
     """The prompts of a batch as the model was given them: a text as it is, of a conversation what the chat template has made of it."""
     return [
         row['prompt'] if isinstance(row['prompt'], str) else tokenizer.decode(tokens[segments > 0].tolist())

@@ -9,7 +9,7 @@ import sympy
 from reasonjax.tasks.answer_values import Huge, Value, Words, same_spelling
 
 DIGITS = 50  # to which irrational numbers have to agree
-WRITTEN = {'\u2983': r'\{', '\u2984': r'\}', '\x03': r'\\'}  # what `plain_answer` has put for these
+WRITTEN = {'\u2983': r'\{', '\u2984': r'\}', '\x03': r'\\'}  # what `simplify_answer` has put for these
 _LETTER = re.compile(r'(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])')
 _BASE = re.compile(r'\d_\{?\d')
 
@@ -47,7 +47,7 @@ def _text(value: Value) -> str:
 def _told_apart(a: str, b: str) -> bool:
     """Whether two texts differ in what the library does not look at: the base of a number, capital and small letters."""
     letters = [set(_LETTER.findall(text)) for text in (a, b)]
-    lowered = [{letter.lower() for letter in found} for found in letters]
+    lowered = [{letter.lower() for letter in names} for names in letters]
     return bool(_BASE.search(a)) != bool(_BASE.search(b)) or (letters[0] != letters[1] and lowered[0] == lowered[1])
 
 

@@ -1,6 +1,6 @@
 r"""One spelling for what is written in several: Unicode and LaTeX ways to write the same number, set or expression.
 
-`plain_characters` takes time in proportion to the text; the others are for answers, whose length `answer_values.LONGEST` limits.
+`simplify_characters` takes time in proportion to the text; the others are for answers, whose length `answer_values.LONGEST` limits.
 """
 
 import re
@@ -69,7 +69,7 @@ _PLAIN = [
 _PLACEHOLDER = '\x02'  # for a dollar sign that was escaped, and so is one
 
 
-def plain_characters(text: str) -> str:
+def simplify_characters(text: str) -> str:
     """Returns the text with one character for each meaning: ASCII digits, signs and operators, LaTeX for other symbols."""
     if text.isascii():
         return text
@@ -79,12 +79,12 @@ def plain_characters(text: str) -> str:
     return text if text.isascii() else ''.join(c if c.isascii() else str(unicodedata.decimal(c, c)) for c in text)
 
 
-def plain_answer(text: str) -> str:
+def simplify_answer(text: str) -> str:
     r"""Returns an answer without what only decorates it: math mode, text mode, spacing, emphasis, stops at its end.
 
     Braces that are meant (`\{`) become U+2983 and U+2984.
     """
-    text = _COMMA.sub(_joined, plain_characters(text))
+    text = _COMMA.sub(_joined, simplify_characters(text))
     text = text.replace(r'\$', _PLACEHOLDER)
     if text.count('$') != 1:  # several are math mode, a single one is money
         text = text.replace('$', ' ')
@@ -100,12 +100,12 @@ def plain_answer(text: str) -> str:
     return text.lstrip(' "\'*_:#').rstrip(' .,;:?"\'*_\\\x03')
 
 
-def _joined(found: re.Match) -> str:
+def _joined(match: re.Match) -> str:
     """LaTeX's `{,}` is a comma within a number: before three digits one of thousands, else a decimal one."""
-    first, *others = found[0].split('{,}')
+    first, *others = match[0].split('{,}')
     if all(len(other) == 3 for other in others) and len(first) <= 3 and first[0] != '0':
         return ','.join((first, *others))
-    return '.'.join((first, *others)) if len(others) == 1 else found[0]
+    return '.'.join((first, *others)) if len(others) == 1 else match[0]
 
 
 _SHAPED = [
@@ -128,11 +128,11 @@ _PRODUCT = re.compile(rf'(?:{_ATOM.pattern})+')
 _WORD = re.compile(r'(?<![A-Za-z\\])[A-Za-z]{3,}|^no$', re.I)
 
 
-def plain_expression(text: str) -> str:
+def simplify_expression(text: str) -> str:
     """Returns what is left of an expression, or of words, when it comes to comparing: no spaces, one way to write each construct.
 
     Args:
-      text: as `plain_answer` returns it.
+      text: as `simplify_answer` returns it.
     """
     if not re.search(r'[\\^=+*/]', text) and _WORD.search(text):
         text = text.casefold()
@@ -144,6 +144,6 @@ def plain_expression(text: str) -> str:
     return text
 
 
-def _divided(found: re.Match) -> str:
-    above = found[1] if _PRODUCT.fullmatch(found[1]) else f'({found[1]})'
-    return f'{above}/{found[2] if _ATOM.fullmatch(found[2]) else f"({found[2]})"}'
+def _divided(match: re.Match) -> str:
+    above = match[1] if _PRODUCT.fullmatch(match[1]) else f'({match[1]})'
+    return f'{above}/{match[2] if _ATOM.fullmatch(match[2]) else f"({match[2]})"}'

@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Iterator
 
-from reasonjax.tasks.answer_spelling import plain_answer, plain_characters
+from reasonjax.tasks.answer_spelling import simplify_answer, simplify_characters
 from reasonjax.tasks.answer_values import LONGEST, Group, Named, Value, Words, read_value
 
 _BOXES = r'\\(?:boxed|fbox|framebox|bbox)\s*'
@@ -42,29 +42,29 @@ _MOST_WORDS = 12  # with a digit, looked at from the end on
 _TRIES = 20  # occurrences of a marker, from the last on
 
 
-def answer_in(text: str) -> str | None:
+def find_answer(text: str) -> str | None:
     """Returns the answer of a completion as it is written there, or None where there is none."""
     text = _SPECIAL.split(text, maxsplit=1)[0]
     thought, closed, spoken = text.rpartition('</think>')
     text = spoken if closed and spoken.strip() else thought + spoken
-    boxed = last_boxed(text)
+    boxed = find_last_boxed(text)
     if boxed is not None:
         return _without_sentence(boxed)
     text = _ENVIRONMENT.sub(' ', text) if '\\end{' in text else text
     for way in (_stated, _bold, _last_line, _last_number):
-        found = way(text)
-        if found is not None:
-            return found
+        answer = way(text)
+        if answer is not None:
+            return answer
     return None
 
 
-def answer_of_solution(text: str) -> str:
+def find_answer_of_solution(text: str) -> str:
     """Returns the answer of a reference solution: of one that is worked out or a sentence its answer, else all of it."""
     text = text.strip()
-    boxed = last_boxed(text)
+    boxed = find_last_boxed(text)
     if boxed is not None:
         return boxed.strip()
-    hashes = [found[1].strip() for found in _HASHES.finditer(text) if found[1].strip()]
+    hashes = [match[1].strip() for match in _HASHES.finditer(text) if match[1].strip()]
     if hashes:
         return hashes[-1]
     if '\n' in text or not _is_short(text):
@@ -72,7 +72,7 @@ def answer_of_solution(text: str) -> str:
     return _without_sentence(text)
 
 
-def last_boxed(text: str) -> str | None:
+def find_last_boxed(text: str) -> str | None:
     """Returns what stands in the last box that is closed, however it is spelled."""
     # One pass with a stack of open braces: a model that repeats an unclosed box must not make this quadratic.
     opened, last = [], None
@@ -90,8 +90,8 @@ def last_boxed(text: str) -> str | None:
     return last and text[slice(*last)]
 
 
-def _last(found: Iterator[re.Match]) -> re.Match | None:
-    return next(iter(collections.deque(found, maxlen=1)), None)
+def _last(matches: Iterator[re.Match]) -> re.Match | None:
+    return next(iter(collections.deque(matches, maxlen=1)), None)
 
 
 def _is_value(value: Value) -> bool:
@@ -115,8 +115,8 @@ def _stated(text: str) -> str | None:
         at = lowered.rfind('answer', 0, at)
         if at < 0 or (hashes and at < hashes.start()):
             break
-        said = _IS.match(text, at)
-        phrase = said and _phrase(text, said.end())
+        statement = _IS.match(text, at)
+        phrase = statement and _phrase(text, statement.end())
         if phrase and not re.match(r'not\b', phrase):
             return _without_sentence(_conclusion(phrase))
     return hashes and hashes[1].strip()
@@ -150,7 +150,7 @@ def _without_sentence(phrase: str) -> str:
     value = read_value(phrase)
     if _is_value(value) or not _is_sentence(phrase):
         return phrase
-    phrase = plain_answer(phrase[:LONGEST])
+    phrase = simplify_answer(phrase[:LONGEST])
     leading = _LEADING.match(phrase)
     if leading and (_BECAUSE.match(phrase, leading.end()) or not any(map(str.isdigit, phrase[leading.end() :]))):
         return phrase[: leading.end()].strip().rstrip(',')
@@ -160,7 +160,7 @@ def _without_sentence(phrase: str) -> str:
 
 
 def _is_sentence(text: str) -> bool:
-    words = _words(plain_answer(text[:LONGEST]))
+    words = _words(simplify_answer(text[:LONGEST]))
     return len(words) >= 3 or (len(words) >= 1 and any(map(str.isdigit, text)) and '\\' not in text)
 
 
@@ -180,14 +180,14 @@ def _conclusion(text: str) -> str:
 
 
 def _bold(text: str) -> str | None:
-    for found in reversed(list(_BOLD.finditer(text))[-_TRIES:]):
-        content = (found[1] or found[2]).strip()
-        line_start = text.rfind('\n', 0, found.start()) + 1
-        if _NUMBERED.fullmatch(content) and not text[line_start : found.start()].strip():
+    for match in reversed(list(_BOLD.finditer(text))[-_TRIES:]):
+        content = (match[1] or match[2]).strip()
+        line_start = text.rfind('\n', 0, match.start()) + 1
+        if _NUMBERED.fullmatch(content) and not text[line_start : match.start()].strip():
             continue
         content = _LABEL.sub('', content, count=1)
         if content and _is_value(read_value(content)):
-            line_end = text.find('\n', found.end())
+            line_end = text.find('\n', match.end())
             is_last = line_end < 0 or not re.search(r'\d', text[line_end:])
             return content if is_last else None
     return None
@@ -228,10 +228,10 @@ def _last_number(text: str) -> str | None:
 
 
 def _joined_characters(text: str) -> str:
-    """Like `plain_characters`, but spaces that hold the digits of a number together do not part words."""
+    """Like `simplify_characters`, but spaces that hold the digits of a number together do not part words."""
     if text.isascii():
         return text
-    return plain_characters(re.sub('(?<=\\d)[\u00a0\u2007\u2009\u202f](?=\\d{3})', ',', text))
+    return simplify_characters(re.sub('(?<=\\d)[\u00a0\u2007\u2009\u202f](?=\\d{3})', ',', text))
 
 
 def _in_prose(window: str) -> str | None:

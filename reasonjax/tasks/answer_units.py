@@ -48,17 +48,17 @@ def read_suffix(text: str) -> Suffix | None:
     if ordinal:
         text = text[ordinal.end() :]
     rest, percent = text.strip(), False
-    if found := _PERCENT.match(rest):
-        rest, percent = rest[found.end() :].strip(), True
+    if match := _PERCENT.match(rest):
+        rest, percent = rest[match.end() :].strip(), True
     if not rest:
         return Suffix(percent=percent)
     tokens, at = [], 0
     while at < len(rest):
-        found = _TOKEN.match(rest, at)
-        if found is None or len(tokens) > _MOST_WORDS:
+        match = _TOKEN.match(rest, at)
+        if match is None or len(tokens) > _MOST_WORDS:
             return None
-        at = found.end()
-        word, power, per, currency = found.groups()
+        at = match.end()
+        word, power, per, currency = match.groups()
         if word or power or per or currency:
             tokens.append(word.lower() if word else f'^{power.strip("^{} ")}' if power else per or currency)
     scale = 1

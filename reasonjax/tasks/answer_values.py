@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from reasonjax.tasks.answer_spelling import plain_answer, plain_expression
+from reasonjax.tasks.answer_spelling import simplify_answer, simplify_expression
 from reasonjax.tasks.answer_units import CURRENCIES, read_suffix
 
 LONGEST = 1000  # characters; a longer answer is compared as it is written
@@ -73,7 +73,7 @@ def read_value(text: str) -> Value:
     """Reads an answer; see above. Any text has a value."""
     if len(text) > LONGEST:
         return Words(text.strip(), text)
-    return _read(plain_answer(text), 0)
+    return _read(simplify_answer(text), 0)
 
 
 def same_value(a: Value, b: Value, same_words: Callable[[Value, Value], bool]) -> bool:
@@ -172,7 +172,7 @@ def _read(text: str, depth: int) -> Value:
         parts = [text.replace(r'\pm', sign).strip().removeprefix('+').strip() for sign in '+-']
     if len(parts) > 1 and all(parts):
         return Group('{}', _flat(_read(part, depth + 1) for part in parts))
-    return Words(plain_expression(text), text)
+    return Words(simplify_expression(text), text)
 
 
 def _equation(text: str, depth: int) -> Value | None:
@@ -194,23 +194,23 @@ def _equation(text: str, depth: int) -> Value | None:
 def _bracketed(text: str, depth: int) -> Value:
     inner = text[1:-1].strip()
     if not inner or text[0] == '[' == text[-1:]:
-        return Words(plain_expression(text), text)
+        return Words(simplify_expression(text), text)
     parts = _split(inner, ';') if ';' in inner else _split(inner, ',')
     kind = '{}' if text[0] in '{\u2983' else text[0] + text[-1]
     if len(parts) == 1 and kind == '{}':
         return Group('{}', _flat([_read(inner, depth + 1)]))
     if len(parts) == 1:
-        return _read(inner, depth + 1) if kind == '()' else Words(plain_expression(text), text)
+        return _read(inner, depth + 1) if kind == '()' else Words(simplify_expression(text), text)
     items = (_read(part, depth + 1) for part in parts)
     return Group(kind, _flat(items) if kind == '{}' else tuple(items))
 
 
 def _flat(items: Sequence[Value]) -> tuple:
     """Two values that one element stands for (`1 \\pm 2`) are two elements."""
-    found = []
+    flat = []
     for item in items:
-        found.extend(item.items if isinstance(item, Group) and item.kind == '{}' else [item])
-    return tuple(found)
+        flat.extend(item.items if isinstance(item, Group) and item.kind == '{}' else [item])
+    return tuple(flat)
 
 
 def _depths(text: str) -> int:
@@ -252,7 +252,7 @@ def _listed(text: str) -> list[str]:
         return [text]
     joined = _AND.sub(' \x04 ', text)
     separator = ';' if ';' in text else ','
-    return [part for whole in _split(joined, '\x04') for part in _split(whole, separator)]
+    return [part for section in _split(joined, '\x04') for part in _split(section, separator)]
 
 
 _MAGNITUDES = [
@@ -284,16 +284,16 @@ def read_number(text: str) -> Number | None:
     """Reads a number with all that may stand around it; None where the text is anything else.
 
     Args:
-      text: as `plain_answer` returns it.
+      text: as `simplify_answer` returns it.
     """
     start = _SIGN.match(text)
     if start[1] and start[4]:
         return None
     negative, currency = '-' in (start[1], start[4]), start[2] or start[3]
-    found = _read_amount(text, start.end(), bool(currency) or text[-1:] in CURRENCIES)
-    if found is None:
+    read = _read_amount(text, start.end(), bool(currency) or text[-1:] in CURRENCIES)
+    if read is None:
         return None
-    amount, end = found
+    amount, end = read
     suffix = read_suffix(text[end:])
     if suffix is None or (currency and suffix.unit and suffix.unit not in CURRENCIES):
         return None
@@ -340,14 +340,14 @@ def _exponent(power: re.Match) -> int:
 
 def _read_fraction(text: str, start: int) -> tuple[Fraction, int] | None:
     r"""Reads `\frac{1}{2}`, in every spelling, or 1/2."""
-    found = _FRACTION.match(text, start)
-    if found is None:
-        found = _RATIO.match(text, start)
-        return (Fraction(int(found[1]), int(found[2])), found.end()) if found and int(found[2]) else None
-    above, below = (read_number((found[i] or found[i + 1] or '').strip()) for i in (1, 3))
+    match = _FRACTION.match(text, start)
+    if match is None:
+        match = _RATIO.match(text, start)
+        return (Fraction(int(match[1]), int(match[2])), match.end()) if match and int(match[2]) else None
+    above, below = (read_number((match[i] or match[i + 1] or '').strip()) for i in (1, 3))
     if not all(x and not x.percent and isinstance(x.amount, Fraction) for x in (above, below)) or not below.amount:
         return None
-    return above.amount / below.amount, found.end()
+    return above.amount / below.amount, match.end()
 
 
 def _magnitude(text: str) -> str | None:

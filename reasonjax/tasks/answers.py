@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from reasonjax.errors import UserError, listing, nearest, shown
-from reasonjax.tasks.answer_text import answer_in, answer_of_solution
+from reasonjax.errors import UserError, listing, nearest, show
+from reasonjax.tasks.answer_text import find_answer, find_answer_of_solution
 from reasonjax.tasks.answer_values import read_value, same_spelling, same_value
 
 STRICT = re.compile(r'#### (-?[0-9.,]+)')
@@ -54,7 +54,7 @@ def _last_line(text: str) -> str | None:
 
 
 EXTRACTORS = {
-    'answer': answer_in, 'strict': _strict, 'flexible': _flexible, 'hash': _hash, 'boxed': _boxed, 'last_line': _last_line
+    'answer': find_answer, 'strict': _strict, 'flexible': _flexible, 'hash': _hash, 'boxed': _boxed, 'last_line': _last_line
 }  # fmt: skip
 
 
@@ -163,7 +163,7 @@ GIVEN = {
 }  # fmt: skip
 
 
-def solution_text(value: Any) -> str | None:
+def write_solution(value: Any) -> str | None:
     """Returns a row's solution as a text, however the data holds it; None where it is unknown (None, '', an empty list).
 
     A number is written without exponent and without zeros at its end (7.0 is '7', 1e-05 is '0.00001'). A list of one is that one, a mapping
@@ -187,7 +187,7 @@ def _text(value: Any, depth: int) -> str | None:
         try:
             return value.decode('utf-8') or None
         except UnicodeDecodeError as error:
-            raise UserError(f'column "solution": expected text, found bytes that are not UTF-8 ({shown(value)}).') from error
+            raise UserError(f'column "solution": expected text, found bytes that are not UTF-8 ({show(value)}).') from error
     if isinstance(value, bool | datetime.date | datetime.time):
         return str(value)
     if isinstance(value, int | float | decimal.Decimal | fractions.Fraction):
@@ -202,8 +202,8 @@ def _text(value: Any, depth: int) -> str | None:
     if isinstance(value, list | tuple) and len(value) == 1 and not isinstance(value[0], list | tuple):
         return _text(value[0], depth + 1)
     if isinstance(value, list | tuple):
-        raise UserError(f'column "solution": expected one answer, found {len(value)} in a list ({shown(value)}); write them as one text.')
-    raise UserError(f'column "solution": expected a text or a number, found {type(value).__name__} ({shown(value)}).')
+        raise UserError(f'column "solution": expected one answer, found {len(value)} in a list ({show(value)}); write them as one text.')
+    raise UserError(f'column "solution": expected a text or a number, found {type(value).__name__} ({show(value)}).')
 
 
 def _number_text(value: Any) -> str:
@@ -224,14 +224,14 @@ def read_solution(value: Any, how: str = 'answer', equality: str = 'answer') -> 
     Of a worked solution that is its answer: what follows '####', what is in a box, what it says the answer is, else its last number.
 
     Args:
-      value: what the column holds; see `solution_text`.
+      value: what the column holds; see `write_solution`.
       how: as for `extract`.
       equality: as for `equivalent`. With 'text' a text is taken as it is, where it can be answered so.
 
     Raises:
-      UserError: as `solution_text`, or a solution that no completion can be marked right with.
+      UserError: as `write_solution`, or a solution that no completion can be marked right with.
     """
-    text = solution_text(value)
+    text = write_solution(value)
     return None if text is None else _answerable(text, how, equality)
 
 
@@ -242,7 +242,7 @@ def _answerable(text: str, how: str, equality: str) -> str:
         if any(_is_right(given.replace('%s', candidate), candidate, how, equality) for given in GIVEN[how]):
             return candidate
     raise UserError(
-        f'column "solution": no completion can be marked right with {shown(text)} under extract="{how}" and equality="{equality}". '
+        f'column "solution": no completion can be marked right with {show(text)} under extract="{how}" and equality="{equality}". '
         'extract="answer" with equality="answer" reads numbers in every form, and words; use null where the answer is unknown.'
     )
 
@@ -251,12 +251,12 @@ def _candidates(text: str, how: str, equality: str) -> Iterator[str]:
     if equality == 'text':
         yield text
         yield text.strip()
-    answer = answer_of_solution(text)
+    answer = find_answer_of_solution(text)
     yield answer
     # Without a unit or a currency, where the extractor reads none.
-    for found in [*(extract(given.replace('%s', answer), how) for given in GIVEN[how]), (_flexible(answer) or '').replace('$', '')]:
-        if found and same_answer(found, answer):
-            yield found
+    for part in [*(extract(given.replace('%s', answer), how) for given in GIVEN[how]), (_flexible(answer) or '').replace('$', '')]:
+        if part and same_answer(part, answer):
+            yield part
     try:
         yield _number_text(decimal.Decimal(answer))
     except (decimal.InvalidOperation, UserError):
@@ -265,5 +265,5 @@ def _candidates(text: str, how: str, equality: str) -> Iterator[str]:
 
 def _is_right(completion: str, solution: str, how: str, equality: str) -> bool:
     # Of math-verify, which takes seconds to import, only what it does without the library.
-    found = extract(completion, how)
-    return found is not None and (same_answer if equality == 'math_verify' else EQUALITIES[equality])(found, solution)
+    answer = extract(completion, how)
+    return answer is not None and (same_answer if equality == 'math_verify' else EQUALITIES[equality])(answer, solution)

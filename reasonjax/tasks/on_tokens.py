@@ -11,7 +11,7 @@ import numpy as np
 
 from reasonjax.data.tokenizers import Tokenizer
 from reasonjax.errors import UserError
-from reasonjax.tasks.answers import solution_text
+from reasonjax.tasks.answers import write_solution
 from reasonjax.tasks.base import TokenRule
 
 
@@ -34,7 +34,7 @@ def answer_after(marker: str, tokenizer: Tokenizer, max_tokens: int) -> TokenRul
         raise UserError(f'the tokenizer has no {marker!r}, which stands before the answer.')
 
     def columns(row: dict) -> dict[str, np.ndarray]:
-        text, solution = solution_text(row.get('solution')), np.full(max_tokens, -1, np.int32)
+        text, solution = write_solution(row.get('solution')), np.full(max_tokens, -1, np.int32)
         # A character that no token is, and a solution longer than a completion, are never answered.
         known = [ids.get(character, -1) for character in text or '']
         solution[: len(known)] = known[:max_tokens]

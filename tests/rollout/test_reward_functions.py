@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from reasonjax.errors import UserError
-from reasonjax.rollout.reward_functions import RESERVED, SAMPLED, RewardSpec, load, required, row_check
+from reasonjax.rollout.reward_functions import RESERVED, SAMPLED, RewardSpec, list_required, load, make_row_check
 from reasonjax.rollout.rewards import RewardPool
 
 MODULE = '''
@@ -50,7 +50,7 @@ def spec(name, **knobs):
 
 
 def checking(*specs):
-    return row_check({f'f{i}': load(s, f'rewards.f{i}') for i, s in enumerate(specs)})
+    return make_row_check({f'f{i}': load(s, f'rewards.f{i}') for i, s in enumerate(specs)})
 
 
 @pytest.mark.parametrize('name', RESERVED)
@@ -89,6 +89,20 @@ def test_a_pool_keeps_what_was_sampled(name):
     assert pool.score(['p', 'p'], ['9', '8'], {'solution': ['9', '9']}, 2).total.tolist() == [1.0, 0.0]
 
 
+def test_what_was_sampled_takes_the_place_of_a_default():
+    seen = []
+
+    def record(completions, *, terminated=None, completion_ids=None, cut=3):
+        seen.append((terminated, completion_ids, cut))
+        return [0.0] * len(completions)
+
+    knobs = {'terminated': None, 'completion_ids': None, 'cut': 4}  # as a config that is filled in has them
+    checking(RewardSpec(record, knobs))({'prompt': 'p'})
+    columns = {'terminated': [True, False], 'completion_ids': [[1], [2]]}
+    RewardPool({'key': RewardSpec(record, knobs)}, workers=0).score(['p', 'p'], ['7', '8'], columns, 2)
+    assert seen == [([True, False], [[1], [2]], 4)]
+
+
 def test_columns_of_other_types_of_name_are_refused():
     with pytest.raises(UserError, match='column 7: columns are passed by name'):
         checking(RewardSpec('accuracy'))({'prompt': 'p', 'solution': '7', 7: 1})
@@ -113,7 +127,7 @@ def test_functions_that_cannot_be_called_are_refused_at_the_start(function, mess
 
 def test_what_functions_cannot_do_without():
     def columns(target, **knobs):
-        return required(load(RewardSpec(target, knobs), 'rewards.key'), 'rewards.key')
+        return list_required(load(RewardSpec(target, knobs), 'rewards.key'), 'rewards.key')
 
     assert columns('accuracy') == {'solution'} and columns('format') == columns('think_format_reward') == set()
     assert columns('verified', task='chain') == {'solution'} and columns('verified', task='countdown') == set()

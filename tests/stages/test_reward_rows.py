@@ -13,7 +13,7 @@ from reasonjax import report
 from reasonjax.errors import UserError
 from reasonjax.rollout.rewards import RewardPool, RewardSpec
 from reasonjax.rollout.text import Completion
-from reasonjax.stages.rollouts import columns_of, score_completions
+from reasonjax.stages.rollouts import list_columns, score_completions
 from reasonjax.stages.run import run
 
 ROWS = [{'prompt': f'{a}+{b}=', 'solution': str(a + b)} for a in range(3) for b in range(4)]
@@ -249,7 +249,7 @@ def test_each_row_keeps_the_form_of_its_prompt(order):
 def test_samples_win_over_columns_and_missing_ones_are_none():
     pool = RewardPool({'right': RewardSpec('accuracy')}, workers=0)
     rows = [{'prompt': 'p', 'solution': '2', 'completion': '2', 'completions': ['2', '2'], 'terminated': True}, {'prompt': 'q'}]
-    assert columns_of(pool, rows) == {'solution'} == columns_of(pool, rows[1:])
+    assert list_columns(pool, rows) == {'solution'} == list_columns(pool, rows[1:])
     found = score_completions(pool, rows, [said('3', '2'), said('2', '2')])
     np.testing.assert_array_equal(found.total, [0, 1, np.nan, np.nan])
     assert found.counts['rewards/right/dropped'] == 2

@@ -9,7 +9,7 @@ import pytest
 
 from reasonjax.errors import UserError
 from reasonjax.methods.rewards import accuracy, verified
-from reasonjax.tasks.answers import EXTRACTORS, GIVEN, read_solution, solution_text
+from reasonjax.tasks.answers import EXTRACTORS, GIVEN, read_solution, write_solution
 
 WORKED = 'She has 48/2 = 24.\nIn all 24+1,200 = 1,224.\n#### 1,224'
 
@@ -28,11 +28,11 @@ WORKED = 'She has 48/2 = 24.\nIn all 24+1,200 = 1,224.\n#### 1,224'
     ],
 )  # fmt: skip
 def test_forms_of_a_solution(value, text):
-    assert solution_text(value) == text
+    assert write_solution(value) == text
 
 
 def test_an_integer_longer_than_python_writes():
-    assert solution_text(10**5000) == '1' + '0' * 5000 and accuracy(['p'], ['1' + '0' * 5000], [10**5000]) == [1.0]
+    assert write_solution(10**5000) == '1' + '0' * 5000 and accuracy(['p'], ['1' + '0' * 5000], [10**5000]) == [1.0]
 
 
 class Odd:
