@@ -130,8 +130,9 @@ def rollouts(c: ml_collections.ConfigDict) -> dict:
         **drawing(),
         # name: a function of reasonjax.methods.rewards, or your own by dotted name; weight: its factor in the sum
         rewards=dict(accuracy=dict(name='accuracy', extract='hash', equality='text', require_termination=True)),
-        reward_workers=2,  # processes that run reward functions; 0 runs them here, without a time limit
+        reward_workers=2,  # processes that run reward functions; 0 runs them here, without the two limits
         reward_time_limit=10.0,  # seconds per sample
+        reward_memory_limit=4.0,  # GiB that each of the processes may take (on Linux); more for a function that holds a model
         rewards_on_error='raise',  # a reward function that fails on a sample: raise | drop (and count)
     )
 

@@ -52,7 +52,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         c.grpo.max_completion_length = 200
         c.grpo.num_prompts = 8
         c.grpo.rewards = dict(
-            accuracy=dict(name='accuracy', extract='strict'),
+            accuracy=dict(name='accuracy', extract='strict', equality='number'),
             form=dict(name='format', pattern=r'[\s\S]*#### -?[0-9.,]+\s*', weight=0.1),
         )
         c.stages = ('sft', 'grpo')

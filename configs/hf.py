@@ -50,7 +50,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     c.grpo.data.transforms = (dict(name='chat'),)
     c.grpo.data.update(max_prompt_length=256, overlong='drop')
     c.grpo.max_completion_length = 512
-    c.grpo.rewards = dict(accuracy=dict(name='accuracy', extract='flexible'))
+    c.grpo.rewards = dict(accuracy=dict(name='accuracy', extract='flexible', equality='number'))
     c.grpo.learning_rate.peak = 1e-6
     c.grpo.checkpoint_every = 20
 

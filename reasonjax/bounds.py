@@ -122,7 +122,7 @@ LEAVES = {
     'top_p': PositiveFraction,
     'min_p': BelowOne,
     'repetition_penalty': Penalty,
-    'reward_time_limit': Positive,
+    **dict.fromkeys(('reward_time_limit', 'reward_memory_limit'), Positive),
     'weight': Finite,
     'min_reward': Real(-INFINITY),
     'keep_best_mode': OneOf('max', 'min'),

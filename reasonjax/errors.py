@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -34,3 +35,15 @@ def listing(choices: Iterable[str]) -> str:
 def divisor(number: int, wanted: int) -> int:
     """Returns the divisor of `number` nearest to `wanted`."""
     return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))
+
+
+def show(value: Any, length: int = 80) -> str:
+    """Returns how Python shows a value, cut to about `length` characters, whatever its own `repr` does."""
+    if isinstance(value, str | bytes) and len(value) > length:
+        value = value[:length]  # showing all of it first would take as long as it is
+        return f'{value!r}...'
+    try:
+        text = repr(value)
+    except BaseException as error:  # noqa: B036, of others' code; also integers of thousands of digits
+        return f'<{type(value).__name__} that cannot be shown: {type(error).__name__}>'
+    return text if len(text) <= length else f'{text[:length]}...'

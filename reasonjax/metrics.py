@@ -241,14 +241,15 @@ def _scalar(value: Any) -> Any:
 def _column(values: Sequence[Any]) -> Any:
     import pyarrow as pa
 
-    plain = [_scalar(value) if hasattr(value, 'item') else value for value in values]
+    plain = [_scalar(value) if getattr(value, 'shape', None) == () else value for value in values]
     if all(value is None or isinstance(value, bool) for value in plain):
         return pa.array(plain, pa.bool_())
-    if all(value is None or isinstance(value, int) for value in plain):
+    if all(value is None or isinstance(value, int) and -(2**63) <= value < 2**63 for value in plain):
         return pa.array(plain, pa.int64())
-    if all(value is None or isinstance(value, int | float) for value in plain):
+    if all(value is None or isinstance(value, float) or isinstance(value, int) and abs(value) < 2**63 for value in plain):
         return pa.array([None if value is None else float(value) for value in plain], pa.float64())
-    return pa.array([value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    # Dates, bytes and the like, which JSON has not, as Python writes them.
+    return pa.array([value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
                      for value in plain], pa.string())
 
 

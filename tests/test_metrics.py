@@ -1,5 +1,7 @@
 """Records, completions, event files, timers, the progress line and the final table."""
 
+import datetime
+import decimal
 import io
 import json
 import math
@@ -93,6 +95,17 @@ def test_checksums():
     assert metrics._checksum(b'123456789') == expected.to_bytes(4, 'little')
     record = metrics._record(b'123456789')
     assert record[8:12] == metrics._checksum(record[:8]) and record[-4:] == expected.to_bytes(4, 'little')
+
+
+def test_completions_of_columns_that_json_has_not(tmp_path):
+    odd = [datetime.date(2020, 1, 2), b'\xff', decimal.Decimal('1.5'), np.array([1, 2]), {'a': datetime.date(2020, 1, 2)}, 10**30]
+    rows = [{'prompt': 'p', 'completion': 'c', 'solution': x, 'large': 10**30, 'mixed': [10**30, 0.5][i % 2]} for i, x in enumerate(odd)]
+    with metrics.Writer(tmp_path) as writer:
+        table = pq.read_table(writer.completions('grpo', 1, rows)).to_pylist()
+    assert [row['solution'] for row in table] == [
+        '"2020-01-02"', '"b\'\\\\xff\'"', '"1.5"', '"[1 2]"', '{"a": "2020-01-02"}', str(10**30)
+    ]  # fmt: skip
+    assert {row['large'] for row in table} == {str(10**30)} and [row['mixed'] for row in table[:2]] == [str(10**30), '0.5']
 
 
 def test_completions_have_the_usual_columns(tmp_path):

@@ -122,8 +122,8 @@ ARENA = {
     # From the folder that REASONJAX_DATA names, for a model that is given.
     'gsm8k': ArenaTask(
         'reasonjax.arena.gsm8k.gsm8k', warm=dict(), train=dict(), max_prompt_length=256, max_completion_length=256, problems=200,
-        demonstrations=7500, prompts=7500, peaks=(1e-5, 1e-6), reward=dict(name='accuracy', extract='flexible'), needs_model=True,
-        overlong='drop',
+        demonstrations=7500, prompts=7500, peaks=(1e-5, 1e-6), reward=dict(name='accuracy', extract='flexible', equality='number'),
+        needs_model=True, overlong='drop',
     ),
 }  # fmt: skip
 GROUPS = {'arena': tuple(name for name, task in ARENA.items() if not task.needs_model)}

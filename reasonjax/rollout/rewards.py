@@ -6,10 +6,8 @@ to find the culprits, and the rest of the group then again, together. Workers st
 functions by name, and the caller's main module without running its `main`.
 """
 
-import dataclasses
+import copy
 import functools
-import importlib
-import inspect
 import multiprocessing
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,29 +18,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pebble
 
-from reasonjax.errors import UserError, listing, nearest
-from reasonjax.rollout import reward_worker
+from reasonjax.errors import UserError, nearest, show
+from reasonjax.rollout import reward_functions, reward_worker
+from reasonjax.rollout.reward_functions import RewardSpec
 from reasonjax.rollout.reward_worker import Failure, Outcome
+
+__all__ = ['RewardPool', 'RewardSpec', 'Rewards', 'joined']
 
 GROUPS_PER_JOB = 8  # enough to hide the queue's fraction of a millisecond, few enough to keep the workers evenly busy
 ON_ERROR = ('raise', 'drop')
-
-
-@dataclasses.dataclass(frozen=True)
-class RewardSpec:
-    """One reward function of a run.
-
-    Attributes:
-      target: a name from `reasonjax.methods.rewards`, 'pkg.module:function', 'pkg.module.function', or the function
-        itself, also with its knobs bound by `functools.partial` as config resolution returns it. Workers must be able
-        to import it.
-      knobs: keyword arguments of every call.
-      weight: factor in the total.
-    """
-
-    target: str | Callable
-    knobs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    weight: float = 1.0
 
 
 class Rewards(NamedTuple):
@@ -53,7 +37,7 @@ class Rewards(NamedTuple):
       values: [N, F] float64, unweighted; nan where the function returned None or failed.
       total: [N] float64, the weighted sum over the functions that returned a number; nan where none did or any failed.
       counts: how many samples each function failed on or dropped: `rewards/{name}/errors` (raised, died, or returned
-        no number), `/timeouts`, `/nan` (nan or infinite), `/dropped` (None).
+        no number), `/timeouts`, `/nan` (nan, infinite or above 1e18), `/dropped` (None).
     """
 
     names: tuple[str, ...]
@@ -83,18 +67,25 @@ class RewardPool:
     """Worker processes for the reward functions of a run. Use as a context manager, or call `close`."""
 
     def __init__(
-        self, functions: Mapping[str, RewardSpec], workers: int = 2, time_limit: float = 10.0, on_error: str = 'raise'
+        self,
+        functions: Mapping[str, RewardSpec],
+        workers: int = 2,
+        time_limit: float = 10.0,
+        on_error: str = 'raise',
+        memory_limit: float = 4.0,
     ):
         """Starts the workers, which import the functions while the caller goes on.
 
         Args:
           functions: reward key -> what to run.
-          workers: number of processes. 0 runs the functions in this process, **without any time limit**: for debugging,
-            and for functions defined in a notebook.
+          workers: number of processes. 0 runs the functions in this process, **without limits of time and memory**: for
+            debugging, and for functions defined in a notebook.
           time_limit: seconds of wall-clock time a sample may take. A call that takes too long is killed and its samples
             are tried one by one; a sample that finishes within the limit on its own is never blamed.
           on_error: what becomes of a sample that makes a function raise, hang or die, or return nan or no number.
             'raise' stops with an error that shows the sample; 'drop' makes it nan and counts it.
+          memory_limit: GiB that a worker may take for itself, imports and all. The system holds it to that (Linux only):
+            a function that wants more fails on its sample.
 
         Raises:
           UserError: a function that does not exist or that workers cannot import, or a setting out of range.
@@ -106,13 +97,25 @@ class RewardPool:
             raise UserError(f'rewards: workers must be 0 or more, got {workers}.')
         if not 0 < time_limit < float('inf'):
             raise UserError(f'rewards: time_limit must be a positive number of seconds, got {time_limit}.')
-        self._specs = {name: _loaded(spec, f'rewards.{name}') for name, spec in functions.items()}
+        if not 0 < memory_limit < float('inf'):
+            raise UserError(f'rewards: memory_limit must be a positive number of GiB, got {memory_limit}.')
+        self._specs = {name: reward_functions.load(spec, f'rewards.{name}') for name, spec in functions.items()}
         self._workers, self._time_limit, self._on_error = workers, float(time_limit), on_error
+        self._memory_limit = float(memory_limit)
         self._pace = dict.fromkeys(functions, 0.0)  # the slowest call so far, in seconds per sample
         self._pool = None
         if workers:
-            self._targets = {name: _address(spec.target, f'rewards.{name}') for name, spec in self._specs.items()}
+            self._targets = {name: reward_functions.find_address(spec.target, f'rewards.{name}') for name, spec in self._specs.items()}
             self._start()
+
+    @property
+    def required(self) -> frozenset[str]:
+        """The columns that some function cannot do without."""
+        return frozenset().union(*(reward_functions.list_required(spec, f'rewards.{name}') for name, spec in self._specs.items()))
+
+    def reads(self, column: str) -> bool:
+        """Whether some function has a parameter of that name."""
+        return any(column in reward_functions.list_parameters(spec, f'rewards.{name}') for name, spec in self._specs.items())
 
     def __enter__(self) -> 'RewardPool':
         return self
@@ -132,7 +135,7 @@ class RewardPool:
         self._pool = pebble.ProcessPool(
             self._workers,
             initializer=reward_worker.start,
-            initargs=(self._targets, pickle.dumps(knobs)),
+            initargs=(self._targets, pickle.dumps(knobs), self._memory_limit),
             context=multiprocessing.get_context('spawn'),
         )
         self._pool.schedule(reward_worker.ready)  # processes start with the first task: now, not at the first rollout
@@ -145,20 +148,24 @@ class RewardPool:
         Args:
           prompts: N prompts, texts or messages.
           completions: N completions.
-          columns: name -> N values, for the functions that take a parameter of that name or `**kwargs`.
+          columns: name -> N values, for the functions that take a parameter of that name or `**kwargs`. Any names but
+            `prompts` and `completions`.
           group: samples per prompt. Those of one prompt are adjacent, and N is a multiple of it.
           first: number of the first sample in errors, where these are a part of a batch.
 
         Raises:
-          UserError: a function needs a column that is not there; or, with on_error='raise', a sample fails.
+          UserError: a function needs a column that is not there, a column cannot be handed over, or, with
+            on_error='raise', a sample fails.
         """
-        samples, data = len(prompts), {'prompts': prompts, 'completions': completions, **columns}
+        samples, data = len(prompts), {**columns, 'prompts': prompts, 'completions': completions}
+        for column in sorted({'prompts', 'completions'} & set(columns)):
+            raise UserError(f'rewards: a column "{column}" would take the place of what was sampled; rename it.')
         for column, values in data.items():
             if len(values) != samples:
                 raise ValueError(f'column {column} has {len(values)} values for {samples} prompts')
         if group < 1 or samples % group:
             raise ValueError(f'{samples} samples are not whole groups of {group}')
-        taken = {name: _columns(spec, data, f'rewards.{name}') for name, spec in self._specs.items()}
+        taken = {name: reward_functions.select_columns(spec, data, f'rewards.{name}') for name, spec in self._specs.items()}
         groups = [tuple(range(i, i + group)) for i in range(0, samples, group)]
 
         def attempt(jobs: list[list[_Call]]) -> list[tuple[_Call, Outcome | None]]:
@@ -180,47 +187,59 @@ class RewardPool:
     def _here(self, jobs: list[list[_Call]], ready: list[list]) -> list[list[Outcome]]:
         specs = [self._specs[job[0].name] for job in jobs]
         bound = [functools.partial(spec.target, **spec.knobs) for spec in specs]
-        return [[reward_worker.call(f, *arguments) for arguments in calls] for f, calls in zip(bound, ready)]
-
-    def _there(self, jobs: list[list[_Call]], ready: list[list], again: bool = True) -> list[list[Outcome | None]]:
-        if self._pool is None:
-            raise ValueError('the reward pool is closed')
-        if not self._pool.active:
-            self._restart()
-        limits = [self._limit(job) for job in jobs]
-        # Pickled here: what cannot be pickled is found here, and what a worker cannot read back fails in its own call.
-        futures = [
-            self._pool.schedule(reward_worker.work, (job[0].name, pickle.dumps(calls)), timeout=limit)
-            for job, calls, limit in zip(jobs, ready, limits)
+        # What a function changes in its arguments is its own affair, as it is in a worker.
+        return [
+            [reward_worker.call(f, number, _handed(columns, copy.deepcopy)) for number, columns in calls] for f, calls in zip(bound, ready)
         ]
-        results, broken = [], []
-        for i, (job, limit, future) in enumerate(zip(jobs, limits, futures)):
-            error, name = future.exception(), job[0].name
-            if error is None:
-                outcomes, pace = future.result()
-                self._pace[name] = max(self._pace[name], pace)
-                results.append(outcomes)
-            elif isinstance(error, BrokenProcessPool):
-                broken.append(i)
-                results.append([])
-            elif len(job) > 1:
-                results.append([None] * len(job))
-            elif isinstance(error, TimeoutError):
-                results.append([Failure('timeouts', f'did not finish within {limit:g} s')])
-            else:
-                results.append([Failure('errors', f'ended or broke its worker process ({error})')])
-        if broken and not again:
-            raise UserError(
-                'rewards: the worker processes end as soon as they start; their own message is above. A script that '
-                'starts them must guard its entry with `if __name__ == "__main__":`. workers=0 runs the functions in '
-                'this process, without a time limit.'
-            )
-        if broken:  # for instance the system killed an idle worker; it is no sample's fault
-            self._restart()
-            repeated = self._there([jobs[i] for i in broken], [ready[i] for i in broken], again=False)
-            for i, outcomes in zip(broken, repeated):
-                results[i] = outcomes
+
+    def _there(self, jobs: list[list[_Call]], ready: list[list]) -> list[list[Outcome | None]]:
+        # Pickled here: what cannot be pickled is found here, and what a worker cannot read back fails in its own call.
+        pickled = [_handed(calls, pickle.dumps) for calls in ready]
+        results: list[list[Outcome | None]] = [[] for _ in jobs]
+        left, restarted = list(range(len(jobs))), False
+        while left:
+            if self._pool is None:
+                raise ValueError('the reward pool is closed')
+            if not self._pool.active:
+                self._restart()
+            limits = {i: self._limit(jobs[i]) for i in left}
+            futures = {
+                i: self._pool.schedule(reward_worker.work, (jobs[i][0].name, pickled[i]), timeout=limit) for i, limit in limits.items()
+            }
+            broken, worn = [], []
+            for i, future in futures.items():
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    broken.append(i)
+                elif getattr(error, 'exitcode', None) == reward_worker.WORN_OUT:
+                    worn.append(i)
+                else:
+                    results[i] = self._outcomes(jobs[i], limits[i], future, error)
+            if broken and restarted:
+                raise UserError(
+                    'rewards: the worker processes end as soon as they start; their own message is above. A script that '
+                    'starts them must guard its entry with `if __name__ == "__main__":`. workers=0 runs the functions in '
+                    'this process, without limits.'
+                )
+            if broken:  # for instance the system killed an idle worker; it is no sample's fault
+                self._restart()
+                restarted = True
+            left = sorted(broken + worn)
         return results
+
+    def _outcomes(self, job: list[_Call], limit: float, future: Any, error: BaseException | None) -> list[Outcome | None]:
+        """What became of a job that a worker has done, or has not survived."""
+        if error is None:
+            outcomes, pace = future.result()
+            self._pace[job[0].name] = max(self._pace[job[0].name], pace)
+            return outcomes
+        if len(job) > 1:
+            return [None] * len(job)
+        if isinstance(error, TimeoutError):
+            return [Failure('timeouts', f'did not finish within {limit:g} s')]
+        if getattr(error, 'exitcode', None) == reward_worker.OUT_OF_MEMORY:
+            return [Failure('errors', f'needs more than {self._memory_limit:g} GiB of memory (reward_memory_limit)')]
+        return [Failure('errors', f'ended or broke its worker process ({reward_worker.describe(error)})')]
 
     def _restart(self) -> None:
         self.close()
@@ -245,7 +264,7 @@ class RewardPool:
             if whole and len(call.rows) > 1:
                 where = f'{where}, called together with {len(call.rows) - 1} more of its prompt; one by one they pass'
             raise UserError(
-                f'rewards.{call.name}: {_label(self._specs[call.name].target)} {failure.text}\n'
+                f'rewards.{call.name}: {reward_functions.describe(self._specs[call.name].target)} {failure.text}\n'
                 f'  at {where}\n'
                 f'  prompt:     {_excerpt(data["prompts"][row])}\n'
                 f'  completion: {_excerpt(data["completions"][row])}\n'
@@ -308,55 +327,28 @@ def _settle(groups: list[tuple[int, ...]], names: list[str], attempt: Callable, 
     return settled + list(culprits.items()) + passed(attempt(again))
 
 
-def _loaded(spec: RewardSpec, key: str) -> RewardSpec:
-    """Imports the target; moves knobs out of a partial, so that workers can import the function and bind them again."""
-    if isinstance(spec.target, str):
-        return dataclasses.replace(spec, target=reward_worker.load(spec.target, key))
-    if isinstance(spec.target, functools.partial) and not spec.target.args:
-        return dataclasses.replace(spec, target=spec.target.func, knobs={**spec.target.keywords, **spec.knobs})
-    return spec
-
-
-def _label(function: Callable) -> str:
-    return f'{getattr(function, "__module__", "?")}.{getattr(function, "__qualname__", repr(function))}'
-
-
-def _address(function: Callable, key: str) -> str:
-    """Returns 'module:qualified name' of a function that another process can import."""
-    module, name = getattr(function, '__module__', None), getattr(function, '__qualname__', '')
-    if module and module != '__main__' and name:
-        if reward_worker.member(importlib.import_module(module), name) is function:
-            return f'{module}:{name}'
-    raise UserError(
-        f'{key}: worker processes cannot import {_label(function)}, which is defined in a notebook, in the main script '
-        'or inside another function. Put it at the top level of a module and name that, or set workers=0 to run it in '
-        'this process, without a time limit.'
-    )
-
-
-def _columns(spec: RewardSpec, data: Mapping, key: str) -> tuple[str, ...]:
-    """The columns that a function takes.
+def _handed(data: Any, hand: Callable[[Any], Any]) -> Any:
+    """Copies or pickles the arguments of calls.
 
     Raises:
-      UserError: one that it needs is missing, or one has the name of a knob.
+      UserError: a column cannot be; names it.
     """
-    parameters = inspect.signature(spec.target).parameters.values()
-    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    knobs = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty} | set(spec.knobs)
-    for column in data:
-        if column in knobs:
-            where = f'a knob of {_label(spec.target)} and a column of the data'
-            raise UserError(f'{key}: "{column}" is {where}; rename the column.')
-    for name, parameter in named.items():
-        if parameter.default is inspect.Parameter.empty and name not in spec.knobs and name not in data:
-            hint = f'{nearest(name, data)} There are: {listing(data)}.'
-            raise UserError(f'{key}: {_label(spec.target)} needs a column "{name}".{hint}')
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    return tuple(column for column in data if takes_all or column in named)
+    try:
+        return hand(data)
+    except Exception as error:  # of any class: it is the values' own methods that fail
+        for columns in [data] if isinstance(data, dict) else [columns for _, columns in data]:
+            for name, value in ((name, value) for name, values in columns.items() for value in values):
+                try:
+                    hand(value)
+                except Exception as reason:
+                    kind = f'{type(value).__module__}.{type(value).__qualname__}'
+                    what = f'{kind}, which cannot be handed to reward functions ({reward_worker.describe(reason)})'
+                    raise UserError(f'rewards: column "{name}" holds {what}; make it text, a number, a list or a dict.') from error
+        raise
 
 
 def _excerpt(value: Any, length: int = 300) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else show(value, 10 * length)
     if len(text) <= length:
         return repr(text)
     return f'{text[: length // 2] + " [...] " + text[-length // 2 :]!r} ({len(text)} characters)'

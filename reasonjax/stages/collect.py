@@ -9,7 +9,7 @@ import json
 import pathlib
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ def run(run: Run, place: Place, params: Any) -> dict:
     parts = place.folder / 'parts'
     done = processes.on_main(lambda: _done(parts))
     totals, stepped = dict(NOTHING), 0.0
-    with open_rollouts(run, place, [check_columns]) as rollouts, Progress(place.name, stage.steps) as progress:
+    with open_rollouts(run, place, check_columns) as rollouts, Progress(place.name, stage.steps) as progress:
         for step in range(1, stage.steps + 1):
             stopping.point(f'stage {place.name}: {step - 1} of {stage.steps} steps are done and saved')
             if step in done:
@@ -78,18 +78,17 @@ def run(run: Run, place: Place, params: Any) -> dict:
     return totals | {'reward': totals['reward'] / max(1, totals['sampled'] - totals['dropped'])}
 
 
-def check_columns(example: Mapping[str, Any], rng: np.random.Generator) -> Iterable[Mapping[str, Any]]:
-    """Passes a row on, before anything is sampled for it.
+def check_columns(row: Mapping[str, Any]) -> None:
+    """Checks a row before anything is sampled for it.
 
     Raises:
-      UserError: a column that cannot be written as JSON. Dates and decimals are written as text, arrays as lists.
+      UserError: a column cannot be written as JSON. Dates and decimals are written as text, arrays as lists.
     """
-    for name, value in example.items():
+    for name, value in row.items():
         try:
             _json(value)
         except (TypeError, ValueError) as error:
             raise UserError(f'column "{name}" cannot be written beside a sample ({error}); a transform may leave it out') from error
-    return [example]
 
 
 def _json(value: Any) -> str:

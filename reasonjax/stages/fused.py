@@ -19,8 +19,8 @@ from reasonjax.errors import UserError, divisor
 from reasonjax.methods.objectives.protocol import needed
 from reasonjax.metrics import Timers
 from reasonjax.parallel import mesh as meshes
-from reasonjax.rollout import sampler
-from reasonjax.rollout.rewards import Rewards
+from reasonjax.rollout import reward_functions, sampler
+from reasonjax.rollout.rewards import Rewards, RewardSpec
 from reasonjax.rollout.sampler import Rollout
 from reasonjax.rollout.text import completions
 from reasonjax.stages import online, rollouts
@@ -44,11 +44,12 @@ WITHOUT = {
 
 
 class Reward(NamedTuple):
-    """The reward of a stage: its name in the metrics, its weight in the total, and how it is computed."""
+    """The reward of a stage: its name in the metrics, its weight in the total, how it is computed, and the columns it cannot do without."""
 
     name: str
     weight: float
     rule: TokenRule
+    required: frozenset[str]
 
 
 def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callable | None) -> Trained:
@@ -67,7 +68,7 @@ def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callabl
         # The reference is the model as this stage found it, adapters of earlier stages included; it stays in memory.
         fixed = incoming()
         incoming = lambda: fixed  # noqa: E731
-    data, watch = rollouts.open_data(run, place), online.Watcher(place.name)
+    data, watch = rollouts.open_data(run, place, reward.rule.columns), online.Watcher(place.name)
     check_data(place, data)
 
     def feed(step: int, params: Any, timers: Timers) -> Given:
@@ -161,7 +162,7 @@ def report(
     none = np.isnan(values)
     counts = {f'rewards/{reward.name}/{kind}': 0 for kind in ('errors', 'timeouts', 'nan')}
     rewards = Rewards((reward.name,), values, reward.weight * values[:, 0], counts | {f'rewards/{reward.name}/dropped': int(none.sum())})
-    if none.all():
+    if none.all() and not all(any(rollouts.is_unknown(row, name) for name in reward.required) for row in host['rows']):
         raise UserError(f'stage {place.name}, step {step}: no sample has a reward ({rewards.counts}).')
     rollout = Rollout(None, None, None, seen['length'], seen['terminated'])
     metrics = {name: float(value) for name, value in seen['metrics'].items()}
@@ -197,8 +198,9 @@ def reward_of(run: Run, place: Place) -> Reward:
             'Take only the former, or on_device=False.'
         )
     ((name, node),) = stage.rewards.items()
+    required = frozenset(reward_functions.list_required(RewardSpec(*_bound(node)), f'rewards.{name}'))
     try:
-        return Reward(name, node.get('weight', 1.0), task.on_tokens.build(run.tokenizer, stage.max_completion_length))
+        return Reward(name, node.get('weight', 1.0), task.on_tokens.build(run.tokenizer, stage.max_completion_length), required)
     except UserError as error:
         raise UserError(f'{key}: {error} Or set on_device=False.') from error
 

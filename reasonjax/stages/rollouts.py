@@ -4,7 +4,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,12 +12,14 @@ import numpy as np
 
 from reasonjax import config as configs
 from reasonjax import randomness
-from reasonjax.data import pipeline
-from reasonjax.data.stream import Transform
+from reasonjax.data import pipeline, stream
+from reasonjax.data.sources import Source
+from reasonjax.data.tokenizers import Tokenizer
 from reasonjax.errors import UserError
 from reasonjax.metrics import Timers
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
+from reasonjax.rollout import reward_functions
 from reasonjax.rollout.rewards import RewardPool, Rewards, RewardSpec, joined
 from reasonjax.rollout.sampler import Rollout
 from reasonjax.rollout.text import Completion, completions
@@ -94,19 +96,63 @@ def together(parts: Sequence[Drawn]) -> Drawn:
     )
 
 
-def open_data(run: Run, place: Place, checks: Sequence[Transform] = ()) -> pipeline.Batches:
-    """The prompts a stage samples from; `checks` are transforms that come last."""
+def open_data(run: Run, place: Place, check: Callable[[dict], Any] = lambda row: None) -> pipeline.Batches:
+    """The prompts a stage samples from.
+
+    Args:
+      run: what stages share.
+      place: of the stage.
+      check: raises UserError for a row that cannot be rewarded, beside what `reward_functions.make_row_check` finds.
+
+    Raises:
+      UserError: a reward function needs a column that no row has, or a setting is wrong; later, a row that cannot be used, with its place.
+    """
     stage = settings(run.config, place)
     source, transforms = data_functions(run, stage.data)
+    seed = randomness.host_seed(run.config.seed, place.number)
+    functions = {key: reward_functions.load(spec, f'rewards.{key}') for key, spec in reward_specs(stage).items()}
+    _check_columns(functions, source, transforms, seed)
+    check_row = reward_functions.make_row_check(functions)
+
+    def checked(example: dict, _: np.random.Generator) -> list[dict]:
+        check_row(example)
+        check(example)
+        return [example]
+
     return pipeline.prompts(
         source,
-        [*transforms, *checks],
+        [*transforms, checked],  # the last, so that it changes no draw of the others; errors name the row
         run.tokenizer,
         max_prompt_length=stage.data.max_prompt_length,
         num_prompts=stage.num_prompts,
-        seed=randomness.host_seed(run.config.seed, place.number),
+        seed=seed,
         overlong=stage.data.overlong,
     )
+
+
+def _check_columns(functions: Mapping[str, RewardSpec], source: Source, transforms: Sequence[stream.Transform], seed: int) -> None:
+    """Raises UserError where a reward function needs a column that no row has a value in. It reads rows until it has seen one in each."""
+    needed = {name: key for key, spec in functions.items() for name in reward_functions.list_required(spec, f'rewards.{key}')}
+    as_it_is = stream.Measure(0, 'drop', '', lambda row: [row], lambda _: 0)
+    seen: set[str] = set()
+    for i in range(len(source) if needed else 0):
+        try:
+            examples = [example for example, _ in stream.transformed(source, transforms, as_it_is, seed, i, i).kept]
+        except UserError:  # raised with its place where the row is reached
+            continue
+        seen = seen.union(*examples)
+        needed = {name: key for name, key in needed.items() if all(is_unknown(example, name) for example in examples)}
+        if not needed:
+            return
+    for name, key in needed.items() if 'prompt' in seen else ():  # rows without a prompt are refused when they are read
+        where = ', and no row of the data has a value in it' if name in seen else ', which no row of the data has'
+        raise reward_functions.missing_column(functions[key], f'rewards.{key}', name, seen, where)
+
+
+def is_unknown(row: Mapping[str, Any], column: str) -> bool:
+    """Whether a row has nothing in a column."""
+    value = row.get(column)
+    return value is None or (isinstance(value, str) and not value)
 
 
 class _Ending:
@@ -132,14 +178,14 @@ class Rollouts:
       data: the iterator over prompts.
     """
 
-    def __init__(self, run: Run, place: Place, pool: RewardPool, checks: Sequence[Transform] = ()):
+    def __init__(self, run: Run, place: Place, pool: RewardPool, check: Callable[[dict], Any] = lambda row: None):
         stage = settings(run.config, place)
         self._run, self._place, self._pool = run, place, pool
         self._generate = sampler(run, of_stage(stage, run.tokenizer, place.name))
         self._at_once = at_once(stage)
         self._whole = jax.jit(lambda x: x, out_shardings=meshes.replicated(run.rollout_mesh))
         self._sampling: _Ending | None = None  # of the rollout that was started last
-        self.data = open_data(run, place, checks)
+        self.data = open_data(run, place, check)
         check_data(place, self.data)
 
     def draw(self, step: int, params: Any, timers: Timers, number: int = 0) -> Drawn:
@@ -183,20 +229,23 @@ class Rollouts:
           UserError: a reward function fails, or no sample got a reward.
         """
         rows, rollouts, texts, rewards = flight.prompts['rows'], [], [], []
-        shared = _columns(rows)
+        columns = list_columns(self._pool, rows)
+        rendered = render_prompts(flight.prompts, self._run.tokenizer) if self._pool.reads('rendered_prompts') else None
         for parts in [[part] for part in flight.parts] if jax.process_count() == 1 else [flight.parts]:
             with timers('generate'):
                 rollouts.append(concatenated(processes.fetch(parts)))
             begin, first = time.perf_counter(), len(texts)
             said = completions(rollouts[-1], self._run.tokenizer)
             texts += said
-            rewards.append(score_completions(self._pool, rows[first : len(texts)], said, first, shared))
+            given = rendered and rendered[first : len(texts)]
+            rewards.append(score_completions(self._pool, rows[first : len(texts)], said, first, columns, given))
             end = time.perf_counter()
             hidden = 0.0 if self._sampling is None else self._sampling.within(begin, end)
             for phase, seconds in (('reward', end - begin - hidden), ('reward_hidden', hidden)):
                 timers.seconds[phase] = timers.seconds.get(phase, 0.0) + seconds
         found = joined(rewards)
-        if np.isnan(found.total).all():
+        # Rows without a solution teach nothing; that a function says nothing of any other is a mistake.
+        if np.isnan(found.total).all() and not all(any(is_unknown(row, name) for name in self._pool.required) for row in rows):
             raise UserError(f'stage {self._place.name}, step {flight.step}: no sample has a reward ({found.counts}).')
         return Drawn(flight.prompts, concatenated(rollouts), texts, found, np.full(len(rows), flight.step))
 
@@ -212,12 +261,13 @@ class Rollouts:
 
 
 @contextlib.contextmanager
-def open_rollouts(run: Run, place: Place, checks: Sequence[Transform] = ()) -> Iterator[Rollouts]:
-    """Starts the reward workers of a stage, and ends them; see `open_data`."""
+def open_rollouts(run: Run, place: Place, check_row: Callable[[dict], Any] = lambda row: None) -> Iterator[Rollouts]:
+    """Starts the reward workers of a stage, and ends them; for `check_row` see `open_data`."""
     stage = settings(run.config, place)
     check(stage, place.name)
-    with RewardPool(reward_specs(stage), stage.reward_workers, stage.reward_time_limit, stage.rewards_on_error) as pool:
-        yield Rollouts(run, place, pool, checks)
+    limits = (stage.reward_time_limit, stage.rewards_on_error, stage.reward_memory_limit)
+    with RewardPool(reward_specs(stage), stage.reward_workers, *limits) as pool:
+        yield Rollouts(run, place, pool, check_row)
 
 
 def check(stage: Mapping[str, Any], name: str) -> None:
@@ -237,7 +287,12 @@ def reward_specs(stage: Mapping[str, Any]) -> dict[str, RewardSpec]:
 
 
 def score_completions(
-    pool: RewardPool, rows: list[dict], texts: list[list[Completion]], first: int = 0, shared: frozenset[str] | None = None
+    pool: RewardPool,
+    rows: list[dict],
+    texts: list[list[Completion]],
+    first: int = 0,
+    columns: frozenset[str] | None = None,
+    rendered: list[str] | None = None,
 ) -> Rewards:
     """Calls the reward functions with TRL's arguments: every prompt repeated for its completions, extra columns beside.
 
@@ -248,24 +303,35 @@ def score_completions(
       rows: of the prompts.
       texts: of their completions, G each.
       first: number of the first prompt in errors, where these are a part of a batch.
-      shared: the columns that every row of the batch has; None: that every row here has.
+      columns: what functions are given of a row, None where it has no such column; None: `list_columns` these rows.
+      rendered: the prompts as the model was given them, where a function reads them.
     """
-    G, conversational = len(texts[0]), not isinstance(rows[0]['prompt'], str)
-    names = _columns(rows) if shared is None else shared
+    G, columns = len(texts[0]), list_columns(pool, rows) if columns is None else columns
 
     def of(part: slice) -> Rewards:
-        flat = [c for group in texts[part] for c in group]
-        repeated = [row for row in rows[part] for _ in range(G)]
-        columns = {'completion_ids': [c.ids for c in flat], 'terminated': [c.terminated for c in flat]}
-        columns |= {name: [row[name] for row in repeated] for name in sorted(names)}
-        said = [[{'role': 'assistant', 'content': c.text}] if conversational else c.text for c in flat]
-        return pool.score([row['prompt'] for row in repeated], said, columns, G, first=(first + part.start) * G)
+        flat = [(row, c) for row, group in zip(rows[part], texts[part], strict=True) for c in group]
+        given = {name: [row.get(name) for row, _ in flat] for name in sorted(columns)}
+        given |= {'completion_ids': [c.ids for _, c in flat], 'terminated': [c.terminated for _, c in flat]}
+        if rendered is not None:
+            given['rendered_prompts'] = [text for text in rendered[part] for _ in range(G)]
+        # A row's completions have the form of its own prompt.
+        formed = [c.text if isinstance(row['prompt'], str) else [{'role': 'assistant', 'content': c.text}] for row, c in flat]
+        return pool.score([row['prompt'] for row, _ in flat], formed, given, G, first=(first + part.start) * G)
 
     return joined(processes.divided(len(rows), of))
 
 
-def _columns(rows: list[dict]) -> frozenset[str]:
-    return frozenset.intersection(*(frozenset(row) for row in rows)) - {'prompt', 'completion', 'completion_ids', 'terminated'}
+def list_columns(pool: RewardPool, rows: list[dict]) -> frozenset[str]:
+    """What reward functions are given of these rows: every column that one of them has, and those that a function cannot do without."""
+    return pool.required.union(*rows) - {*reward_functions.RESERVED, *reward_functions.WITHHELD}
+
+
+def render_prompts(prompts: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
+    """The prompts of a batch as the model was given them: a text as it is, of a conversation what the chat template has made of it."""
+    return [
+        row['prompt'] if isinstance(row['prompt'], str) else tokenizer.decode(tokens[segments > 0].tolist())
+        for row, tokens, segments in zip(prompts['rows'], prompts['tokens'], prompts['segments'], strict=True)
+    ]
 
 
 def concatenated(parts: list[Rollout]) -> Rollout:

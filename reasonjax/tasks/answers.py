@@ -1,10 +1,17 @@
-"""Finding the answer in a completion, and comparing it with the solution."""
+"""Finding the answer in a completion, reading the solution of a row, and comparing the two."""
 
+import datetime
 import decimal
+import fractions
+import functools
 import importlib.util
 import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, listing, nearest, show
+from reasonjax.tasks.answer_text import find_answer, find_answer_of_solution
+from reasonjax.tasks.answer_values import read_value, same_spelling, same_value
 
 STRICT = re.compile(r'#### (-?[0-9.,]+)')
 FLEXIBLE = re.compile(r'(-?[$0-9.,]{2,})|(-?[0-9]+)')
@@ -46,7 +53,9 @@ def _last_line(text: str) -> str | None:
     return next((line.strip() for line in reversed(lines) if line.strip()), None)
 
 
-EXTRACTORS = {'strict': _strict, 'flexible': _flexible, 'hash': _hash, 'boxed': _boxed, 'last_line': _last_line}
+EXTRACTORS = {
+    'answer': find_answer, 'strict': _strict, 'flexible': _flexible, 'hash': _hash, 'boxed': _boxed, 'last_line': _last_line
+}  # fmt: skip
 
 
 def extract(text: str, how: str) -> str | None:
@@ -54,7 +63,8 @@ def extract(text: str, how: str) -> str | None:
 
     Args:
       text: a completion, or a reference answer.
-      how: 'strict' the number after the first '#### ' (GSM8K's own form); 'flexible' the last thing that looks like a
+      how: 'answer' wherever a model may have put it: in a box, behind 'the answer is', in bold, at the end (see `answer_text`);
+        'strict' the number after the first '#### ' (GSM8K's own form); 'flexible' the last thing that looks like a
         number, by the expression with which lm-evaluation-harness reads GSM8K (so that scores compare: two or more of
         `$0-9.,` count, even '...'); 'hash' everything after the first '#'; 'boxed' the last \boxed{...} whose braces
         are balanced; 'last_line' the last line that is not blank, stripped.
@@ -71,6 +81,15 @@ def extract(text: str, how: str) -> str | None:
     return EXTRACTORS[how](text)
 
 
+def same_answer(a: str, b: str) -> bool:
+    """Whether two answers mean the same: numbers exactly and in every spelling, lists, sets, tuples, intervals, words.
+
+    50% equals both 50, as GSM8K and MATH have it, and 0.5; without the sign, 50 and 0.5 differ. Units count where both state one. See
+    `answer_values` for all rules.
+    """
+    return same_value(read_value(a), read_value(b), same_spelling)
+
+
 def _number(text: str) -> decimal.Decimal | None:
     plain = text.strip().replace(',', '').replace('$', '').removesuffix('.')
     return decimal.Decimal(plain) if NUMBER.fullmatch(plain) else None
@@ -79,7 +98,8 @@ def _number(text: str) -> decimal.Decimal | None:
 def same_number(a: str, b: str) -> bool:
     """Whether two texts are the same number, |a - b| < 1e-4, apart from commas, dollar signs, blanks and a final dot.
 
-    Where either is no plain decimal number: whether the stripped texts are equal.
+    Where either is no plain decimal number: whether the stripped texts are equal. It goes with the extractors that read as
+    lm-evaluation-harness does; `same_answer` knows what else a number can look like.
     """
     x, y = _number(a), _number(b)
     if x is None or y is None:
@@ -93,8 +113,9 @@ def same_text(a: str, b: str) -> bool:
 
 
 def same_mathematics(a: str, b: str) -> bool:
-    r"""Whether two expressions (LaTeX or plain) mean the same, by math-verify; equal stripped texts always do.
+    r"""`same_answer`, and expressions (LaTeX or plain) are equal too where math-verify can show it: x + 1 and 1 + x.
 
+    Numbers, sets, tuples and intervals are told apart as in `same_answer`; the library is asked about what is in them only.
     It has no time limit of its own (the library's relies on alarm signals, which work in main threads only): call it
     where a hang can be killed, as the reward pool does.
 
@@ -107,24 +128,23 @@ def same_mathematics(a: str, b: str) -> bool:
     """
     if importlib.util.find_spec('math_verify') is None:
         raise UserError('equality="math_verify" needs the package math-verify: pip install "reasonjax[tasks]".')
-    import math_verify  # heavy (sympy), and optional
-
     if a.strip() == b.strip():
         return True
-    answer, solution = (math_verify.parse(rf'\boxed{{{text}}}', parsing_timeout=None) for text in (a, b))
-    return bool(math_verify.verify(solution, answer, timeout_seconds=None))
+    from reasonjax.tasks.answer_library import same_expression  # not above: it imports sympy, which is heavy, and optional
+
+    return same_value(read_value(a), read_value(b), same_expression)
 
 
-EQUALITIES = {'number': same_number, 'text': same_text, 'math_verify': same_mathematics}
+EQUALITIES = {'answer': same_answer, 'number': same_number, 'text': same_text, 'math_verify': same_mathematics}
 
 
-def equivalent(a: str, b: str, equality: str = 'number') -> bool:
+def equivalent(a: str, b: str, equality: str = 'answer') -> bool:
     """Compares an answer with a solution.
 
     Args:
       a: what was answered.
       b: the solution.
-      equality: 'number' (`same_number`), 'text' (`same_text`) or 'math_verify' (`same_mathematics`).
+      equality: 'answer' (`same_answer`), 'number' (`same_number`), 'text' (`same_text`) or 'math_verify' (`same_mathematics`).
 
     Raises:
       UserError: no equality of that name, or its package is missing.
@@ -132,3 +152,118 @@ def equivalent(a: str, b: str, equality: str = 'number') -> bool:
     if equality not in EQUALITIES:
         raise UserError(f'equality: unknown "{equality}".{nearest(equality, EQUALITIES)} Known: {listing(EQUALITIES)}.')
     return EQUALITIES[equality](a, b)
+
+
+# Under which of these keys a row's mapping has the answer.
+KEYS = ('ground_truth', 'solution', 'answer', 'final_answer', 'target', 'value')
+# What a completion that gives an answer looks like, for each extractor.
+GIVEN = {
+    'answer': (r'\boxed{%s}', 'The answer is %s', '%s'), 'strict': ('#### %s',), 'flexible': ('The answer is %s',), 'hash': ('#%s',),
+    'boxed': (r'\boxed{%s}',), 'last_line': ('%s',),
+}  # fmt: skip
+
+
+def write_solution(value: Any) -> str | None:
+    """Returns a row's solution as a text, however the data holds it; None where it is unknown (None, '', an empty list).
+
+    A number is written without exponent and without zeros at its end (7.0 is '7', 1e-05 is '0.00001'). A list of one is that one, a mapping
+    what it has under one of `KEYS`.
+
+    Raises:
+      UserError: nan, infinity, several answers, lists in lists, bytes that are no text, and everything else.
+    """
+    return _text(value, 0)
+
+
+def _text(value: Any, depth: int) -> str | None:
+    if getattr(value, 'dtype', None) is not None and hasattr(value, 'tolist'):  # of NumPy
+        # The shortest digits that its own precision tells apart: 0.1 as float32 is not 0.1 as float64.
+        value = float(str(value)) if value.dtype.kind == 'f' and not value.shape else value.tolist()
+    if value is None or value == '' or (isinstance(value, list | tuple) and not value):
+        return None
+    if isinstance(value, str):
+        return str(value) if value.strip() else None
+    if isinstance(value, bytes):
+        try:
+            return value.decode('utf-8') or None
+        except UnicodeDecodeError as error:
+            raise UserError(f'column "solution": expected text, found bytes that are not UTF-8 ({show(value)}).') from error
+    if isinstance(value, bool | datetime.date | datetime.time):
+        return str(value)
+    if isinstance(value, int | float | decimal.Decimal | fractions.Fraction):
+        return _number_text(value)
+    if isinstance(value, Mapping) and depth < 3:
+        keys = [key for key in KEYS if key in value] if len(value) > 1 else list(value)
+        if len(keys) == 1:
+            return _text(value[keys[0]], depth + 1)
+        raise UserError(
+            f'column "solution": of a mapping, one key may be the answer ({", ".join(KEYS)}), found {listing(map(str, value)) or "none"}.'
+        )
+    if isinstance(value, list | tuple) and len(value) == 1 and not isinstance(value[0], list | tuple):
+        return _text(value[0], depth + 1)
+    if isinstance(value, list | tuple):
+        raise UserError(f'column "solution": expected one answer, found {len(value)} in a list ({show(value)}); write them as one text.')
+    raise UserError(f'column "solution": expected a text or a number, found {type(value).__name__} ({show(value)}).')
+
+
+def _number_text(value: Any) -> str:
+    if isinstance(value, fractions.Fraction):
+        return str(value)
+    exact = decimal.Decimal(value if isinstance(value, int | decimal.Decimal) else repr(float(value)))
+    if not exact.is_finite():
+        raise UserError(f'column "solution": expected an answer, found {exact}; use null where it is unknown.')
+    if abs(exact.adjusted()) > 400:  # nobody writes it out
+        return str(exact)
+    text = format(exact, 'f')
+    return text.rstrip('0').rstrip('.') if '.' in text else text
+
+
+def read_solution(value: Any, how: str = 'answer', equality: str = 'answer') -> str | None:
+    r"""Returns a row's solution in the form that completions are compared with; None where it is unknown.
+
+    Of a worked solution that is its answer: what follows '####', what is in a box, what it says the answer is, else its last number.
+
+    Args:
+      value: what the column holds; see `write_solution`.
+      how: as for `extract`.
+      equality: as for `equivalent`. With 'text' a text is taken as it is, where it can be answered so.
+
+    Raises:
+      UserError: as `write_solution`, or a solution that no completion can be marked right with.
+    """
+    text = write_solution(value)
+    return None if text is None else _answerable(text, how, equality)
+
+
+@functools.lru_cache(8192)
+def _answerable(text: str, how: str, equality: str) -> str:
+    extract('', how), equivalent('', '', equality)  # names that are unknown are an error of their own
+    for candidate in dict.fromkeys(_candidates(text, how, equality)):
+        if any(_is_right(given.replace('%s', candidate), candidate, how, equality) for given in GIVEN[how]):
+            return candidate
+    raise UserError(
+        f'column "solution": no completion can be marked right with {show(text)} under extract="{how}" and equality="{equality}". '
+        'extract="answer" with equality="answer" reads numbers in every form, and words; use null where the answer is unknown.'
+    )
+
+
+def _candidates(text: str, how: str, equality: str) -> Iterator[str]:
+    if equality == 'text':
+        yield text
+        yield text.strip()
+    answer = find_answer_of_solution(text)
+    yield answer
+    # Without a unit or a currency, where the extractor reads none.
+    for part in [*(extract(given.replace('%s', answer), how) for given in GIVEN[how]), (_flexible(answer) or '').replace('$', '')]:
+        if part and same_answer(part, answer):
+            yield part
+    try:
+        yield _number_text(decimal.Decimal(answer))
+    except (decimal.InvalidOperation, UserError):
+        return
+
+
+def _is_right(completion: str, solution: str, how: str, equality: str) -> bool:
+    # Of math-verify, which takes seconds to import, only what it does without the library.
+    answer = extract(completion, how)
+    return answer is not None and (same_answer if equality == 'math_verify' else EQUALITIES[equality])(answer, solution)

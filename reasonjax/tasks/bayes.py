@@ -85,7 +85,7 @@ def name(i: int) -> str:
     return f'{i:02d}'
 
 
-def shown(values: dict[int, int] | list[int], variables: list[int]) -> str:
+def show(values: dict[int, int] | list[int], variables: list[int]) -> str:
     """Variables and their values, as strings write them."""
     return ''.join(f'{name(i)}={values[i]},' for i in variables)
 
@@ -118,8 +118,8 @@ class Strings:
         values = self.world.net.draw(rng)
         between = before[1:] if self.granularity else []
         return {
-            'prompt': f'B{name(target)}:{shown(values, before[:1])}',
-            'completion': f'{shown(values, between)}#{values[target]}',
+            'prompt': f'B{name(target)}:{show(values, before[:1])}',
+            'completion': f'{show(values, between)}#{values[target]}',
             'solution': str(values[target]),
         }
 
@@ -147,8 +147,8 @@ class Pairs(Generated):
         for j in between:
             values[j] = int(rng.random() < net.probability((j,), values)[1])
         return {
-            'prompt': f'B{name(target)}:{shown(values, [given])}',
-            'completion': f'{shown(values, between if self.granularity else [])}#{solution}',
+            'prompt': f'B{name(target)}:{show(values, [given])}',
+            'completion': f'{show(values, between if self.granularity else [])}#{solution}',
             'solution': solution,
             'level': int(distance[target, given]),
             'probability': probability,

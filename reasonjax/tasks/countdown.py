@@ -114,7 +114,7 @@ def parsed(prompt: str) -> tuple[list[int], int]:
     Raises:
       UserError: it is not one of this task.
     """
-    found = PROMPT.fullmatch(prompt)
+    found = PROMPT.fullmatch(prompt) if isinstance(prompt, str) else None
     if not found:
         raise UserError(f'countdown: expected a prompt such as "284>20:" or "28,4,17>41:", got {prompt!r}.')
     return [int(number) for number in (found[1].split(',') if ',' in found[1] else found[1])], int(found[2])
@@ -199,6 +199,9 @@ def verify(completion: str, row: dict, terminated: bool) -> dict:
     """Right iff an expression that `reaches` the target of the row's prompt follows the first '#', and then the end of sequence."""
     _, found, answer = completion.partition('#')
     return {'correct': terminated and bool(found) and reaches(answer, *parsed(row['prompt'])), 'answer': answer if found else None}
+
+
+verify.reads = ('prompt',)
 
 
 def on_tokens(tokenizer: Any, max_tokens: int) -> TokenRule:

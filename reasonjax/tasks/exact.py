@@ -2,13 +2,17 @@
 
 from typing import Any
 
+from reasonjax.tasks.answers import write_solution
 from reasonjax.tasks.base import OnTokens, TokenRule
 
 
 def verify(completion: str, row: dict, terminated: bool) -> dict:
     """Right iff exactly the row's solution follows the first '#', and then the end of sequence."""
     _, found, answer = completion.partition('#')
-    return {'correct': terminated and bool(found) and answer == row['solution'], 'answer': answer if found else None}
+    return {'correct': terminated and bool(found) and answer == write_solution(row['solution']), 'answer': answer if found else None}
+
+
+verify.reads = ('solution',)
 
 
 def on_tokens(tokenizer: Any, max_tokens: int) -> TokenRule:

@@ -8,7 +8,7 @@ from typing import Any
 
 from reasonjax.bounds import AtLeast
 from reasonjax.errors import UserError, listing, nearest
-from reasonjax.tasks.answers import extract
+from reasonjax.tasks.answers import extract, read_solution
 from reasonjax.tasks.base import Task
 
 CALCULATOR = re.compile(r'<<[^<>]*>>')
@@ -79,9 +79,13 @@ def verify(completion: str, row: dict, terminated: bool) -> dict:
     del terminated
     text = STOPS.split(completion, maxsplit=1)[0]
     strict, flexible = extract(text, 'strict'), extract(text, 'flexible')
-    strict_right, flexible_right = (x is not None and _written(x) == _written(row['solution']) for x in (strict, flexible))
+    solution = read_solution(row['solution'], 'strict', 'number')
+    strict_right, flexible_right = (None not in (x, solution) and _written(x) == _written(solution) for x in (strict, flexible))
     answer = flexible if strict is None else strict
     return {'correct': strict_right, 'answer': answer, 'strict': strict_right, 'flexible': flexible_right}
+
+
+verify.reads = ('solution',)
 
 
 def _written(number: str) -> str:

@@ -11,11 +11,13 @@ import numpy as np
 
 from reasonjax.data.tokenizers import Tokenizer
 from reasonjax.errors import UserError
+from reasonjax.tasks.answers import write_solution
 from reasonjax.tasks.base import TokenRule
 
 
 def answer_after(marker: str, tokenizer: Tokenizer, max_tokens: int) -> TokenRule:
-    """1 where exactly the characters of the row's `solution` follow the first `marker`, and then the end of sequence; else 0.
+    """1 where exactly the characters of the row's `solution` follow the first `marker`, and then the end of sequence, else 0; nan where the
+    row has no solution.
 
     What decoding drops (padding, mask) is passed over here too, so that the rule says of tokens what it says of their text.
 
@@ -25,20 +27,18 @@ def answer_after(marker: str, tokenizer: Tokenizer, max_tokens: int) -> TokenRul
       max_tokens: longest completion.
 
     Raises:
-      UserError: a token that is not one character, or no marker among them; from `columns`, a row without solution.
+      UserError: a token that is not one character, or no marker among them; from `columns`, a solution that is no text or number.
     """
     ids, dropped = character_ids(tokenizer)
     if marker not in ids:
         raise UserError(f'the tokenizer has no {marker!r}, which stands before the answer.')
 
     def columns(row: dict) -> dict[str, np.ndarray]:
-        if not row.get('solution'):
-            raise UserError(f'a row without solution cannot be checked on tokens: {row}.')
-        solution = np.full(max_tokens, -1, np.int32)
+        text, solution = write_solution(row.get('solution')), np.full(max_tokens, -1, np.int32)
         # A character that no token is, and a solution longer than a completion, are never answered.
-        known = [ids.get(character, -1) for character in row['solution']]
+        known = [ids.get(character, -1) for character in text or '']
         solution[: len(known)] = known[:max_tokens]
-        return {'solution': solution, 'solution_length': np.int32(len(known))}
+        return {'solution': solution, 'solution_length': np.int32(-1 if text is None else len(known))}
 
     def reward(tokens: jax.Array, length: jax.Array, terminated: jax.Array, columns: Mapping[str, jax.Array]) -> jax.Array:
         said = (jnp.arange(tokens.shape[-1]) < length[..., None]) & ~jnp.isin(tokens, jnp.asarray(dropped, jnp.int32))
@@ -49,7 +49,8 @@ def answer_after(marker: str, tokenizer: Tokenizer, max_tokens: int) -> TokenRul
         place = jnp.clip(jnp.cumsum(answer, axis=-1) - 1, 0, max_tokens - 1)
         same = ~answer | (tokens == jnp.take_along_axis(solution, place, axis=-1))
         whole = (answer.sum(-1) == columns['solution_length']) & same.all(-1)
-        return (terminated & marked[..., -1] & whole).astype(jnp.float32)
+        right = (terminated & marked[..., -1] & whole).astype(jnp.float32)
+        return jnp.where(columns['solution_length'] < 0, jnp.nan, right)
 
     return TokenRule(columns, reward)
 

@@ -74,6 +74,38 @@ def test_format_default_is_trls_think_format():
     assert rewards.think_format_reward(prompts=prompts, completions=list(map(said, THOUGHTS)), level=[]) == expected
 
 
+OPENED = ['<think>', '<think>\n', 'Question: 1+1=\n<think>\n\n', '<|assistant|>\n<think> ']
+LEFT_OUT = ['<think></think>', '<think>\n\n</think>\n\n']
+NOT_OPENED = ['', 'p', '<think>\nsee', 'Write <think> and </think>', '<think>x</think>', '<think>x</think>\n', '<think', 'say "<think>"']
+AFTER = {
+    'well\n</think>\n7': (1, 1, 0), '</think>': (1, 1, 0), 'a</think>b</think>7': (1, 1, 0), 'a 7': (0, 1, 0), '': (0, 1, 0),
+    '7': (0, 1, 0), '<think>a</think>7': (0, 0, 1), 'a<think>b</think>7': (0, 0, 0), '<think>a': (0, 0, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('place', range(3))
+@pytest.mark.parametrize('conversations', [False, True])
+def test_thoughts_that_the_generation_prompt_opens_or_leaves_out_count(place, conversations):
+    """`AFTER` has the marks of a completion behind a prompt of each of the three kinds."""
+    for rendered in (OPENED, LEFT_OUT, NOT_OPENED)[place]:
+        completions, number = list(AFTER), len(AFTER)
+        expected = [float(marks[place]) for marks in AFTER.values()]
+        if conversations:
+            prompts, completions = [[{'role': 'user', 'content': '1+1='}]] * number, list(map(said, completions))
+            columns = dict(rendered_prompts=[rendered] * number)
+        else:
+            prompts, columns = [rendered] * number, {}
+        assert rewards.format(prompts, completions, **columns) == expected
+        assert rewards.think_format_reward(prompts=prompts, completions=completions, **columns, level=[1] * number) == expected
+
+
+def test_a_pattern_of_ones_own_may_count_the_opened_tag_or_not():
+    completions = ['a</think><answer>7</answer>', '<answer>7</answer>']
+    for pattern, expected in ((f'{rewards.layout.THINK[:-2]}<answer>.*</answer>', [1, 0]), ('.*</answer>', [1, 1]), ('a.*', [1, 0])):
+        assert rewards.format(['<think>\n'] * 2, completions, pattern=pattern) == expected
+    assert rewards.format(['p'] * 2, completions, pattern='<think>.*') == [0, 0]
+
+
 def test_format_matches_the_whole_completion():
     completions = ['12#3', '12#3x', 'x12#3', '1\n2#3']
     assert rewards.format(prompts=['p'] * 4, completions=completions, pattern=r'\d.*#\d') == [1.0, 0.0, 0.0, 1.0]
@@ -85,7 +117,7 @@ def test_knobs_are_keyword_only_with_neutral_defaults():
     def knobs(function):
         return {p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
-    assert knobs(rewards.accuracy) == {'extract': 'flexible', 'equality': 'number', 'require_termination': False}
+    assert knobs(rewards.accuracy) == {'extract': 'answer', 'equality': 'answer', 'require_termination': False}
     assert set(knobs(rewards.format)) == {'pattern'}
 
 

@@ -88,6 +88,17 @@ def test_constants_are_columns_of_every_row():
     }
 
 
+def test_rename():
+    example = {'prompt': 'a', 'completions': ['b'], 'labels': [1], 'k': 1}
+    renamed = one(transforms.rename(example, RNG, columns={'completions': 'steps', 'labels': '', 'k': 'prompt2'}))
+    assert renamed == {'prompt': 'a', 'steps': ['b'], 'prompt2': 1} and example['k'] == 1
+    assert one(transforms.rename({'a': 1, 'b': 2}, RNG, columns={'a': 'b', 'b': 'a'})) == {'b': 1, 'a': 2}
+    with pytest.raises(UserError, match='no column "completion" .*columns found: completions, .*Did you mean "completions"'):
+        one(transforms.rename(example, RNG, columns={'completion': 'steps'}))
+    with pytest.raises(UserError, match='column "k" .* is there already'):
+        one(transforms.rename(example, RNG, columns={'labels': 'k'}))
+
+
 PAIR = {'prompt': 'a', 'chosen': 'b', 'rejected': 'c', 'k': 1}
 IMPLICIT = {'chosen': 'a b', 'rejected': 'a c', 'k': 1}
 TURNS = [{'role': role, 'content': text} for role, text in (('user', 'a'), ('assistant', 'b'), ('assistant', 'c'))]

@@ -329,7 +329,8 @@ def test_adapted_weights_sample_as_their_merged_ones():
     [('num_generations', 0, 'at least 1; nearest: 1'), ('max_tokens', 0, 'at least 1'), ('temperature', -0.1, '0 or from 0.0001 to 10000'),
      ('top_k', -1, 'at least 0'), ('top_p', 0.0, 'above 0 and at most 1'), ('top_p', 1.5, 'above 0 and at most 1; nearest: 1'),
      ('min_p', 1.0, 'at least 0 and below 1'), ('min_p', -0.1, 'at least 0 and below 1; nearest: 0'), ('temperature', np.nan, 'a number'),
-     ('temperature', np.inf, 'finite'), ('top_k', 2.5, 'a whole number'), ('max_tokens', True, 'a whole number'), ('burst', 0, 'at least 1')],
+     ('temperature', np.inf, 'finite'), ('top_k', 2.5, 'a whole number'),
+     ('max_tokens', True, 'a whole number'), ('burst', 0, 'at least 1')],
 )  # fmt: skip
 def test_impossible_settings_are_refused(field, value, words):
     with pytest.raises(UserError, match=rf'sampling.{field}={value}: must be .*{words}'):

@@ -178,7 +178,7 @@ def test_a_run_collects_answers_of_a_chat_model_and_trains_on_them(tmp_path, goo
 )
 def test_what_sources_give_is_written(value, written, tmp_path):
     row = {'prompt': '1=', 'column': value}
-    assert collect.check_columns(row, None) == [row]
+    collect.check_columns(row)
     (tmp_path / 'rows.jsonl').write_text(collect._json(row))
     assert sources.jsonl(path=str(tmp_path / 'rows.jsonl'))[0]['column'] == written
     for nan in (math.nan, np.float64('nan'), np.float32('nan')):
@@ -188,7 +188,7 @@ def test_what_sources_give_is_written(value, written, tmp_path):
 @pytest.mark.parametrize('value', [b'x', {'deep': [b'x']}, np.array([b'x']), datetime.timedelta(1), {1, 2}, object(), {(1, 2): 3}])
 def test_what_json_cannot_hold_is_refused(value):
     with pytest.raises(UserError, match='^column "picture" cannot be written beside a sample'):
-        collect.check_columns({'prompt': '1=', 'picture': value}, None)
+        collect.check_columns({'prompt': '1=', 'picture': value})
 
 
 def test_a_column_that_cannot_be_written_stops_the_stage_before_anything_is_sampled(tmp_path, good, monkeypatch):

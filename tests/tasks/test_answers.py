@@ -108,8 +108,46 @@ def test_math_verify_names_the_extra_when_missing(monkeypatch):
         (r'\frac{1}{3}', '0.5', False),
         ('', '1', False),
         ('}{', '}{', True),
+        ('42.', '42', True),
+        ('42,', '42', True),
+        ('7.', '7', True),
+        ('1/2006!', '1/2004!', False),
+        ('1/2006!', r'\frac{1}{2006!}', True),
+        ('2^{-100}', '2^{-101}', False),
+        ('0.1234567', '0.1234568', False),
+        ('0.1234567x', '0.1234568x', False),
+        (r'\{0.1234567\}', r'\{0.1234568\}', False),
+        (r'\pi', '3.14159265358979', False),
+        (r'\sqrt{8}', r'2\sqrt{2}', True),
+        (r'\sqrt{8}', '2.8284271247', False),
+        (r'\sqrt{2} \cdot 10^{-30}', r'\sqrt{3} \cdot 10^{-30}', False),
+        (r'\{1, 2\}', '(1, 2)', False),
+        ('1, 2', '(1, 2)', False),
+        ('12', '1, 2', False),
+        ('[0, 1)', '(0, 1)', False),
+        (r'(-\infty, \sqrt{8})', r'(-\infty, 2\sqrt{2})', True),
+        (r'\begin{pmatrix} 1 \\ 2 \end{pmatrix}', '(1, 2)', False),
+        (r'\begin{pmatrix} 1 \\ 2 \end{pmatrix}', r'\begin{pmatrix}1\\2\end{pmatrix}', True),
+        ('(x+1)^2', 'x^2 + 2x + 1', True),
+        ('x > 3', '3 < x', True),
+        ('2516_8', '2516', False),
+        ('x', 'X', False),
+        (r'50\%', r'\frac{1}{2}', True),
+        ('3!', '6', True),
+        ('2^{10}', '1024', True),
+        ('1e999999', '1e999998', False),
     ],
 )
 def test_math_verify(answer, solution, same):
     pytest.importorskip('math_verify')
     assert equivalent(answer, solution, 'math_verify') is same
+    assert equivalent(solution, answer, 'math_verify') is same
+
+
+@pytest.mark.parametrize('how', ['flexible', 'strict', 'answer'])
+@pytest.mark.parametrize('end', ['', '.', ',', '. That is all', '...'])
+def test_stops_at_the_end_of_an_answer_do_not_count(how, end):
+    pytest.importorskip('math_verify')
+    for answer, same in (('42', True), ('-42', False), ('42.5', False)):
+        text = f'#### {answer}{end}' if how == 'strict' else f'The answer is {answer}{end}'
+        assert equivalent(extract(text, how), '42', 'math_verify') is same is equivalent(extract(text, how), '42')

@@ -11,6 +11,7 @@ import pytest
 from reasonjax import config as configs
 from reasonjax.data.tokenizers import characters
 from reasonjax.errors import UserError
+from reasonjax.methods.rewards import accuracy
 from reasonjax.rollout.sampler import Rollout
 from reasonjax.rollout.text import completions
 from reasonjax.tasks import addition, gsm8k
@@ -119,9 +120,20 @@ def test_what_cannot_be_checked_on_tokens_is_refused():
         character_ids(Pairs())
     with pytest.raises(UserError, match="no '@'"):
         answer_after('@', TOKENIZER, 4)
+    for value in (float('nan'), [['1']], object()):
+        with pytest.raises(UserError, match='column "solution"'):
+            answer_after('#', TOKENIZER, 4).columns({'solution': value})
+
+
+def test_a_row_without_solution_has_no_reward_as_on_the_host():
+    rule = answer_after('#', TOKENIZER, 4)
+    tokens = np.array([[HASH, EOS, PAD, PAD], [HASH, TOKENIZER.ids['1'], EOS, PAD]])
+    length, ended = np.array([2, 3]), np.array([True, True])
     for row in ({'prompt': 'x'}, {'solution': ''}, {'solution': None}):
-        with pytest.raises(UserError, match='without solution'):
-            answer_after('#', TOKENIZER, 4).columns(row)
+        assert np.isnan(rule.reward(tokens, length, ended, rule.columns(row))).all()
+        assert accuracy(['p'], ['#1'], [row.get('solution')], [True], extract='hash', equality='text', require_termination=True) == [None]
+    for solution in (1, 1.0, ['1'], {'answer': '1'}):
+        assert rule.reward(tokens, length, ended, rule.columns({'solution': solution})).tolist() == [0, 1]
 
 
 def test_tasks_are_imported_without_jax():

@@ -8,6 +8,8 @@ from reasonjax.errors import UserError
 from reasonjax.methods.rewards.text import text_of
 
 THINK = r'<think>(?!.*<think>).*?</think>.*'
+# What a generation prompt may end with: thoughts that it has opened for the model, or left out for it.
+OPENED = re.compile(r'<think>\s*(?:</think>\s*)?\Z')
 
 
 @functools.lru_cache
@@ -19,24 +21,38 @@ def _compiled(pattern: str) -> re.Pattern:
 
 
 def format(
-    prompts: Sequence, completions: Sequence[str | list[dict]], *, pattern: str = THINK, **kwargs
+    prompts: Sequence,
+    completions: Sequence[str | list[dict]],
+    rendered_prompts: Sequence[str] | None = None,
+    *,
+    pattern: str = THINK,
+    **kwargs,
 ) -> list[float]:
     """1.0 where the whole completion matches a regular expression (the dot matches newlines too), else 0.0.
 
-    The default pattern asks for one `<think>...</think>` at the very start.
+    The default pattern asks for one `<think>...</think>` at the very start. Many chat templates write the `<think>` themselves, at the end
+    of the prompt: it then counts as the completion's. With a pattern of your own the completion may match with it or without it.
 
     Args:
-      prompts: not read.
+      prompts: N prompts; read where there are no `rendered_prompts`, those that are texts.
       completions: N texts or conversations.
+      rendered_prompts: N texts, the prompts as the model was given them.
       pattern: regular expression for the whole completion.
 
     Raises:
       UserError: the pattern is not a regular expression.
     """
-    expression = _compiled(pattern)
-    return [float(expression.fullmatch(text_of(completion)) is not None) for completion in completions]
+    expression, scores = _compiled(pattern), []
+    for given, completion in zip(rendered_prompts or prompts, completions, strict=True):
+        text = text_of(completion)
+        opened = OPENED.search(given) if isinstance(given, str) else None
+        ways = [text] if opened is None else [opened[0] + text] if pattern == THINK else [text, opened[0] + text]
+        scores.append(float(any(expression.fullmatch(way) for way in ways)))
+    return scores
 
 
-def think_format_reward(prompts: Sequence, completions: Sequence[str | list[dict]], **kwargs) -> list[float]:
+def think_format_reward(
+    prompts: Sequence, completions: Sequence[str | list[dict]], rendered_prompts: Sequence[str] | None = None, **kwargs
+) -> list[float]:
     """TRL's name for `format` with the default pattern."""
-    return format(prompts, completions)
+    return format(prompts, completions, rendered_prompts)

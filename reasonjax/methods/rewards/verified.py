@@ -2,7 +2,8 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from reasonjax import tasks
 from reasonjax.errors import UserError, listing, nearest
@@ -11,8 +12,8 @@ from reasonjax.methods.rewards.text import text_of
 
 def verified(
     prompts: Sequence[str], completions: Sequence[str | list[dict]], terminated: Sequence[bool], *, task: str, **columns
-) -> list[float]:
-    """1.0 where a task's own rule, its `verify`, finds a completion correct, else 0.0.
+) -> list[float | None]:
+    """1.0 where a task's own rule, its `verify`, finds a completion correct, else 0.0; None where the row lacks what the rule reads.
 
     Args:
       prompts: N prompts.
@@ -24,25 +25,18 @@ def verified(
     Raises:
       UserError: no such task, or no column that its rule reads.
     """
-    verify = _rule(task)
-    columns = columns | {'prompt': prompts}
-    rows = [_Row(task, {name: values[i] for name, values in columns.items()}) for i in range(len(prompts))]
+    verify, columns = _rule(task), columns | {'prompt': prompts}
+    for name in verify.reads:
+        if name not in columns:
+            hint = f'{nearest(name, columns)} There are: {listing(columns)}.'
+            raise UserError(f'verified: the rule of {task} reads the column "{name}".{hint}')
+    rows = [{name: values[i] for name, values in columns.items()} for i in range(len(prompts))]
     return [
-        float(verify(text_of(completion), row, bool(ended))['correct'])
+        None
+        if any(row[name] is None or row[name] == '' for name in verify.reads)
+        else float(verify(text_of(completion), row, bool(ended))['correct'])
         for completion, row, ended in zip(completions, rows, terminated, strict=True)
     ]
-
-
-class _Row(dict):
-    """A row whose missing columns are the user's error."""
-
-    def __init__(self, task: str, columns: dict):
-        super().__init__(columns)
-        self._task = task
-
-    def __missing__(self, column: str):
-        hint = f'{nearest(column, self)} There are: {listing(self)}.'
-        raise UserError(f'verified: the rule of {self._task} reads the column "{column}".{hint}')
 
 
 def _rule(task: str) -> Callable[[str, dict, bool], dict]:
@@ -52,3 +46,16 @@ def _rule(task: str) -> Callable[[str, dict, bool], dict]:
     if task not in known:
         raise UserError(f'verified: unknown task "{task}".{nearest(str(task), known)} Known: {listing(known)}.')
     return rules[task]
+
+
+def _needs(*, task: str) -> tuple[str, ...]:
+    return tuple(name for name in _rule(task).reads if name != 'prompt')
+
+
+def _check_row(row: Mapping[str, Any], *, task: str) -> None:
+    verify = _rule(task)
+    if all(row.get(name) not in (None, '') for name in verify.reads):
+        verify('#', row, True)  # a solution or a prompt that the rule cannot read is found now
+
+
+verified.needs, verified.check_row = _needs, _check_row

@@ -6,7 +6,7 @@ reward functions. A transform may return several examples or none. `rng` is the 
 same draws on every restart.
 """
 
-from reasonjax.methods.transforms.columns import chat, constants, messages, prompt_completion
+from reasonjax.methods.transforms.columns import chat, constants, messages, prompt_completion, rename
 from reasonjax.methods.transforms.forms import chosen_only, correct_steps, desirable_only, unpair
 from reasonjax.methods.transforms.noise import static_noise
 from reasonjax.methods.transforms.thoughts import drop_thoughts, fold_thoughts
@@ -23,6 +23,7 @@ __all__ = [
     'gsm8k',
     'messages',
     'prompt_completion',
+    'rename',
     'static_noise',
     'unpair',
 ]

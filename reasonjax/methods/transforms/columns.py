@@ -111,6 +111,26 @@ def chat(example: Example, rng: np.random.Generator, *, system: str = '') -> Ite
     return [{**example, **made}]
 
 
+def rename(example: Example, rng: np.random.Generator, *, columns: Mapping[str, str]) -> Iterable[dict[str, Any]]:
+    """Gives columns other names, such as `dict(completions='steps')`: some names are what reward functions are given.
+
+    Args:
+        example: a row.
+        rng: not used.
+        columns: name -> new name; '' leaves the column out.
+
+    Raises:
+        UserError: no such column, or one of the new name is there already.
+    """
+    for name, new in columns.items():
+        if name not in example:
+            raise UserError(f'no column "{name}" (rename.columns); columns found: {listing(example)}.{nearest(name, example)}')
+        if new in example and new not in columns:
+            raise UserError(f'column "{new}" (rename.columns) is there already; choose another name for "{name}"')
+    kept = {name: value for name, value in example.items() if name not in columns}
+    return [kept | {new: example[name] for name, new in columns.items() if new}]
+
+
 def constants(example: Example, rng: np.random.Generator, *, values: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     """Gives every row columns of the same value, such as `dict(chat_template_kwargs=dict(enable_thinking=False))`.
 

@@ -1,0 +1,370 @@
+r"""What an answer means: a number, a list, set, tuple or interval of answers, or, where it is none of these, its words.
+
+The rules:
+
+* Numbers are exact: `1/2`, `0.5`, `\frac12` and `5e-1` are equal, 0.333 and 1/3 are not. `1,234`, `1 234`, `1'234`, `1{,}234`, `1.234.567`
+  and `1.234,56` have thousands; a decimal comma counts only where it can be nothing else (so `1,2` is a list of two).
+* What is said of a number beside its size is dropped where only one side says it: `18 cm`, `$18` and `18 apples` equal 18. Units and
+  currencies that both sides state must agree: 18 cm is not 18 m, $18 is not 18 euros.
+* A number with a percent sign counts as it is written, as usual in GSM8K and MATH, and as what it means: 50% equals 50, and it equals 0.5.
+  Without the sign, 50 and 0.5 differ.
+* `x = 18` equals 18, and not `y = 18`; `total cost = 18` and `3 + 15 = 18` are 18.
+* `1, 2`, `2 and 1`, `\{1, 2\}` are equal: no order is stated. `(1, 2)`, `[1, 2]`, `(1, 2]` and `[1, 2)` differ from these, and from each
+  other.
+* Anything else is compared as it is written, apart from how LaTeX spells it; words without regard to case.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+from reasonjax.tasks.answer_spelling import simplify_answer, simplify_expression
+from reasonjax.tasks.answer_units import CURRENCIES, read_suffix
+
+LONGEST = 1000  # characters; a longer answer is compared as it is written
+_DEEPEST = 6  # answers within answers
+_MOST_DIGITS = 800  # of a number that is computed with, exponent included
+
+
+class Huge(NamedTuple):
+    """A number that is compared digit by digit: sign, digits without zeros at either end, power of ten."""
+
+    sign: str
+    digits: str
+    exponent: int
+
+
+class Number(NamedTuple):
+    """A number, whether it is a percentage, and its unit where that is known."""
+
+    amount: Fraction | Huge
+    percent: bool = False
+    unit: str = ''
+
+
+class Group(NamedTuple):
+    """Several answers. `kind`: '{}' where they have no order, 'u' for a union, else the two brackets around them."""
+
+    kind: str
+    items: tuple
+
+
+class Named(NamedTuple):
+    """An answer that says what it is the value of."""
+
+    name: str
+    value: 'Value'
+
+
+class Words(NamedTuple):
+    """Anything else: `text` to compare, and how it was `written`."""
+
+    text: str
+    written: str
+
+
+Value = Number | Group | Named | Words
+
+
+@functools.lru_cache(8192)
+def read_value(text: str) -> Value:
+    """Reads an answer; see above. Any text has a value."""
+    if len(text) > LONGEST:
+        return Words(text.strip(), text)
+    return _read(simplify_answer(text), 0)
+
+
+def same_value(a: Value, b: Value, same_words: Callable[[Value, Value], bool]) -> bool:
+    """Whether two values are equal.
+
+    Args:
+      a, b: in either order.
+      same_words: compares two of which at least one is `Words` and the other is not a group.
+    """
+    if isinstance(a, Named) and isinstance(b, Named):
+        return a.name == b.name and same_value(a.value, b.value, same_words)
+    if isinstance(a, Named) or isinstance(b, Named):
+        a, b = (x.value if isinstance(x, Named) else x for x in (a, b))
+        return same_value(a, b, same_words)
+    if isinstance(a, Group) and isinstance(b, Group):
+        if a.kind != b.kind or len(a.items) != len(b.items):
+            return False
+        if a.kind not in ('{}', 'u'):
+            return all(same_value(x, y, same_words) for x, y in zip(a.items, b.items))
+        return _same_in_any_order(a.items, list(b.items), same_words)
+    if isinstance(a, Group) or isinstance(b, Group):
+        return False
+    if isinstance(a, Number) and isinstance(b, Number):
+        stated = {unit for unit in (a.unit or '%' * a.percent, b.unit or '%' * b.percent) if unit}
+        return len(stated) <= 1 and _same_amount(a, b)
+    return same_words(a, b)
+
+
+def same_spelling(a: Value, b: Value) -> bool:
+    """What `same_value` compares words with: two words are equal where they are written alike, and no words equal a number."""
+    return isinstance(a, Words) and isinstance(b, Words) and a.text == b.text
+
+
+def _same_in_any_order(items: Sequence[Value], left: list[Value], same_words: Callable) -> bool:
+    for item in items:
+        place = next((i for i, other in enumerate(left) if same_value(item, other, same_words)), None)
+        if place is None:
+            return False
+        left.pop(place)
+    return True
+
+
+def _same_amount(a: Number, b: Number) -> bool:
+    if a.amount == b.amount:
+        return True
+    if a.percent == b.percent:
+        return False
+    share, other = (a, b) if a.percent else (b, a)
+    return _scaled(share.amount, -2) == other.amount
+
+
+def _scaled(amount: Fraction | Huge, power: int) -> Fraction | Huge:
+    """Returns the amount times a power of ten."""
+    if isinstance(amount, Fraction) and abs(power) <= _MOST_DIGITS:
+        return amount * Fraction(10) ** power
+    return amount._replace(exponent=amount.exponent + power) if isinstance(amount, Huge) else amount
+
+
+_IN = re.compile(r'(\\?[A-Za-z]+(?:_\w)?)\s*\\in(?![A-Za-z])\s*')
+_ABOUT = re.compile(
+    r'(?:\\(?:approx|Rightarrow|Longrightarrow|implies|therefore)(?![A-Za-z])|=|~'
+    r'|(?:about|approximately|approx\.?|roughly|around|exactly|only|just|nearly)\b)\s*',
+    re.I,
+)
+_NAME = re.compile(r'(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\(\w\))?)(?: [A-Za-z]+){0,4}')
+_VARIABLE = re.compile(r'\\?[A-Za-z](?:_\{?\w+\}?)?(?:\(\w\))?|\\[A-Za-z]+')
+_VARIABLES = re.compile(r'\( ?[A-Za-z](?:_\w)?(?: ?, ?[A-Za-z](?:_\w)?)+ ?\)')
+_UNNAMED = re.compile(r'[^A-Za-z]*(?:\\(?:frac|times|cdot|div|sqrt|binom|pi|pm|log|ln|(?:arc)?(?:sin|cos|tan|cot))(?![A-Za-z])[^A-Za-z]*)*')
+_FACTORIAL = re.compile(r'[\d)]!$')
+_OPENING = {'(': ')', '[': ']', '\u2983': '\u2984', '{': '}'}
+_CLOSING = {')', ']', '\u2984', '}'}
+
+
+def _read(text: str, depth: int) -> Value:
+    if depth > _DEEPEST or not text:
+        return Words(text, text)
+    while text[:1] == '{' and _closed_at(text) == len(text) - 1 and len(_split(text[1:-1], ',')) == 1:
+        text = text[1:-1].strip()
+    number = read_number(text)
+    if number is not None:
+        return number
+    if about := _ABOUT.match(text):
+        return _read(text[about.end() :], depth + 1)
+    if named := _IN.match(text):
+        return Named(named[1], _read(text[named.end() :], depth + 1))
+    equation = _equation(text, depth)
+    if equation is not None:
+        return equation
+    parts = _split(text, r'\cup')
+    if len(parts) > 1:
+        return Group('u', tuple(_read(part, depth + 1) for part in parts))
+    if text[:1] in _OPENING and _closed_at(text) == len(text) - 1:
+        return _bracketed(text, depth)
+    parts = _listed(text)
+    if len(parts) == 1 and text.count(r'\pm') == 1:
+        parts = [text.replace(r'\pm', sign).strip().removeprefix('+').strip() for sign in '+-']
+    if len(parts) > 1 and all(parts):
+        return Group('{}', _flat(_read(part, depth + 1) for part in parts))
+    return Words(simplify_expression(text), text)
+
+
+def _equation(text: str, depth: int) -> Value | None:
+    left, equals, right = text.partition('=')
+    left, right = left.strip(), right.strip()
+    differs = left[-1:] == '!' and not _FACTORIAL.search(left)
+    if not equals or not right or left[-1:] in '<>:' or differs or _depths(left) != 0:
+        return None
+    if _VARIABLE.fullmatch(right) and (number := read_number(left)):
+        return Named(right, number)
+    if (_UNNAMED.fullmatch(left) and left[:1] not in _OPENING) or _VARIABLES.fullmatch(left):
+        return _read(right, depth + 1)
+    if not _NAME.fullmatch(left) or len(_listed(text)) > 1:
+        return None
+    value = _read(right, depth + 1)
+    return Named(re.sub('[{}]', '', left), value) if _VARIABLE.fullmatch(left) else value
+
+
+def _bracketed(text: str, depth: int) -> Value:
+    inner = text[1:-1].strip()
+    if not inner or text[0] == '[' == text[-1:]:
+        return Words(simplify_expression(text), text)
+    parts = _split(inner, ';') if ';' in inner else _split(inner, ',')
+    kind = '{}' if text[0] in '{\u2983' else text[0] + text[-1]
+    if len(parts) == 1 and kind == '{}':
+        return Group('{}', _flat([_read(inner, depth + 1)]))
+    if len(parts) == 1:
+        return _read(inner, depth + 1) if kind == '()' else Words(simplify_expression(text), text)
+    items = (_read(part, depth + 1) for part in parts)
+    return Group(kind, _flat(items) if kind == '{}' else tuple(items))
+
+
+def _flat(items: Sequence[Value]) -> tuple:
+    """Two values that one element stands for (`1 \\pm 2`) are two elements."""
+    flat = []
+    for item in items:
+        flat.extend(item.items if isinstance(item, Group) and item.kind == '{}' else [item])
+    return tuple(flat)
+
+
+def _depths(text: str) -> int:
+    """How many brackets are open at the end."""
+    return sum((c in _OPENING) - (c in _CLOSING) for c in text)
+
+
+def _closed_at(text: str) -> int:
+    """Where the bracket at the start is closed, by whatever closes one: intervals mix them; -1 for nowhere."""
+    depth = 0
+    for i, character in enumerate(text):
+        depth += (character in _OPENING) - (character in _CLOSING)
+        if depth == 0:
+            return i
+    return -1
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Splits where no bracket is open. A comma that can be one of thousands separates nothing where others have a space behind them."""
+    spaced = separator == ',' and ', ' in text
+    parts, depth, start, i = [], 0, 0, 0
+    while i < len(text):
+        depth += (text[i] in _OPENING) - (text[i] in _CLOSING)
+        if depth == 0 and text.startswith(separator, i) and not (spaced and _THOUSANDS.match(text, max(0, i - 1))):
+            parts.append(text[start:i].strip())
+            start = i = i + len(separator)
+        else:
+            i += 1
+    return [*parts, text[start:].strip()]
+
+
+_THOUSANDS = re.compile(r'\d,\d{3}(?!\d)')
+_AND = re.compile(r'\s*,?\s+(?:and|or)\s+')
+
+
+def _listed(text: str) -> list[str]:
+    """Splits a list that has no brackets around it: at commas, semicolons, 'and', 'or'."""
+    if _depths(text) != 0:
+        return [text]
+    joined = _AND.sub(' \x04 ', text)
+    separator = ';' if ';' in text else ','
+    return [part for section in _split(joined, '\x04') for part in _split(section, separator)]
+
+
+_MAGNITUDES = [
+    (re.compile(pattern), thousands, comma)
+    for pattern, thousands, comma in (
+        (r'\d+\.?\d*|\.\d+', '', '.'),
+        (r'[1-9]\d{0,2}(?:,\d{3})+(?:\.\d*)?', ',', '.'),
+        (r'[1-9]\d?(?:,\d{2})+,\d{3}(?:\.\d*)?', ',', '.'),
+        (r'[1-9]\d{0,2}(?: \d{3})+(?:\.\d*)?', ' ', '.'),
+        (r"[1-9]\d{0,2}(?:'\d{3})+(?:\.\d*)?", "'", '.'),
+        (r'[1-9]\d{0,2}(?:_\d{3})+(?:\.\d*)?', '_', '.'),
+        (r'[1-9]\d{0,2}(?:\.\d{3}){2,}', '.', ','),
+        (r'[1-9]\d{0,2}(?:\.\d{3})+,\d+', '.', ','),
+        (r'[1-9]\d{0,2}(?: \d{3})+,\d+', ' ', ','),
+        (r"[1-9]\d{0,2}(?:'\d{3})+,\d+", "'", ','),
+    )
+]
+_SIGN = re.compile(r'([+-]?)\s*(?:(?:US|A|C|NZ|HK)?([' + CURRENCIES + r'])|(USD|EUR|GBP|Rs\.?|INR)(?![A-Za-z]))?\s*([+-]?)\s*')
+_DIGITS = re.compile(r"\.?\d(?:[.,'_ ]?\d)*\.?")
+_POWER = re.compile(r'\s*(?:\*|[xX])\s*10\s*\^\s*(?:\{\s*([+-]?\d{1,12})\s*\}|([+-]?\d{1,12}))|[eE]([+-]?\d{1,12})(?![\w.])')
+_TEN = re.compile(r'10\s*\^\s*(?:\{\s*([+-]?\d{1,12})\s*\}|([+-]?\d{1,12}))')
+_FRACTION = re.compile(r'\\frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))')
+_RATIO = re.compile(r'(\d+)\s*/\s*(\d+)(?![\d.,/])')
+_MIXED = re.compile(r'(\d+)(?:\s*(?=\\frac)|\s+(?=\d+\s*/\s*\d))')
+_DECIMAL_COMMA = re.compile(r'\d+,\d\d')
+
+
+def read_number(text: str) -> Number | None:
+    """Reads a number with all that may stand around it; None where the text is anything else.
+
+    Args:
+      text: as `simplify_answer` returns it.
+    """
+    start = _SIGN.match(text)
+    if start[1] and start[4]:
+        return None
+    negative, currency = '-' in (start[1], start[4]), start[2] or start[3]
+    read = _read_amount(text, start.end(), bool(currency) or text[-1:] in CURRENCIES)
+    if read is None:
+        return None
+    amount, end = read
+    suffix = read_suffix(text[end:])
+    if suffix is None or (currency and suffix.unit and suffix.unit not in CURRENCIES):
+        return None
+    if suffix.scale > 1:
+        amount = _scaled(amount, len(str(suffix.scale)) - 1)
+    if negative:
+        amount = -amount if isinstance(amount, Fraction) else amount._replace(sign='-')
+    unit = (read_suffix(f' {currency.rstrip(".")}') or suffix).unit if currency else suffix.unit
+    return Number(amount, suffix.percent, unit)
+
+
+def _read_amount(text: str, start: int, money: bool) -> tuple[Fraction | Huge, int] | None:
+    """Reads a number without its sign from a place in the text on. Returns it, and where it ends."""
+    mixed = _MIXED.match(text, start)
+    if mixed and (part := _read_fraction(text, mixed.end())):
+        return (int(mixed[1]) + part[0], part[1]) if 0 <= part[0] < 1 else None
+    if part := _read_fraction(text, start):
+        return part
+    if ten := _TEN.match(text, start):
+        return _decimal('1', int(ten[1] or ten[2])), ten.end()
+    digits = _DIGITS.match(text, start)
+    if digits is None:
+        return None
+    plain, end = _magnitude(digits[0]), digits.end()
+    if plain is None and money and _DECIMAL_COMMA.fullmatch(digits[0]):
+        plain = digits[0].replace(',', '.')
+    power = _POWER.match(text, end)
+    if plain is None or text[end : end + 1] in ('^', '_', '!', '\\', '*'):
+        return None if power is None or plain is None else (_decimal(plain, _exponent(power)), power.end())
+    if power:
+        return _decimal(plain, _exponent(power)), power.end()
+    over = re.compile(r'\s*/\s*(?=\.?\d)').match(text, end)
+    if over is None:
+        return _decimal(plain, 0), end
+    below = _DIGITS.match(text, over.end())
+    top, bottom = _decimal(plain, 0), _decimal(_magnitude(below[0]) or '0', 0)
+    quotient = top / bottom if isinstance(top, Fraction) and isinstance(bottom, Fraction) and bottom else None
+    return None if quotient is None else (quotient, below.end())
+
+
+def _exponent(power: re.Match) -> int:
+    return int(next(group for group in power.groups() if group))
+
+
+def _read_fraction(text: str, start: int) -> tuple[Fraction, int] | None:
+    r"""Reads `\frac{1}{2}`, in every spelling, or 1/2."""
+    match = _FRACTION.match(text, start)
+    if match is None:
+        match = _RATIO.match(text, start)
+        return (Fraction(int(match[1]), int(match[2])), match.end()) if match and int(match[2]) else None
+    above, below = (read_number((match[i] or match[i + 1] or '').strip()) for i in (1, 3))
+    if not all(x and not x.percent and isinstance(x.amount, Fraction) for x in (above, below)) or not below.amount:
+        return None
+    return above.amount / below.amount, match.end()
+
+
+def _magnitude(text: str) -> str | None:
+    """Returns digits with their separators as plain digits with a decimal point; None where the separators make no sense."""
+    for pattern, thousands, point in _MAGNITUDES:
+        if pattern.fullmatch(text):
+            return (text.replace(thousands, '') if thousands else text).replace(point, '.')
+    return None
+
+
+def _decimal(text: str, exponent: int) -> Fraction | Huge:
+    before, _, behind = text.partition('.')
+    digits, exponent = (before + behind).lstrip('0'), exponent - len(behind)
+    short = digits.rstrip('0')
+    exponent += len(digits) - len(short)
+    if not short:
+        return Fraction(0)
+    if len(short) + abs(exponent) > _MOST_DIGITS:
+        return Huge('', short, exponent)
+    return Fraction(int(short)) * Fraction(10) ** exponent
