@@ -4,7 +4,8 @@ import json
 import os
 import pathlib
 import re
-from typing import Any
+import stat
+from typing import Any, BinaryIO
 
 from reasonjax.errors import UserError, nearest
 
@@ -17,21 +18,39 @@ def reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def read_bytes(file: str | os.PathLike) -> bytes:
-    """Reads a file.
+def open_file(file: str | os.PathLike) -> BinaryIO:
+    """Opens a file to read its bytes.
 
     Raises:
-      UserError: it is not there (names the nearest), is a folder, or may not be read.
+      UserError: it is not there (names the nearest), is a folder, a pipe or a device, or may not be read.
     """
     file = pathlib.Path(file)
     try:
-        return file.read_bytes()
+        # A pipe that nobody writes to would never open.
+        opened = open(file, 'rb', opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     except FileNotFoundError as error:
         raise UserError(f'{file}: no such file.{nearest_name(file)}') from error
     except OSError as error:
         raise UserError(f'{file}: cannot be read ({reason(error)}).') from error
     except ValueError as error:  # a null character in the name
         raise UserError(f'{str(file)!r}: is no file name ({error}).') from error
+    if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+        opened.close()
+        raise UserError(f'{file}: cannot be read (a pipe or a device, not a file).')
+    return opened
+
+
+def read_bytes(file: str | os.PathLike) -> bytes:
+    """Reads a file.
+
+    Raises:
+      UserError: as `open_file`.
+    """
+    with open_file(file) as opened:
+        try:
+            return opened.read()
+        except OSError as error:
+            raise UserError(f'{file}: cannot be read ({reason(error)}).') from error
 
 
 def read_text(file: str | os.PathLike) -> str:

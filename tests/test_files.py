@@ -76,3 +76,9 @@ def test_writing_replaces_in_one_piece(tmp_path):
     files.write_text(file, 'old')
     files.write_text(file, 'néw\n')
     assert file.read_bytes() == 'néw\n'.encode() and os.listdir(tmp_path) == ['x.json']
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    for name in (tmp_path / 'pipe', '/dev/zero'):
+        assert 'cannot be read (a pipe or a device, not a file)' in refusal(files.read_bytes, name)

@@ -12,12 +12,13 @@ from reasonjax.data.tokenizers.protocol import (
     continued,
     hashed,
     no_template,
+    refuse_text,
     shown,
     specials,
 )
 from reasonjax.data.vocabulary import train_sentencepiece
 from reasonjax.errors import UserError
-from reasonjax.files import nearest_name
+from reasonjax.files import nearest_name, read_bytes
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,12 @@ class SentencePiece:
     space_mark_ids: tuple[int, ...] = field(repr=False)
 
     def encode(self, text: str) -> list[int]:
+        try:
+            return self._encode(text)
+        except (UnicodeEncodeError, RuntimeError) as error:
+            refuse_text(text, error)
+
+    def _encode(self, text: str) -> list[int]:
         if not self.space_mark_ids or _SPACE_MARK not in text:
             return self.processor.encode(text)
         # The library spells a space with this character, so a text that holds the character itself needs its bytes.
@@ -174,7 +181,7 @@ def sentencepiece(texts: Texts, cache_dir: pathlib.Path, *, path: str = '', voca
         train_sentencepiece(texts(), file, vocab_size)
     import sentencepiece as library
 
-    content = file.read_bytes()
+    content = read_bytes(file)
     processor = library.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(content)

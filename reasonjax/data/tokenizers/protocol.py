@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
-from reasonjax.errors import UserError
+from reasonjax.errors import UserError, one_line
 
 Message = Mapping[str, Any]
 Texts = Callable[[], Iterable[str]]
@@ -96,6 +96,19 @@ def is_context_free(encode: Callable[[str], list[int]]) -> bool:
 def specials(tokenizer: Tokenizer) -> set[int | None]:
     """The ids that `decode` drops."""
     return {tokenizer.pad_id, *tokenizer.eos_ids, tokenizer.bos_id, tokenizer.mask_id}
+
+
+def refuse_text(text: str, error: Exception) -> NoReturn:
+    """Raises the UserError that goes with what a tokenizer's library raised over a text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as at:
+        half = f'\\u{ord(text[at.start]):04x}'
+        raise UserError(
+            f'{shown(text)} holds half a character ({half}, a lone surrogate) at position {at.start + 1}, which no tokenizer takes; '
+            'mend or drop it'
+        ) from error
+    raise UserError(f'the tokenizer refuses {shown(text)}: {one_line(str(error))}') from error
 
 
 def no_template(what: str) -> str:
