@@ -7,7 +7,7 @@ import re
 import stat
 from typing import Any, BinaryIO
 
-from reasonjax.errors import UserError, nearest
+from reasonjax.errors import UserError, nearest, one_line
 
 # A JSON escape of half a character (U+D800 to U+DFFF): such text cannot be encoded, so no tokenizer and no file takes it.
 _HALF = re.compile(r'\\u[dD][89abABc-fC-F]')
@@ -16,6 +16,18 @@ _HALF = re.compile(r'\\u[dD][89abABc-fC-F]')
 def reason(error: OSError) -> str:
     """Says why the system refused a file, in its own words ('Permission denied')."""
     return error.strerror or str(error)
+
+
+def expanded(path: str | os.PathLike) -> pathlib.Path:
+    """Returns a path with ~ replaced by the home of its user.
+
+    Raises:
+      UserError: there is no such user.
+    """
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f'{path}: {error}') from error
 
 
 def open_file(file: str | os.PathLike) -> BinaryIO:
@@ -29,7 +41,8 @@ def open_file(file: str | os.PathLike) -> BinaryIO:
         # A pipe that nobody writes to would never open.
         opened = open(file, 'rb', opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     except FileNotFoundError as error:
-        raise UserError(f'{file}: no such file.{nearest_name(file)}') from error
+        link = ' (it is a link to what is not there)' if os.path.lexists(file) else ''
+        raise UserError(f'{file}: no such file{link}.{"" if link else nearest_name(file)}') from error
     except OSError as error:
         raise UserError(f'{file}: cannot be read ({reason(error)}).') from error
     except ValueError as error:  # a null character in the name
@@ -71,18 +84,19 @@ def decode(content: bytes, where: str) -> str:
         raise UserError(f'{where}: line {number} is not UTF-8 ({error.reason}, byte {error.start + 1}); save the file as UTF-8.') from error
 
 
-def parse_json(text: str, where: str) -> Any:
+def parse_json(text: str, where: str, *, distinct: bool = False) -> Any:
     """Parses JSON.
 
     Args:
       text: one JSON value.
       where: what errors begin with, such as 'train.jsonl:17'.
+      distinct: refuse an object that has a name twice, with other values: one of them would be lost.
 
     Raises:
       UserError: not JSON, nested too deeply, a number of thousands of digits, or half a character (a lone surrogate).
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_distinct if distinct else None)
     except json.JSONDecodeError as error:
         line = f'line {error.lineno}, ' if error.lineno > 1 else ''
         raise UserError(f'{where}: not valid JSON ({error.msg}, {line}column {error.colno}).') from error
@@ -93,6 +107,15 @@ def parse_json(text: str, where: str) -> Any:
     if _HALF.search(text) and (found := _half_character(value)):
         raise UserError(f'{where}: holds half a character ({found}, a lone surrogate), which no text can hold; mend or drop it.')
     return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        for name, value in pairs:
+            if entries[name] != value:
+                raise ValueError(f'"{one_line(name, 80)}" is there twice, with other values')
+    return entries
 
 
 def _half_character(value: Any) -> str:

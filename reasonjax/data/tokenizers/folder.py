@@ -19,7 +19,7 @@ from reasonjax.data.tokenizers.protocol import (
     specials,
 )
 from reasonjax.errors import UserError, one_line
-from reasonjax.files import nearest_name, reason
+from reasonjax.files import expanded, nearest_name, reason
 
 # Enough of what stands before a text to hold the special token it may follow, with the white space between.
 _REACH = 64
@@ -135,7 +135,7 @@ def huggingface(
         UserError: no such folder, no tokenizer in it, one that cannot be read or needs the folder's own code, a tokenizer
             without EOS, no such chat template or one that cannot be used.
     """
-    folder = pathlib.Path(path).expanduser()
+    folder = expanded(path)
     if not path or not folder.is_dir():
         raise UserError(
             f'tokenizer.path: no folder {path!r}; expected a local Hugging Face model folder.{nearest_name(folder)}'

@@ -18,7 +18,7 @@ from reasonjax.data.tokenizers.protocol import (
 )
 from reasonjax.data.vocabulary import train_sentencepiece
 from reasonjax.errors import UserError
-from reasonjax.files import nearest_name, read_bytes
+from reasonjax.files import expanded, nearest_name, read_bytes
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def sentencepiece(texts: Texts, cache_dir: pathlib.Path, *, path: str = '', voca
         UserError: no such file, not a model, a model without an end-of-sentence piece, or texts too few for
             `vocab_size`.
     """
-    file = pathlib.Path(path).expanduser() if path else trained_file(cache_dir, vocab_size)
+    file = expanded(path) if path else trained_file(cache_dir, vocab_size)
     if path and not file.is_file():
         raise UserError(f'tokenizer.path: no SentencePiece model at {path}.{nearest_name(file)}')
     if not file.is_file():

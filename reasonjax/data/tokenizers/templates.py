@@ -2,14 +2,13 @@
 
 import functools
 import inspect
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reasonjax.data.tokenizers.protocol import Message
 from reasonjax.errors import UserError, listing, nearest, one_line
-from reasonjax.files import read_text
+from reasonjax.files import expanded, read_text
 
 # Stands for a message's words where a template is tried out; holds nothing that a template could trim or escape.
 MARK = 'reasonjaxmark'
@@ -26,7 +25,7 @@ def choose(tokenizer: Any, chat_template: str, path: str) -> None:
         raise UserError('tokenizer.chat_template: expected a name or a file, got what looks like a template; put it in a file')
     own = tokenizer.chat_template
     names = sorted(own) if isinstance(own, Mapping) else []
-    file = pathlib.Path(chat_template).expanduser()
+    file = expanded(chat_template)
     if chat_template in names:
         tokenizer.chat_template = own[chat_template]
     elif file.is_file():
