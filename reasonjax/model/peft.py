@@ -97,14 +97,14 @@ def read_adapter(path: str | pathlib.Path) -> Adapter:
         suffix = next((s for s in (*FACTORS, COPY) if name.endswith(s)), None)
         module = name.removeprefix(PREFIX).removesuffix(suffix or '')
         if suffix is None:
-            unknown.append(name)
+            unknown.append(one_line(name, 120))
         elif suffix == COPY:
             copies[module] = value
         elif FACTORS[suffix] in pairs[module]:
-            unknown.append(f'{name} for the second time')
+            unknown.append(f'{one_line(name, 120)} for the second time')
         else:
             pairs[module][FACTORS[suffix]] = value
-    unknown += [f'{module} without its other factor' for module, found in pairs.items() if len(found) < 2]
+    unknown += [f'{one_line(module, 120)} without its other factor' for module, found in pairs.items() if len(found) < 2]
     if unknown or not pairs:
         raise UserError(f'{path / WEIGHTS}: expected pairs of lora_A and lora_B; found {_first(unknown) or "none"}.')
     read = {module: _pair(path, settings, module, **found) for module, found in pairs.items()}
@@ -161,7 +161,7 @@ def _pair(path: pathlib.Path, settings: dict, module: str, *, a: np.ndarray, b: 
     rank = _by_pattern(path, settings, 'rank_pattern', module, settings.get('r', 8))
     alpha = _by_pattern(path, settings, 'alpha_pattern', module, settings.get('lora_alpha', 8))
     if a.ndim != 2 or b.ndim != 2 or not a.shape[0] == b.shape[1] == rank:
-        raise UserError(f'{path}: {module}: factors {list(a.shape)} and {list(b.shape)} are not of rank r={rank}.')
+        raise UserError(f'{path}: {one_line(module, 120)}: factors {list(a.shape)} and {list(b.shape)} are not of rank r={rank}.')
     return Pair(a, b, alpha / (math.sqrt(rank) if settings.get('use_rslora') else rank))
 
 
