@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import stat
 from typing import Any, BinaryIO
 
@@ -64,6 +65,21 @@ def read_bytes(file: str | os.PathLike) -> bytes:
             return opened.read()
         except OSError as error:
             raise UserError(f'{file}: cannot be read ({reason(error)}).') from error
+
+
+def copy_own(folder: pathlib.Path, file: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies a file (or a folder) of a folder whose maker may be a stranger.
+
+    Raises:
+      UserError: it is a link that leads out of the folder, so that what it holds is not theirs to give. Links to the blobs of the Hub's
+        cache are none: there, all files of a snapshot are links.
+    """
+    home = folder.resolve()
+    places = [home, home.parents[1] / 'blobs'] if home.parent.name == 'snapshots' else [home]
+    for one in [file, *file.rglob('*')] if file.is_dir() else [file]:
+        if not any(one.resolve().is_relative_to(place) for place in places):
+            raise UserError(f'{one}: is a link to {one.resolve()}, outside of the folder; put the file itself there to have it copied.')
+    (shutil.copytree if file.is_dir() else shutil.copyfile)(file, target)
 
 
 def read_text(file: str | os.PathLike) -> str:

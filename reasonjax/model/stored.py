@@ -66,8 +66,7 @@ def _indexed(index: pathlib.Path) -> list[pathlib.Path]:
         where = f'{index}: weight_map: {one_line(tensor, 120)}'
         if not isinstance(name, str):
             raise UserError(f'{where}: expected the name of a file, found {one_line(json.dumps(name), 80)}.')
-        parts = pathlib.PurePath(name).parts
-        if not parts or '..' in parts or pathlib.PurePath(name).is_absolute() or '\\' in name:
+        if not _is_inside(index.parent, name):
             raise UserError(f'{where}: {one_line(name, 120)!r} leads out of the folder; expected the name of a file in it.')
     files = [index.parent / name for name in sorted(set(weight_map.values()))]
     for file in files:
@@ -75,6 +74,14 @@ def _indexed(index: pathlib.Path) -> list[pathlib.Path]:
             name = one_line(file.name, 120)
             raise UserError(f'{index.parent}: {index.name} names {name}, which is not there; was the download complete?')
     return files
+
+
+def _is_inside(folder: pathlib.Path, name: str) -> bool:
+    """Whether a name stays in a folder. The file itself may be a link to elsewhere, as all files in the Hub's cache are."""
+    parts = pathlib.PurePath(name).parts
+    if not parts or '..' in parts or '\0' in name or '\\' in name or pathlib.PurePath(name).is_absolute():
+        return False
+    return (folder / name).parent.resolve().is_relative_to(folder.resolve())
 
 
 def tensors_of(file: pathlib.Path) -> dict[str, Stored]:
@@ -88,7 +95,7 @@ def tensors_of(file: pathlib.Path) -> dict[str, Stored]:
         try:
             with safetensors.safe_open(file, framework='numpy'):
                 pass
-        except safetensors.SafetensorError as error:
+        except (safetensors.SafetensorError, OSError, MemoryError) as error:
             raise UserError(f'{file} is truncated or corrupt ({one_line(str(error))}); download it again.') from error
         try:
             size = int.from_bytes(opened.read(8), 'little')

@@ -68,10 +68,11 @@ def edit(file, **entries):
 
 
 @pytest.mark.parametrize(
-    'name', ['../../x', '/etc/passwd', '../model/model.safetensors', 'sub/../../x', '..', '.', '', '..\\x', 'a/../../b']
+    'name', ['../../x', '/etc/passwd', '../model/model.safetensors', 'sub/../../x', '..', '.', '', '..\\x', 'a/../../b', 'out/x', 'a\0b']
 )
 def test_an_index_stays_in_its_folder(folder, name):
     put(folder.parent / 'x', (folder / WEIGHTS).read_bytes())
+    (folder / 'out').symlink_to(folder.parent)
     put(folder / INDEX, {'weight_map': {NORM: name}})
     assert f'{INDEX}: weight_map: {NORM}: {name!r} leads out of the folder' in refusal(read, folder)
 
@@ -108,7 +109,6 @@ def test_a_snapshot_of_the_hub_is_links_to_blobs(folder, tmp_path, sharded):
     ({'weight_map': {NORM: [WEIGHTS]}}, 'found ["model.safetensors"]'),
     ({'weight_map': {NORM: 'no.safetensors'}}, 'names no.safetensors, which is not there'),
     ({'weight_map': {NORM: 'x' * 5000}}, 'which is not there'),
-    ({'weight_map': {NORM: 'a\0b'}}, 'which is not there'),
     ('[' * 100_000, 'nested too deeply'),
     ('{"weight_map": ' + '9' * 5000 + '}', 'Exceeds the limit'),
     (b'{"\xe9": 1}', 'is not UTF-8'),
