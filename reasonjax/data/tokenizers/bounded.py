@@ -21,6 +21,7 @@ import jinja2.sandbox
 
 LARGEST = 2**24  # characters, or entries, of one value; the text that is rendered is one
 TOTAL = 2**30  # characters that one rendering puts together, thrown away or not
+SMALL = 2**12  # what two texts that are put together may have without being counted
 BITS = 2**14  # of an integer
 NODE = 16  # what an entry of a list counts for, beside its text
 CONTAINERS = (list, tuple, dict, set)
@@ -236,17 +237,18 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return ''.join(kept)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        sized, integers = hasattr(left, '__len__'), isinstance(left, int) and isinstance(right, int)
-        if operator == '+' and isinstance(left, list) and isinstance(right, list):
+        kinds = type(left), type(right)
+        if operator == '+' and kinds == (list, list):
             return _extended(left, right)
-        if operator == '+' and sized:
-            _measure(lambda: len(left) + len(right))
-        elif operator == '%' and isinstance(left, str):
+        if operator == '+' and hasattr(left, '__len__') and hasattr(right, '__len__'):
+            if len(left) + len(right) > SMALL:
+                _count(len(left) + len(right))
+            return _weighed(left + right)
+        if operator == '%' and isinstance(left, str):
             _measure(_percent, left, *(right if isinstance(right, tuple) else [right]))
-        elif operator == '*' and not integers:
-            many, times = (left, right) if sized else (right, left)
-            _measure(lambda: len(many) * times)
-        elif operator in ('*', '**') and integers and _bits(operator, left, right) > BITS and _state.weights is not None:
+        elif operator == '*' and (hasattr(left, '__len__') or hasattr(right, '__len__')):
+            _measure(lambda: len(left) * right if hasattr(left, '__len__') else len(right) * left)
+        elif operator in ('*', '**') and kinds == (int, int) and _bits(operator, left, right) > BITS and _state.weights is not None:
             raise TooMuch(f'makes an integer of more than {BITS:,} bits')
         return _weighed(super().call_binop(context, operator, left, right))
 
