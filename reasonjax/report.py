@@ -72,7 +72,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     workdir = pathlib.Path(workdir)
     path = workdir / 'metrics.jsonl'
     records = metrics.read(path) if path.is_file() else []
-    summary = _json(workdir / 'summary.json') or {}
+    summary = files.json_object(workdir / 'summary.json') if (workdir / 'summary.json').is_file() else {}
     parts = [
         _headline(workdir.resolve().name, summary, records),
         _results(summary.get('stages') or []),

@@ -38,24 +38,18 @@ def merging(tmp_path_factory):
     return of_run, fresh_params(of_run), tokenizer
 
 
-def test_pairs_are_split_as_by_the_harness(merging):
-    of_run, params, tokenizer = merging
-    ours = Harness(of_run, params)
-    theirs = types.SimpleNamespace(
-        backend='causal', tokenizer=tokenizer, prefix_token_id=8, add_bos_token=False,
-        tok_encode=lambda text, **options: tokenizer.encode(text, add_special_tokens=False),
-    )  # fmt: skip
-    split = [(a, b, *ours._encode_pair(a, b)) for a, b in PAIRS if a]
-    assert [(a, b, *adapter.HFLM._encode_pair(theirs, a, b)) for a, b, *_ in split] == split
-    assert [more for *_, more in split].count([]) == 4
-
-
 def test_what_merges_into_its_context_scores_nothing_and_the_rest_goes_on(merging, caplog):
     """Classes of the harness that do not give up on such a pair (HFLM asserts that there is none) give it 0, most likely."""
     of_run, params, tokenizer = merging
     (expected,) = onnx._ONNXLMBase._loglikelihood_tokens(types.SimpleNamespace(), [(('a', 'b'), [0], [])], disable_tqdm=True)
     assert expected == (0.0, True)
     harness = Harness(of_run, params, batch_size=4)
+    theirs = types.SimpleNamespace(
+        backend='causal', tokenizer=tokenizer, prefix_token_id=8, add_bos_token=False,
+        tok_encode=lambda text, **options: tokenizer.encode(text, add_special_tokens=False),
+    )  # fmt: skip
+    for pair in PAIRS:
+        assert not pair[0] or harness._encode_pair(*pair) == adapter.HFLM._encode_pair(theirs, *pair)
     results = harness.loglikelihood(requests('loglikelihood', *PAIRS))
     empty = [i for i, (a, b) in enumerate(PAIRS) if (a and not harness._encode_pair(a, b)[1]) or b == '</s>']
     assert len(empty) == 5 and [results[i] for i in empty] == [expected] * 5

@@ -217,8 +217,11 @@ def memory(*, rows: Sequence[Mapping[str, Any]], label: str = 'memory') -> Sourc
         if not isinstance(row, Mapping):
             raise UserError(f'{label}:{i + 1}: expected a mapping from column to value, found {type(row).__name__}')
     digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(dict(row), sort_keys=True).encode())
+    for i, row in enumerate(rows):
+        try:
+            digest.update(json.dumps(dict(row), sort_keys=True).encode())
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(f'{label}:{i + 1}: holds what JSON cannot ({one_line(str(error))})') from error
     return Source(label, rows, digest.hexdigest())
 
 

@@ -5,7 +5,7 @@ import os
 import pathlib
 from collections.abc import Iterable
 
-from reasonjax.errors import UserError
+from reasonjax.errors import UserError, one_line
 
 
 def train_sentencepiece(texts: Iterable[str], path: pathlib.Path, vocab_size: int) -> None:
@@ -53,8 +53,9 @@ def train_sentencepiece(texts: Iterable[str], path: pathlib.Path, vocab_size: in
             num_threads=1,
             minloglevel=2,
         )
-    except RuntimeError as error:
-        reason = str(error).rpartition('] ')[2]
+    except (RuntimeError, ValueError) as error:
+        # Some conditions have words behind them, others are all that is said.
+        reason = str(error).rpartition('] ')[2] or one_line(str(error))
         raise UserError(
             f'tokenizer.vocab_size: no vocabulary of {vocab_size} pieces from {len(texts)} texts: {reason}'
         ) from error

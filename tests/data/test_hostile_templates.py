@@ -55,6 +55,9 @@ LARGE = {
     'lists in lists, as json': GROWING + "{% set n.l = {'a': n.l, 'b': n.l} %}{% endfor %}{{ n.l|tojson }}",
     'lists in lists, compared': GROWING + '{% set n.l = (n.l, n.l) %}{% endfor %}{{ n.l == n.l[0] }}',
     'dicts in dicts': GROWING + '{% set n.l = dict(a=n.l, b=n.l) %}{% endfor %}{{ n.l }}',
+    'namespaces in namespaces': GROWING + '{% set n.x = namespace(a=n.x, b=n.x) %}{% endfor %}{{ n.x }}',
+    'namespaces in namespaces, joined': GROWING + "{% set n.x = namespace(a=n.x, b=n.x) %}{% endfor %}{{ n.x ~ '' }}",
+    'an integer of many digits': "{% set x = ('f' * 16000000)|int(base=16) %}{{ x % 7 }}",
     'much text': '{% for i in range(99999) %}{% for j in range(999) %}' + 'text ' * 20 + '{% endfor %}{% endfor %}',
     'a wide field': "{{ '%100000000000d' % 1 }}",
     'a field as wide as told': "{{ '%*d' % (2000000000, 1) }}",
@@ -126,21 +129,12 @@ def test_what_does_not_end_for_some_messages_is_stopped_where_it_is_rendered(fol
         ('{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}', 'RecursionError'),
         ('{% block a %}{{ self.a() }}{% endblock %}', 'RecursionError'),
         ('{{ 1 / 0 }}', 'ZeroDivisionError: division by zero'),
-        ("{{ {}['a'].b.c }}", "has no attribute 'a'"),
-        ('{{ messages|nothing }}', "No filter named 'nothing'"),
-        ('{{ messages is nothing }}', "No test named 'nothing'"),
-        ("{% include 'x' %}", 'no loader'),
-        ('{{ raise_exception(5) }}', '5'),
         (r"{{ raise_exception('two\nlines' * 1000) }}", 'two linestwo lines'),
         ('{{ ' + '(' * 5000 + '1' + ')' * 5000 + ' }}', 'RecursionError'),
         ('{% if 1 %}' * 3000 + '{% endif %}' * 3000, 'RecursionError'),
         ("{% for i in 'a' %}" * 30 + '{% endfor %}' * 30, 'SyntaxError: too many statically nested blocks'),
         ('{{ range(10**9) }}', 'OverflowError: Range too big'),
-        ("{{ ('f' * 1000000)|int(base=16) }}", 'Exceeds the limit'),
-        ("{{ ''.__class__.__mro__ }}", 'is unsafe'),
-        ('{{ messages.append(1) }}', 'is unsafe'),
-        ('{{ ', 'unexpected'),
-        ('{% if %}', 'Expected an expression'),
+        ("{{ messages[0].content.encode('no such') }}", 'LookupError: unknown encoding'),
     ],
 )
 def test_what_a_template_raises_is_one_line(folder, body, words):
@@ -156,7 +150,7 @@ def test_what_a_template_raises_is_one_line(folder, body, words):
     r"{{ ['a', 1]|join('-') }}{{ 'a\nb'|indent(3) }}{{ messages|tojson }}{{ messages|tojson(indent=2) }}{{ [1, 2, 3]|batch(2)|list }}",
     "{% set x %}[{{ messages[0].role }}]{% endset %}{{ x }}{{ {'a': [1, (2,)]} }}{{ messages|map(attribute='role')|list }}",
     "{% set n = namespace(l=[], t='') %}{% for m in messages %}{% set n.l = n.l + [m.role] %}"
-    '{% set n.t = n.t ~ m %}{% endfor %}{{ n.l }}{{ n.t }}',
+    '{% set n.t = n.t ~ m %}{% endfor %}{{ n.l }}{{ n.t }}{{ n }}',
     "{% macro m(x) %}<{{ x }}>{% endmacro %}{{ m('a') }}{{ dict(a=1, b=[2]) }}{{ [[1], [2]]|sum(start=[]) }}{{ 2.567|round(1) }}",
     '{% for a, b in [(1, 2), (3, 4)] %}{{ a }}{{ b }}{% endfor %}{{ (1, 2)[0] }}{{ [] }}{{ {} }}{{ () }}{{ 1700000000 * 1000 }}',
 ])  # fmt: skip
@@ -191,6 +185,16 @@ def test_size_is_looked_at_before_a_template_is_read(folder):
     message = refusal(opened, folder, 'x' * 10**7)
     assert 'chat_template.jinja: has 10,000,000 bytes; none of more than 1,048,576 is read' in message
     assert 'has 200,000 characters, but none longer than 131,072 is used' in refusal(opened, folder, 'x' * 200_000)
+
+
+def test_a_template_of_ones_own_is_looked_at_too(folder, tmp_path):
+    file = tmp_path / 'mine.jinja'
+    for content, words in [
+        (b'x' * 10**6, 'has 1,000,000 bytes'), (b'x' * 200_000, 'has 200,000 characters'), (b'\xff', 'is not UTF-8'),
+        (LARGE['text times number'].encode(), 'makes a text or list of more than'),
+    ]:  # fmt: skip
+        file.write_bytes(content)
+        assert words in refusal(lambda: tokenizers.huggingface(None, None, path=str(folder), chat_template=str(file)))
 
 
 def test_memory_stays_small(folder):

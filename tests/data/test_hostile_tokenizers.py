@@ -64,15 +64,19 @@ def test_what_is_no_file_does_not_hang(folder, name, kind):
     assert f'{file}: cannot be read (' in message or (kind == 'link to nothing' and f'{file}: no such file' in message)
 
 
-@pytest.mark.parametrize('name', FILES)
+@pytest.mark.parametrize('name', ['special_tokens_map.json', 'added_tokens.json'])
 @pytest.mark.parametrize(
     'content', [b'{"a": "\xe9"}', '[' * 100_000, '{"a": ' + '9' * 5000 + '}', '', '[1]', '5', 'null', bytes(range(256))]
 )
 def test_files_that_hold_no_object(folder, name, content):
     put(folder / name, content)
-    message = refusal(opened, folder)
-    # For tokenizer.json, the tokenizers library says what is wrong.
-    assert str(folder / name) in message or (name == 'tokenizer.json' and str(folder) in message)
+    assert f'{folder / name}: ' in refusal(opened, folder)
+
+
+@pytest.mark.parametrize('content', ['', '[1]', '5', 'null', '"x"', b'\xff', bytes(range(256))])
+def test_a_vocabulary_that_is_no_object(folder, content):
+    put(folder / 'tokenizer.json', content)
+    assert f'{folder}/tokenizer.json: expected a JSON object, found ' in refusal(opened, folder)
 
 
 @pytest.mark.parametrize(
@@ -106,15 +110,15 @@ def test_settings_of_another_type(folder, key, value, words):
     assert f'{folder}/tokenizer_config.json: {key}: ' in message and words in message
 
 
-@pytest.mark.parametrize('template', [[], {}, None, ''])
+@pytest.mark.parametrize('template', [[], {}, ''])
 def test_no_template_however_it_is_written(folder, template):
     (folder / 'chat_template.jinja').unlink()
     edit(folder / 'tokenizer_config.json', 'chat_template', to=template)
     assert 'has no chat template' in refusal(opened(folder).chat_text, [{'role': 'user', 'content': 'a'}], True)
 
 
-@pytest.mark.parametrize('eos', [True, 5.5, 'x', [[1]], {}, [None], 10**30])
-def test_ends_of_another_type(folder, eos):
+@pytest.mark.parametrize('eos', [True, [False, 2]])
+def test_ends_that_are_no_ids(folder, eos):
     edit(folder / 'generation_config.json', 'eos_token_id', to=eos)
     assert 'generation_config.json: eos_token_id ' in refusal(opened, folder)
 
@@ -126,23 +130,12 @@ TOKEN = {'id': 330, 'content': '<new>', 'single_word': False, 'lstrip': False, '
     'keys, value, words',
     [
         (('model',), {'type': 'BPE', 'vocab': {'a': 10**9}, 'merges': []}, 'has ids up to 1000000000; expected some, all'),
-        (('model', 'vocab'), {'a': 2**40}, 'cannot be read'),
-        (('model', 'vocab'), [], 'cannot be read'),
-        (('model', 'merges'), ['x'] * 10**6, 'cannot be read'),
-        (('model', 'merges'), 5, 'cannot be read'),
-        (('model', 'type'), 'Nope', 'cannot be read'),
-        (('model', 'type'), None, 'cannot be read'),
         (('model',), {'type': 'WordLevel', 'vocab': {'a': 0}, 'unk_token': '[UNK]'}, 'tokenizer'),
-        (('added_tokens',), [TOKEN | {'id': 2**32}], 'cannot be read'),
-        (('added_tokens',), [TOKEN | {'id': -1}], 'cannot be read'),
         (('added_tokens',), [TOKEN | {'content': 'x' * 10**5}], 'an added token of'),
-        (('added_tokens',), 5, 'cannot be read'),
-        (('pre_tokenizer',), {'type': 'Split', 'pattern': {'Regex': '('}, 'behavior': 'Isolated', 'invert': False}, 'cannot be read'),
         (('normalizer',), {'type': 'Replace', 'pattern': {'String': 'a'}, 'content': 'b' * 10**6}, 'one character may become 500,000'),
         (('normalizer',), {'type': 'Sequence', 'normalizers': [{'type': 'Prepend', 'prepend': 'x' * 200}] * 3}, 'normalizer'),
         (('normalizer',), {'type': 'Precompiled', 'precompiled_charsmap': 'AAAA'}, 'cannot be read'),  # a panic, which is no Exception
         (('decoder',), {'type': 'Replace', 'pattern': {'String': 'a'}, 'content': 'b' * 10**6}, 'decoder: one character may become'),
-        (('post_processor',), 5, 'cannot be read'),
     ],
 )
 def test_vocabularies_that_cannot_be_used(folder, keys, value, words):
@@ -164,19 +157,11 @@ def test_a_folder_of_many_files_names_a_few(tmp_path):
     assert ' and 38 more)' in refusal(opened, tmp_path)
 
 
-def test_a_model_that_is_no_file(tmp_path):
-    os.mkfifo(tmp_path / 'pipe.model')
-    for name in ('pipe.model', '.', 'a\0b'):
-        assert 'tokenizer.path: no SentencePiece model at' in refusal(tokenizers.sentencepiece, None, None, path=str(tmp_path / name))
-
-
 # Half a character, which no UTF-8 can hold: from an argument that is not UTF-8, or an escape.
 
 
-@pytest.fixture(params=['characters', 'sentencepiece', 'huggingface'])
+@pytest.fixture(params=['sentencepiece', 'huggingface'])
 def tokenizer(request, tmp_path, hugging_face_folder, texts):
-    if request.param == 'characters':
-        return tokenizers.characters(None, None)
     if request.param == 'sentencepiece':
         return tokenizers.sentencepiece(lambda: texts, tmp_path, vocab_size=340)
     return opened(hugging_face_folder(tmp_path))
@@ -187,7 +172,7 @@ def test_half_a_character_is_refused(tokenizer, text):
     half = f'\\u{ord(next(c for c in text if 0xD800 <= ord(c) < 0xE000)):04x}'
     for work in (tokenizer.encode, tokenizer.encode_more, lambda text: tokenizer.encode_more(text, 'a')):
         message = refusal(work, text)
-        assert half in message or 'is not in the alphabet' in message
+        assert half in message
         message.encode()
 
 

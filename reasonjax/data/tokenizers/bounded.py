@@ -18,6 +18,7 @@ from typing import Any
 import jinja2.compiler
 import jinja2.nodes
 import jinja2.sandbox
+import jinja2.utils
 
 LARGEST = 2**24  # characters, or entries, of one value; the text that is rendered is one
 TOTAL = 2**30  # characters that one rendering puts together, thrown away or not
@@ -51,6 +52,7 @@ def render(template: Callable[[], str]) -> str:
     try:
         return _within_time(template)
     except _TimeUp as error:
+        _running.pop(threading.get_ident(), None)  # in case it arrived while that was being done
         raise TooMuch(f'is not done after {SECONDS:g} s of processor time') from error
     except MemoryError as error:
         raise TooMuch('needs more memory than there is') from error
@@ -154,6 +156,7 @@ FILTERS = {
     'batch': lambda values, linecount, fill_with=None: linecount,
     'wordwrap': lambda text, width=79, break_long_words=True, wrapstring='', **_: len(text) * (1 + len(wrapstring or '')),
     'sum': lambda values, attribute=None, start=0: len(values) * _weight(values) if isinstance(start, list | tuple) else 0,
+    'int': lambda value, default=0, base=10: len(value) * (LARGEST // BITS) if isinstance(value, str) else 0,
     'round': lambda value, precision=0, method='': 1000 * abs(precision),
 }  # fmt: skip
 
@@ -260,7 +263,21 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             if isinstance(owner, str | int):
                 arguments = tuple(map(list, arguments)) if size is _joined else arguments
                 _measure(size, owner, *arguments, **named)
-        return _weighed(super().call(__context, __function, *arguments, **named))
+        result = super().call(__context, __function, *arguments, **named)
+        if isinstance(result, jinja2.utils.Namespace):
+            result.__class__ = _namespace(type(result))
+        return _weighed(result)
+
+
+@functools.cache
+def _namespace(kind: type) -> type:
+    """A kind of namespace that is written out only where it holds no other: these can change, so they cannot be weighed once."""
+
+    def written(namespace: Any) -> str:
+        _weighed(dict(namespace._Namespace__attrs))
+        return kind.__repr__(namespace)
+
+    return type(kind.__name__, (kind,), {'__repr__': written})
 
 
 def _extended(left: list, right: list) -> list:

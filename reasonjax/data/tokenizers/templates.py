@@ -29,6 +29,8 @@ def choose(tokenizer: Any, chat_template: str, path: str) -> None:
     if chat_template in names:
         tokenizer.chat_template = own[chat_template]
     elif file.is_file():
+        if (size := file.stat().st_size) > 4 * LONGEST:
+            raise UserError(f'tokenizer.chat_template: {file} has {size:,} bytes, but none of more than {LONGEST:,} characters is used')
         tokenizer.chat_template = read_text(file)
     else:
         raise UserError(
