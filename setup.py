@@ -33,6 +33,7 @@ setup(
         'orbax-checkpoint>=0.12.8',
         'pebble',
         'pyarrow',
+        'regex',
         'rich',
         'safetensors>=0.5',
         'sentencepiece>=0.2.1',

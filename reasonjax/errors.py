@@ -32,6 +32,12 @@ def listing(choices: Iterable[str]) -> str:
     return ', '.join(sorted(choices))
 
 
+def one_line(text: str, most: int = 300) -> str:
+    """Returns a text of unknown origin as a part of a message: its white space as single spaces, what is beyond `most` characters cut."""
+    text = ' '.join(text[: 10 * most].split())
+    return text if len(text) <= most else f'{text[:most]}...'
+
+
 def divisor(number: int, wanted: int) -> int:
     """Returns the divisor of `number` nearest to `wanted`."""
     return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))

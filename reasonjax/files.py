@@ -4,10 +4,12 @@ import json
 import os
 import pathlib
 import re
+import shutil
+import stat
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
-from reasonjax.errors import UserError, nearest
+from reasonjax.errors import UserError, nearest, one_line
 
 # A JSON escape of half a character (U+D800 to U+DFFF): such text cannot be encoded, so no tokenizer and no file takes it.
 _HALF = re.compile(r'\\u[dD][89abABc-fC-F]')
@@ -19,21 +21,67 @@ def reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def read_bytes(file: str | os.PathLike) -> bytes:
-    """Reads a file.
+def expanded(path: str | os.PathLike) -> pathlib.Path:
+    """Returns a path with ~ replaced by the home of its user.
 
     Raises:
-      UserError: it is not there (names the nearest), is a folder, or may not be read.
+      UserError: there is no such user.
+    """
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f'{path}: {error}') from error
+
+
+def open_file(file: str | os.PathLike) -> BinaryIO:
+    """Opens a file to read its bytes.
+
+    Raises:
+      UserError: it is not there (names the nearest), is a folder, a pipe or a device, or may not be read.
     """
     file = pathlib.Path(file)
     try:
-        return file.read_bytes()
+        # A pipe that nobody writes to would never open.
+        opened = open(file, 'rb', opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     except FileNotFoundError as error:
-        raise UserError(f'{file}: no such file.{nearest_name(file)}') from error
+        link = ' (it is a link to what is not there)' if os.path.lexists(file) else ''
+        raise UserError(f'{file}: no such file{link}.{"" if link else nearest_name(file)}') from error
     except OSError as error:
         raise UserError(f'{file}: cannot be read ({reason(error)}).') from error
     except ValueError as error:  # a null character in the name
         raise UserError(f'{str(file)!r}: is no file name ({error}).') from error
+    if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+        opened.close()
+        raise UserError(f'{file}: cannot be read (a pipe or a device, not a file).')
+    return opened
+
+
+def read_bytes(file: str | os.PathLike) -> bytes:
+    """Reads a file.
+
+    Raises:
+      UserError: as `open_file`.
+    """
+    with open_file(file) as opened:
+        try:
+            return opened.read()
+        except OSError as error:
+            raise UserError(f'{file}: cannot be read ({reason(error)}).') from error
+
+
+def copy_own(folder: pathlib.Path, file: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies a file (or a folder) of a folder whose maker may be a stranger.
+
+    Raises:
+      UserError: it is a link that leads out of the folder, so that what it holds is not theirs to give. Links to the blobs of the Hub's
+        cache are none: there, all files of a snapshot are links.
+    """
+    home = folder.resolve()
+    places = [home, home.parents[1] / 'blobs'] if home.parent.name == 'snapshots' else [home]
+    for one in [file, *file.rglob('*')] if file.is_dir() else [file]:
+        if not any(one.resolve().is_relative_to(place) for place in places):
+            raise UserError(f'{one}: is a link to {one.resolve()}, outside of the folder; put the file itself there to have it copied.')
+    (shutil.copytree if file.is_dir() else shutil.copyfile)(file, target)
 
 
 def read_text(file: str | os.PathLike) -> str:
@@ -54,18 +102,19 @@ def decode(content: bytes, where: str) -> str:
         raise UserError(f'{where}: line {number} is not UTF-8 ({error.reason}, byte {error.start + 1}); save the file as UTF-8.') from error
 
 
-def parse_json(text: str, where: str) -> Any:
+def parse_json(text: str, where: str, *, distinct: bool = False) -> Any:
     """Parses JSON.
 
     Args:
       text: one JSON value.
       where: what errors begin with, such as 'train.jsonl:17'.
+      distinct: refuse an object that has a name twice, with other values: one of them would be lost.
 
     Raises:
       UserError: not JSON, nested too deeply, a number of thousands of digits, or half a character (a lone surrogate).
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_distinct if distinct else None)
     except json.JSONDecodeError as error:
         line = f'line {error.lineno}, ' if error.lineno > 1 else ''
         raise UserError(f'{where}: not valid JSON ({error.msg}, {line}column {error.colno}).') from error
@@ -90,6 +139,15 @@ def half_character(value: Any) -> str:
         elif isinstance(item, str) and not item.isascii() and (half := _SURROGATE.search(item)):
             return f'\\u{ord(half[0]):04x}'
     return ''
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        for name, value in pairs:
+            if entries[name] != value:
+                raise ValueError(f'"{one_line(name, 80)}" is there twice, with other values')
+    return entries
 
 
 def read_json(file: str | os.PathLike) -> Any:

@@ -109,6 +109,7 @@ class Harness(TemplateLM):
         if limit and self.max_length > limit:
             raise UserError(f'max_length={self.max_length}: the positions of this model are good for {limit}.')
         self.truncated = {'loglikelihood': 0, 'generate_until': 0}
+        self.without_tokens = 0
         # All logits of a long batch at once are larger than the model.
         self._config = dataclasses.replace(run.model, logprob_chunk=run.model.logprob_chunk or CHUNK)
         self._programs: dict[Sampling, Callable] = {}
@@ -157,11 +158,12 @@ class Harness(TemplateLM):
         return f'{self._run.config.tokenizer.name}-{self.tokenizer.fingerprint()[:16]}'
 
     def get_model_info(self) -> dict:
-        """What the results say of the model, under `config`; `truncated` counts the requests that were cut to fit."""
+        """What the results say of the model, under `config`; `truncated` counts requests that were cut, `without_tokens` empty ones."""
         origin = {'workdir': str(self._run.workdir), 'stage': self._origin[0], 'step': self._origin[1]}
         size = sum(x.size for x in jax.tree.leaves(self._params))
         shape = {'model_num_parameters': size, 'model_dtype': self._run.model.param_dtype, 'tokenizer': self.tokenizer_name}
-        return origin | shape | {'max_length': self.max_length, 'generation_seed': self._seed, 'truncated': dict(self.truncated)}
+        shape |= {'truncated': dict(self.truncated), 'without_tokens': self.without_tokens}
+        return origin | shape | {'max_length': self.max_length, 'generation_seed': self._seed}
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """For the results: the template's source, or how it renders a message where there is no source to show."""
@@ -190,6 +192,10 @@ class Harness(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: list[tuple], disable_tqdm: bool = False, **kwargs: Any) -> list[tuple[float, bool]]:
         """Scores (texts or None, context ids, continuation ids): the sum of log-probs in nats, and whether all are most likely."""
+        # One that merges into its context has no token of its own: the sum over none is 0, as in classes of the harness that go on.
+        if empty := sum(not more for _, _, more in requests):
+            self.without_tokens += empty
+            log.warning('loglikelihood: %d of %d continuations add no token to their context and score 0.', empty, len(requests))
         rows = [self._document(*request) for request in requests]
         cut = [len(context or [0]) + len(more) - len(row.tokens) for row, (_, context, more) in zip(rows, requests)]
         self._count_cut('loglikelihood', cut)
@@ -209,14 +215,12 @@ class Harness(TemplateLM):
 
     def _document(self, texts: tuple[str, str] | None, context: list[int], continuation: list[int]) -> rows_of.Document:
         where = '' if texts is None else f' of {texts[1][:60]!r} after {texts[0][-60:]!r}'
-        if not continuation:
-            raise UserError(f'a continuation{where} adds no token to its context, so there is nothing to score.')
         if len(continuation) > self.max_length:
             raise UserError(f'a continuation{where} has {len(continuation)} tokens, but max_length={self.max_length}.')
         # A context of blanks alone has gone into the continuation.
         tokens = ((context or [self.prefix_token_id]) + continuation)[-(self.max_length + 1) :]
         weights = np.zeros(len(tokens), np.float32)
-        weights[-len(continuation) :] = 1
+        weights[len(tokens) - len(continuation) :] = 1
         return rows_of.Document(np.array(tokens, np.int32), weights)
 
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:

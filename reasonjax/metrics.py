@@ -26,7 +26,10 @@ import rich.console
 import rich.progress
 import rich.table
 
+from reasonjax import completion_files, files
+from reasonjax.errors import UserError
 from reasonjax.parallel import processes
+from reasonjax.terminal import printable
 
 PACKAGES = ('reasonjax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'transformers', 'sentencepiece',
             'numpy')
@@ -108,26 +111,8 @@ class Writer:
         """
         if not self._active or not rows:
             return None
-        import pyarrow as pa  # here, because a supervised run never needs it
-        import pyarrow.parquet as pq
-
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        middle = [name for name in names if name not in ('step', 'prompt', 'completion', 'advantage', 'stage')]
-        columns = {'step': pa.array([int(step)] * len(rows), pa.int64())}
-        for name in ('prompt', 'completion', *middle, 'advantage'):
-            if name in names:
-                columns[name] = _column([row.get(name) for row in rows])
-        columns['stage'] = pa.array([stage] * len(rows), pa.string())
-        table = pa.table(columns)
         path = self._workdir / 'completions' / f'completions_{step:05d}.parquet'
-        path.parent.mkdir(exist_ok=True)
-        if path.is_file():
-            others = [row for row in pq.read_table(path).to_pylist() if row['stage'] != stage]
-            if others:
-                table = pa.concat_tables([pa.Table.from_pylist(others), table], promote_options='permissive')
-        temporary = path.with_suffix('.tmp')
-        pq.write_table(table, temporary)
-        temporary.replace(path)
+        completion_files.write(path, stage, step, rows)
         return path
 
     def environment(self) -> dict[str, Any]:
@@ -223,10 +208,15 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding='utf-8') as lines:
-        for line in lines:
-            if line.endswith('\n'):
-                yield line, json.loads(line)
+    with files.open_file(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.endswith(b'\n'):
+                where = f'{path}:{number}'
+                text = files.decode(line, where)
+                record = files.parse_json(text, where)
+                if not isinstance(record, dict) or not {'stage', 'step'} <= record.keys():
+                    raise UserError(f'{where}: expected a record with stage and step.')
+                yield text, record
 
 
 def _scalar(value: Any) -> Any:
@@ -236,21 +226,6 @@ def _scalar(value: Any) -> Any:
     if hasattr(value, 'item'):
         value = value.item()
     return int(value) if isinstance(value, bool) else value
-
-
-def _column(values: Sequence[Any]) -> Any:
-    import pyarrow as pa
-
-    plain = [_scalar(value) if getattr(value, 'shape', None) == () else value for value in values]
-    if all(value is None or isinstance(value, bool) for value in plain):
-        return pa.array(plain, pa.bool_())
-    if all(value is None or isinstance(value, int) and -(2**63) <= value < 2**63 for value in plain):
-        return pa.array(plain, pa.int64())
-    if all(value is None or isinstance(value, float) or isinstance(value, int) and abs(value) < 2**63 for value in plain):
-        return pa.array([None if value is None else float(value) for value in plain], pa.float64())
-    # Dates, bytes and the like, which JSON has not, as Python writes them.
-    return pa.array([value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-                     for value in plain], pa.string())
 
 
 def environment() -> dict[str, Any]:
@@ -315,7 +290,7 @@ class Progress:
 
     def __init__(self, stage: str, total: int, *, start: int = 0, stream: TextIO | None = None, every: float = 10.0,
                  clock: Callable[[], float] = time.monotonic):
-        self._stage, self._total, self._every, self._clock = stage, total, every, clock
+        self._stage, self._total, self._every, self._clock = printable(stage), total, every, clock
         self._stream = sys.stdout if stream is None else stream
         self._first: tuple[int, float] | None = None
         self._printed = -math.inf
@@ -324,10 +299,10 @@ class Progress:
         self._shown = processes.is_main()
         if self._shown and self._stream.isatty():
             self._bar = rich.progress.Progress(
-                rich.progress.TextColumn('{task.description}'), rich.progress.BarColumn(bar_width=None),
-                rich.progress.MofNCompleteColumn(), rich.progress.TextColumn('{task.fields[text]}'),
-                console=rich.console.Console(file=self._stream), refresh_per_second=4)
-            self._task = self._bar.add_task(stage, total=total, completed=start, text='compiling')
+                rich.progress.TextColumn('{task.description}', markup=False), rich.progress.BarColumn(bar_width=None),
+                rich.progress.MofNCompleteColumn(), rich.progress.TextColumn('{task.fields[text]}', markup=False),
+                console=rich.console.Console(file=self._stream, emoji=False), refresh_per_second=4)
+            self._task = self._bar.add_task(self._stage, total=total, completed=start, text='compiling')
 
     def __enter__(self) -> 'Progress':
         if self._bar is not None:
@@ -391,10 +366,10 @@ def table(rows: Sequence[Mapping[str, Any]], *, stream: TextIO | None = None) ->
         printed.add_column(name, justify='right')
     for row in rows:
         length, problems, seconds = (row.get(name) for name in ('mean_length', 'problems', 'seconds'))
-        printed.add_row(str(row['name']), percent(row.get('accuracy'), row.get('ci95')),
+        printed.add_row(printable(str(row['name'])), percent(row.get('accuracy'), row.get('ci95')),
                         percent(row.get('sampled_accuracy'), row.get('sampled_ci95')),
                         '-' if length is None else f'{length:.1f}', '-' if problems is None else str(problems),
                         '-' if seconds is None else f'{seconds:.1f}')
     # A file or a pipe has no width to fit: a line may be as long as it needs to be.
     width = None if stream.isatty() else 120
-    rich.console.Console(file=stream, width=width, highlight=False, markup=False).print(printed)
+    rich.console.Console(file=stream, width=width, highlight=False, markup=False, emoji=False).print(printed)

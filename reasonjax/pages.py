@@ -17,6 +17,8 @@ import matplotlib
 import matplotlib.backends.backend_svg
 import matplotlib.figure
 
+from reasonjax.terminal import printable
+
 COLOURS = ('#2f81c7', '#e0812b', '#3a9f5c', '#9a6bc9', '#d2524c', '#2aa3a3', '#b08a1e', '#d067a5')
 # Drawn in a colour that nothing else has, then replaced: SVG text takes the colour of the page around it.
 INK = '#7b7c7d'
@@ -24,6 +26,8 @@ INK = '#7b7c7d'
 
 def write(target: str | os.PathLike, title: str, parts: Sequence[str]) -> pathlib.Path:
     """Writes a document in one piece: a reader never sees half of it.
+
+    Control characters, and marks that turn the direction of text, are written out wherever they are, as on a terminal.
 
     Args:
       target: the file.
@@ -36,7 +40,7 @@ def write(target: str | os.PathLike, title: str, parts: Sequence[str]) -> pathli
             + '\n'.join(part for part in parts if part) + '\n</main></body></html>\n')  # fmt: skip
     target = pathlib.Path(target)
     temporary = target.with_suffix('.tmp')
-    temporary.write_text(page, encoding='utf-8')
+    temporary.write_text(printable(page), encoding='utf-8')
     temporary.replace(target)
     return target
 
@@ -54,9 +58,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: bool =
             + '</tbody></table></div>')  # fmt: skip
 
 
-def number(value: float | None, digits: int) -> str:
+def number(value: Any, digits: int) -> str:
     """A number with thousands set apart; a dash where there is none."""
-    return '–' if value is None else f'{value:,.{digits}f}'
+    if isinstance(value, int | float):
+        return f'{value:,.{digits}f}'
+    return '–' if value is None else html.escape(str(value))
 
 
 def style(salt: str, ink: str = INK) -> contextlib.AbstractContextManager:

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 
 import matplotlib.figure
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reasonjax import metrics, pages
+from reasonjax import files, metrics, pages
+from reasonjax.errors import one_line
 
 POINTS = 400  # a curve is thinned to about this many points, each the mean of its neighbours
 COMPLETION_FILES, COMPLETION_ROWS = 3, 8
@@ -70,7 +72,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     workdir = pathlib.Path(workdir)
     path = workdir / 'metrics.jsonl'
     records = metrics.read(path) if path.is_file() else []
-    summary = _json(workdir / 'summary.json') or {}
+    summary = files.json_object(workdir / 'summary.json') if (workdir / 'summary.json').is_file() else {}
     parts = [
         _headline(workdir.resolve().name, summary, records),
         _results(summary.get('stages') or []),
@@ -84,7 +86,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
 
 
 def _json(path: pathlib.Path) -> Any:
-    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
+    return files.read_json(path) if path.is_file() else None
 
 
 def _headline(name: str, summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
@@ -94,7 +96,7 @@ def _headline(name: str, summary: Mapping[str, Any], records: Sequence[Mapping[s
                            '</span>' for stage in stages)
         said = f'Greedy accuracy on held-out problems: {steps}'
     elif records:
-        said = f'In progress: stage {html.escape(str(records[-1]["stage"]))}, step {records[-1]["step"]}.'
+        said = f'In progress: stage {html.escape(str(records[-1]["stage"]))}, step {html.escape(str(records[-1]["step"]))}.'
     else:
         said = 'Nothing is recorded yet.'
     return f'<header><h1>{html.escape(name)}</h1><p class="lead">{said}</p></header>'
@@ -138,13 +140,19 @@ def _completions(paths: Sequence[pathlib.Path]) -> str:
     picked = sorted({round(i * (len(paths) - 1) / max(1, COMPLETION_FILES - 1)) for i in range(COMPLETION_FILES)})
     blocks = []
     for index in picked:
-        table = pq.read_table(paths[index])
+        try:
+            table = pq.read_table(paths[index])
+        except (pa.ArrowException, OSError) as error:
+            blocks.append(f'<p>{html.escape(paths[index].name)} cannot be read: {html.escape(one_line(str(error)))}</p>')
+            continue
         rows = table.slice(0, COMPLETION_ROWS).to_pylist()
         names = [name for name in table.column_names if name not in ('step', 'stage')]
         cells = [[_value(row[name]) for name in names] for row in rows]
-        stage = f'{html.escape(str(rows[0]["stage"]))}, ' if rows and 'stage' in rows[0] else ''
+        if not rows:
+            continue
+        stage = f'{html.escape(str(rows[0]["stage"]))}, ' if 'stage' in rows[0] else ''
         is_last = index == picked[-1]
-        blocks.append(f'<details{" open" if is_last else ""}><summary>{stage}step {rows[0]["step"]} '
+        blocks.append(f'<details{" open" if is_last else ""}><summary>{stage}step {html.escape(str(rows[0].get("step")))} '
                       f'<span class="quiet">{len(rows)} of {table.num_rows} completions</span></summary>'
                       + pages.table([html.escape(name) for name in names], cells) + '</details>')
     return pages.section('Sampled completions', ''.join(blocks))

@@ -76,3 +76,35 @@ def test_writing_replaces_in_one_piece(tmp_path):
     files.write_text(file, 'old')
     files.write_text(file, 'néw\n')
     assert file.read_bytes() == 'néw\n'.encode() and os.listdir(tmp_path) == ['x.json']
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    for name in (tmp_path / 'pipe', '/dev/zero'):
+        assert 'cannot be read (a pipe or a device, not a file)' in refusal(files.read_bytes, name)
+
+
+def test_only_what_belongs_to_a_folder_is_copied_from_it(tmp_path):
+    """Not what a link in it leads to: an export of a stranger's model would give away the user's own files."""
+    folder, secret, target = tmp_path / 'model', tmp_path / 'secret', tmp_path / 'copy'
+    folder.mkdir()
+    secret.write_text('mine')
+    (folder / 'NOTICE').write_text('theirs')
+    (folder / 'LICENSE').symlink_to('NOTICE')
+    (folder / 'more').mkdir()
+    files.copy_own(folder, folder / 'LICENSE', target)
+    assert target.read_text() == 'theirs'
+    for name in ('stolen', 'more/stolen'):
+        (folder / name).symlink_to(secret)
+        assert f'is a link to {secret}, outside of the folder' in refusal(files.copy_own, folder, folder / name, tmp_path / 'gone')
+    assert 'more/stolen' in refusal(files.copy_own, folder, folder / 'more', tmp_path / 'gone') and not (tmp_path / 'gone').exists()
+    # A snapshot in the Hub's cache.
+    snapshot, blobs = tmp_path / 'models--a--b' / 'snapshots' / '12ab', tmp_path / 'models--a--b' / 'blobs'
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / 'ff').write_text('blob')
+    (snapshot / 'LICENSE').symlink_to('../../blobs/ff')
+    (snapshot / 'stolen').symlink_to(secret)
+    files.copy_own(snapshot, snapshot / 'LICENSE', target)
+    assert target.read_text() == 'blob'
+    assert 'outside of the folder' in refusal(files.copy_own, snapshot, snapshot / 'stolen', target)

@@ -24,6 +24,7 @@ from reasonjax.arena.recipes import Recipe
 from reasonjax.arena.results import Cell
 from reasonjax.errors import UserError, nearest
 from reasonjax.metrics import Progress
+from reasonjax.terminal import printable
 
 WARM = 'warm'  # the folder of warm starts
 
@@ -94,7 +95,7 @@ def run(options: argparse.Namespace) -> list[pathlib.Path]:
     paths = page.write(workdir, found, baseline, about, measure=options.measure)
     if options.docs:
         paths += page.publish(pathlib.Path(options.docs), found, baseline, about, measure=options.measure)
-    print((workdir / 'table.md').read_text())
+    print(printable((workdir / 'table.md').read_text(encoding='utf-8')))
     print(f'Table, figures and page: {paths[0]}')
     return paths
 

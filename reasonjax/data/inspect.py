@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from reasonjax.bounds import AtLeast, flag
+from reasonjax.terminal import printable
 
 EPILOG = """\
 examples:
@@ -73,10 +74,10 @@ def show(config: Any, workdir: pathlib.Path, options: argparse.Namespace) -> Non
     stage['batch_size' if stage.kind == 'supervised' else 'num_prompts'] = options.examples
     config.mesh = {axis: -1 if axis == 'data' else 1 for axis in config.mesh}
     run = open_run(config, workdir, active=False)
-    console = rich.console.Console(highlight=False, soft_wrap=True, no_color=options.no_color or None)
+    console = rich.console.Console(highlight=False, soft_wrap=True, emoji=False, no_color=options.no_color or None)
     data = (supervised if stage.kind == 'supervised' else rollouts).open_data(run, place)
     batch = next(data)
-    console.print(f'stage {place.name} ({stage.kind}), rows of {batch["tokens"].shape[1]} tokens', markup=False)
+    console.print(f'stage {printable(place.name)} ({stage.kind}), rows of {batch["tokens"].shape[1]} tokens', markup=False)
     for i in range(len(batch['tokens'])):
         _show_row(console, {name: values[i] for name, values in batch.items()}, i + 1, run.tokenizer, options.ids)
     used = batch['segments'] > 0
@@ -102,7 +103,8 @@ def _show_row(console: Any, row: dict[str, Any], number: int, tokenizer: Any, id
     labels = ''.join(f', {name}: {bool(row[name])}' for name in ('chosen', 'label') if name in row)
     console.print(f'\nrow {number}{labels}', style='bold', markup=False)
     if not segments[0]:
-        console.print(f'  {int((segments == 0).sum())} x padding {tokenizer.token(tokenizer.pad_id)}', style=_PADDING, markup=False)
+        pad = printable(tokenizer.token(tokenizer.pad_id))
+        console.print(f'  {int((segments == 0).sum())} x padding {pad}', style=_PADDING, markup=False)
     for segment in range(1, segments.max() + 1):
         inside = segments == segment
         if 'weights' in row:
@@ -127,7 +129,7 @@ def _counts(tokens: np.ndarray, weights: np.ndarray, tokenizer: Any) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace('\r', '\\r').replace('\n', '\\n')
+    return printable(text).replace('\n', '\\n')
 
 
 def _pieces(tokens: np.ndarray, steps: np.ndarray | None, weights: np.ndarray, tokenizer: Any, ids: bool) -> list[str]:

@@ -3,13 +3,13 @@
 import json
 import pathlib
 import random
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 from reasonjax.data.tokenizers import Characters, HuggingFace, SentencePiece, Tokenizer
 from reasonjax.data.tokenizers.protocol import shown
 from reasonjax.errors import UserError
+from reasonjax.files import copy_own
 
 FILES = (
     'tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'vocab.txt',
@@ -52,10 +52,7 @@ def copy_files(source: pathlib.Path, path: pathlib.Path) -> None:
     """Copies the tokenizer files of a Hugging Face folder into another one."""
     for pattern in FILES:
         for found in source.glob(pattern):
-            if found.is_dir():
-                shutil.copytree(found, path / found.name)
-            else:
-                shutil.copyfile(found, path / found.name)
+            copy_own(source, found, path / found.name)
 
 
 def _loaded(path: pathlib.Path) -> Any:

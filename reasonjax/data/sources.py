@@ -5,16 +5,17 @@ and `fingerprint() -> str` (the same for the same content, wherever the files li
 chosen by name in a config: `dict(name='jsonl', path='train.jsonl')`.
 """
 
-import glob
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from reasonjax import files
 from reasonjax.bounds import AtLeast
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.data import source_files
+from reasonjax.errors import UserError, listing, nearest, one_line
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,42 +57,71 @@ class Source:
 def jsonl(*, path: str, limit: AtLeast(1) | None = None) -> Source:
     """Reads JSON lines: one object per line; blank lines are skipped.
 
+    A file whose name ends in .json may also hold one list of objects. Files that gzip has packed are read as they are.
+
     Args:
-        path: a file, a folder (its *.jsonl files in sorted order) or a glob pattern.
+        path: a file, a folder or a glob pattern; of a folder its *.jsonl files in sorted order, where it has none its .jsonl.gz,
+            .ndjson or .json files. What the names of folders below it state ('lang=en') becomes a column.
         limit: keep the first `limit` rows only; None keeps all.
 
     Raises:
         UserError: nothing to read, or lines that are not JSON objects (the first is named, valid rows are counted).
     """
     rows, places, digest = [], [], hashlib.sha256()
-    for file in _files(path, 'jsonl'):
-        content = _bytes(file)
-        digest.update(hashlib.sha256(content).digest())
-        valid, broken = 0, []
-        for number, line in enumerate(content.removeprefix(b'\xef\xbb\xbf').split(b'\n'), start=1):
-            if not line.strip():
-                continue
+    for file, columns in source_files.find(path, 'jsonl'):
+        content = source_files.content(file)
+        _digest(digest, content, columns)
+        before, broken = len(rows), []
+        for number, value in _values(content, file):
             try:
-                row = json.loads(line.decode('utf-8'))
-            except UnicodeDecodeError as error:
-                broken.append((number, f'not UTF-8 ({error.reason} at byte {error.start + 1})'))
+                row = value() if callable(value) else value
+                if not isinstance(row, dict):
+                    raise UserError(f'{file}:{number}: expected a JSON object of columns, found {type(row).__name__}')
+            except UserError as error:
+                broken.append(str(error).rstrip('.'))
                 continue
-            except json.JSONDecodeError as error:
-                broken.append((number, f'not valid JSON ({error.msg} at column {error.colno})'))
-                continue
-            if not isinstance(row, dict):
-                broken.append((number, f'expected a JSON object of columns, found {type(row).__name__}'))
-                continue
-            valid += 1
-            rows.append(row)
+            rows.append(_with(columns, row, f'{file}:{number}'))
             places.append(f'{file}:{number}')
         if broken:
-            number, reason = broken[0]
             raise UserError(
-                f'{file}:{number}: {reason}; {_count(len(broken), "bad line")}, '
-                f'{_count(valid, "valid row")} in this file'
+                f'{broken[0]}; {_count(len(broken), "bad line")}, {_count(len(rows) - before, "valid row")} in this file'
+                f'{source_files.advice(file, "jsonl", content[:8])}'
             )
     return _limited(f'jsonl:{path}', rows, places, digest, limit)
+
+
+def _values(content: bytes, file: pathlib.Path) -> Iterator[tuple[int, Any]]:
+    """Yields the values of a file with their numbers: of a list its entries, else for each line what parses it."""
+    content = content.removeprefix(b'\xef\xbb\xbf')
+    if '.json' in (suffix.lower() for suffix in file.suffixes) and content.lstrip()[:1] == b'[':
+        listed = files.parse_json(files.decode(content, str(file)), str(file), distinct=True)
+        yield from enumerate(listed, start=1)
+        return
+    for number, line in enumerate(content.split(b'\n'), start=1):
+        if line.strip():
+            yield number, lambda line=line, where=f'{file}:{number}': _parsed(line, where)
+
+
+def _parsed(line: bytes, where: str) -> Any:
+    try:
+        text = line.decode('utf-8')
+    except UnicodeDecodeError as error:
+        raise UserError(f'{where}: not UTF-8 ({error.reason} at byte {error.start + 1})') from error
+    return files.parse_json(text, where, distinct=True)
+
+
+def _digest(digest: Any, content: bytes, columns: Mapping[str, Any]) -> None:
+    digest.update(hashlib.sha256(content).digest())
+    if columns:
+        digest.update(json.dumps(columns, sort_keys=True).encode())
+
+
+def _with(columns: Mapping[str, Any], row: dict[str, Any], where: str) -> dict[str, Any]:
+    """Adds the columns that the names of folders state; a row may have them itself, if they agree."""
+    for name, value in columns.items():
+        if name in row and str(row[name]) != str(value):
+            raise UserError(f'{where}: column "{name}" is {one_line(repr(row[name]), 80)}, but its folder is called {name}={value}')
+    return {**row, **{name: value for name, value in columns.items() if name not in row}} if columns else row
 
 
 def parquet(*, path: str, limit: AtLeast(1) | None = None) -> Source:
@@ -100,7 +130,8 @@ def parquet(*, path: str, limit: AtLeast(1) | None = None) -> Source:
     Within columns, keys without a value are left out: a table gives every message every key that any message has.
 
     Args:
-        path: a file, a folder (its *.parquet files in sorted order) or a glob pattern.
+        path: a file, a folder (its *.parquet files in sorted order) or a glob pattern. What the names of folders below it
+            state ('lang=en/part-0.parquet') becomes a column.
         limit: keep the first `limit` rows only; None keeps all.
 
     Raises:
@@ -110,18 +141,24 @@ def parquet(*, path: str, limit: AtLeast(1) | None = None) -> Source:
     import pyarrow.parquet as pq
 
     rows, places, digest = [], [], hashlib.sha256()
-    for file in _files(path, 'parquet'):
-        content = _bytes(file)
-        digest.update(hashlib.sha256(content).digest())
+    for file, columns in source_files.find(path, 'parquet'):
+        content = source_files.content(file)
+        _digest(digest, content, columns)
         try:
+            number = pq.read_metadata(pa.BufferReader(content)).num_rows
+            if number > 2**20 + 100 * len(content):
+                raise UserError(f'{file}: has {len(content):,} bytes and {number:,} rows; nothing of this size is read')
             table = pq.read_table(pa.BufferReader(content))
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError, MemoryError) as error:
             raise UserError(
-                f'{file}: not a readable Parquet file ({error}); '
-                f'{_count(len(rows), "valid row")} in the files before it'
+                f'{file}: not a readable Parquet file ({one_line(str(error))}); '
+                f'{_count(len(rows), "valid row")} in the files before it{source_files.advice(file, "parquet", content[:8])}'
             ) from error
+        start = len(rows)
         rows.extend(_rows(table, file))
         places.extend(f'{file}:{i + 1}' for i in range(table.num_rows))
+        if columns:
+            rows[start:] = [_with(columns, row, where) for row, where in zip(rows[start:], places[start:], strict=True)]
     return _limited(f'parquet:{path}', rows, places, digest, limit, _without_gaps)
 
 
@@ -181,8 +218,11 @@ def memory(*, rows: Sequence[Mapping[str, Any]], label: str = 'memory') -> Sourc
         if not isinstance(row, Mapping):
             raise UserError(f'{label}:{i + 1}: expected a mapping from column to value, found {type(row).__name__}')
     digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(dict(row), sort_keys=True).encode())
+    for i, row in enumerate(rows):
+        try:
+            digest.update(json.dumps(dict(row), sort_keys=True).encode())
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(f'{label}:{i + 1}: holds what JSON cannot ({one_line(str(error))})') from error
     return Source(label, rows, digest.hexdigest())
 
 
@@ -197,36 +237,6 @@ def _limited(
         digest.update(f'limit={limit}'.encode())
         rows, places = rows[:limit], places[:limit]
     return Source(name, rows, digest.hexdigest(), places, convert)
-
-
-def _files(path: str, suffix: str) -> list[pathlib.Path]:
-    if not path:
-        raise UserError(f'source.path is empty; give a .{suffix} file, a folder of them or a glob pattern')
-    here = pathlib.Path(path).expanduser()
-    if here.is_file():
-        return [here]
-    if here.is_dir():
-        found = sorted(here.glob(f'*.{suffix}'))
-        if not found:
-            raise UserError(f'source.path: folder {path} holds no *.{suffix} files; it holds: {_holding(here)}')
-        return found
-    found = [pathlib.Path(match) for match in sorted(glob.glob(str(here))) if pathlib.Path(match).is_file()]
-    if not found:
-        siblings = [entry.name for entry in here.parent.iterdir()] if here.parent.is_dir() else []
-        raise UserError(f'source.path: no file, folder or match for {path}.{nearest(here.name, siblings)}')
-    return found
-
-
-def _holding(folder: pathlib.Path) -> str:
-    names = sorted(entry.name for entry in folder.iterdir())
-    return ', '.join(names[:8]) + (', ...' if len(names) > 8 else '') if names else 'nothing'
-
-
-def _bytes(file: pathlib.Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f'{file}: cannot be read ({error.strerror})') from error
 
 
 def _count(number: int, noun: str) -> str:

@@ -5,7 +5,7 @@ import os
 import pathlib
 from collections.abc import Iterable
 
-from reasonjax.errors import UserError
+from reasonjax.errors import UserError, one_line
 
 
 def train_sentencepiece(texts: Iterable[str], path: pathlib.Path, vocab_size: int) -> None:
@@ -27,6 +27,7 @@ def train_sentencepiece(texts: Iterable[str], path: pathlib.Path, vocab_size: in
     texts = [text for text in texts if text]
     if not texts:
         raise UserError('tokenizer sentencepiece: no texts to train a vocabulary from')
+    longest = max(map(_size, texts))
     model = io.BytesIO()
     try:
         library.SentencePieceTrainer.Train(
@@ -48,12 +49,13 @@ def train_sentencepiece(texts: Iterable[str], path: pathlib.Path, vocab_size: in
             add_dummy_prefix=False,
             allow_whitespace_only_pieces=True,
             # The library silently skips longer texts.
-            max_sentence_length=max(len(text.encode()) for text in texts) + 1,
+            max_sentence_length=longest + 1,
             num_threads=1,
             minloglevel=2,
         )
-    except RuntimeError as error:
-        reason = str(error).rpartition('] ')[2]
+    except (RuntimeError, ValueError) as error:
+        # Some conditions have words behind them, others are all that is said.
+        reason = str(error).rpartition('] ')[2] or one_line(str(error))
         raise UserError(
             f'tokenizer.vocab_size: no vocabulary of {vocab_size} pieces from {len(texts)} texts: {reason}'
         ) from error
@@ -62,3 +64,13 @@ def train_sentencepiece(texts: Iterable[str], path: pathlib.Path, vocab_size: in
     unfinished = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     unfinished.write_bytes(model.getvalue())
     os.replace(unfinished, path)
+
+
+def _size(text: str) -> int:
+    """Bytes of a text."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        from reasonjax.data.tokenizers.protocol import refuse_text  # which is in a package that imports this module
+
+        refuse_text(text, error)

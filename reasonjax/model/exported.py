@@ -16,7 +16,8 @@ import safetensors
 from reasonjax.errors import UserError
 from reasonjax.model.config import CHOSEN, ModelConfig, frozen
 from reasonjax.model.families import FAMILIES, Family
-from reasonjax.model.pretrained import Folder, Wanted, check_tensors, stored_tensors, wanted_tensors
+from reasonjax.model.pretrained import Folder, Wanted, check_tensors, wanted_tensors
+from reasonjax.model.stored import stored_tensors
 from reasonjax.weights.linear import is_weight, merge
 from reasonjax.weights.partition import path_name
 from reasonjax.weights.quantised import Quantised

@@ -7,6 +7,7 @@ of the other, it never moves.
 
 import collections
 import math
+import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -15,12 +16,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import regex
 import safetensors.numpy
 
 from reasonjax import bounds
-from reasonjax.errors import UserError, listing, nearest
-from reasonjax.files import json_object
+from reasonjax.errors import UserError, listing, one_line
+from reasonjax.files import expanded, json_object, nearest_name
 from reasonjax.model.families import FAMILIES
+from reasonjax.model.folder_config import is_number
+from reasonjax.model.stored import tensors_of
 from reasonjax.weights import finite
 from reasonjax.weights.linear import LowRank, is_weight, merge
 from reasonjax.weights.partition import path_name
@@ -36,6 +40,13 @@ UNDERSTOOD = (
     'rank_pattern', 'alpha_pattern', 'megatron_core', 'loftq_config', 'eva_config', 'corda_config', 'lora_ga_config', 'velora_config',
     'qalora_group_size', 'ensure_weight_tying', 'runtime_config',
 )  # fmt: skip
+NAMES, PATTERNS = 'a name or a list of names', 'an object of patterns'
+# What settings must be, in words; null is a default.
+TYPES = {
+    'r': 'an integer of at least 1', 'lora_alpha': 'a number', 'use_rslora': 'true or false', 'base_model_name_or_path': 'a name',
+    'target_modules': NAMES, 'exclude_modules': NAMES, 'bias': 'a name', 'rank_pattern': PATTERNS, 'alpha_pattern': PATTERNS,
+}  # fmt: skip
+SECONDS = 1.0  # that one pattern may take to be compared with a name
 # Ways to start A and B that leave the base as it is.
 NEUTRAL_STARTS = (True, False, None, 'gaussian', 'eva', 'orthogonal', 'mica')
 LISTED = 12
@@ -81,19 +92,21 @@ def read_adapter(path: str | pathlib.Path) -> Adapter:
     Raises:
       UserError: no such folder, pickled weights, another kind of adapter, or a setting or tensor that a low-rank pair cannot express.
     """
-    path = pathlib.Path(path).expanduser()
+    path = expanded(path)
     settings = _settings(path)
     pairs, copies, unknown = collections.defaultdict(dict), {}, []
     for name, value in _tensors(path).items():
         suffix = next((s for s in (*FACTORS, COPY) if name.endswith(s)), None)
         module = name.removeprefix(PREFIX).removesuffix(suffix or '')
         if suffix is None:
-            unknown.append(name)
+            unknown.append(one_line(name, 120))
         elif suffix == COPY:
             copies[module] = value
+        elif FACTORS[suffix] in pairs[module]:
+            unknown.append(f'{one_line(name, 120)} for the second time')
         else:
             pairs[module][FACTORS[suffix]] = value
-    unknown += [f'{module} without its other factor' for module, found in pairs.items() if len(found) < 2]
+    unknown += [f'{one_line(module, 120)} without its other factor' for module, found in pairs.items() if len(found) < 2]
     if unknown or not pairs:
         raise UserError(f'{path / WEIGHTS}: expected pairs of lora_A and lora_B; found {_first(unknown) or "none"}.')
     read = {module: _pair(path, settings, module, **found) for module, found in pairs.items()}
@@ -103,41 +116,57 @@ def read_adapter(path: str | pathlib.Path) -> Adapter:
 
 def _settings(path: pathlib.Path) -> dict:
     file = path / CONFIG
-    if not file.is_file():
-        siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-        raise UserError(f'{path}: no PEFT adapter there (no {CONFIG}).{nearest(path.name, siblings)}')
+    if not os.path.lexists(file):
+        raise UserError(f'{path}: no PEFT adapter there (no {CONFIG}).{nearest_name(path)}')
     settings = json_object(file)
+    for name, wanted in TYPES.items():
+        if settings.get(name) is not None and not _is(wanted, settings[name]):
+            raise UserError(f'{file}: {name}: expected {wanted}, found {one_line(repr(settings[name]), 80)}.')
+    for name in ('rank_pattern', 'alpha_pattern'):
+        wanted = TYPES['r' if name == 'rank_pattern' else 'lora_alpha']
+        for pattern, value in (settings.get(name) or {}).items():
+            if not _is(wanted, value):
+                raise UserError(f'{file}: {name}: {one_line(pattern, 80)}: expected {wanted}, found {one_line(repr(value), 80)}.')
     kind = settings.get('peft_type')
     if kind != 'LORA':
         raise UserError(f'{file}: an adapter of type {kind}; only LORA is supported.')
     bias, start = settings.get('bias', 'none'), settings.get('init_lora_weights', True)
-    refused = [f'{name}={value}' for name, value in settings.items() if value and name not in UNDERSTOOD]
+    refused = [one_line(f'{name}={value}', 80) for name, value in settings.items() if value and name not in UNDERSTOOD]
     refused += [] if bias == 'none' else [f'bias={bias}']
-    refused += [] if start in NEUTRAL_STARTS else [f'init_lora_weights={start} (which changes the base; convert it to plain LoRA in PEFT)']
+    other_start = f'init_lora_weights={one_line(str(start), 80)} (which changes the base; convert it to plain LoRA in PEFT)'
+    refused += [] if start in NEUTRAL_STARTS else [other_start]
     if refused:
         raise UserError(f'{file}: not supported, because a low-rank pair over the base is not all of it: {listing(refused)}.')
     return settings
 
 
+def _is(wanted: str, value: Any) -> bool:
+    """Whether a setting is what `TYPES` says in words."""
+    names = value if isinstance(value, list) else [value]
+    return {
+        TYPES['r']: type(value) is int and value >= 1, TYPES['lora_alpha']: is_number(value),
+        TYPES['use_rslora']: isinstance(value, bool), TYPES['bias']: isinstance(value, str),
+        NAMES: all(isinstance(name, str) for name in names), PATTERNS: isinstance(value, dict),
+    }[wanted]  # fmt: skip
+
+
 def _tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     file = path / WEIGHTS
-    if not file.is_file():
+    if not os.path.lexists(file):
         pickled = listing(p.name for p in path.glob('*.bin'))
         found = f'found {pickled}, which is pickled and can run code when it is read' if pickled else 'it is not there'
         raise UserError(f'{path}: the weights of an adapter are read from {WEIGHTS} only; {found}.')
-    try:
-        return safetensors.numpy.load_file(file)
-    except safetensors.SafetensorError as error:
-        raise UserError(f'{file} is truncated or corrupt ({error}).') from error
+    tensors_of(file)  # says what is wrong with it
+    return safetensors.numpy.load_file(file)
 
 
 def _pair(path: pathlib.Path, settings: dict, module: str, *, a: np.ndarray, b: np.ndarray) -> Pair:
     rank = _by_pattern(path, settings, 'rank_pattern', module, settings.get('r', 8))
     alpha = _by_pattern(path, settings, 'alpha_pattern', module, settings.get('lora_alpha', 8))
     if a.ndim != 2 or b.ndim != 2 or not a.shape[0] == b.shape[1] == rank:
-        raise UserError(f'{path}: {module}: factors {list(a.shape)} and {list(b.shape)} are not of rank r={rank}.')
+        raise UserError(f'{path}: {one_line(module, 120)}: factors {list(a.shape)} and {list(b.shape)} are not of rank r={rank}.')
     if fault := bounds.fault(alpha, bounds.Finite):
-        raise UserError(f'{path / CONFIG}: lora_alpha={bounds.shown(alpha)} of {module}: {fault}')
+        raise UserError(f'{path / CONFIG}: lora_alpha={bounds.shown(alpha)} of {one_line(module, 120)}: {fault}')
     return Pair(a, b, alpha / (math.sqrt(rank) if settings.get('use_rslora') else rank))
 
 
@@ -157,10 +186,12 @@ def _by_pattern(path: pathlib.Path, settings: dict, name: str, module: str, othe
     """The value of the first pattern that matches the end of a module's name, as PEFT picks it."""
     for pattern, value in (settings.get(name) or {}).items():
         try:
-            if re.match(rf'(.*\.)?({pattern})$', module):
+            if regex.match(rf'(.*\.)?({pattern})$', module, timeout=SECONDS):
                 return value
-        except re.error as error:
-            raise UserError(f'{path / CONFIG}: {name}: "{pattern}" is not a regular expression ({error}).') from error
+        except regex.error as error:
+            raise UserError(f'{path / CONFIG}: {name}: "{one_line(pattern, 80)}" is not a regular expression ({error}).') from error
+        except TimeoutError as error:
+            raise UserError(f'{path / CONFIG}: {name}: "{one_line(pattern, 80)}" takes more than {SECONDS:g} s to compare.') from error
     return otherwise
 
 
@@ -191,7 +222,7 @@ def put_adapter(params: Any, adapter: Adapter) -> Any:
             found = pair.b.shape[0], pair.a.shape[1]
             problem = '' if _fits(parts[0], found, shape) else f'expected {list(shape)}, found {list(found)}'
         if problem:
-            problems.append(f'{module}: {problem}')
+            problems.append(f'{one_line(module, 120)}: {problem}')
             continue
         for part, b in zip(parts, _split(pair.b, [dense[p].shape[-1] for p in parts]), strict=True):
             layers[part][index] = pair._replace(b=b)
@@ -212,6 +243,8 @@ def _table() -> dict[str, tuple[str, ...]]:
 
 def _place(module: str, dense: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...], str]:
     """The leaves of a module, its place in their stacked axes, and what speaks against it."""
+    if any(len(number) > 9 for number in re.findall(r'\d+', module)):
+        return (), (), 'no such module'
     template, index = re.sub(r'(?<=\.)\d+(?=\.)', '{}', module), tuple(map(int, re.findall(r'(?<=\.)\d+(?=\.)', module)))
     parts = _table().get(template, ())
     if parts in (('embed',), ('head',)) and 'head' not in dense:

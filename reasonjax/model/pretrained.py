@@ -1,8 +1,8 @@
 """Hugging Face folders: their shape, and their tensors streamed one by one into sharded arrays."""
 
 import functools
-import json
 import math
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -10,22 +10,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 
-from reasonjax import config as configs
-from reasonjax.errors import UserError, listing, nearest
-from reasonjax.files import json_object
+from reasonjax.errors import UserError, listing, nearest, one_line
+from reasonjax.files import expanded, json_object, nearest_name
 from reasonjax.model import spec
-from reasonjax.model.config import ModelConfig, check_fields
+from reasonjax.model.config import ModelConfig
 from reasonjax.model.families import FAMILIES, Family, Tensor, tensors
+from reasonjax.model.folder_config import check_entries, check_fields
+from reasonjax.model.stored import Stored, layers_of, read_rows, stored_tensors
 from reasonjax.parallel import mesh as meshes
 from reasonjax.weights import finite
 from reasonjax.weights.partition import path_name
 
 LISTED = 12
+MANY = 1_000_000  # tensors; so many more than a folder holds are not named one by one
 # Bytes read at once: what the host holds of a folder's tensors at any time, a few times over (read, placed, converted).
 CHUNK = 2**24
-TYPES = {'BF16': jnp.bfloat16, 'F16': np.float16, 'F32': np.float32, 'F64': np.float64}
 # Buffers that old versions of transformers saved beside the weights; they follow from the config.
 DERIVED = ('.rotary_emb.inv_freq',)
 
@@ -50,12 +50,12 @@ def read_folder(path: str | pathlib.Path) -> Folder:
     """Reads `config.json` of a local folder; transformers brings older spellings up to date.
 
     Raises:
-      UserError: no folder or config, code of its own, quantised weights, an unknown architecture or a feature that is not supported.
+      UserError: no folder or config, an entry of the wrong type or size, code of its own, quantised weights, an unknown architecture or
+        a feature that is not supported.
     """
-    path = pathlib.Path(path).expanduser()
+    path = expanded(path)
     if not path.is_dir():
-        siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-        raise UserError(f'hf:{path}: no such folder.{nearest(path.name, siblings)}')
+        raise UserError(f'hf:{path}: no such folder.{nearest_name(path)}')
     config = read_json(path / 'config.json')
     # Phi-3 and Phi-4-mini still name the code they first came with, which is not needed: transformers has them, and so do we.
     known = any((config.get('architectures'), config.get('model_type')) == ([f.architecture], f.model_type) for f in FAMILIES)
@@ -63,22 +63,22 @@ def read_folder(path: str | pathlib.Path) -> Folder:
         raise UserError(f'{path}: this model brings its own code (trust_remote_code), which is never run here. {_known()}')
     if config.get('quantization_config'):
         raise UserError(f'{path}: quantised weights (quantization_config) cannot be imported; use the unquantised model.')
+    check_entries(path, config)
     family = _family(path, config)
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         fields = family.read(AutoConfig.from_pretrained(path, trust_remote_code=False))
-        check_fields(fields)
-        configs.resolve(fields['rope_scaling'], 'rope_scaling', 'model.rope_scaling')
-    except (UserError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise UserError(f'{path}/config.json: {error}') from error
+    except Exception as error:  # transformers' own checks, and whatever its classes do with a value that they did not expect
+        kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
+        raise UserError(f'{path}/config.json: {kind}{one_line(str(error))}') from error
+    check_fields(path, fields)
     return Folder(path, family, fields, config)
 
 
 def read_json(file: pathlib.Path) -> dict:
     """A file that holds a JSON object."""
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise UserError(f'{file.parent}: no {file.name}; a Hugging Face model folder has config.json, *.safetensors and tokenizer files.')
     return json_object(file)
 
@@ -88,71 +88,12 @@ def _known() -> str:
 
 
 def _family(path: pathlib.Path, config: dict) -> Family:
-    named = (config.get('architectures') or [''])[0]
+    named = one_line((config.get('architectures') or [''])[0], 80)
     for family in FAMILIES:
         if named == family.architecture or (not named and config.get('model_type') == family.model_type):
             return family
     hint = nearest(named, [f.architecture for f in FAMILIES])
-    raise UserError(f'{path}/config.json: unknown architecture "{named or config.get("model_type")}".{hint} {_known()}')
-
-
-class Stored(NamedTuple):
-    """A tensor in a file: where its first byte is, and what it holds."""
-
-    file: pathlib.Path
-    offset: int
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-def stored_tensors(path: pathlib.Path) -> dict[str, Stored]:
-    """The tensors of a folder, from the headers of its safetensors files.
-
-    Raises:
-      UserError: no such files, only pickled ones, a broken one, or one that the index names and is not there.
-    """
-    index = path / 'model.safetensors.index.json'
-    if index.is_file():
-        weight_map = read_json(index).get('weight_map')
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise UserError(f'{index}: no "weight_map" from tensors to files.')
-        files = [path / name for name in sorted(set(weight_map.values()))]
-    else:
-        # Where there is a file of that name, others (consolidated.safetensors, an adapter's) hold something else.
-        only = path / 'model.safetensors'
-        files = [only] if only.is_file() else sorted(path.glob('*.safetensors'))
-    pickled = sorted(p.name for pattern in ('*.bin', '*.pt', '*.pth') for p in path.glob(pattern))
-    if not files:
-        found = f'found pickled weights ({listing(pickled)}), which can run code when they are read' if pickled else 'found none'
-        raise UserError(f'{path}: weights are read from safetensors files only; {found}.')
-    stored = {}
-    for file in files:
-        if not file.is_file():
-            raise UserError(f'{path}: {index.name} names {file.name}, which is not there; was the download complete?')
-        for name, entry in _header(file).items():
-            if entry['dtype'] not in TYPES:
-                raise UserError(f'{file}: tensor {name} is {entry["dtype"]}; expected one of {listing(TYPES)}.')
-            stored[name] = Stored(file, entry['start'], tuple(entry['shape']), np.dtype(TYPES[entry['dtype']]))
-    return stored
-
-
-def _header(file: pathlib.Path) -> dict[str, dict]:
-    """The tensors of a safetensors file; `start` is the first byte of each."""
-    try:
-        # Checks the header, and that the file is as long as it says.
-        with safetensors.safe_open(file, framework='numpy'):
-            pass
-    except safetensors.SafetensorError as error:
-        raise UserError(f'{file} is truncated or corrupt ({error}); download it again.') from error
-    with file.open('rb') as opened:
-        size = int.from_bytes(opened.read(8), 'little')
-        entries = json.loads(opened.read(size))
-    entries.pop('__metadata__', None)
-    return {name: entry | {'start': 8 + size + entry['data_offsets'][0]} for name, entry in entries.items()}
+    raise UserError(f'{path}/config.json: unknown architecture "{named or one_line(str(config.get("model_type")), 80)}".{hint} {_known()}')
 
 
 class Wanted(NamedTuple):
@@ -180,6 +121,10 @@ def check_tensors(folder: Folder, config: ModelConfig, stored: dict[str, Stored]
     Raises:
       UserError: lists tensors that are missing, left over, or of another shape.
     """
+    number = sum(math.prod(tensor.stacked) for tensor in tensors(folder.family, config))
+    if number > MANY + len(stored):
+        ours, theirs = f'{number:,} tensors ({config.layers} layers)', f'{len(stored):,} ({layers_of(stored)} layers)'
+        raise UserError(f'{folder.path}: config.model has {ours}, the folder {theirs}.')
     wanted = wanted_tensors(folder.family, config)
     tied_head = {folder.family.names['head']} if config.tied else set()
     extra = [n for n in stored if n not in wanted and n not in tied_head and not n.endswith(DERIVED)]
@@ -205,7 +150,7 @@ def grows(tensor: Tensor) -> bool:
 
 def _section(title: str, entries: list[str]) -> list[str]:
     more = [f'    and {len(entries) - LISTED} more'] if len(entries) > LISTED else []
-    return [f'  {title}:', *(f'    {entry}' for entry in entries[:LISTED]), *more] if entries else []
+    return [f'  {title}:', *(f'    {one_line(entry)}' for entry in entries[:LISTED]), *more] if entries else []
 
 
 def load(folder: Folder, config: ModelConfig, mesh: jax.sharding.Mesh, report: Callable[[int, int], None] = lambda done, of: None) -> Any:
@@ -289,17 +234,8 @@ def _pieces(tensor: Tensor, stored: Stored) -> Iterator[tuple[str, int, np.ndarr
     offset = 0
     for part, size in zip(tensor.parts, sizes, strict=True):
         for first in range(0, size, step):
-            yield part, first, _rows(stored, offset + first, offset + min(first + step, size))
+            yield part, first, read_rows(stored, offset + first, offset + min(first + step, size))
         offset += size
-
-
-def _rows(stored: Stored, first: int, last: int) -> np.ndarray:
-    """Rows of a stored tensor. Read, not mapped: mapped pages count as memory of the process, for as long as the file is open."""
-    width = stored.nbytes // stored.shape[0]
-    raw = np.fromfile(stored.file, np.uint8, (last - first) * width, offset=stored.offset + first * width)
-    if len(raw) != (last - first) * width:
-        raise UserError(f'{stored.file} became shorter while it was read.')
-    return raw.view(stored.dtype).reshape(last - first, *stored.shape[1:])
 
 
 def _on_mesh(rows: np.ndarray, leaf: spec.Spec, transposed: bool, mesh: jax.sharding.Mesh) -> jax.Array:

@@ -18,6 +18,7 @@ from reasonjax import config as configs
 from reasonjax.data import saving
 from reasonjax.data.tokenizers import SentencePiece
 from reasonjax.errors import UserError, listing, nearest
+from reasonjax.files import copy_own
 from reasonjax.metrics import Progress
 from reasonjax.model import exported, peft_saving, spec
 from reasonjax.model.config import DTYPES, ModelConfig, frozen
@@ -238,4 +239,4 @@ def _copy_notices(folder: Folder | None, path: pathlib.Path) -> None:
     for pattern in NOTICES if folder else ():
         for file in folder.path.glob(pattern):
             if file.is_file():
-                shutil.copyfile(file, path / file.name)
+                copy_own(folder.path, file, path / file.name)

@@ -22,6 +22,7 @@ from reasonjax.parallel import processes
 from reasonjax.stages import collect, evaluate, fused, online, sampling, supervised
 from reasonjax.stages.context import Place, Run, abstract_params, fresh_params, open_run, places, settings
 from reasonjax.stages.ledger import better, spent
+from reasonjax.terminal import printable
 from reasonjax.weights import finite
 from reasonjax.weights.linear import merge_tree
 from reasonjax.weights.partition import path_name
@@ -367,10 +368,11 @@ def show(summary: dict) -> None:
     """Prints the final table, and the first problems as each stage answers them."""
     metrics.table(summary['stages'])
     for example in summary['examples']:
-        print(f'The same problem, answered by each stage: {_excerpt(example["prompt"])}  (solution {example["solution"]})')
+        problem = f'{_excerpt(example["prompt"])}  (solution {_excerpt(example["solution"])})'
+        print(printable(f'The same problem, answered by each stage: {problem}'))
         width = max(len(name) for name in example['answers'])
         for name, answer in example['answers'].items():
-            print(f'  {name:{width}}  {"right" if example["correct"][name] else "wrong"}  {_excerpt(answer)}')
+            print(printable(f'  {name:{width}}  {"right" if example["correct"][name] else "wrong"}  {_excerpt(answer)}'))
 
 
 def _excerpt(text: Any) -> str:

@@ -2,16 +2,19 @@
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
-from reasonjax import randomness
-from reasonjax.data import pipeline, render, sources
+from reasonjax import files, randomness
+from reasonjax.data import pipeline, render, source_files, sources
 from reasonjax.errors import UserError
+from reasonjax.model.rotary import longest as positions
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
 from reasonjax.rollout.sampler import Rollout, Sampling
@@ -19,6 +22,7 @@ from reasonjax.rollout.text import completions
 from reasonjax.stages.context import Run
 from reasonjax.stages.run import trained
 from reasonjax.stages.sampling import sampler
+from reasonjax.terminal import printable, printable_json
 
 ROUND = 16
 
@@ -51,29 +55,41 @@ def read_prompts(options: argparse.Namespace) -> Iterator[str | list]:
         raise UserError('prompts as arguments and in --file: give one of them.')
     if options.prompts:
         yield from options.prompts
-    elif options.file and options.file.endswith('.jsonl'):
-        rows = sources.jsonl(path=options.file)
-        for i in range(len(rows)):
-            if 'prompt' not in rows[i]:
-                raise UserError(f'{rows.where(i)}: no column "prompt".')
-            yield rows[i]['prompt']
     elif options.file:
-        path = pathlib.Path(options.file)
-        if not path.is_file():
-            raise UserError(f'--file: no file {path}.')
-        yield from (line for line in path.read_text(encoding='utf-8').splitlines() if line.strip())
-    else:
-        yield from (line.rstrip('\n') for line in sys.stdin if line.strip())
+        yield from _in_file(pathlib.Path(options.file))
+    elif sys.stdin is not None:
+        yield from _lines(files.decode(sys.stdin.buffer.read(), 'standard input'))
+
+
+def _in_file(path: pathlib.Path) -> Iterator[str | list]:
+    if not os.path.lexists(path):
+        raise UserError(f'--file: no file {path}.{files.nearest_name(path)}')
+    if not path.name.lower().endswith(source_files.ENDINGS['jsonl']):
+        yield from _lines(files.decode(source_files.content(path), str(path)))
+        return
+    rows = sources.jsonl(path=str(path))
+    for i in range(len(rows)):
+        if 'prompt' not in rows[i]:
+            raise UserError(f'{rows.where(i)}: no column "prompt".')
+        yield rows[i]['prompt']
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines of a text, as an editor numbers them: other characters that Python splits at are part of a prompt."""
+    return (line for line in text.replace('\r\n', '\n').replace('\r', '\n').split('\n') if line.strip())
 
 
 def sample(of_run: Run, params: Any, prompts: list, sampling: Sampling, seed: int, batch_size: int) -> Iterator[tuple[Any, list[dict]]]:
     """Yields (prompt, completions); a completion is a dict of `text`, `terminated`, `tokens`, `ids`, `logprobs` and `logprob`, their sum.
 
     Log-probabilities are in nats, under the temperature-scaled distribution (at temperature 1 where decoding is greedy).
+
+    Raises:
+      UserError: a prompt that is empty, cannot be rendered or is longer than the positions of the model, or more than memory holds.
     """
     rows = sources.memory(rows=[{'prompt': prompt} for prompt in prompts], label='prompts')
     size = meshes.filled(min(batch_size, len(prompts)), of_run.rollout_mesh)
-    longest = max(len(render.prompt({'prompt': prompt}, of_run.tokenizer)) for prompt in prompts)
+    longest = max(_length(number, prompt, of_run) for number, prompt in enumerate(prompts, start=1))
     # Rounded up, so that prompts of about one length share a compiled program.
     length = -(-longest // ROUND) * ROUND
     batches = pipeline.evaluation(rows, (), of_run.tokenizer, max_prompt_length=length, batch_size=size)
@@ -81,10 +97,28 @@ def sample(of_run: Run, params: Any, prompts: list, sampling: Sampling, seed: in
     key = randomness.key(seed, 0, 0, 'rollout')
     for batch in batches:
         arrays = {name: batch[name] for name in ('tokens', 'segments', 'positions')} | {'index': batch['index'].astype(np.uint32)}
-        rollout = processes.fetch(draw(params, arrays, key))
+        try:
+            rollout = processes.fetch(draw(params, arrays, key))
+        except jax.errors.JaxRuntimeError as error:
+            if 'RESOURCE_EXHAUSTED' not in str(error):
+                raise
+            what = f'{size} prompts of up to {length} tokens, with {sampling.num_generations} times {sampling.max_tokens} more each'
+            raise UserError(f'{what}, need more memory than there is; give a smaller --batch_size or shorter prompts.') from error
         texts = completions(rollout, of_run.tokenizer)
         for i in np.flatnonzero(batch['valid']):
             yield batch['rows'][i]['prompt'], [_completion(c, rollout, i, g, of_run) for g, c in enumerate(texts[i])]
+
+
+def _length(number: int, prompt: Any, of_run: Run) -> int:
+    """Tokens of a prompt; see `sample` for what it raises."""
+    try:
+        tokens = len(render.prompt({'prompt': prompt}, of_run.tokenizer))
+    except UserError as error:
+        raise UserError(f'prompt {number}: {error}') from error
+    limit = positions(of_run.model)
+    if limit and tokens >= limit:
+        raise UserError(f'prompt {number} has {tokens} tokens, but the positions of this model are good for {limit}.')
+    return tokens
 
 
 def _completion(c: Any, rollout: Rollout, i: int, g: int, of_run: Run) -> dict:
@@ -96,10 +130,11 @@ def _completion(c: Any, rollout: Rollout, i: int, g: int, of_run: Run) -> dict:
 def _show(prompt: Any, found: dict, options: argparse.Namespace) -> None:
     if options.jsonl:
         kept = found if options.logprobs else {name: found[name] for name in ('text', 'terminated')}
-        print(json.dumps({'prompt': prompt} | kept, ensure_ascii=False), flush=True)
+        print(printable_json(json.dumps({'prompt': prompt} | kept, ensure_ascii=False)), flush=True)
         return
     cut = '' if found['terminated'] else '  [cut at the limit]'
-    print(f'{prompt}{found["text"]}{cut}' if isinstance(prompt, str) else f'{found["text"]}{cut}', flush=True)
+    print(printable(f'{prompt}{found["text"]}{cut}' if isinstance(prompt, str) else f'{found["text"]}{cut}'), flush=True)
     if options.logprobs:
-        print('  ' + ' '.join(f'{token or "<end>"}:{value:.3f}' for token, value in zip(found['tokens'], found['logprobs'], strict=True)))
+        tokens = zip(found['tokens'], found['logprobs'], strict=True)
+        print('  ' + ' '.join(f'{printable(token) or "<end>"}:{value:.3f}' for token, value in tokens))
         print(f'  log p = {found["logprob"]:.4f}')

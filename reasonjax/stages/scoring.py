@@ -18,6 +18,7 @@ from reasonjax.metrics import percent
 from reasonjax.parallel import processes
 from reasonjax.stages import evaluate
 from reasonjax.stages.run import trained
+from reasonjax.terminal import printable
 
 
 def run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
@@ -88,7 +89,8 @@ def write_answers(found: evaluate.Evaluation, path: pathlib.Path) -> None:
 
 def show(result: dict, settings: ml_collections.ConfigDict) -> None:
     """Prints the result as a table."""
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, title=f'{settings.task.name}, {result["problems"]} problems')
+    title = printable(f'{settings.task.name}, {result["problems"]} problems')
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, title=title)
     table.add_column('score')
     table.add_column('value [95 %]', justify='right')
     rows = {'greedy accuracy': ('accuracy', 'ci95'), 'sampled accuracy': ('sampled_accuracy', 'sampled_ci95')}
@@ -101,4 +103,4 @@ def show(result: dict, settings: ml_collections.ConfigDict) -> None:
     table.add_row('cut at the limit', percent(result['clipped_ratio']))
     if result['dropped_overlong']:
         table.add_row('prompts dropped as too long', str(result['dropped_overlong']))
-    rich.console.Console(width=100, highlight=False).print(table)
+    rich.console.Console(width=100, highlight=False, markup=False, emoji=False).print(table)

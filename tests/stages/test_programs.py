@@ -206,7 +206,7 @@ def test_prompts_come_from_arguments_a_file_or_standard_input(capsys, workdir, t
     assert sampled(capsys, workdir, '--file', tmp_path / 'prompts.txt') == given
     (tmp_path / 'prompts.jsonl').write_text('{"prompt": "12+34=", "more": 1}\n{"prompt": "5+6="}\n')
     assert sampled(capsys, workdir, '--file', tmp_path / 'prompts.jsonl') == given
-    monkeypatch.setattr('sys.stdin', io.StringIO('12+34=\n\n5+6=\n'))
+    monkeypatch.setattr('sys.stdin', io.TextIOWrapper(io.BytesIO(b'12+34=\n\n5+6=\n')))
     assert sampled(capsys, workdir) == given
     # The batch size changes what is compiled, not what comes out.
     assert sampled(capsys, workdir, '--batch_size', 1, '12+34=', '5+6=') == given

@@ -3,35 +3,24 @@
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reasonjax.data.tokenizers import templates
+from reasonjax.data.tokenizers import folder_checks, templates
 from reasonjax.data.tokenizers.protocol import (
     Message,
     Texts,
-    check_text,
     continued,
     hashed,
     is_context_free,
     no_template,
+    refuse_text,
     specials,
 )
-from reasonjax.errors import UserError
-from reasonjax.files import json_object, nearest_name
+from reasonjax.errors import UserError, one_line
+from reasonjax.files import expanded, nearest_name, reason
 
-# Any of these holds a vocabulary. Without one, transformers makes some tokenizers up, with nothing in them.
-_FILES = (
-    'tokenizer.json',
-    'tokenizer.model',
-    'vocab.json',
-    'vocab.txt',
-    'tekken.json',
-    'spiece.model',
-    'sentencepiece.bpe.model',
-    '*.tiktoken',
-)
 # Enough of what stands before a text to hold the special token it may follow, with the white space between.
 _REACH = 64
 
@@ -62,7 +51,10 @@ class HuggingFace:
     tokenizer: Any = field(repr=False, compare=False)
 
     def encode(self, text: str) -> list[int]:
-        return _encode(self.tokenizer, text)
+        try:
+            return _encode(self.tokenizer, text)
+        except Exception as error:  # the tokenizers library raises nothing narrower
+            refuse_text(text, error)
 
     def encode_more(self, text: str, before: str = '') -> list[int]:
         if self.context_free:
@@ -140,10 +132,10 @@ def huggingface(
             them, or a file.
 
     Raises:
-        UserError: no such folder, no tokenizer in it or one that needs the folder's own code, a tokenizer without EOS,
-            no such chat template.
+        UserError: no such folder, no tokenizer in it, one that cannot be read or needs the folder's own code, a tokenizer
+            without EOS, no such chat template or one that cannot be used.
     """
-    folder = pathlib.Path(path).expanduser()
+    folder = expanded(path)
     if not path or not folder.is_dir():
         raise UserError(
             f'tokenizer.path: no folder {path!r}; expected a local Hugging Face model folder.{nearest_name(folder)}'
@@ -151,6 +143,7 @@ def huggingface(
     tokenizer = _opened(folder)
     if chat_template:
         templates.choose(tokenizer, chat_template, path)
+    templates.check(tokenizer.chat_template, path)
     vocabulary = tokenizer.get_vocab()
     size = max(vocabulary.values()) + 1
     eos_ids = _eos_ids(tokenizer, folder, size)
@@ -163,7 +156,7 @@ def huggingface(
         if mask_id is None:
             mask_id, size = size, size + 1
     bos_id = tokenizer.bos_token_id
-    if bos_id is not None and tokenizer.encode('a')[:1] != [bos_id]:
+    if bos_id is not None and _tried(lambda: tokenizer.encode('a'), folder)[:1] != [bos_id]:
         bos_id = None
     if tokenizer.is_fast:
         # A tokenizer.json may carry these; text that is cut without a word is no text to train on.
@@ -179,80 +172,69 @@ def huggingface(
         mask_id,
         size,
         hashed(content, tokenizer.chat_template),
-        is_context_free(lambda text: _encode(tokenizer, text)),
-        templates.takes_parts(tokenizer),
+        _tried(lambda: is_context_free(lambda text: _encode(tokenizer, text)), folder),
+        templates.takes_parts(tokenizer, path),
         re.compile(added) if added else None,
         tokenizer,
     )
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
-    try:
-        if tokenizer.is_fast:
-            # Straight to the Rust object: the wrapper sets truncation state on every call, which threads must not share.
-            return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
-        return tokenizer.encode(text, add_special_tokens=False)
-    except (TypeError, UnicodeEncodeError):
-        check_text(text)
-        raise
+    if tokenizer.is_fast:
+        # Straight to the Rust object: the wrapper sets truncation state on every call, which threads must not share.
+        return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def _opened(folder: pathlib.Path) -> Any:
-    found = sorted(entry.name for entry in folder.iterdir())
-    if not any(any(folder.glob(pattern)) for pattern in _FILES):
+    try:
+        found = sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        raise UserError(f'tokenizer.path: {folder} cannot be read ({reason(error)})') from error
+    if not folder_checks.has_vocabulary(folder):
+        shown = ', '.join(found[:12]) + (f' and {len(found) - 12} more' if len(found) > 12 else '')
         raise UserError(
-            f'tokenizer.path: no tokenizer in {folder} (expected tokenizer.json or tokenizer.model; '
-            f'found {", ".join(found) or "nothing"})'
+            f'tokenizer.path: no tokenizer in {folder} (expected tokenizer.json or tokenizer.model; found {shown or "nothing"})'
         )
-    for name in ('tokenizer_config.json', 'config.json'):
-        auto = _json(folder / name).get('auto_map') or {}
-        # A list is how older folders name the classes of their tokenizer.
-        if isinstance(auto, list | tuple) or 'AutoTokenizer' in auto:
-            raise UserError(
-                f'tokenizer.path: the tokenizer of {folder} is code that comes with the folder (auto_map in {name}: '
-                'trust_remote_code), which is not run; use a folder whose tokenizer.json transformers reads by itself'
-            )
+    folder_checks.check_files(folder)
+    from_model = 'tokenizer.json' not in found and 'tokenizer.model' in found
+    if from_model:
+        folder_checks.check_model(folder / 'tokenizer.model')
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # For a file it cannot read, the tokenizers library raises nothing narrower.
-        raise UserError(f'tokenizer.path: the tokenizer in {folder} cannot be read: {error}') from error
-    if 'tokenizer.json' not in found and 'tokenizer.model' in found:
-        _check_conversion(tokenizer, folder)
+    tokenizer = _tried(lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False), folder)
+    if from_model:
+        _tried(lambda: folder_checks.check_conversion(_encode, tokenizer, folder), folder)
+    folder_checks.check_tokenizer(tokenizer, folder)
+    # No template, however it is written down.
+    tokenizer.chat_template = tokenizer.chat_template or None
     return tokenizer
 
 
-def _check_conversion(tokenizer: Any, folder: pathlib.Path) -> None:
-    """Holds a tokenizer that was converted from a SentencePiece model against the model itself."""
-    import sentencepiece
-
-    text = 'The answer is 42.\nSo x = 3 (or 7).'
+def _tried(work: Callable[[], Any], folder: pathlib.Path) -> Any:
+    """Calls the tokenizers library, which raises nothing narrower than Exception, and for some files not even that."""
     try:
-        original = sentencepiece.SentencePieceProcessor(model_file=str(folder / 'tokenizer.model'))
-    except RuntimeError:
-        # Not a SentencePiece model: tiktoken vocabularies have the same file name.
-        return
-    if _encode(tokenizer, text) != original.encode(text):
-        raise UserError(
-            f'tokenizer.path: {folder} has a tokenizer.model and no tokenizer.json, and transformers reads other ids from '
-            'it than SentencePiece does (tokenizer_class in tokenizer_config.json is missing or wrong); use '
-            f'tokenizer.name=sentencepiece with tokenizer.path={folder / "tokenizer.model"}, or add tokenizer.json'
-        )
+        return work()
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != 'PanicException':
+            raise
+        raise UserError(f'tokenizer.path: the tokenizer in {folder} cannot be read: {one_line(str(error))}') from error
 
 
 def _eos_ids(tokenizer: Any, folder: pathlib.Path, size: int) -> tuple[int, ...]:
     ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    more = _json(folder / 'generation_config.json').get('eos_token_id')
+    more = folder_checks.settings(folder / 'generation_config.json').get('eos_token_id')
     more = [] if more is None else more if isinstance(more, list) else [more]
     for token_id in more:
-        if not isinstance(token_id, int) or not 0 <= token_id < size:
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < size:
             raise UserError(
                 f'{folder / "generation_config.json"}: eos_token_id {token_id!r} is not an id of the tokenizer, '
                 f'which has {size}'
             )
     ids += more
-    end = templates.turn_end(tokenizer)
+    end = templates.turn_end(tokenizer, str(folder))
     ids += [] if end is None else [end]
     if not ids:
         raise UserError(
@@ -260,8 +242,3 @@ def _eos_ids(tokenizer: Any, folder: pathlib.Path, size: int) -> tuple[int, ...]
             'template writes one, so no answer could end'
         )
     return tuple(dict.fromkeys(ids))
-
-
-def _json(file: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON object; {} where there is no file."""
-    return json_object(file) if file.is_file() else {}

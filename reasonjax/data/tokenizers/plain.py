@@ -10,16 +10,16 @@ from reasonjax.bounds import AtLeast
 from reasonjax.data.tokenizers.protocol import (
     Message,
     Texts,
-    check_text,
     continued,
     hashed,
     no_template,
+    refuse_text,
     shown,
     specials,
 )
 from reasonjax.data.vocabulary import train_sentencepiece
 from reasonjax.errors import UserError
-from reasonjax.files import nearest_name
+from reasonjax.files import expanded, nearest_name, read_bytes
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,12 @@ class SentencePiece:
     space_mark_ids: tuple[int, ...] = field(repr=False)
 
     def encode(self, text: str) -> list[int]:
-        check_text(text)
+        try:
+            return self._encode(text)
+        except (UnicodeEncodeError, RuntimeError) as error:
+            refuse_text(text, error)
+
+    def _encode(self, text: str) -> list[int]:
         if not self.space_mark_ids or _SPACE_MARK not in text:
             return self.processor.encode(text)
         # The library spells a space with this character, so a text that holds the character itself needs its bytes.
@@ -170,14 +175,14 @@ def sentencepiece(texts: Texts, cache_dir: pathlib.Path, *, path: str = '', voca
         UserError: no such file, not a model, a model without an end-of-sentence piece, or texts too few for
             `vocab_size`.
     """
-    file = pathlib.Path(path).expanduser() if path else trained_file(cache_dir, vocab_size)
+    file = expanded(path) if path else trained_file(cache_dir, vocab_size)
     if path and not file.is_file():
         raise UserError(f'tokenizer.path: no SentencePiece model at {path}.{nearest_name(file)}')
     if not file.is_file():
         train_sentencepiece(texts(), file, vocab_size)
     import sentencepiece as library
 
-    content = file.read_bytes()
+    content = read_bytes(file)
     processor = library.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(content)

@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
-from reasonjax.errors import UserError
+from reasonjax.errors import UserError, one_line
 from reasonjax.files import half_character
 
 Message = Mapping[str, Any]
@@ -99,18 +99,20 @@ def specials(tokenizer: Tokenizer) -> set[int | None]:
     return {tokenizer.pad_id, *tokenizer.eos_ids, tokenizer.bos_id, tokenizer.mask_id}
 
 
+def refuse_text(text: str, error: Exception) -> NoReturn:
+    """Raises the UserError that goes with what a tokenizer's library raised over a text."""
+    if half := half_character(text):
+        raise UserError(
+            f'{shown(text)} holds half a character ({half}, a lone surrogate), which no tokenizer reads; mend or drop it'
+        ) from error
+    raise UserError(f'the tokenizer refuses {shown(text)}: {one_line(str(error))}') from error
+
+
 def no_template(what: str) -> str:
     return (
         f'the tokenizer {what} has no chat template: give prompt and completion as strings, '
         'or a Hugging Face tokenizer with a template (tokenizer.chat_template names a file of one)'
     )
-
-
-def check_text(text: str) -> None:
-    """Raises UserError where a text holds half a character, which no vocabulary has."""
-    half = half_character(text)
-    if half:
-        raise UserError(f'{shown(text)} holds half a character ({half}, a lone surrogate), which no tokenizer reads; mend or drop it')
 
 
 def hashed(*parts: Any) -> str:

@@ -1,17 +1,19 @@
 """Chat templates of Hugging Face tokenizers: what one is found to do, and errors that say which message it refuses."""
 
+import functools
 import inspect
 import json
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reasonjax.data.tokenizers.protocol import Message
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, listing, nearest, one_line
+from reasonjax.files import expanded, read_text
 
 # Stands for a message's words where a template is tried out; holds nothing that a template could trim or escape.
 MARK = 'reasonjaxmark'
+LONGEST = 2**17  # characters of a template; the longest known have 30,000
 
 
 def choose(tokenizer: Any, chat_template: str, path: str) -> None:
@@ -24,16 +26,29 @@ def choose(tokenizer: Any, chat_template: str, path: str) -> None:
         raise UserError('tokenizer.chat_template: expected a name or a file, got what looks like a template; put it in a file')
     own = tokenizer.chat_template
     names = sorted(own) if isinstance(own, Mapping) else []
-    file = pathlib.Path(chat_template).expanduser()
+    file = expanded(chat_template)
     if chat_template in names:
         tokenizer.chat_template = own[chat_template]
     elif file.is_file():
-        tokenizer.chat_template = file.read_text(encoding='utf-8')
+        if (size := file.stat().st_size) > 4 * LONGEST:
+            raise UserError(f'tokenizer.chat_template: {file} has {size:,} bytes, but none of more than {LONGEST:,} characters is used')
+        tokenizer.chat_template = read_text(file)
     else:
         raise UserError(
             f'tokenizer.chat_template: "{chat_template}" is no file, and no template of {path}, '
             f'which names {listing(names) or "none"}.{nearest(chat_template, names)}'
         )
+
+
+def check(template: Any, path: str) -> None:
+    """Raises a UserError unless this is what a tokenizer has for a template: a text, texts by name, or None."""
+    for name, text in template.items() if isinstance(template, Mapping) else [('', template)]:
+        called = f'the chat template "{name}"' if name else 'the chat template'
+        if not isinstance(name, str) or (text is not None and not isinstance(text, str)):
+            wrong = text if isinstance(name, str) else name
+            raise UserError(f'{called} of {path}: name and template must be text, found {type(wrong).__name__}')
+        if text is not None and len(text) > LONGEST:
+            raise UserError(f'{called} of {path} has {len(text):,} characters, but none longer than {LONGEST:,} is used')
 
 
 def render(
@@ -49,8 +64,9 @@ def render(
     """Renders as `tokenizer.apply_chat_template` does; see `Tokenizer.chat_text`.
 
     Raises:
-        UserError: several templates and none called default, tools or variables that the template does not read, or a
-            template that refuses these messages (the first it refuses is named).
+        UserError: several templates and none called default, tools or variables that the template does not read, a
+            template that runs for too long or makes too much, or one that refuses these messages (the first it refuses is
+            named).
     """
     if isinstance(tokenizer.chat_template, Mapping) and 'default' not in tokenizer.chat_template:
         raise UserError(
@@ -63,10 +79,11 @@ def render(
     _check_variables(tokenizer, path, tools, given)
 
     def attempt(upto: int, add_generation_prompt: bool) -> str:
-        return tokenizer.apply_chat_template(
+        return _rendered(
+            tokenizer,
+            path,
             list(messages[:upto]),
             tools=list(tools) if tools else None,
-            tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message and upto == len(messages),
             **given,
@@ -74,45 +91,48 @@ def render(
 
     try:
         return attempt(len(messages), add_generation_prompt)
-    except _refusals() as error:
+    except UserError:
+        raise
+    except Exception as error:  # a template is a program, and raises what programs raise
         reason = error
     number = len(messages)
     for upto in range(1, len(messages)):
         try:
             attempt(upto, False)
-        except _refusals() as error:
+        except UserError:
+            raise
+        except Exception as error:
             # A shorter conversation may be refused for a reason of its own.
             if str(error) == str(reason):
                 number = upto
                 break
     roles = dict.fromkeys(str(message.get('role')) for message in messages)
     raise UserError(
-        f'the chat template of {path} refuses message {number} (role "{messages[number - 1].get("role")}"): {reason}; '
+        f'the chat template of {path} refuses message {number} (role "{messages[number - 1].get("role")}"): {_in_words(reason)}; '
         f'roles seen: {", ".join(roles)}'
     ) from reason
 
 
-def takes_parts(tokenizer: Any) -> bool:
+def takes_parts(tokenizer: Any, path: str) -> bool:
     """Whether the template reads content given as a list of parts; others refuse it, or print it as Python shows lists.
 
     Some read nothing else: content given as text they refuse, or leave out.
     """
     if tokenizer.chat_template is None:
         return False
-    plain, parts = (_tried(tokenizer, [{'role': 'user', 'content': c}]) for c in (MARK, [{'type': 'text', 'text': MARK}]))
+    plain, parts = (_tried(tokenizer, path, [{'role': 'user', 'content': c}]) for c in (MARK, [{'type': 'text', 'text': MARK}]))
     return parts == plain is not None or (MARK in (parts or '') and MARK not in (plain or ''))
 
 
-def turn_end(tokenizer: Any) -> int | None:
+def turn_end(tokenizer: Any, path: str) -> int | None:
     """The id that the template writes right behind an answer (spaces aside), where that is a token of its own.
 
     It is what a model trained on the template says when it is done, whatever the tokenizer calls its EOS.
     """
     if tokenizer.chat_template is None:
         return None
-    try:
-        text = _plainly(tokenizer, [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': MARK}])
-    except _refusals():
+    text = _tried(tokenizer, path, [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': MARK}])
+    if text is None:
         # A template that refuses a plain exchange says so when it is used.
         return None
     _, said, after = text.rpartition(MARK)
@@ -139,22 +159,31 @@ def words(message: Message) -> str:
     return ''.join(part['text'] for part in content)
 
 
-def _plainly(tokenizer: Any, messages: list[Message]) -> str:
-    return tokenizer.apply_chat_template(messages, tokenize=False)
+def _rendered(tokenizer: Any, path: str, messages: Sequence[Message], **options: Any) -> str:
+    from reasonjax.data.tokenizers import bounded
 
-
-def _tried(tokenizer: Any, messages: list[Message]) -> str | None:
     try:
-        return _plainly(tokenizer, messages)
-    except _refusals():
+        return bounded.render(functools.partial(tokenizer.apply_chat_template, messages, tokenize=False, **options))
+    except bounded.TooMuch as error:
+        raise UserError(f'the chat template of {path} {error}; give another one (tokenizer.chat_template names a file)') from error
+
+
+def _tried(tokenizer: Any, path: str, messages: list[Message]) -> str | None:
+    """What a template makes of messages; None where it refuses them."""
+    try:
+        return _rendered(tokenizer, path, messages)
+    except UserError:
+        raise
+    except Exception:  # a template is a program, and raises what programs raise
         return None
 
 
-def _refusals() -> tuple[type[Exception], ...]:
-    """What rendering raises where a template does not fit the messages: its own errors, and those of text plus no text."""
+def _in_words(error: Exception) -> str:
+    """What a template says of messages that it refuses, or what went wrong in it."""
     import jinja2
 
-    return jinja2.TemplateError, TypeError, ValueError
+    own = isinstance(error, jinja2.TemplateError | TypeError | ValueError)
+    return one_line(str(error)) if own else f'{type(error).__name__}: {one_line(str(error))}'
 
 
 def _check_variables(tokenizer: Any, path: str, tools: Sequence[Mapping] | None, given: Mapping[str, Any]) -> None:

@@ -199,6 +199,6 @@ def write_layers(m: ModelConfig) -> dict:
 def shortest(kinds: tuple[str, ...]) -> tuple[str, ...]:
     """The shortest pattern that repeats to `kinds`."""
     for period in range(1, len(kinds)):
-        if all(kind == kinds[i % period] for i, kind in enumerate(kinds)):
+        if kinds[period:] == kinds[:-period]:
             return kinds[:period]
     return kinds

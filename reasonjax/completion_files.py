@@ -1,0 +1,72 @@
+"""The sampled completions of a step as a Parquet file: one row each, with rewards and whatever columns the problems have."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reasonjax.errors import UserError, one_line
+
+
+def write(path: pathlib.Path, stage: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows; see `metrics.Writer.completions`.
+
+    Raises:
+        UserError: the file is there and cannot be read.
+    """
+    import pyarrow as pa  # here, because a supervised run never needs it
+    import pyarrow.parquet as pq
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    middle = [name for name in names if name not in ('step', 'prompt', 'completion', 'advantage', 'stage')]
+    columns = {'step': pa.array([int(step)] * len(rows), pa.int64())}
+    for name in ('prompt', 'completion', *middle, 'advantage'):
+        if name in names:
+            columns[_text(name)] = column([row.get(name) for row in rows])
+    columns['stage'] = pa.array([stage] * len(rows), pa.string())
+    table = pa.table(columns)
+    path.parent.mkdir(exist_ok=True)
+    if path.is_file():
+        try:
+            others = [row for row in pq.read_table(path).to_pylist() if row['stage'] != stage]
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise UserError(f'{path}: not a readable Parquet file ({one_line(str(error))}); remove it.') from error
+        table = _joined(others, table) if others else table
+    temporary = path.with_suffix('.tmp')
+    pq.write_table(table, temporary)
+    temporary.replace(path)
+
+
+def _joined(others: list[dict[str, Any]], table: Any) -> Any:
+    """The rows that another stage wrote, and a table; a column that is a number here and text there becomes text."""
+    import pyarrow as pa
+
+    try:
+        return pa.concat_tables([pa.Table.from_pylist(others), table], promote_options='permissive')
+    except pa.ArrowException:
+        rows = others + table.to_pylist()
+        return pa.table({name: column([row.get(name) for row in rows]) for name in dict.fromkeys(name for row in rows for name in row)})
+
+
+def column(values: Sequence[Any]) -> Any:
+    """An Arrow column of what rows hold: truth values, numbers, or text, in which anything else is written as JSON."""
+    import pyarrow as pa
+
+    plain = [value.item() if hasattr(value, 'item') and getattr(value, 'size', 1) == 1 else value for value in values]
+    if all(value is None or isinstance(value, bool) for value in plain):
+        return pa.array(plain, pa.bool_())
+    if all(value is None or (isinstance(value, int) and -(2**63) <= value < 2**63) for value in plain):
+        return pa.array([None if value is None else int(value) for value in plain], pa.int64())
+    if all(value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63) for value in plain):
+        return pa.array([None if value is None else float(value) for value in plain], pa.float64())
+    return pa.array([None if value is None else _text(value) for value in plain], pa.string())
+
+
+def _text(value: Any) -> str:
+    """Text as it is, anything else as JSON, dates and the like as Python shows them; half a character, which no file holds, is escaped."""
+    if not isinstance(value, str):
+        try:
+            value = json.dumps(value, ensure_ascii=False, default=str)
+        except (TypeError, ValueError, RecursionError):  # keys that are no text, a list that holds itself
+            value = repr(value)
+    return value.encode(errors='backslashreplace').decode()
