@@ -149,7 +149,7 @@ def test_what_is_not_within_its_bound(value, kind, default, words):
         (1, Positive), (1e-37, Positive), (3.4e38, Positive), (np.float32(0.5), Positive), (INF, PositiveOrInfinite), (0, BelowOne),
         (0.999999, BelowOne), (0, Fraction), (1, Fraction), (0, bounds.TemperatureOrGreedy), (1e-4, bounds.TemperatureOrGreedy),
         (-INF, bounds.LEAVES['min_reward']), ((), tuple[Fraction, ...]), ([0.5], tuple[Fraction, ...]), ('', OneOf('', 'int8')),
-        (True, bool), ('', str), (INF, float), (10**400, int), ({'any': 1}, dict), (object(), inspect.Parameter.empty),
+        (True, bool), ('', str), (INF, float), (10**400, int), ({'any': 1}, dict), (Ellipsis, inspect.Parameter.empty),
         ((('a', 1), ('b', 'c')), tuple[tuple[str, typing.Any], ...]),
     ],
     ids=bounds.shown,
