@@ -48,16 +48,16 @@ A, B, C = {'a': 1}, {'a': 2}, {'a': 3}
 @pytest.mark.parametrize(
     'name, content',
     [
-        ('x.jsonl.gz', gzip.compress(lines(A, B))),
-        ('x.jsonl', gzip.compress(lines(A, B))),
-        ('x.jsonl.gz', gzip.compress(lines(A)) + gzip.compress(lines(B))),  # as `cat a.gz b.gz` makes them
-        ('X.JSONL.GZ', gzip.compress(b'\xef\xbb\xbf' + lines(A, B))),
+        ('x.jsonl.gz', gzip.compress(lines(A, B), mtime=0)),
+        ('x.jsonl', gzip.compress(lines(A, B), mtime=0)),
+        ('x.jsonl.gz', gzip.compress(lines(A), mtime=0) + gzip.compress(lines(B), mtime=0)),  # as `cat a.gz b.gz` makes them
+        ('X.JSONL.GZ', gzip.compress(b'\xef\xbb\xbf' + lines(A, B), mtime=0)),
         ('x.ndjson', lines(A, B)),
         ('TRAIN.JSONL', lines(A, B)),
         ('x.json', lines(A, B)),
         ('x.json', json.dumps([A, B], indent=2)),
         ('x.json', b'\xef\xbb\xbf ' + json.dumps([A, B]).encode()),
-        ('X.JSON.gz', gzip.compress(json.dumps([A, B]).encode())),
+        ('X.JSON.gz', gzip.compress(json.dumps([A, B]).encode(), mtime=0)),
     ],
 )
 def test_kinds_of_files(tmp_path, name, content):
@@ -168,7 +168,7 @@ def test_a_column_that_the_file_has_too(tmp_path):
 # What is refused.
 
 
-PACKED = gzip.compress(lines(*[{'a': str(i) * i} for i in range(200)]))
+PACKED = gzip.compress(lines(*[{'a': str(i) * i} for i in range(200)]), mtime=0)
 
 
 @pytest.mark.parametrize(
