@@ -24,15 +24,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--output', help='JSONL file for every answer with its verdict')
     parser.add_argument('--json', action='store_true', help='print the result as JSON')
     parser.add_argument('--skip_selfcheck', action='store_true', help='do not test the backend for wrong results first')
-    from reasonjax.programs import add_process_options, parse, run_program, start
+    from reasonjax.errors import UserError
+    from reasonjax.programs import add_process_options, add_trust_option, check_process_options, check_values, parse, run_program, start
 
+    add_trust_option(parser)
     add_process_options(parser)
     options, overrides = parse(parser, sys.argv[1:] if arguments is None else arguments)
 
     def program() -> None:
-        start(options.skip_selfcheck, options)
-        from reasonjax.stages import scoring
+        check_process_options(options)
+        check_values(options, {'samples': (lambda x: x >= 0, '0 (greedy only) or more')})
+        parts = [part.strip() for part in options.k.split(',') if part.strip()]
+        if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+            raise UserError(f'--k={options.k}: expected whole numbers of at least 1, separated by commas.')
+        for key, _ in overrides:
+            if not key.startswith('evaluation.'):
+                raise UserError(f'--config.{key}: only config.evaluation can be set here; the model is the one that was trained.')
+        from reasonjax.stages import opening, scoring
 
+        opening.read_config(options.workdir)
+        start(options.skip_selfcheck, options)
         scoring.run(options, overrides)
 
     return run_program(program)

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 
 import matplotlib.figure
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reasonjax import metrics, pages
+from reasonjax import files, metrics, pages
+from reasonjax.records import TABLE
 
 POINTS = 400  # a curve is thinned to about this many points, each the mean of its neighbours
 COMPLETION_FILES, COMPLETION_ROWS = 3, 8
@@ -76,7 +78,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         _results(summary.get('stages') or []),
         _examples(summary.get('examples') or []),
         _curves(records),
-        _completions(sorted((workdir / 'completions').glob('completions_*.parquet'))),
+        _completions(sorted(p for p in (workdir / 'completions').glob('*.parquet') if TABLE.fullmatch(p.name))),
         _settings('Config', _json(workdir / 'config.json')),
         _settings('Environment', _json(workdir / 'environment.json')),
     ]
@@ -84,7 +86,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
 
 
 def _json(path: pathlib.Path) -> Any:
-    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
+    return files.read_json(path) if path.is_file() else None
 
 
 def _headline(name: str, summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
@@ -138,8 +140,14 @@ def _completions(paths: Sequence[pathlib.Path]) -> str:
     picked = sorted({round(i * (len(paths) - 1) / max(1, COMPLETION_FILES - 1)) for i in range(COMPLETION_FILES)})
     blocks = []
     for index in picked:
-        table = pq.read_table(paths[index])
+        try:
+            table = pq.read_table(paths[index])
+        except (pa.ArrowException, OSError) as error:
+            blocks.append(f'<p>{html.escape(paths[index].name)} cannot be read: {html.escape(str(error).splitlines()[0])}</p>')
+            continue
         rows = table.slice(0, COMPLETION_ROWS).to_pylist()
+        if not rows:
+            continue
         names = [name for name in table.column_names if name not in ('step', 'stage')]
         cells = [[_value(row[name]) for name in names] for row in rows]
         stage = f'{html.escape(str(rows[0]["stage"]))}, ' if rows and 'stage' in rows[0] else ''

@@ -11,6 +11,13 @@ examples:
   python -m reasonjax.sample --workdir runs/hf --chat "How many minutes are two hours?"
   echo "1234+5678=" | python -m reasonjax.sample --workdir runs/quickstart"""
 
+RULES = {
+    'samples': (lambda x: x >= 1, 'at least 1'), 'batch_size': (lambda x: x >= 1, 'at least 1'),
+    'max_tokens': (lambda x: x >= 0, "0 (the run's own) or more"), 'temperature': (lambda x: 0 <= x < float('inf'), '0 (greedy) or more'),
+    'top_k': (lambda x: x >= 0, '0 (off) or more'), 'top_p': (lambda x: 0 < x <= 1, 'in (0, 1]; 1 is off'),
+    'min_p': (lambda x: 0 <= x < 1, 'in [0, 1); 0 is off'),
+}  # fmt: skip
+
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser('python -m reasonjax.sample', description='Generate completions from a run.', epilog=EPILOG,
@@ -31,15 +38,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--logprobs', action='store_true', help="show each token's log-probability, and their sum")
     parser.add_argument('--jsonl', action='store_true', help='print one JSON object a completion')
     parser.add_argument('--skip_selfcheck', action='store_true', help='do not test the backend for wrong results first')
-    from reasonjax.programs import add_process_options, run_program, start
+    from reasonjax.errors import UserError
+    from reasonjax.programs import add_process_options, add_trust_option, check_process_options, check_values, run_program, start
 
+    add_trust_option(parser)
     add_process_options(parser)
     options = parser.parse_args(arguments)
 
     def program() -> None:
-        start(options.skip_selfcheck, options)
+        check_process_options(options)
+        check_values(options, RULES)
+        if options.prompts and options.file:
+            raise UserError('prompts as arguments and in --file: give one of them.')
         from reasonjax.stages import sample
 
+        sample.check(options)
+        start(options.skip_selfcheck, options)
         sample.run(options)
 
     return run_program(program)

@@ -7,9 +7,9 @@ from typing import Any
 from reasonjax import config as configs
 from reasonjax.errors import UserError, divisor, listing, nearest
 from reasonjax.model import remat
+from reasonjax.model.dtypes import DTYPES
 
 ACTIVATIONS = ('gelu', 'gelu_tanh', 'silu')
-DTYPES = ('bfloat16', 'float16', 'float32')
 NORMS = ('before', 'after', 'around')
 QK_NORMS = ('none', 'head', 'row')
 LAYER_KINDS = ('global', 'local', 'global_nope', 'local_nope')

@@ -3,35 +3,42 @@
 The building block of rejection sampling, STaR and their relatives: `collect -> supervised`, repeated.
 """
 
+import itertools
 import json
 import pathlib
+import re
+import sys
 import time
 from typing import Any
 
-from reasonjax import stopping
+from reasonjax import files, stopping
+from reasonjax.checkpoint_files import put_aside
 from reasonjax.errors import UserError
 from reasonjax.metrics import Progress, Timers
 from reasonjax.parallel import processes
 from reasonjax.rollout.text import Completion
-from reasonjax.stages import ledger
+from reasonjax.stages import claim, ledger
 from reasonjax.stages.context import Place, Run, settings
 from reasonjax.stages.rollouts import Drawn, open_rollouts
 
 FILE = 'dataset.jsonl'
+PART = re.compile(r'[0-9]{5,}\.json')
 NOTHING = {'sampled': 0, 'kept': 0, 'dropped': 0, 'empty': 0, 'reward': 0.0, 'num_tokens': 0}
 
 
-def run(run: Run, place: Place, params: Any) -> dict:
+def run(run: Run, place: Place, params: Any) -> tuple[dict, int]:
     """Samples `steps` times `num_prompts` prompts and writes the different completions whose total reward is at least `min_reward`.
 
     `token_limit` and `time_limit` end it earlier: with the step that reaches them.
 
     Rows hold every column of the prompt's row, `completion` (the sampled text) and `reward`. Each step is a part file, written whole, so a
-    stopped stage goes on with the next one; the draws are counted and do not change.
+    stopped stage goes on with the next one; the draws are counted and do not change. A part that is damaged is drawn again.
+
+    Where `steps` is less than what is done already, the stage ends with that.
 
     Returns:
       What the stage did: `sampled`, `kept`, `dropped` (no reward, or cut off before its end), `empty` (good enough, but without a text
-      to learn), the mean `reward` of all but the dropped, and `num_tokens` drawn.
+      to learn), the mean `reward` of all but the dropped, and `num_tokens` drawn; and its last step.
 
     Raises:
       UserError: nothing was good enough to keep, or a limit is below zero.
@@ -39,12 +46,15 @@ def run(run: Run, place: Place, params: Any) -> dict:
     stage, timers = settings(run.config, place), Timers()
     ledger.check_limits(stage, place.name)
     run.writer.resume(place.name, None)
-    parts = place.folder / 'parts'
+    parts, mark = place.folder / 'parts', claim.fingerprint(run.config)
     done = processes.on_main(lambda: _done(parts))
+    steps = max(stage.steps, next(step for step in itertools.count() if step + 1 not in done))
+    if steps > stage.steps and processes.is_main():
+        print(f'config.{place.name}.steps={stage.steps}: {steps} are collected already; the stage ends with them.', flush=True)
     totals, stepped = dict(NOTHING), 0.0
-    with open_rollouts(run, place) as rollouts, Progress(place.name, stage.steps) as progress:
-        for step in range(1, stage.steps + 1):
-            stopping.point(f'stage {place.name}: {step - 1} of {stage.steps} steps are done and saved')
+    with open_rollouts(run, place) as rollouts, Progress(place.name, steps) as progress:
+        for step in range(1, steps + 1):
+            stopping.point(f'stage {place.name}: {step - 1} of {steps} steps are done and saved')
             if step in done:
                 rollouts.skip()
                 part = done[step]
@@ -53,7 +63,7 @@ def run(run: Run, place: Place, params: Any) -> dict:
                 part = _part(rollouts.draw(step, params, timers), stage)
                 part['seconds'] = time.perf_counter() - start
                 if processes.is_main():
-                    _write(parts / f'{step:05d}.json', json.dumps(part, ensure_ascii=False))
+                    _write(parts / f'{step:05d}.json', json.dumps(part | {'config': mark}, ensure_ascii=False))
             # A part of an earlier version may lack a count.
             totals = {name: totals[name] + part['counts'].get(name, 0) for name in totals}
             seconds = part.get('seconds', 0.0)
@@ -68,20 +78,43 @@ def run(run: Run, place: Place, params: Any) -> dict:
         raise UserError(
             f'stage {place.name}: none of {totals["sampled"]} samples reached min_reward={stage.min_reward}; lower it or sample more.'
         )
-    processes.on_main(lambda: _join(parts, place.folder / FILE))
-    return totals | {'reward': totals['reward'] / max(1, totals['sampled'] - totals['dropped'])}
+    processes.on_main(lambda: _join(parts, step, place.folder / FILE))
+    run.writer.sync()
+    return totals | {'reward': totals['reward'] / max(1, totals['sampled'] - totals['dropped'])}, step
 
 
 def _done(parts: pathlib.Path) -> dict[int, dict]:
     """The parts that have been written, by step, without their rows."""
     parts.mkdir(parents=True, exist_ok=True)
-    found = {int(path.stem): json.loads(path.read_text()) for path in parts.glob('*.json')}
-    return {step: {name: value for name, value in part.items() if name != 'rows'} for step, part in found.items()}
+    done = {}
+    for path in sorted(path for path in parts.iterdir() if PART.fullmatch(path.name)):
+        try:
+            part = _read(path)
+        except UserError as error:
+            print(f'warning: {error} Put aside as {put_aside(path).name}, and drawn again.', file=sys.stderr)
+        else:
+            done[int(path.stem)] = {name: value for name, value in part.items() if name != 'rows'}
+    return done
 
 
-def _join(parts: pathlib.Path, target: pathlib.Path) -> None:
-    """Writes the rows of all steps as one dataset."""
-    rows = [row for path in sorted(parts.glob('*.json')) for row in json.loads(path.read_text())['rows']]
+def _read(path: pathlib.Path) -> dict:
+    """Reads a part.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    part = files.json_object(path)
+    rows, counts = part.get('rows'), part.get('counts')
+    good = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    good &= isinstance(counts, dict) and all(type(value) in (int, float) for value in counts.values())
+    if not (good and type(part.get('seconds', 0.0)) in (int, float)):
+        raise UserError(f'{path}: is not what a step has collected.')
+    return part
+
+
+def _join(parts: pathlib.Path, last: int, target: pathlib.Path) -> None:
+    """Writes the rows of all steps up to the last one as one dataset."""
+    rows = [row for step in range(1, last + 1) for row in _read(parts / f'{step:05d}.json')['rows']]
     _write(target, ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
 
 
@@ -109,6 +142,4 @@ def _part(drawn: Drawn, stage: Any) -> dict:
 
 
 def _write(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(text, encoding='utf-8')
-    temporary.replace(path)
+    files.write_text(path, text)

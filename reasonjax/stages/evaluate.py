@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import ml_collections
 import numpy as np
 
 from reasonjax import config as configs
@@ -51,8 +52,7 @@ def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
       progress: show how many batches are done, on standard error.
     """
     c = run.config.evaluation
-    if c.samples < 0 or not (c.greedy or c.samples):
-        raise UserError(f'config.evaluation: greedy={c.greedy} with samples={c.samples} draws no answer; set greedy, or samples above 0.')
+    check(c)
     task = configs.resolve(c.task, 'task', 'evaluation.task')()
     processes.check_equal(task.examples.fingerprint(), 'config.evaluation: the problems', 'Give all hosts the same files.')
     transforms = [configs.resolve(t, 'transforms', f'evaluation.transforms[{i}]') for i, t in enumerate(c.transforms)]
@@ -102,6 +102,18 @@ def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
         ]
 
     return evaluate
+
+
+def check(c: ml_collections.ConfigDict) -> None:
+    """Raises UserError where the settings of an evaluation cannot work."""
+    if c.samples < 0 or not (c.greedy or c.samples):
+        raise UserError(f'config.evaluation: greedy={c.greedy} with samples={c.samples} draws no answer; set greedy, or samples above 0.')
+
+
+def metric_names(c: ml_collections.ConfigDict) -> set[str]:
+    """The names of the metrics that an evaluation with these settings gives; `eval_strict` and `eval_flexible` if the task has them."""
+    answer = Answer(0, Completion('', [], 0, True), {'correct': True, 'strict': True, 'flexible': True})
+    return set(as_metrics(summarise(Evaluation([{}], [answer] * bool(c.greedy), [[answer]] * bool(c.samples)))))
 
 
 def summarise(found: Evaluation) -> dict:

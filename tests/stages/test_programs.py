@@ -56,16 +56,16 @@ def test_a_cpu_can_be_several_devices():
 
 
 @pytest.mark.parametrize('number, message', [(-1, 'expected 1 or more'), (2, 'before')])
-def test_devices_of_a_cpu_are_refused_in_one_line(number, message, capsys):
+def test_devices_of_a_cpu_are_refused_in_one_line(number, message, capsys, workdir):
     jax.devices()  # in use from here on
-    status, _, error = called(sample, capsys, '--workdir', 'nowhere', QUICK, f'--cpu_devices={number}')
+    status, _, error = called(sample, capsys, '--workdir', workdir, QUICK, f'--cpu_devices={number}')
     assert status == 2 and error.startswith(f'error: --cpu_devices={number}: ') and message in error and error.count('\n') == 1
 
 
-def test_devices_of_a_cpu_are_refused_on_another_backend(capsys, monkeypatch):
+def test_devices_of_a_cpu_are_refused_on_another_backend(capsys, monkeypatch, workdir):
     monkeypatch.setattr(programs, 'split_cpu', lambda number: None)
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-    status, _, error = called(sample, capsys, '--workdir', 'nowhere', QUICK, '--cpu_devices=2')
+    status, _, error = called(sample, capsys, '--workdir', workdir, QUICK, '--cpu_devices=2')
     assert status == 2 and '--cpu_devices=2' in error and '"gpu"' in error and 'JAX_PLATFORMS=cpu' in error
 
 
@@ -257,7 +257,7 @@ def test_a_stage_can_be_chosen(capsys, workdir):
         (['--workdir', '{run}', '--file', '{tmp}/empty.txt'], 'no prompts'),
         (['--workdir', '{run}', '--file', '{tmp}/empty.txt', '1+1='], 'give one of them'),
         (['--workdir', '{run}', '--temperature', '-1', '1+1='], 'temperature=-1.0'),
-        (['--workdir', '{run}', '--samples', '0', '1+1='], 'num_generations=0'),
+        (['--workdir', '{run}', '--samples', '0', '1+1='], '--samples=0'),
         (['--workdir', '{run}', '--batch_size', '0', '1+1='], 'batch_size'),
         (['--workdir', '{run}', '1+1=', 'what?'], "'what?'"),
     ],
