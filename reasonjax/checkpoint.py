@@ -208,6 +208,8 @@ class Checkpoints:
     def _tidy(self) -> None:
         """Removes folders whose deletion was cut short, and puts others that lack something aside."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        for path in files.strays(self._folder):
+            print(f'warning: {path} is no folder. Put aside as {files.put_aside(path, files.STRAY).name}.', file=sys.stderr)
         whole, retained = [], set()
         for step in reversed(files.steps(self._folder)):
             wrong = files.damage(self._folder / str(step), read=False)
@@ -362,6 +364,9 @@ def _manager(folder: pathlib.Path, owner: Checkpoints | None, *, cleanup: bool) 
 def _read(manager: ocp.CheckpointManager, step: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
     if not wanted:
         return {}
-    found = manager.restore(step, args=ocp.args.Composite(
-        **{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}))  # fmt: skip
-    return {name: found[name] for name in wanted}
+    parts = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()})
+    try:
+        restored = manager.restore(step, args=parts)
+    except (OSError, ValueError, KeyError) as error:  # bytes that no checksum covers: a checkpoint without them
+        raise UserError(f'checkpoint {manager.directory / str(step)} cannot be read: {files.reason(error)}.') from error
+    return {name: restored[name] for name in wanted}

@@ -15,14 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
+from reasonjax import files
 from reasonjax.errors import UserError
 from reasonjax.parallel import processes
 
 LISTED = 12  # how many files or leaves an error lists by name
 SUMS = 'checksums.json'
 RECORD = 'meta/metadata'
-DAMAGED = '.damaged'
+DAMAGED, STRAY = '.damaged', '.stray'
 STAMPS = '_CHECKPOINT_METADATA'  # times, of which Orbax writes the last when all is done
+_STEP = re.compile('0|[1-9][0-9]*')
 _WRITING = '.orbax-checkpoint-tmp'
 _CHUNK = 2**22
 # Hashing a file lets other threads run; more than this many wait for the disk.
@@ -30,8 +32,13 @@ _THREADS = min(8, os.cpu_count() or 1)
 
 
 def steps(folder: pathlib.Path) -> list[int]:
-    """The steps that have a folder, in order."""
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    """The steps that have a folder, in order; other names ('007', '12.old'), and files, are none of ours."""
+    return sorted(int(path.name) for path in folder.iterdir() if _STEP.fullmatch(path.name) and path.is_dir())
+
+
+def strays(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What has the name of a step and is no folder, so that a checkpoint of that step could not be written."""
+    return sorted(path for path in folder.iterdir() if _STEP.fullmatch(path.name) and not path.is_dir())
 
 
 def writing(folder: pathlib.Path, step: int) -> pathlib.Path:
@@ -75,17 +82,15 @@ def damage(folder: pathlib.Path, *, read: bool, share: tuple[int, int] = (0, 1))
     if not (folder / SUMS).is_file():
         return _without_sums(folder)
     try:
-        files = json.loads((folder / SUMS).read_text(encoding='utf-8'))['files']
-        lengths = {name: (entry['bytes'], entry['sha256']) for name, entry in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        sums = json.loads((folder / SUMS).read_text(encoding='utf-8'))['files']
+        lengths = {name: (int(entry['bytes']), str(entry['sha256'])) for name, entry in sums.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return [f'{SUMS}: cannot be read ({error})']
     found = {name: _length(folder / name, length) for name, (length, _) in lengths.items()}
     if not any(found.values()):
         names = sorted(lengths)[share[0] :: share[1]] if read else [RECORD]
         with ThreadPoolExecutor(_THREADS) as pool:
-            sums = pool.map(lambda name: _sha256(folder / name), names)
-            found = {name: '' if got == lengths[name][1] else 'its bytes have changed (another SHA-256)'
-                     for name, got in zip(names, sums, strict=True)}  # fmt: skip
+            found = dict(zip(names, pool.map(lambda name: _change(folder / name, lengths[name][1]), names), strict=True))
     return [f'{name}: {text}' for name, text in found.items() if text]
 
 
@@ -125,17 +130,24 @@ def remove(folder: pathlib.Path) -> None:
 
 
 def read_record(folder: pathlib.Path) -> dict:
-    """The JSON of a checkpoint; `damage` has found it readable."""
-    return json.loads((folder / RECORD).read_text(encoding='utf-8'))
+    """The JSON of a checkpoint.
+
+    Raises:
+      UserError: it cannot be read, or is another's.
+    """
+    record = files.json_object(folder / RECORD)
+    if not all(isinstance(record.get(name), dict) for name in ('meta', 'static')):
+        raise UserError(f'{folder / RECORD}: is not the record of a checkpoint (it lacks "meta" or "static").')
+    return record
 
 
-def put_aside(folder: pathlib.Path) -> pathlib.Path:
-    """Renames the folder of a damaged checkpoint, so that nothing is lost and nothing takes it for a good one. Returns its new path."""
-    number, target = 1, folder.with_name(f'{folder.name}{DAMAGED}')
+def put_aside(path: pathlib.Path, suffix: str = DAMAGED) -> pathlib.Path:
+    """Renames what is damaged, or in the way, so that nothing is lost and nothing takes it for a good one. Returns its new path."""
+    number, target = 1, path.with_name(f'{path.name}{suffix}')
     while target.exists():
         number += 1
-        target = folder.with_name(f'{folder.name}{DAMAGED}-{number}')
-    return folder.rename(target)
+        target = path.with_name(f'{path.name}{suffix}-{number}')
+    return path.rename(target)
 
 
 def aside(folder: pathlib.Path) -> list[str]:
@@ -145,13 +157,20 @@ def aside(folder: pathlib.Path) -> list[str]:
 
 def _without_sums(folder: pathlib.Path) -> list[str]:
     wrong = [] if (folder / 'params').is_dir() else ['params: missing']
+    if not (folder / RECORD).is_file():
+        return [*wrong, f'{RECORD}: missing']
     try:
         read_record(folder)
-    except FileNotFoundError:
-        wrong.append(f'{RECORD}: missing')
-    except ValueError as error:
-        wrong.append(f'{RECORD}: not JSON ({error})')
+    except UserError as error:
+        wrong.append(f'{RECORD}: {str(error).partition(f"{RECORD}: ")[2] or error}')
     return wrong
+
+
+def _change(path: pathlib.Path, expected: str) -> str:
+    try:
+        return '' if _sha256(path) == expected else 'its bytes have changed (another SHA-256)'
+    except OSError as error:
+        return f'cannot be read ({reason(error)})'
 
 
 def _length(path: pathlib.Path, expected: int) -> str:

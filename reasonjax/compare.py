@@ -33,9 +33,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--claims', action='store_true', help='test the claims of recipes (of all that have one, or of --recipes)')
     parser.add_argument('--docs', default='', metavar='FOLDER', help='also write ARENA.md with its figures there; with --claims: CLAIMS.md '
                         'and claims/ (which is then docs by default)')  # fmt: skip
+    from reasonjax.programs import add_trust_option
+
+    add_trust_option(parser)
     options = parser.parse_args(arguments)
 
     def program() -> None:
+        from reasonjax.arena.options import check
+
+        check(options)
         from reasonjax.arena import compare
 
         (compare.run_claims if options.claims else compare.run)(options)

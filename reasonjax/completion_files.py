@@ -1,15 +1,24 @@
-"""The sampled completions of a step as a Parquet file: one row each, with rewards and whatever columns the problems have."""
+"""The sampled completions of a step as a Parquet file: one row each, with rewards and whatever columns the problems have.
+
+Stages share a folder; a file holds the rows of every stage that has such a step.
+"""
 
 import json
+import os
 import pathlib
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reasonjax.checkpoint_files import put_aside
 from reasonjax.errors import UserError, one_line
 
+TABLE = re.compile(r'completions_([0-9]{5,})\.parquet')
 
-def write(path: pathlib.Path, stage: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows; see `metrics.Writer.completions`.
+
+def write(folder: pathlib.Path, stage: str, step: int, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path:
+    """Writes the completions of a step; see `metrics.Writer.completions`. Rows of another stage in the same file stay.
 
     Raises:
         UserError: the file is there and cannot be read.
@@ -25,7 +34,8 @@ def write(path: pathlib.Path, stage: str, step: int, rows: Sequence[Mapping[str,
             columns[_text(name)] = column([row.get(name) for row in rows])
     columns['stage'] = pa.array([stage] * len(rows), pa.string())
     table = pa.table(columns)
-    path.parent.mkdir(exist_ok=True)
+    path = folder / f'completions_{step:05d}.parquet'
+    folder.mkdir(exist_ok=True)
     if path.is_file():
         try:
             others = [row for row in pq.read_table(path).to_pylist() if row['stage'] != stage]
@@ -33,8 +43,44 @@ def write(path: pathlib.Path, stage: str, step: int, rows: Sequence[Mapping[str,
             raise UserError(f'{path}: not a readable Parquet file ({one_line(str(error))}); remove it.') from error
         table = _joined(others, table) if others else table
     temporary = path.with_suffix('.tmp')
-    pq.write_table(table, temporary)
+    with temporary.open('wb') as file:
+        pq.write_table(table, file)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
+    return path
+
+
+def count_files(folder: pathlib.Path, stage: str, upto: int) -> int:
+    """Counts the files that a stage has written up to a step, and takes out its rows from those of later steps.
+
+    A file that cannot be read is put aside, and named on standard error.
+    """
+    if not folder.is_dir():
+        return 0
+    import pyarrow as pa  # here, because a supervised run never needs it
+    import pyarrow.parquet as pq
+
+    number = 0
+    for path in sorted(folder.iterdir()):
+        if not (name := TABLE.fullmatch(path.name)):
+            continue
+        try:
+            stages = pq.read_table(path, columns=['stage']).column('stage').to_pylist()
+        except (pa.ArrowException, OSError, KeyError) as error:
+            reason = one_line(str(error))
+            print(f'warning: {path} cannot be read ({reason}). Put aside as {put_aside(path).name}.', file=sys.stderr)
+            continue
+        if stage in stages and int(name[1]) > upto:
+            table = pq.read_table(path)
+            kept = table.filter(pa.array([other != stage for other in stages]))
+            if len(kept):
+                pq.write_table(kept, path.with_suffix('.tmp'))
+                path.with_suffix('.tmp').replace(path)
+            else:
+                path.unlink()
+        number += stage in stages and int(name[1]) <= upto
+    return number
 
 
 def _joined(others: list[dict[str, Any]], table: Any) -> Any:

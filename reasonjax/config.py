@@ -7,109 +7,37 @@ can be overridden from the command line, and a typing error dies before anything
 
 import ast
 import functools
-import importlib
-import importlib.util
 import inspect
 import json
-import os
-import pathlib
 import re
 import sys
-import traceback
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
-from reasonjax import bounds
+from reasonjax import bounds, config_files, files
+from reasonjax.config_names import EXTRA, REQUIRED, SLOTS, find, knobs
 from reasonjax.errors import UserError, listing, nearest
 
-# The key under which a function is named decides where its name is looked up.
-SLOTS = {
-    'adapter': ('reasonjax.methods.adapters',),
-    'advantage': ('reasonjax.methods.advantages',),
-    'corruption': ('reasonjax.methods.corruptions',),
-    'filter': ('reasonjax.methods.filters',),
-    'learning_rate': ('reasonjax.optim.schedules',),
-    'objective': ('reasonjax.methods.objectives',),
-    'optimizer': ('reasonjax.optim.optimizers',),
-    'rewards': ('reasonjax.methods.rewards',),
-    'rope_scaling': ('reasonjax.model.rope',),
-    'source': ('reasonjax.data.sources', 'reasonjax.tasks'),
-    'task': ('reasonjax.tasks',),
-    'tokenizer': ('reasonjax.data.tokenizers',),
-    'transforms': ('reasonjax.methods.transforms',),
-}
 # Slots whose functions stand side by side, each under a name of the user's.
 NAMED = ('rewards',)
-# Read by whoever calls the function, so not among its knobs: (slot, key, default).
-EXTRA = {'rewards': {'weight': 1.0}}
-# The default of a knob that has none.
-REQUIRED = inspect.Parameter.empty
 
 
-def find(name: str, slot: str, key: str) -> Callable:
-    """Returns the function that `name` means in `slot`; a dotted name reaches any importable module.
-
-    Args:
-      name: 'nll', or 'my_package.losses.fancy'.
-      slot: a key of `SLOTS`.
-      key: the config key, for the error message.
-
-    Raises:
-      UserError: no such function; lists those there are.
-    """
-    if '.' in name:
-        module_name, _, attribute = name.rpartition('.')
-        if not all(name.split('.')):
-            raise UserError(f'config.{key}.name: "{name}" is not a dotted name; write package.module.function.')
-        try:
-            function = getattr(importlib.import_module(module_name), attribute, None)
-        except ModuleNotFoundError as error:
-            raise UserError(f'config.{key}.name: cannot import "{name}": {error}') from error
-        if not callable(function):
-            raise UserError(f'config.{key}.name: module {module_name} has no function "{attribute}".')
-        return function
-    choices = {}
-    for module_name in SLOTS[slot]:
-        choices |= functions(importlib.import_module(module_name))
-    if name not in choices:
-        raise UserError(
-            f'config.{key}.name: unknown {slot} "{name}".{nearest(name, choices)} Known: {listing(choices)}; '
-            'or a dotted name of your own (my_package.module.function).'
-        )
-    return choices[name]
-
-
-def functions(module: Any) -> dict[str, Callable]:
-    """The public functions of a slot's module, by name."""
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if inspect.isfunction(value) and not name.startswith('_') and value.__module__.startswith(module.__name__)
-    }
-
-
-def knobs(function: Callable) -> dict[str, Any]:
-    """The keyword-only parameters of a function with their defaults (`REQUIRED` where it must be given)."""
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-
-def resolve(node: Mapping, slot: str, key: str | None = None) -> Callable:
+def resolve(node: Mapping, slot: str, key: str | None = None, trust: Sequence[str] | None = None) -> Callable:
     """Binds a node's knobs to the function it names.
 
     Args:
       node: `{'name': ..., **knobs}`.
       slot: a key of `SLOTS`.
       key: the config key, for error messages; the slot's name by default.
+      trust: see `find`.
 
     Raises:
       UserError: unknown function or knob, a knob without default that is not given, or a value that is not within the knob's bound.
     """
     key = key or slot
-    function = find(node['name'], slot, key)
+    function = find(node['name'], slot, key, trust)
     given = {k: _plain(v) for k, v in node.items() if k != 'name' and k not in EXTRA.get(slot, ())}
     schema = knobs(function)
     for knob in given:
@@ -141,6 +69,11 @@ def _nodes(config: ml_collections.ConfigDict, prefix: str = '') -> Iterator[tupl
             yield from _nodes(value, f'{key}.')
 
 
+def names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """The names of all functions of a config."""
+    return tuple(container[index]['name'] for _, _, container, index in _nodes(config))
+
+
 def _open_lists(config: ml_collections.ConfigDict) -> None:
     """Makes the dicts in lists of functions ConfigDicts, so that their knobs can be filled in and overridden like any other."""
     for key, _, container, index in list(_nodes(config)):
@@ -151,29 +84,32 @@ def _open_lists(config: ml_collections.ConfigDict) -> None:
             _set(config, _parts(key), ml_collections.ConfigDict(node))
 
 
-def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Fills in every knob's default, in place, and rejects unknown functions and knobs, and values out of bounds. Returns the config."""
+def complete(config: ml_collections.ConfigDict, trust: Sequence[str] | None = None) -> ml_collections.ConfigDict:
+    """Fills in every knob's default, in place, and rejects unknown functions and knobs, and values out of bounds. Returns the config.
+
+    For `trust` see `find`.
+    """
     _open_lists(config)
-    _fill(config)
-    check(config)
+    _fill(config, trust)
+    check(config, trust)
     return config
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: ml_collections.ConfigDict, trust: Sequence[str] | None = None) -> None:
     """Raises UserError where a completed config names what is not there, or holds a value that is not within its bound."""
     # First, because knobs may refer to them.
     bounds.check_leaves(config, SLOTS, EXTRA)
     for key, slot, container, index in _nodes(config):
-        resolve(container[index], slot, key)
+        resolve(container[index], slot, key, trust)
 
 
-def _fill(config: ml_collections.ConfigDict) -> None:
+def _fill(config: ml_collections.ConfigDict, trust: Sequence[str] | None = None) -> None:
     """Puts every knob into every function node; those that must be given are None or '' until an override gives them."""
     for key, slot, container, index in _nodes(config):
         node = container[index]
         if 'name' not in node:
             raise UserError(f'config.{key}: a function node needs "name".')
-        function = find(node['name'], slot, key)
+        function = find(node['name'], slot, key, trust)
         for knob, default in {**knobs(function), **EXTRA.get(slot, {})}.items():
             if knob not in node:
                 node[knob] = _missing(function, knob) if default is REQUIRED else default
@@ -195,68 +131,31 @@ def load(location: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collect
       The completed, locked config.
 
     Raises:
-      UserError: missing file, unknown key, value of another type.
+      UserError: what `config_files.get_config` refuses, an unknown key, a value of another type.
     """
     path, _, argument = location.partition(':')
-    config = apply(_execute(pathlib.Path(path), argument), overrides)
+    config = apply(config_files.get_config(path, argument), overrides)
     config.lock()
     return config
 
 
-def apply(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]]) -> ml_collections.ConfigDict:
-    """Completes a config and applies overrides, in place: first the functions' names, then what their knobs are to be. Returns it."""
+def apply(
+    config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]], trust: Sequence[str] | None = None
+) -> ml_collections.ConfigDict:
+    """Completes a config and applies overrides, in place: first the functions' names, then what their knobs are to be. Returns it.
+
+    For `trust` see `find`; names among the overrides are the user's own words, and trusted.
+    """
     _open_lists(config)
     names = [(key, value) for key, value in overrides if key.split('.')[-1] == 'name']
+    trust = None if trust is None else (*trust, *(value for _, value in names))
     for key, value in names:
         _rename(config, key, value)
-    _fill(config)
+    _fill(config, trust)
     for key, value in overrides:
         if (key, value) not in names:
             override(config, key, value)
-    return complete(config)
-
-
-def executed(path: str | os.PathLike) -> types.ModuleType:
-    """Runs a config file and returns it as a module, with all that it states beside its `get_config` (VARIANTS, NEUTRAL, ...).
-
-    Raises:
-      UserError: no such file.
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        there = sorted(str(p) for p in pathlib.Path('configs').glob('*.py'))
-        raise UserError(f'--config: no file {path}.{nearest(str(path), there)} Configs here: {listing(there) or "none"}.')
-    # Configs build on one another by `from configs import base`: make the folder importable wherever the file and the caller are.
-    roots = [p.parent for p in path.resolve().parents if p.name == 'configs'] + [pathlib.Path(__file__).resolve().parent.parent]
-    for root in map(str, roots):
-        if root not in sys.path:
-            sys.path.append(root)
-    spec = importlib.util.spec_from_file_location(f'reasonjax_config_{path.stem}', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _execute(path: pathlib.Path, argument: str) -> ml_collections.ConfigDict:
-    module = executed(path)
-    if not hasattr(module, 'get_config'):
-        raise UserError(f'{path}: a config file defines get_config(); this one does not.')
-    parameters = inspect.signature(module.get_config).parameters.values()
-    if not argument and any(p.default is p.empty for p in parameters):
-        raise UserError(f'{path}: get_config() of this file needs an argument; write {path}:ARGUMENT.')
-    variants = getattr(module, 'VARIANTS', None)
-    if argument and variants is not None and argument not in variants:
-        raise UserError(f'{path}:{argument}: no such variant.{nearest(argument, variants)} Variants: {listing(filter(None, variants))}.')
-    if argument and not parameters:
-        raise UserError(f'{path}:{argument}: get_config() of this file takes no argument.')
-    try:
-        return module.get_config(argument) if argument else module.get_config()
-    except TypeError as error:
-        if 'override field' not in str(error):
-            raise
-        # Of ml_collections: a leaf is set to a value of another type.
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(module.__file__)]
-        raise UserError(f'{path}:{lines[-1] if lines else 1}: {str(error).splitlines()[0]}') from error
+    return complete(config, trust)
 
 
 def _parts(key: str) -> list[str | int]:
@@ -406,15 +305,25 @@ def to_json(config: ml_collections.ConfigDict) -> str:
     return json.dumps(_plain(config), indent=2, sort_keys=True)
 
 
-def from_json(text: str) -> ml_collections.ConfigDict:
-    """Reads back what `to_json` wrote (tuples come back as tuples)."""
+def from_json(text: str, where: str = 'config') -> ml_collections.ConfigDict:
+    """Reads back what `to_json` wrote (tuples come back as tuples).
+
+    Raises:
+      UserError: not JSON, or JSON that is no config; begins with `where`.
+    """
 
     def tuples(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: tuples(v) for k, v in value.items()}
         return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
-    return ml_collections.ConfigDict(tuples(json.loads(text)))
+    value = files.parse_json(text, where)
+    if not isinstance(value, dict):
+        raise UserError(f'{where}: expected a JSON object, found {type(value).__name__}.')
+    try:
+        return ml_collections.ConfigDict(tuples(value))
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:  # a key with a dot in it, or named __class__, say
+        raise UserError(f'{where}: is no config ({error}).') from error
 
 
 def differences(old: Any, new: Any, key: str = 'config') -> list[str]:

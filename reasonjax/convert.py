@@ -19,7 +19,9 @@ where that folder has moved. A run from scratch is written as the first architec
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from reasonjax.programs import Parser, add_process_options, parse, run_program, start
+    from reasonjax.errors import UserError, listing, nearest
+    from reasonjax.model.dtypes import DTYPES
+    from reasonjax.programs import Parser, add_process_options, add_trust_option, check_process_options, parse, run_program, start
 
     parser = Parser('python -m reasonjax.convert', epilog=EPILOG,
                     description='Convert between runs, Hugging Face folders and PEFT adapters.',
@@ -35,16 +37,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--config', default='', metavar='FILE[:ARG]',
                         help='evaluation and other settings of a run made of a Hugging Face model (default: configs/hf.py)')  # fmt: skip
     parser.add_argument('--skip_selfcheck', action='store_true', help='do not test the backend for wrong results first')
+    add_trust_option(parser)
     add_process_options(parser)
     arguments = sys.argv[1:] if arguments is None else arguments
     options, overrides = parse(parser, arguments)
     options.command = shlex.join(arguments)
 
     def program() -> None:
-        start(options.skip_selfcheck, options)
+        check_process_options(options)
+        if options.adapter and options.merge:
+            raise UserError('--adapter writes the adapter alone, --merge the whole model with the adapter in it: give one of them.')
+        if options.dtype and options.dtype not in DTYPES:
+            raise UserError(f'--dtype={options.dtype}: unknown.{nearest(options.dtype, DTYPES)} Known: {listing(DTYPES)}.')
         from reasonjax.stages import convert
 
-        convert.run(options, overrides)
+        kind = convert.check(options, overrides)
+        start(options.skip_selfcheck, options)
+        convert.run(options, overrides, kind)
 
     return run_program(program)
 

@@ -17,7 +17,8 @@ where the task has both. The task and the sampling are those of the run's config
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from reasonjax.programs import Parser, add_process_options, parse, run_program, start
+    from reasonjax.errors import UserError
+    from reasonjax.programs import Parser, add_process_options, add_trust_option, check_process_options, parse, run_program, start
 
     parser = Parser('python -m reasonjax.evaluate', description='Score a run on a task.', epilog=EPILOG,
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -28,13 +29,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--output', help='JSONL file for every answer with its verdict')
     parser.add_argument('--json', action='store_true', help='print the result as JSON')
     parser.add_argument('--skip_selfcheck', action='store_true', help='do not test the backend for wrong results first')
+    add_trust_option(parser)
     add_process_options(parser)
     options, overrides = parse(parser, sys.argv[1:] if arguments is None else arguments)
 
     def program() -> None:
-        start(options.skip_selfcheck, options)
-        from reasonjax.stages import scoring
+        check_process_options(options)
+        parts = [part.strip() for part in options.k.split(',') if part.strip()]
+        if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+            raise UserError(f'--k={options.k}: expected whole numbers of at least 1, separated by commas.')
+        for key, _ in overrides:
+            if not key.startswith('evaluation.'):
+                raise UserError(f'--config.{key}: only config.evaluation can be set here; the model is the one that was trained.')
+        from reasonjax.stages import opening, scoring
 
+        opening.read_config(options.workdir)
+        start(options.skip_selfcheck, options)
         scoring.run(options, overrides)
 
     return run_program(program)

@@ -6,7 +6,6 @@ holds `nonfinite`, a text such as "grad_norm=inf, loss=nan", so that nothing is 
 
 import contextlib
 import datetime
-import functools
 import importlib.metadata
 import json
 import math
@@ -14,8 +13,8 @@ import os
 import pathlib
 import platform
 import shlex
-import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, TextIO
@@ -25,9 +24,9 @@ import rich.box
 import rich.console
 import rich.progress
 import rich.table
+import rich.text
 
-from reasonjax import completion_files, files
-from reasonjax.errors import UserError
+from reasonjax import completion_files, files, records, tensorboard
 from reasonjax.parallel import processes
 from reasonjax.terminal import printable
 
@@ -52,6 +51,7 @@ class Writer:
         self._events: dict[str, BinaryIO] = {}
         self._resumed: dict[str, int] = {}
         self._file: TextIO | None = None
+        self._written: dict[str, dict[str, int]] = {}
         if active:
             self._workdir.mkdir(parents=True, exist_ok=True)
 
@@ -59,7 +59,7 @@ class Writer:
     def path(self) -> pathlib.Path:
         return self._workdir / 'metrics.jsonl'
 
-    def resume(self, stage: str, step: int | None) -> None:
+    def resume(self, stage: str, step: int | None, known: Mapping[str, int] | None = None) -> None:
         """Drops what a killed run wrote after its last checkpoint, so that the files equal an undisturbed run's.
 
         Call it when a stage starts. A record belongs to the checkpoint of its step, so write the records of a step
@@ -68,36 +68,73 @@ class Writer:
         Args:
             stage: the stage that starts.
             step: the step of the checkpoint it goes on from; None where it starts anew, which drops step 0 as well.
+            known: what `written` was when that checkpoint was saved. What is missing is said on standard error and in
+                a record.
         """
         last = -1 if step is None else step
         self._resumed[stage] = last
-        if not self._active or not self.path.is_file():
-            return
-        self.close()
-        kept = [line for line, record in _lines(self.path) if record['stage'] != stage or record['step'] <= last]
-        temporary = self.path.with_suffix('.tmp')
-        temporary.write_text(''.join(kept), encoding='utf-8')
-        temporary.replace(self.path)
-
-    def write(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
-        """Appends one record, `{"stage", "step", **metrics}`; metrics are numbers (or arrays of one), text or None."""
         if not self._active:
             return
-        plain = {name: _scalar(value) for name, value in metrics.items()}
+        self.close()
+        lines = records.mend(self.path)
+        kept = [line for line in lines if line.record['stage'] != stage or line.record['step'] <= last]
+        if len(kept) < len(lines):
+            records.write(self.path, kept)
+        self._compare(stage, last, known, kept)
+
+    def confirm(self, stage: str, step: int, known: Mapping[str, int]) -> None:
+        """Holds the records of a stage that is done, with its last step, against what `written` was then; as `resume`."""
+        if self._active:
+            self._compare(stage, step, known, records.mend(self.path))
+
+    def _compare(self, stage: str, step: int, known: Mapping[str, int] | None, lines: Sequence[records.Line]) -> None:
+        own = [line for line in lines if line.record['stage'] == stage]
+        tables = completion_files.count_files(self._workdir / 'completions', stage, step)
+        self._written[stage] = {'records': sum(records.weight(line.record) for line in own),
+                                'completions': tables + sum(line.record.get(records.TABLES_LOST, 0) for line in own)}
+        wrong = records.missing(own, tables, stage, step, known or {})
+        if wrong:
+            records.complain(self.path, stage, step, wrong)
+            self.write(stage, max(step, 0), wrong)
+            self._written[stage]['completions'] += wrong.get(records.TABLES_LOST, 0)
+
+    def written(self, stage: str) -> dict[str, int]:
+        """How many records and tables of completions a stage has written so far, which its checkpoint is to know."""
+        return dict(self._written.get(stage, {}))
+
+    def write(self, stage: str, step: int, metrics: Mapping[str, Any], *, once: bool = False) -> None:
+        """Appends one record, `{"stage", "step", **metrics}`; metrics are numbers (or arrays of one), text or None.
+
+        With `once` it is left out where just this record is there: a run that was killed right after it goes on here.
+        """
+        if not self._active:
+            return
+        plain = {name: records.scalar(value) for name, value in metrics.items()}
         odd = {name: value for name, value in plain.items() if isinstance(value, float) and not math.isfinite(value)}
         record = {'stage': stage, 'step': int(step)} | plain | dict.fromkeys(odd)
         if odd:
             record['nonfinite'] = ', '.join(f'{name}={value}' for name, value in sorted(odd.items()))
+        if once and self.path.is_file() and record in read(self.path):
+            return
         if self._file is None:
             self._file = self.path.open('a', encoding='utf-8')
         self._file.write(json.dumps(record, allow_nan=False, ensure_ascii=False) + '\n')
         self._file.flush()
+        counts = self._written.setdefault(stage, {'records': 0, 'completions': 0})
+        counts['records'] += records.weight(record)
         if self._tensorboard:
             # TensorBoard holds float32: what is larger, infinite or nan stays out.
             scalars = {name: value for name, value in plain.items()
                        if isinstance(value, int | float) and abs(value) < 3.4e38}
-            self._event_file(stage).write(_record(_event(int(step), 5, _summary(scalars))))
+            self._event_file(stage).write(tensorboard.record(tensorboard.event(int(step), 5, tensorboard.summary(scalars))))
             self._event_file(stage).flush()
+
+    def sync(self) -> None:
+        """Has the system put what is written on the disk, so that a checkpoint never knows of more than is there."""
+        for file in (self._file, *self._events.values()):
+            if file is not None:
+                file.flush()
+                os.fsync(file.fileno())
 
     def completions(self, stage: str, step: int, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path | None:
         """Writes the completions of a step to `completions/completions_{step:05d}.parquet`.
@@ -111,16 +148,21 @@ class Writer:
         """
         if not self._active or not rows:
             return None
-        path = self._workdir / 'completions' / f'completions_{step:05d}.parquet'
-        completion_files.write(path, stage, step, rows)
+        path = completion_files.write(self._workdir / 'completions', stage, step, rows)
+        self._written.setdefault(stage, {'records': 0, 'completions': 0})['completions'] += 1
         return path
 
     def environment(self) -> dict[str, Any]:
-        """Writes what `environment` returns to `environment.json`, and returns it."""
-        found = environment()
+        """Writes what `environment` returns to `environment.json`, and returns it.
+
+        Where the run was begun, or went on, in others, they are kept under `earlier`.
+        """
+        now, path = environment(), self._workdir / 'environment.json'
         if self._active:
-            (self._workdir / 'environment.json').write_text(json.dumps(found, indent=2) + '\n', encoding='utf-8')
-        return found
+            earlier = records.environments(path)
+            unlike = [one for one in earlier if {**one, 'started': ''} != {**now, 'started': ''}]
+            files.write_text(path, json.dumps(now | ({'earlier': unlike} if unlike else {}), indent=2) + '\n')
+        return now
 
     def close(self) -> None:
         """Closes the files; a later write opens them again."""
@@ -143,89 +185,16 @@ class Writer:
             folder = self._workdir / 'tensorboard' / stage
             folder.mkdir(parents=True, exist_ok=True)
             file = (folder / f'events.out.tfevents.{time.time():.6f}.{os.getpid()}').open('wb')
-            file.write(_record(_event(0, 3, b'brain.Event:2')))
+            file.write(tensorboard.record(tensorboard.event(0, 3, b'brain.Event:2')))
             if self._resumed.get(stage, -1) >= 0:
-                file.write(_record(_event(self._resumed[stage] + 1, 7, b'\x08\x01')))  # session_log.status = START
+                file.write(tensorboard.record(tensorboard.event(self._resumed[stage] + 1, 7, b'\x08\x01')))  # session_log.status = START
             self._events[stage] = file
         return self._events[stage]
 
 
-# TensorBoard's event files: length-delimited protocol buffers, each with its checksum. Written here because the
-# libraries that write them import torch or tensorflow wherever these are installed, seconds before the first step.
-
-
-def _varint(number: int) -> bytes:
-    found = bytearray()
-    while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*found, number])
-
-
-def _message(field: int, content: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(content)) + content
-
-
-def _event(step: int, field: int, content: bytes) -> bytes:
-    """An Event: wall_time (field 1, a double), step (field 2), and `content` as `field`."""
-    return struct.pack('<Bd', 1 << 3 | 1, time.time()) + _varint(2 << 3) + _varint(step) + _message(field, content)
-
-
-def _summary(scalars: Mapping[str, float]) -> bytes:
-    """A Summary: one Value of tag (field 1) and simple_value (field 2, a float) for each scalar."""
-    return b''.join(_message(1, _message(1, tag.encode()) + struct.pack('<Bf', 2 << 3 | 5, value))
-                    for tag, value in scalars.items())
-
-
-@functools.cache
-def _crc_table() -> tuple[int, ...]:
-    """CRC-32C (Castagnoli), reflected polynomial 0x82F63B78, by byte."""
-    table = []
-    for byte in range(256):
-        for _ in range(8):
-            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-        table.append(byte)
-    return tuple(table)
-
-
-def _checksum(data: bytes) -> bytes:
-    crc, table = 0xFFFFFFFF, _crc_table()
-    for byte in data:
-        crc = crc >> 8 ^ table[(crc ^ byte) & 0xFF]
-    crc ^= 0xFFFFFFFF
-    # The format masks it, so that a checksum of data that holds checksums stays sound.
-    return struct.pack('<I', ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def _record(data: bytes) -> bytes:
-    length = struct.pack('<Q', len(data))
-    return length + _checksum(length) + data + _checksum(data)
-
-
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, in order; a last line that was cut off by a kill is left out."""
-    return [record for _, record in _lines(pathlib.Path(path))]
-
-
-def _lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with files.open_file(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.endswith(b'\n'):
-                where = f'{path}:{number}'
-                text = files.decode(line, where)
-                record = files.parse_json(text, where)
-                if not isinstance(record, dict) or not {'stage', 'step'} <= record.keys():
-                    raise UserError(f'{where}: expected a record with stage and step.')
-                yield text, record
-
-
-def _scalar(value: Any) -> Any:
-    """A number of any library as a Python number; booleans become 0 or 1, text and None stay."""
-    if value is None or isinstance(value, str):
-        return value
-    if hasattr(value, 'item'):
-        value = value.item()
-    return int(value) if isinstance(value, bool) else value
+    """The records of a `metrics.jsonl`; see `records.read`."""
+    return records.read(pathlib.Path(path))
 
 
 def environment() -> dict[str, Any]:
@@ -279,18 +248,20 @@ class Progress:
     """One line for a stage: steps, reward or loss, tokens/s and the time left.
 
     A live bar on a terminal; elsewhere plain lines: the first and the last step, and one every `every` seconds between.
-    Processes other than the first show nothing.
+    Before the first step both say what is being done, and for how long. Processes other than the first show nothing.
 
     Args:
         stage, total: its name and its last step.
         start: the step it goes on from.
+        waiting: for what, before the first step.
         stream: where to; None is standard output.
         every, clock: seconds between plain lines, and what tells the time.
     """
 
-    def __init__(self, stage: str, total: int, *, start: int = 0, stream: TextIO | None = None, every: float = 10.0,
-                 clock: Callable[[], float] = time.monotonic):
+    def __init__(self, stage: str, total: int, *, start: int = 0, waiting: str = 'compiling',
+                 stream: TextIO | None = None, every: float = 10.0, clock: Callable[[], float] = time.monotonic):
         self._stage, self._total, self._every, self._clock = printable(stage), total, every, clock
+        self._start, self._waiting, self._begun, self._over = start, waiting, clock(), threading.Event()
         self._stream = sys.stdout if stream is None else stream
         self._first: tuple[int, float] | None = None
         self._printed = -math.inf
@@ -300,18 +271,36 @@ class Progress:
         if self._shown and self._stream.isatty():
             self._bar = rich.progress.Progress(
                 rich.progress.TextColumn('{task.description}', markup=False), rich.progress.BarColumn(bar_width=None),
-                rich.progress.MofNCompleteColumn(), rich.progress.TextColumn('{task.fields[text]}', markup=False),
+                rich.progress.MofNCompleteColumn(), _Live(self.text),
                 console=rich.console.Console(file=self._stream, emoji=False), refresh_per_second=4)
-            self._task = self._bar.add_task(self._stage, total=total, completed=start, text='compiling')
+            self._task = self._bar.add_task(self._stage, total=total, completed=start)
 
     def __enter__(self) -> 'Progress':
+        self._begun = self._clock()
         if self._bar is not None:
             self._bar.start()
+        elif self._shown and self._waiting:
+            threading.Thread(target=self._wait, daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._over.set()
         if self._bar is not None:
             self._bar.stop()
+
+    def text(self) -> str:
+        """What stands behind the number of steps now."""
+        if self._first is None and self._waiting:
+            return f'{self._waiting} {_duration(self._clock() - self._begun)}'
+        return self._text
+
+    def wait(self) -> None:
+        """Prints a plain line that says what is waited for."""
+        print(f'{self._stage} {self._start}/{self._total}  {self.text()}', file=self._stream, flush=True)
+
+    def _wait(self) -> None:
+        while not self._over.wait(self._every) and self._first is None:
+            self.wait()
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Shows that `step` is done, with `reward` or else `loss` and `tokens_per_second`, where they are there."""
@@ -320,18 +309,31 @@ class Progress:
         now = self._clock()
         # The first step holds the compilation, so the pace is measured from its end.
         self._first = self._first or (step, now)
+        self._over.set()
         shown = [f'{name} {float(metrics[name]):.4g}' for name in ('reward', 'loss') if name in metrics][:1]
         if 'tokens_per_second' in metrics:
             shown.append(f'{_thousands(float(metrics["tokens_per_second"]))} tokens/s')
         done, since = step - self._first[0], now - self._first[1]
         left = f'{_duration(since / done * (self._total - step))} left' if done > 0 else ''
+        self._text = '  '.join([*shown, left] if left else shown)
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, text='  '.join([*shown, left] if left else shown))
+            self._bar.update(self._task, completed=step)
         elif step >= self._total or now - self._printed >= self._every:
             self._printed = now
             if left and step < self._total:
                 shown.append(left)
             print('  '.join([f'{self._stage} {step}/{self._total}', *shown]), file=self._stream, flush=True)
+
+
+class _Live(rich.progress.ProgressColumn):
+    """A text that is asked for at each refresh."""
+
+    def __init__(self, text: Callable[[], str]):
+        super().__init__()
+        self._text = text
+
+    def render(self, task: rich.progress.Task) -> rich.text.Text:
+        return rich.text.Text(self._text())
 
 
 def _thousands(number: float) -> str:

@@ -10,7 +10,7 @@ Nothing is run and no weights are read. TPUs need their compiler: pip install li
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from reasonjax.programs import Parser, parse, run_program
+    from reasonjax.programs import Parser, add_trust_option, parse, run_program
 
     parser = Parser(
         'python -m reasonjax.plan',
@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--program', default='', metavar='NAMES', help='of train,score,prefill,decode,iteration (default: all there are)')
     parser.add_argument('--no-fit', action='store_true', help='where it does not fit, do not look for the change that makes it')
     parser.add_argument('--json', action='store_true', help='print one JSON document instead of tables')
+    add_trust_option(parser)
     options, overrides = parse(parser, sys.argv[1:] if arguments is None else arguments)
 
     def program() -> None:

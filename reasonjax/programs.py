@@ -4,10 +4,12 @@ import argparse
 import ctypes
 import errno
 import gc
+import logging
 import os
 import pathlib
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -17,6 +19,13 @@ from reasonjax.bounds import Between, flag
 from reasonjax.errors import Stopped, UserError
 
 CPU_DEVICES = 4096  # at most; as many as reasonjax.plan simulates
+# Libraries whose warnings say nothing to whoever runs a program (what goes wrong is raised too); their errors stay.
+LIBRARIES = (
+    'absl', 'etils', 'filelock', 'flax', 'fsspec', 'grain', 'huggingface_hub', 'jax', 'ml_collections', 'optax', 'orbax', 'tensorflow',
+    'tensorflow_datasets', 'tokenizers', 'torch', 'transformers',
+)  # fmt: skip
+# The same for what they write themselves, where the user has not set these.
+LEVELS = {'TF_CPP_MIN_LOG_LEVEL': '2', 'TRANSFORMERS_VERBOSITY': 'error', 'TRANSFORMERS_NO_ADVISORY_WARNINGS': '1'}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room on the disk, or beyond what this user may have
 
 
@@ -51,15 +60,38 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--process_id', metavar='I', help='which of them this is, from 0')
 
 
+def _module(text: str) -> str:
+    if not all(part.isidentifier() for part in text.split('.')):
+        raise argparse.ArgumentTypeError(f'{text!r} is not the name of a module, such as my_package.rewards')
+    return text
+
+
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """Adds the option of a program that reads a workdir, whose config is data."""
+    parser.add_argument(
+        '--trust', action='append', type=_module, default=[], metavar='MODULE',
+        help='also import functions of this module, or of one below it, where the config.json of a workdir that is read names them '
+             '(otherwise only those of reasonjax); may be given several times',
+    )  # fmt: skip
+
+
+def check_process_options(options: argparse.Namespace) -> None:
+    """Raises UserError where the options of `add_process_options`, or the environment, contradict themselves."""
+    from reasonjax.parallel import launch
+
+    launch.settings(vars(options), os.environ)
+
+
 def run_program(program: Callable[[], None]) -> int:
     """Runs a program; what the user can mend is printed without a traceback. Returns the exit status."""
     terminal.open_streams()
+    _quieten_libraries()
     try:
         program()
     except UserError as error:
-        from reasonjax.parallel import processes
-
-        which = processes.label()
+        # Where it was not needed yet, there is one process; it imports jax.
+        processes = sys.modules.get('reasonjax.parallel.processes')
+        which = processes.label() if processes else ''
         return _fail(f'error ({which}): {error}' if which else f'error: {error}')
     except Stopped as stop:
         again = shlex.join(['python', *sys.orig_argv[1:]])
@@ -78,17 +110,25 @@ def run_program(program: Callable[[], None]) -> int:
     return 0
 
 
+def _quieten_libraries() -> None:
+    for name, value in LEVELS.items():
+        os.environ.setdefault(name, value)
+    for name in LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings('ignore', module=rf'({"|".join(LIBRARIES)})(\.|$)')
+
+
 def _fail(message: str) -> int:
     print(terminal.printable(message), file=sys.stderr, flush=True)
     return 2
 
 
-def load_config(location: str, overrides: Sequence[tuple[str, str]], smoke: bool) -> tuple[Any, str]:
+def load_config(location: str, overrides: Sequence[tuple[str, str]], smoke: bool, trust: Sequence[str] = ()) -> tuple[Any, str]:
     """Loads a config, shrunk where it is only to be tried. Returns it with the name its workdir gets."""
     from reasonjax.smoke import shrink
     from reasonjax.stages import adopt
 
-    config = adopt.load(location, overrides)
+    config = adopt.load(location, overrides, trust)
     if smoke:
         # Loaded with the overrides, so that functions named there bring their knobs and what is shared stays shared; applied once
         # more to the small config, where they have the last word.

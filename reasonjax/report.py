@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reasonjax import files, metrics, pages
+from reasonjax.completion_files import TABLE
 from reasonjax.errors import one_line
 
 POINTS = 400  # a curve is thinned to about this many points, each the mean of its neighbours
@@ -78,7 +79,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         _results(summary.get('stages') or []),
         _examples(summary.get('examples') or []),
         _curves(records),
-        _completions(sorted((workdir / 'completions').glob('completions_*.parquet'))),
+        _completions(sorted(p for p in (workdir / 'completions').glob('*.parquet') if TABLE.fullmatch(p.name))),
         _settings('Config', _json(workdir / 'config.json')),
         _settings('Environment', _json(workdir / 'environment.json')),
     ]
@@ -146,10 +147,10 @@ def _completions(paths: Sequence[pathlib.Path]) -> str:
             blocks.append(f'<p>{html.escape(paths[index].name)} cannot be read: {html.escape(one_line(str(error)))}</p>')
             continue
         rows = table.slice(0, COMPLETION_ROWS).to_pylist()
-        names = [name for name in table.column_names if name not in ('step', 'stage')]
-        cells = [[_value(row[name]) for name in names] for row in rows]
         if not rows:
             continue
+        names = [name for name in table.column_names if name not in ('step', 'stage')]
+        cells = [[_value(row[name]) for name in names] for row in rows]
         stage = f'{html.escape(str(rows[0]["stage"]))}, ' if 'stage' in rows[0] else ''
         is_last = index == picked[-1]
         blocks.append(f'<details{" open" if is_last else ""}><summary>{stage}step {html.escape(str(rows[0].get("step")))} '

@@ -15,7 +15,8 @@ examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from reasonjax.programs import Parser, add_process_options, run_program, start
+    from reasonjax.errors import UserError
+    from reasonjax.programs import Parser, add_process_options, add_trust_option, check_process_options, run_program, start
 
     parser = Parser('python -m reasonjax.sample', description='Generate completions from a run.', epilog=EPILOG,
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -35,13 +36,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--logprobs', action='store_true', help="show each token's log-probability, and their sum")
     parser.add_argument('--jsonl', action='store_true', help='print one JSON object a completion')
     parser.add_argument('--skip_selfcheck', action='store_true', help='do not test the backend for wrong results first')
+    add_trust_option(parser)
     add_process_options(parser)
     options = parser.parse_args(arguments)
 
     def program() -> None:
-        start(options.skip_selfcheck, options)
+        check_process_options(options)
+        if options.prompts and options.file:
+            raise UserError('prompts as arguments and in --file: give one of them.')
         from reasonjax.stages import sample
 
+        sample.check(options)
+        start(options.skip_selfcheck, options)
         sample.run(options)
 
     return run_program(program)

@@ -11,7 +11,7 @@ The workdir then holds config.json, metrics.jsonl, tensorboard/, completions/, s
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from reasonjax.programs import Parser, add_process_options, parse, run_program
+    from reasonjax.programs import Parser, add_process_options, add_trust_option, check_process_options, parse, run_program
 
     parser = Parser('python -m reasonjax.train', description='Run the stages of a config.', epilog=EPILOG,
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -19,20 +19,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--workdir', help='where results go and a stopped run goes on from (default: runs/CONFIG)')
     parser.add_argument('--smoke', action='store_true', help='one layer, two steps a stage: does it run at all?')
     parser.add_argument('--skip_selfcheck', action='store_true', help='do not test the backend for wrong results first')
+    add_trust_option(parser)
     add_process_options(parser)
     options, overrides = parse(parser, sys.argv[1:] if arguments is None else arguments)
 
     def program() -> None:
+        check_process_options(options)
         from reasonjax import stopping
         from reasonjax.programs import load_config, start
+        from reasonjax.stages import checks
         from reasonjax.stages.run import run, show
 
-        config, name = load_config(options.config, overrides, options.smoke)
+        config, name = load_config(options.config, overrides, options.smoke, options.trust)
+        checks.check(config)
         start(options.skip_selfcheck, options, config)
         workdir = options.workdir or f'runs/{name}'
         # Now, because what starts several processes installs handlers of its own.
         with stopping.listening():
-            summary = run(config, workdir)
+            summary = run(config, workdir, options.trust)
         show(summary)
         if options.smoke:
             print('A smoke run: it shows that the config runs, its numbers mean nothing.')

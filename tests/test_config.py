@@ -8,6 +8,7 @@ import ml_collections
 import pytest
 
 from reasonjax import config as configs
+from reasonjax import config_names
 from reasonjax.errors import UserError
 
 OWN = """
@@ -247,7 +248,7 @@ def test_every_slot_has_functions():
     for slot, modules in configs.SLOTS.items():
         found = {}
         for module in modules:
-            found |= configs.functions(importlib.import_module(module))
+            found |= config_names.functions(importlib.import_module(module))
         assert found, slot
         for name, function in found.items():
             assert function.__doc__ and configs.find(name, slot, slot) is function

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from reasonjax import config as configs
+from reasonjax import config_files
 from reasonjax.smoke import shrink
 from reasonjax.stages.run import run
 
@@ -56,7 +56,7 @@ def test_models_have_the_published_size():
     sizes = {'tiny': 18, 'qwen3_0_6b': 596_049_920, 'qwen3_1_7b': 1_720_574_976, 'qwen3_8b': 8_190_735_360}
     sizes |= {'qwen3_32b': 32_762_123_264, 'llama3_70b': 70_553_706_496}
     for name in sorted(p.stem for p in (ROOT / 'configs' / 'models').glob('*.py')):
-        module = configs._execute(ROOT / 'configs' / 'models' / f'{name}.py', '')
+        module = config_files.get_config(ROOT / 'configs' / 'models' / f'{name}.py', '')
         model = model_config.from_config(module, vocab_size=18, pad_id=0)
         counted = spec.count(spec.specs(model))
         assert counted == (335_904 if name == 'tiny' else sizes[name])

@@ -355,6 +355,8 @@ def test_the_program(workdir, tmp_path, capsys, monkeypatch):
     assert (results['config']['stage'], results['config']['step'], results['config']['batch_size']) == ('pretrain', 2, '32')
     status, printed, errors = program(capsys, monkeypatch, *run, f'workdir={tmp_path}')
     assert status == 2 and errors.splitlines()[-1].startswith('error: ') and 'holds no run' in errors
+    status, _, errors = program(capsys, monkeypatch, '--skip_selfcheck', '--tasks', 'no_such_task', '--model_args', f'workdir={workdir}')
+    assert status == 2 and errors.splitlines()[-1].startswith('error: --tasks: Tasks not found: no_such_task.')
 
 
 def test_a_stage_and_its_adapter(workdir, tmp_path):
@@ -395,4 +397,4 @@ def test_help_and_what_is_not_installed(capsys, monkeypatch):
         runpy.run_module('reasonjax.harness', run_name='__main__')
     assert 'error: ' in (errors := capsys.readouterr().err) and 'reasonjax[eval]' in errors
     with pytest.raises(UserError, match=r'reasonjax\[eval\]'):
-        runpy.run_module('reasonjax.harness')
+        runpy.run_module('reasonjax.harness.model')

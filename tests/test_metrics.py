@@ -8,6 +8,7 @@ import math
 import pathlib
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from tensorboardX.proto import event_pb2
 
-from reasonjax import metrics
+from reasonjax import metrics, tensorboard
 
 
 def strict(path):
@@ -92,9 +93,9 @@ def test_checksums():
     # The check value of CRC-32C for the digits 1-9 is E3069283; masked as the format says.
     crc = 0xE3069283
     expected = ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
-    assert metrics._checksum(b'123456789') == expected.to_bytes(4, 'little')
-    record = metrics._record(b'123456789')
-    assert record[8:12] == metrics._checksum(record[:8]) and record[-4:] == expected.to_bytes(4, 'little')
+    assert tensorboard.checksum(b'123456789') == expected.to_bytes(4, 'little')
+    record = tensorboard.record(b'123456789')
+    assert record[8:12] == tensorboard.checksum(record[:8]) and record[-4:] == expected.to_bytes(4, 'little')
 
 
 def test_completions_of_columns_that_json_has_not(tmp_path):
@@ -194,6 +195,53 @@ def test_progress_is_one_live_line_on_a_terminal():
         for step in (1, 2, 3):
             progress.update(step, {'loss': 0.25})
     assert 'sft' in stream.getvalue() and '3/3' in stream.getvalue() and 'loss 0.25' in stream.getvalue()
+
+
+def test_progress_says_that_it_compiles_and_for_how_long():
+    stream, now = io.StringIO(), [0.0]
+    with metrics.Progress('sft', 500, start=20, stream=stream, every=1e9, clock=lambda: now[0]) as progress:
+        for seconds in (12, 75, 3700):
+            now[0] = float(seconds)
+            progress.wait()
+        progress.update(21, {'loss': 1.0})
+    assert stream.getvalue().splitlines() == [
+        'sft 20/500  compiling 0:12', 'sft 20/500  compiling 1:15', 'sft 20/500  compiling 1:01:40', 'sft 21/500  loss 1']
+
+
+class Waiting(io.StringIO):
+    """A stream that can be waited for: `written` is set when there is something on it."""
+
+    def __init__(self, terminal=False):
+        super().__init__()
+        self.written, self._terminal = threading.Event(), terminal
+
+    def isatty(self):
+        return self._terminal
+
+    def write(self, text):
+        if 'compiling' in text:
+            self.written.set()
+        return super().write(text)
+
+
+@pytest.mark.parametrize('terminal', [False, True])
+def test_progress_says_so_by_itself(terminal):
+    """While the first step blocks the program."""
+    stream = Waiting(terminal)
+    with metrics.Progress('sft', 3, stream=stream, every=0.01) as progress:
+        assert stream.written.wait(60)
+        progress.update(1, {'loss': 1.0})
+        before = stream.getvalue().count('compiling')
+        progress.update(2, {'loss': 1.0})
+    assert 'compiling 0:0' in stream.getvalue() and (terminal or stream.getvalue().count('compiling') <= before + 1)
+
+
+def test_progress_of_what_does_not_compile():
+    stream = io.StringIO()
+    with metrics.Progress('export', 100, stream=stream, waiting='', every=0.0) as progress:
+        assert progress.text() == ''
+        progress.update(100, {})
+    assert stream.getvalue() == 'export 100/100\n'
 
 
 def test_table(tmp_path):

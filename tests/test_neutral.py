@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from reasonjax import config as configs
-from reasonjax import metrics
+from reasonjax import config_files, metrics
 from reasonjax.smoke import shrink
 from reasonjax.stages.run import TRAINING, run, trained
 from reasonjax.weights.partition import path_name
@@ -43,11 +43,11 @@ class Outcome(NamedTuple):
 def _all() -> list[str]:
     """Every config file that states NEUTRAL."""
     files = sorted([*ROOT.glob('configs/*.py'), *ROOT.glob('configs/recipes/*.py')])
-    return [str(path.relative_to(ROOT)) for path in files if hasattr(configs.executed(path), 'NEUTRAL')]
+    return [str(path.relative_to(ROOT)) for path in files if hasattr(config_files.execute(path), 'NEUTRAL')]
 
 
 def _stated(location: str) -> dict:
-    return _checked(configs.executed(ROOT / location).NEUTRAL)
+    return _checked(config_files.execute(ROOT / location).NEUTRAL)
 
 
 def _checked(stated: dict) -> dict:

@@ -182,21 +182,19 @@ def test_the_arenas_table_on_a_terminal(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_columns(tmp_path, values, read):
-    path = tmp_path / 'completions' / 'x.parquet'
-    completion_files.write(path, 'grpo', 3, [{'prompt': 'p', 'completion': 'c', 'x': value} for value in values])
+    path = completion_files.write(tmp_path / 'completions', 'grpo', 3, [{'prompt': 'p', 'completion': 'c', 'x': value} for value in values])
     assert pq.read_table(path)['x'].to_pylist() == read
 
 
 def test_a_column_of_other_types_in_another_stage(tmp_path):
     """One stage has a number where the other has text: both are kept, and nothing stops."""
-    path = tmp_path / 'completions' / 'x.parquet'
     for stage, value in (('a', 1.5), ('b', 'good'), ('c', True), ('b', 'better')):
-        completion_files.write(path, stage, 3, [{'prompt': 'p', 'completion': stage, 'reward': value}])
+        path = completion_files.write(tmp_path / 'completions', stage, 3, [{'prompt': 'p', 'completion': stage, 'reward': value}])
     rows = pq.read_table(path).to_pylist()
     assert {(row['stage'], row['reward']) for row in rows} == {('a', '1.5'), ('b', 'better'), ('c', 'true')}
     path.write_bytes(b'no')
-    with pytest.raises(UserError, match='x.parquet: not a readable Parquet file .*remove it'):
-        completion_files.write(path, 'a', 3, [{'prompt': 'p'}])
+    with pytest.raises(UserError, match='completions_00003.parquet: not a readable Parquet file .*remove it'):
+        completion_files.write(tmp_path / 'completions', 'a', 3, [{'prompt': 'p'}])
 
 
 @pytest.mark.parametrize('line, words', [

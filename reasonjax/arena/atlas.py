@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from reasonjax import config as configs
+from reasonjax import config_files
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.files import json_object
 
@@ -118,7 +118,7 @@ def rows(root: pathlib.Path = ROOT) -> list[Row]:
 
 def _row(root: pathlib.Path, card: Card) -> Row:
     file = root / RECIPES / f'{card.id}.py'
-    recipe = configs.executed(file) if file.is_file() else None
+    recipe = config_files.execute(file) if file.is_file() else None
     notes = getattr(recipe, 'NOTES', '')
     if not isinstance(notes, str):
         raise UserError(f'{file.relative_to(root)}: NOTES is a {type(notes).__name__}, expected text.')

@@ -2,47 +2,19 @@
 
 import math
 import pathlib
-from typing import NamedTuple
 
 import ml_collections
 
 from reasonjax import config as configs
 from reasonjax.arena.cell import StageCost
+from reasonjax.arena.options import Budget
 from reasonjax.arena.recipes import COSTLY, EVALUATIONS, TRAINING, reads_collected
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError
 from reasonjax.stages import supervised
 from reasonjax.stages.context import Place, Run, open_run, places
 
-KINDS = ('tokens', 'flops', 'seconds')
 # Steps of a stage that a clock ends: more than it will do.
 MANY = 100_000
-
-
-class Budget(NamedTuple):
-    """`amount` of 'tokens' (read to train on, or drawn), 'flops' or 'seconds'."""
-
-    kind: str
-    amount: float
-
-
-def parse(text: str) -> Budget | None:
-    """Reads 'tokens=1e6', 'flops=1e13' or 'seconds=60'; '' is none.
-
-    Raises:
-      UserError: another kind, or no positive number.
-    """
-    if not text:
-        return None
-    kind, equals, amount = text.partition('=')
-    if kind not in KINDS or not equals:
-        raise UserError(f'--budget {text}: expected WHAT=N, WHAT one of {listing(KINDS)}.{nearest(kind, KINDS)}')
-    try:
-        number = float(amount)
-    except ValueError:
-        number = math.nan
-    if not (math.isfinite(number) and number > 0):
-        raise UserError(f'--budget {text}: "{amount}" is no positive number.')
-    return Budget(kind, number)
 
 
 def limited(config: ml_collections.ConfigDict, budget: Budget) -> ml_collections.ConfigDict:

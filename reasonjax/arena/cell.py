@@ -13,15 +13,16 @@ import jax
 import ml_collections
 
 from reasonjax import config as configs
-from reasonjax import metrics, programs
+from reasonjax import files, locks, metrics, programs
 from reasonjax.arena import recipes, results
 from reasonjax.arena.results import Cell
-from reasonjax.errors import Stopped
+from reasonjax.errors import Stopped, UserError
 from reasonjax.methods.objectives.protocol import needed
 from reasonjax.model import flops
 from reasonjax.stages import evaluate
 from reasonjax.stages import run as runs
 from reasonjax.stages.context import Place, Run, abstract_params, open_run, places, settings
+from reasonjax.stages.opening import saved
 
 CONFIG, RESULT, EXAM, RUN = 'cell.json', 'result.json', 'exam.json', 'run'
 
@@ -29,7 +30,8 @@ CONFIG, RESULT, EXAM, RUN = 'cell.json', 'result.json', 'exam.json', 'run'
 class Spec(NamedTuple):
     """What a worker is told of a cell: whose it is, and the folder that holds its config (`CONFIG`) and gets its result.
 
-    `problems` bounds each evaluation, 0 for the task's own number; `warm` is the folder of the warm start, '' for a warm start itself.
+    `problems` bounds each evaluation, 0 for the task's own number; `warm` is the folder of the warm start, '' for a warm start itself;
+    for `trust` see `opening.open_saved`.
     """
 
     recipe: str
@@ -38,6 +40,7 @@ class Spec(NamedTuple):
     folder: str
     warm: str = ''
     problems: int = 0
+    trust: Sequence[str] = ()
 
 
 class Answers(NamedTuple):
@@ -50,12 +53,11 @@ class Answers(NamedTuple):
 def warm_up(spec: Spec) -> None:
     """Trains a warm start, and writes down what it answers."""
     folder = pathlib.Path(spec.folder)
-    config = configs.from_json((folder / CONFIG).read_text())
+    config = configs.from_json(files.read_text(folder / CONFIG), str(folder / CONFIG))
     config.lock()
-    runs.run(config, folder)
-    answers = _examined(folder, config.evaluation)
-    (folder / EXAM).with_suffix('.tmp').write_text(json.dumps(answers._asdict()))
-    (folder / EXAM).with_suffix('.tmp').replace(folder / EXAM)
+    runs.run(config, folder, spec.trust)
+    answers = _examined(folder, config, config.evaluation)
+    files.write_text(folder / EXAM, json.dumps(answers._asdict()))
 
 
 def run(spec: Spec) -> Cell:
@@ -63,8 +65,14 @@ def run(spec: Spec) -> Cell:
 
     Raises:
       Stopped: the program was asked to stop; the cell has no result then.
+      UserError: another process runs it.
     """
     folder = pathlib.Path(spec.folder)
+    with locks.hold(folder):
+        return _run(spec, folder)
+
+
+def _run(spec: Spec, folder: pathlib.Path) -> Cell:
     about = dict(recipe=spec.recipe, task=spec.task, seed=spec.seed)
     try:
         cell = Cell(**about, status='done', **_measured(spec, folder))
@@ -85,16 +93,16 @@ def _checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _measured(spec: Spec, folder: pathlib.Path) -> dict[str, Any]:
-    config = configs.from_json((folder / CONFIG).read_text())
+    config = configs.from_json(files.read_text(folder / CONFIG), str(folder / CONFIG))
     config.lock()
-    before = Answers(**json.loads((pathlib.Path(spec.warm) / EXAM).read_text()))
+    before = read_answers(pathlib.Path(spec.warm) / EXAM)
     if not _checkpoints(folder):
         # A cell that was done, and whose result is gone, begins again.
         shutil.rmtree(folder / RUN, ignore_errors=True)
     peak = Peak()
-    runs.run(config, folder / RUN)
+    runs.run(config, folder / RUN, spec.trust)
     peak_bytes = peak.bytes
-    answers = _examined(folder / RUN, recipes.exam_settings(config, spec.task, spec.problems))
+    answers = _examined(folder / RUN, config, recipes.exam_settings(config, spec.task, spec.problems))
     spent = Spent(open_run(config, folder / RUN, active=False), metrics.read(folder / RUN / 'metrics.jsonl'))
     return {
         'correct': answers.correct, 'before': before.correct, 'length': answers.length,
@@ -102,9 +110,21 @@ def _measured(spec: Spec, folder: pathlib.Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _examined(workdir: pathlib.Path, evaluation: ml_collections.ConfigDict) -> Answers:
-    """Has the model of a workdir answer what `evaluation` asks."""
-    found = runs.saved(workdir)
+def read_answers(file: pathlib.Path) -> Answers:
+    """Reads what a warm start has answered.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    content = files.json_object(file)
+    if content.keys() != {*Answers._fields} or not all(isinstance(value, dict) for value in content.values()):
+        raise UserError(f'{file}: is not what a warm start has answered.')
+    return Answers(**content)
+
+
+def _examined(workdir: pathlib.Path, made_with: ml_collections.ConfigDict, evaluation: ml_collections.ConfigDict) -> Answers:
+    """Has the model of a workdir, whose config is in hand and so trusted, answer what `evaluation` asks."""
+    found = saved(workdir, trust=configs.names(made_with))
     config = found.run.config.copy_and_resolve_references().unlock()
     config.evaluation = evaluation
     # Draws depend on the run's seed: of one problem, all recipes with this seed get the same.

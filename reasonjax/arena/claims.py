@@ -16,7 +16,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from reasonjax import config as configs
+from reasonjax import config_files, files
 from reasonjax.arena import formats
 from reasonjax.arena.results import Cell
 from reasonjax.arena.table import MEASURES, Difference, Estimate, Table, build
@@ -55,7 +55,7 @@ def of_recipe(file: pathlib.Path) -> Claim | None:
     Raises:
       UserError: a claim that lacks something, has something unknown, or cannot be tested.
     """
-    stated = getattr(configs.executed(file), 'CLAIM', None)
+    stated = getattr(config_files.execute(file), 'CLAIM', None)
     return None if stated is None else checked(file.stem, stated, str(file))
 
 
@@ -116,7 +116,7 @@ def write(folder: pathlib.Path, records: Sequence[Mapping[str, Any]]) -> list[pa
         path = folder / 'claims' / f'{record["claim"]["recipe"]}.json'
         path.write_text(json.dumps(record, indent=1, allow_nan=False) + '\n', encoding='utf-8')
     page = folder / 'CLAIMS.md'
-    page.write_text(text([json.loads(path.read_text()) for path in sorted((folder / 'claims').glob('*.json'))]), encoding='utf-8')
+    page.write_text(text([files.read_json(path) for path in sorted((folder / 'claims').glob('*.json'))]), encoding='utf-8')
     return [page]
 
 

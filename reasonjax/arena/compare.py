@@ -16,12 +16,14 @@ from typing import NamedTuple
 import jax
 import ml_collections
 
-from reasonjax import __version__
+from reasonjax import __version__, files, locks
 from reasonjax import config as configs
 from reasonjax.arena import budget, claims, page, recipes, results, schedule, tasks
-from reasonjax.arena.cell import CONFIG, EXAM, RESULT, RUN, Spec
+from reasonjax.arena.cell import CONFIG, EXAM, RESULT, RUN, Spec, read_answers
+from reasonjax.arena.options import Budget, check, parse_budget, parse_pair
 from reasonjax.arena.recipes import Recipe
 from reasonjax.arena.results import Cell
+from reasonjax.checkpoint_files import put_aside
 from reasonjax.errors import UserError, nearest
 from reasonjax.metrics import Progress
 from reasonjax.terminal import printable
@@ -47,17 +49,23 @@ class Planned(NamedTuple):
     def result(self) -> Cell | None:
         """The result, where this very cell has one."""
         folder = pathlib.Path(self.spec.folder)
-        if not (folder / RESULT).is_file() or _placeless((folder / CONFIG).read_text()) != _placeless(configs.to_json(self.config)):
+        if not ((folder / RESULT).is_file() and (folder / CONFIG).is_file()):
             return None
-        return results.read(folder / RESULT)
+        if _placeless(files.read_text(folder / CONFIG)) != _placeless(configs.to_json(self.config)):
+            return None
+        try:
+            return results.read(folder / RESULT)
+        except UserError as error:
+            print(f'warning: {error} Put aside as {put_aside(folder / RESULT).name}; the cell is run again.', file=sys.stderr)
+            return None
 
     def write(self) -> None:
         """Writes the config into the cell's folder. What another config has left there, such as that of another place, is deleted."""
         folder, text = pathlib.Path(self.spec.folder), configs.to_json(self.config)
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / CONFIG).is_file() and (folder / CONFIG).read_text() != text:
+        if (folder / CONFIG).is_file() and files.read_bytes(folder / CONFIG) != text.encode():
             shutil.rmtree(folder / RUN, ignore_errors=True)
-        (folder / CONFIG).write_text(text)
+        files.write_text(folder / CONFIG, text)
 
 
 def run(options: argparse.Namespace) -> list[pathlib.Path]:
@@ -69,6 +77,7 @@ def run(options: argparse.Namespace) -> list[pathlib.Path]:
     Raises:
       UserError: an unknown recipe or task, one that does not fit the other, or options that cannot work.
     """
+    check(options)
     # This process only reads configs and data; devices belong to the workers.
     jax.config.update('jax_platforms', 'cpu')
     workdir = pathlib.Path(options.workdir)
@@ -76,13 +85,12 @@ def run(options: argparse.Namespace) -> list[pathlib.Path]:
     baseline = options.baseline or chosen[0].name
     if baseline not in (known := [recipe.name for recipe in chosen]):
         raise UserError(f'--baseline={baseline}: not among the recipes.{nearest(baseline, known)}')
-    if options.seeds < 1:
-        raise UserError(f'--seeds={options.seeds}: must be at least 1; 5 show the spread.')
-    limit = budget.parse(options.budget)
-    overrides = [_pair(text) for text in options.override]
+    limit = parse_budget(options.budget)
+    overrides = [parse_pair(text) for text in options.override]
     workers = options.workers or _workers()
     asked = [Asked(recipe, name, seed) for seed in range(options.seeds) for name in names for recipe in chosen]
-    done = results_of(asked, workdir, workers=workers, overrides=overrides, limit=limit, problems=options.problems, init=options.init)
+    done = results_of(asked, workdir, workers=workers, overrides=overrides, limit=limit, problems=options.problems, init=options.init,
+                      trust=options.trust)  # fmt: skip
     order = {(name, recipe.name): i for i, (name, recipe) in enumerate((n, r) for n in names for r in chosen)}
     found = sorted(done, key=lambda cell: order[cell.task, cell.recipe])
     about = {
@@ -128,7 +136,7 @@ def run_claims(options: argparse.Namespace) -> list[pathlib.Path]:
 
 def results_of(
     asked: Sequence[Asked], workdir: pathlib.Path, *, workers: int, overrides: Sequence[tuple[str, str]] = (),
-    limit: budget.Budget | None = None, problems: int = 0, init: str = '',
+    limit: Budget | None = None, problems: int = 0, init: str = '', trust: Sequence[str] = (),
 ) -> list[Cell]:
     """The results of cells, in order; those that are not done are run, after the warm starts that they need.
 
@@ -139,21 +147,24 @@ def results_of(
       overrides, problems: see `recipes.retargeted`.
       limit: see `budget.limited`; None for none.
       init: the model to start from, on tasks that need one.
+      trust: see `opening.open_saved`, of the run that `init` names.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    warm = {name: _warm(workdir, name, problems, init) for name in dict.fromkeys(one.task for one in asked)}
-    _warm_up([one for one in warm.values() if not (pathlib.Path(one.spec.folder) / EXAM).is_file()], workdir, workers)
-    cells = [_cell(workdir, one, warm[one.task], overrides, limit, problems) for one in asked]
+    with locks.hold(workdir):
+        return _results_of(asked, workdir, workers, overrides, limit, problems, init, trust)
+
+
+def _results_of(
+    asked: Sequence[Asked], workdir: pathlib.Path, workers: int, overrides: Sequence[tuple[str, str]], limit: Budget | None,
+    problems: int, init: str, trust: Sequence[str],
+) -> list[Cell]:
+    """`results_of`, in a workdir that nobody else writes."""
+    warm = {name: _warm(workdir, name, problems, init, trust) for name in dict.fromkeys(one.task for one in asked)}
+    _warm_up([one for one in warm.values() if not _answered(pathlib.Path(one.spec.folder) / EXAM)], workdir, workers)
+    cells = [_cell(workdir, one, warm[one.task], overrides, limit, problems, trust) for one in asked]
     found = _all(cells, workdir, workers)
     results.write_index(workdir, [pathlib.Path(cell.spec.folder) / RESULT for cell in cells])
     return found
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition('=')
-    if not equals or not key:
-        raise UserError(f'--override {text}: expected KEY=VALUE, such as train.steps=10.')
-    return key.removeprefix('config.'), value
 
 
 def _workers() -> int:
@@ -177,21 +188,34 @@ def _digest(text: str) -> str:
     return hashlib.sha256(f'{__version__}\n{text}'.encode()).hexdigest()[:8]
 
 
-def _warm(workdir: pathlib.Path, task: str, problems: int, init: str) -> Planned:
-    config = recipes.warm_config(task, problems, init)
+def _warm(workdir: pathlib.Path, task: str, problems: int, init: str, trust: Sequence[str]) -> Planned:
+    config = recipes.warm_config(task, problems, init, trust)
     folder = workdir / WARM / f'{task}-{_digest(configs.to_json(config))}'
-    return Planned(Spec('warm start', task, recipes.WARM_SEED, str(folder), problems=problems), config)
+    return Planned(Spec('warm start', task, recipes.WARM_SEED, str(folder), problems=problems, trust=tuple(trust)), config)
 
 
 def _cell(
-    workdir: pathlib.Path, asked: Asked, warm: Planned, overrides: Sequence[tuple[str, str]], limit: budget.Budget | None, problems: int
+    workdir: pathlib.Path, asked: Asked, warm: Planned, overrides: Sequence[tuple[str, str]], limit: Budget | None, problems: int,
+    trust: Sequence[str],
 ) -> Planned:
     recipe, task, seed = asked
-    config = recipes.retargeted(recipe, task, seed, pathlib.Path(warm.spec.folder), overrides=overrides, problems=problems)
+    config = recipes.retargeted(recipe, task, seed, pathlib.Path(warm.spec.folder), overrides=overrides, problems=problems, trust=trust)
     if limit is not None:
         config = budget.limited(config, limit)
     folder = workdir / 'cells' / task / _named(recipe.name) / f'{seed}-{_digest(_placeless(configs.to_json(config)))}'
-    return Planned(Spec(recipe.name, task, seed, str(folder), warm.spec.folder, problems), config)
+    return Planned(Spec(recipe.name, task, seed, str(folder), warm.spec.folder, problems, tuple(trust)), config)
+
+
+def _answered(exam: pathlib.Path) -> bool:
+    """Whether a warm start has answered its exam; a damaged one is put aside, and answered once more."""
+    if not exam.is_file():
+        return False
+    try:
+        read_answers(exam)
+    except UserError as error:
+        print(f'warning: {error} Put aside as {put_aside(exam).name}.', file=sys.stderr)
+        return False
+    return True
 
 
 def _warm_up(missing: Sequence[Planned], workdir: pathlib.Path, workers: int) -> None:
@@ -200,7 +224,7 @@ def _warm_up(missing: Sequence[Planned], workdir: pathlib.Path, workers: int) ->
     for one in missing:
         one.write()
     failed = []
-    with Progress('warm starts', len(missing)) as progress:
+    with Progress('warm starts', len(missing), waiting='') as progress:
         number = 0
 
         def done(spec: Spec, status: str) -> None:
@@ -221,7 +245,7 @@ def _all(cells: Sequence[Planned], workdir: pathlib.Path, workers: int) -> list[
     missing = [cell for cell in cells if found[cell.spec] is None or not found[cell.spec].done]
     for cell in missing:
         cell.write()
-    with Progress('cells', len(cells), start=len(cells) - len(missing)) as progress:
+    with Progress('cells', len(cells), start=len(cells) - len(missing), waiting='') as progress:
         number = len(cells) - len(missing)
         progress.update(number, {})
 

@@ -73,7 +73,7 @@ def _file(name: str, folder: pathlib.Path) -> pathlib.Path:
     raise UserError(f'--recipes: no recipe "{name}".{nearest(name, known(folder))} Known: {listing(known(folder))}, or a path.')
 
 
-def warm_config(task: str, problems: int = 0, init: str = '') -> ml_collections.ConfigDict:
+def warm_config(task: str, problems: int = 0, init: str = '', trust: Sequence[str] = ()) -> ml_collections.ConfigDict:
     """The config that makes the warm start of a task: trains it, or for a task that needs a model keeps the one that `init` names.
 
     Raises:
@@ -99,7 +99,7 @@ def warm_config(task: str, problems: int = 0, init: str = '') -> ml_collections.
         c.train.update(steps=arena.warm_steps, batch_size=_rows(whole))
     c.evaluation = exam_settings(c, task, problems)
     c.evaluation.enabled = False  # what it answers is written down when it is done
-    return _closed(c)
+    return _closed(c, trust)
 
 
 def _with_beside(arena: ArenaTask) -> tuple[ArenaTask, ...]:
@@ -107,7 +107,8 @@ def _with_beside(arena: ArenaTask) -> tuple[ArenaTask, ...]:
 
 
 def retargeted(
-    recipe: Recipe, task: str, seed: int, warm: pathlib.Path, *, overrides: Sequence[tuple[str, str]] = (), problems: int = 0
+    recipe: Recipe, task: str, seed: int, warm: pathlib.Path, *, overrides: Sequence[tuple[str, str]] = (), problems: int = 0,
+    trust: Sequence[str] = (),
 ) -> ml_collections.ConfigDict:
     """The config of a recipe on a task.
 
@@ -118,6 +119,7 @@ def retargeted(
       warm: workdir of the task's warm start.
       overrides: of the result, as on the command line.
       problems: of each evaluation at most; 0 for the task's.
+      trust: see `opening.open_saved`.
 
     Raises:
       UserError: a stage that the recipe does not have, or a recipe that cannot run on the task: it says what is missing.
@@ -134,7 +136,7 @@ def retargeted(
     for name in c.stages:
         _stage(c[name], arena, name, recipe, seed)
     c.evaluation = exam_settings(c, task, problems, validation=True)
-    c = _closed(c)
+    c = _closed(c, trust)
     if overrides:
         c = configs.apply(c.copy_and_resolve_references().unlock(), overrides)
         c.lock()
@@ -212,12 +214,12 @@ def exam_settings(c: ml_collections.ConfigDict, task: str, problems: int = 0, *,
     return found
 
 
-def _closed(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def _closed(c: ml_collections.ConfigDict, trust: Sequence[str]) -> ml_collections.ConfigDict:
     """Only the stages that run, completed, with the warm start's model."""
     groups = [key for key, value in c.items() if isinstance(value, ml_collections.ConfigDict) and 'kind' in value]
     for key in {*groups} - {*c.stages}:
         del c[key]
     configs.complete(c)
-    adopt.adopt(c)
+    adopt.adopt(c, trust=trust)
     c.lock()
     return c

@@ -62,9 +62,7 @@ def write(file: str | os.PathLike, cell: Cell) -> pathlib.Path:
     content = dataclasses.asdict(cell)
     _check(file, content)
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(file.name + '.tmp')
-    temporary.write_text(json.dumps(content, allow_nan=False, ensure_ascii=False) + '\n', encoding='utf-8')
-    temporary.replace(file)
+    files.write_text(file, json.dumps(content, allow_nan=False, ensure_ascii=False) + '\n')
     return file
 
 
@@ -80,9 +78,9 @@ def read(file: str | os.PathLike) -> Cell:
     return Cell(**content)
 
 
-def write_index(workdir: pathlib.Path, files: Sequence[pathlib.Path]) -> None:
-    """Writes down which cells a comparison is of: its workdir may hold others, of other settings."""
-    (workdir / INDEX).write_text(json.dumps([os.path.relpath(file, workdir) for file in files], indent=0) + '\n', encoding='utf-8')
+def write_index(workdir: pathlib.Path, cells: Sequence[pathlib.Path]) -> None:
+    """Writes down which cells a comparison is of, by their files: its workdir may hold others, of other settings."""
+    files.write_text(workdir / INDEX, json.dumps([os.path.relpath(file, workdir) for file in cells], indent=0) + '\n')
 
 
 def read_run(workdir: str | os.PathLike) -> list[Cell]:
@@ -94,7 +92,10 @@ def read_run(workdir: str | os.PathLike) -> list[Cell]:
     index = pathlib.Path(workdir) / INDEX
     if not index.is_file():
         raise UserError(f'{workdir} holds no comparison (no {INDEX}).')
-    return [read(index.parent / name) for name in json.loads(index.read_text(encoding='utf-8'))]
+    names = files.read_json(index)
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UserError(f'{index}: expected a list of file names.')
+    return [read(index.parent / name) for name in names]
 
 
 def _check(file: pathlib.Path, content: Mapping[str, Any]) -> None:

@@ -9,7 +9,10 @@ to standard error. Programs that were compiled once are kept in a folder, for th
 import argparse
 import json
 import os
+import queue
 import sys
+import threading
+from collections.abc import Iterator
 from typing import TextIO
 
 
@@ -41,7 +44,7 @@ def _serve(compiled: str, replies: TextIO) -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
     programs.start(skip_selfcheck=False)
-    for line in sys.stdin:
+    for line in _lines():
         spec = cell.Spec(**json.loads(line))
         if spec.warm:
             status = cell.run(spec).status
@@ -50,6 +53,21 @@ def _serve(compiled: str, replies: TextIO) -> None:
             status = 'done'
         jax.clear_caches()
         print(json.dumps({'status': status}), file=replies, flush=True)
+
+
+def _lines() -> Iterator[str]:
+    """Lines of standard input. Where it ends, the process does, whatever it is doing: whoever started it is gone, and with it the lock that
+    kept a second comparison away."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        yield lines.get()
 
 
 if __name__ == '__main__':

@@ -28,7 +28,7 @@ _PADDING = 'bright_black'
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from reasonjax.programs import Parser, parse, run_program
+    from reasonjax.programs import Parser, add_trust_option, parse, run_program
 
     parser = Parser('python -m reasonjax.data.inspect', description='Show the data of a stage as its model gets it.',
                     epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -39,12 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--ids', action='store_true', help='write the id behind each token')
     parser.add_argument('--no_color', action='store_true', help='write weights instead of colours, as where the output is no terminal')
     parser.add_argument('--workdir', default='', help='of a run, for its vocabulary and the data sets its stages have made')
+    add_trust_option(parser)
     options, overrides = parse(parser, sys.argv[1:] if arguments is None else arguments)
 
     def program() -> None:
         from reasonjax.programs import load_config
 
-        config, _ = load_config(options.config, overrides, smoke=False)
+        config, _ = load_config(options.config, overrides, smoke=False, trust=options.trust)
         with tempfile.TemporaryDirectory() as folder:
             show(config, pathlib.Path(options.workdir or folder), options)
 

@@ -8,12 +8,12 @@ import numpy as np
 
 from reasonjax import bounds
 from reasonjax import config as configs
-from reasonjax.bounds import AtLeast, Finite, NonNegative, OneOf, Positive, PositiveFraction, Real
+from reasonjax.bounds import AtLeast, Between, Finite, NonNegative, OneOf, Positive, PositiveFraction, Real
 from reasonjax.errors import UserError, divisor, listing, nearest
 from reasonjax.model import remat, rope
+from reasonjax.model.dtypes import DTYPES
 
 ACTIVATIONS = ('gelu', 'gelu_tanh', 'silu')
-DTYPES = ('bfloat16', 'float16', 'float32')
 NORMS = ('before', 'after', 'around')
 QK_NORMS = ('none', 'head', 'row')
 LAYER_KINDS = ('global', 'local', 'global_nope', 'local_nope')
@@ -76,7 +76,7 @@ class ModelConfig:
 
     vocab_size: AtLeast(1)
     dim: AtLeast(1)
-    layers: AtLeast(1)
+    layers: Between(1, 2**17)
     heads: AtLeast(1)
     kv_heads: AtLeast(1)
     head_dim: AtLeast(1)

@@ -24,11 +24,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from reasonjax import bounds
 from reasonjax.errors import UserError
-
-VARIABLES = {'coordinator': 'REASONJAX_COORDINATOR', 'num_processes': 'REASONJAX_NUM_PROCESSES', 'process_id': 'REASONJAX_PROCESS_ID'}
-DETECT = 'REASONJAX_DISTRIBUTED'
+from reasonjax.parallel import launch
 
 # Seconds: for all to arrive; without a sign of life before a process counts as dead; for the others once one process has ended.
 TIMEOUTS = dict(initialization_timeout=300, heartbeat_timeout_seconds=100, shutdown_timeout_seconds=30)
@@ -37,64 +34,15 @@ TIMEOUTS = dict(initialization_timeout=300, heartbeat_timeout_seconds=100, shutd
 SHARED_WITHIN = 15.0
 
 
-def settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """What `jax.distributed.initialize` is to be called with.
-
-    Args:
-      flags: `coordinator` ('HOST:PORT'), `num_processes`, `process_id`: None or absent leaves one to its environment variable;
-        `distributed`: let jax find out from the cluster it runs in.
-      environment: `os.environ`.
-
-    Returns:
-      Keyword arguments, or None where nothing asks for several processes.
-
-    Raises:
-      UserError: settings that are incomplete, contradict each other, or are out of range.
-    """
-    detect = environment.get(DETECT, '')
-    if detect not in ('', 'auto'):
-        raise UserError(f'{DETECT}={detect}: expected auto (jax finds the other processes from the cluster it runs in), or nothing.')
-    asked = '--distributed' if flags.get('distributed') else f'{DETECT}=auto' if detect else ''
-    given = {}
-    for name, variable in VARIABLES.items():
-        if flags.get(name) is not None:
-            given[name] = (flags[name], f'--{name}')
-        elif environment.get(variable):
-            given[name] = (environment[variable], variable)
-    if asked and given:
-        raise UserError(f'{asked} has jax find out what {_sources(given)} states: give one or the other.')
-    if asked:
-        return {}
-    if not given:
-        return None
-    missing = [f'--{name} ({variable})' for name, variable in VARIABLES.items() if name not in given]
-    if missing:
-        raise UserError(f'{_sources(given)} is given without {" and ".join(missing)}: several processes need all three.')
-    host, _, port = given['coordinator'][0].rpartition(':')
-    if not host or bounds.fault(bounds.parse_number(port, int), bounds.Between(1, 65535)):
-        raise UserError(f'{given["coordinator"][1]}={given["coordinator"][0]}: expected HOST:PORT, a free port on the host of process 0.')
-    number, index = (
-        bounds.read(given[name][0], bounds.AtLeast(least), given[name][1]) for name, least in (('num_processes', 1), ('process_id', 0))
-    )
-    if index >= number:
-        raise UserError(f'{given["process_id"][1]}={index}: of {number} processes the last is {number - 1}; they are numbered from 0.')
-    # Deactivated, because jax otherwise asks the cluster for what was not given (which devices), and may take one of several.
-    return dict(coordinator_address=f'{host}:{port}', num_processes=number, process_id=index, cluster_detection_method='deactivate')
-
-
-def _sources(given: Mapping[str, tuple]) -> str:
-    return ', '.join(source for _, source in given.values())
-
-
 def start(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> None:
-    """Joins the other processes where flags or environment say that there are some; see `settings`. Before anything runs on a device.
+    """Joins the other processes where flags or environment say that there are some (`launch.settings`). Before anything runs on a device.
 
     What processes other than the first print is then discarded; their errors are not.
 
     Raises:
       UserError: wrong settings, no cluster that jax knows, or processes that do not find each other.
     """
-    found = settings(flags, environment)
+    found = launch.settings(flags, environment)
     if found is None:
         return
     try:

@@ -11,20 +11,23 @@ from reasonjax.data.tokenizers.plain import trained_file
 from reasonjax.errors import UserError
 from reasonjax.model.config import CHOSEN
 from reasonjax.model.pretrained import read_folder
+from reasonjax.stages import opening
 
 OWN = ('model.', 'tokenizer.')
 
 
-def load(location: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
+def load(location: str, overrides: Sequence[tuple[str, str]] = (), trust: Sequence[str] = ()) -> ml_collections.ConfigDict:
     """Loads a config file as `config.load` does, and adopts the model that its `init` names.
 
-    Overrides of `model` and `tokenizer` are applied last: they change what was adopted.
+    Overrides of `model` and `tokenizer` are applied last: they change what was adopted. For `trust` see `opening.open_saved`.
     """
     config = configs.load(location, [pair for pair in overrides if not pair[0].startswith(OWN)])
-    return adopt(config, [pair for pair in overrides if pair[0].startswith(OWN)])
+    return adopt(config, [pair for pair in overrides if pair[0].startswith(OWN)], trust)
 
 
-def adopt(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
+def adopt(
+    config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]] = (), trust: Sequence[str] = ()
+) -> ml_collections.ConfigDict:
     """Fills `config.model`, in place, with the shape of the model that `config.init` names, and `config.tokenizer` with its tokenizer.
 
     Of `config.model` the fields that are the run's to choose stay (dtypes, scan, remat, `model.config.CHOSEN`). A tokenizer that names a
@@ -33,6 +36,7 @@ def adopt(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]
     Args:
       config: completed, as `config.load` returns it.
       overrides: pairs ('model.rope_scaling.length', '8192'), applied at the end.
+      trust: see `opening.open_saved`, of a run that `init` names.
 
     Returns:
       The config.
@@ -45,7 +49,7 @@ def adopt(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]
         if scheme == 'hf' and place:
             _adopt_folder(config, place)
         elif scheme == 'checkpoint' and place:
-            _adopt_run(config, pathlib.Path(place.partition(':')[0]))
+            _adopt_run(config, pathlib.Path(place.partition(':')[0]), trust)
         configs.apply(config, overrides)
         if scheme == 'hf' and place:
             config.model.vocab_size = _rows(config)
@@ -60,11 +64,11 @@ def _adopt_folder(config: ml_collections.ConfigDict, place: str) -> None:
     configs.complete(config)
 
 
-def _adopt_run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    path = workdir / 'config.json'
-    if not path.is_file():
-        raise UserError(f'config.init: {workdir} holds no run (no config.json).')
-    theirs = configs.from_json(path.read_text())
+def _adopt_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, trust: Sequence[str]) -> None:
+    try:
+        theirs = opening.read_model(workdir, trust)
+    except UserError as error:
+        raise UserError(f'config.init: {error}') from error
     config.model = ml_collections.ConfigDict(dict(theirs.model) | _chosen(config.model))
     if not _own_tokenizer(config.tokenizer):
         config.tokenizer = theirs.tokenizer

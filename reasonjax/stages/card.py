@@ -3,15 +3,19 @@
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
 
 from reasonjax import config as configs
+from reasonjax import files
+from reasonjax.errors import UserError
 from reasonjax.metrics import percent
 from reasonjax.model.pretrained import Folder
 from reasonjax.stages.context import Run, places, settings
+from reasonjax.stages.opening import read_config
 
 HUB_CACHE = re.compile(r'models--(?P<owner>[^/]+?)--(?P<name>[^/]+)')
 USE = """\
@@ -59,7 +63,7 @@ def render(
       stage: after which the parameters are; '' for the last.
       provenance: lines about the export itself.
     """
-    made = list(_lineage(run.workdir, stage))
+    made = _lineage(run.workdir, stage)
     base = _name_of(folder) if folder else ''
     what = f'A LoRA adapter for `{base}`' if adapter else f'A language model ({architecture})'
     start = '' if adapter else f' that started from `{base}`' if base else ', trained from scratch'
@@ -88,17 +92,19 @@ def _name_of(folder: Folder) -> str:
     return hub_name(folder) or folder.path.resolve().name
 
 
-def _lineage(workdir: pathlib.Path, stage: str) -> Iterator[Made]:
+def _lineage(workdir: pathlib.Path, stage: str) -> list[Made]:
     """The runs that led to a model, the first one first; those that are gone are left out."""
-    path = workdir / 'config.json'
-    if not path.is_file():
-        return
-    config = configs.from_json(path.read_text())
-    scheme, _, place = config.init.partition(':')
-    if scheme == 'checkpoint':
-        before, _, their_stage = place.partition(':')
-        yield from _lineage(pathlib.Path(before), their_stage)
-    yield Made(workdir, config, stage)
+    runs: list[Made] = []
+    # Left out is also where a chain comes back to a run that is in it.
+    while (workdir / 'config.json').is_file() and all(workdir.resolve() != run.workdir.resolve() for run in runs):
+        config = read_config(workdir)
+        runs.insert(0, Made(workdir, config, stage))
+        scheme, _, place = config.init.partition(':')
+        if scheme != 'checkpoint':
+            break
+        before, _, stage = place.partition(':')
+        workdir = pathlib.Path(before)
+    return runs
 
 
 def _stages(made: Made) -> list:
@@ -124,7 +130,7 @@ def _front_matter(folder: Folder | None, made: Sequence[Made], adapter: bool) ->
 def _license(folder: Folder) -> dict[str, str]:
     """The licence that the base's own card states."""
     file = folder.path / 'README.md'
-    parts = file.read_text(encoding='utf-8').split('---', 2) if file.is_file() else []
+    parts = files.read_text(file).split('---', 2) if file.is_file() else []
     front = parts[1] if len(parts) == 3 and not parts[0].strip() else ''
     return dict(re.findall(r'^(license(?:_name|_link)?): *(\S.*)$', front, re.MULTILINE))
 
@@ -138,7 +144,7 @@ def _results(made: Sequence[Made]) -> list[str]:
                 length = found.get('mean_length')
                 rows.append([place.name, percent(found.get('accuracy'), found.get('ci95')),
                              percent(found.get('sampled_accuracy'), found.get('sampled_ci95')),
-                             '-' if length is None else f'{length:.1f}', str(found['problems'])])  # fmt: skip
+                             '-' if length is None else f'{length:.1f}', str(found.get('problems', '-'))])  # fmt: skip
     if not rows:
         return ['## Results', 'No stage was evaluated.']
     task = ', '.join(dict.fromkeys(_call(run.config.evaluation.task) for run in made))
@@ -154,10 +160,11 @@ def _told(made: Made) -> list[str]:
     facts = [f'- seed: {config.seed}', f'- started from: {config.init or "fresh parameters"}']
     if 'command' in environment:
         facts.append(f'- command: `{environment["command"]}`')
-    if environment:
-        versions = ', '.join(f'{name} {version}' for name, version in environment['versions'].items())
+    if {'device_count', 'device_kind', 'platform', 'python'} <= environment.keys():
         device = f'{environment["device_count"]} x {environment["device_kind"]} ({environment["platform"]})'
-        facts += [f'- on: {device}, Python {environment["python"]}', f'- versions: {versions}']
+        facts.append(f'- on: {device}, Python {environment["python"]}')
+    if isinstance(environment.get('versions'), dict):
+        facts.append(f'- versions: {", ".join(f"{name} {version}" for name, version in environment["versions"].items())}')
     resolved = f'<details><summary>Config, resolved</summary>\n\n```json\n{configs.to_json(config)}\n```\n\n</details>'
     heads = ['stage', 'kind', 'steps', 'data', 'objective', 'rewards', 'adapter', 'trained']
     return [f'### Run {made.workdir.resolve().name}', _table(heads, rows), '\n'.join(facts), resolved]
@@ -183,4 +190,9 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _json(path: pathlib.Path) -> dict:
-    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    """What a file holds that a card can do without: {} where it is not there, or damaged."""
+    try:
+        return files.json_object(path) if path.is_file() else {}
+    except UserError as error:
+        print(f'warning: {error} The card leaves out what it says.', file=sys.stderr)
+        return {}

@@ -5,8 +5,11 @@ The building block of rejection sampling, STaR and their relatives: `collect -> 
 
 import datetime
 import decimal
+import itertools
 import json
 import pathlib
+import re
+import sys
 import time
 import uuid
 from collections.abc import Mapping
@@ -14,43 +17,51 @@ from typing import Any
 
 import numpy as np
 
-from reasonjax import stopping
+from reasonjax import files, stopping
+from reasonjax.checkpoint_files import put_aside
 from reasonjax.errors import UserError
 from reasonjax.metrics import Progress, Timers
 from reasonjax.parallel import processes
 from reasonjax.rollout.text import Completion
-from reasonjax.stages import ledger
+from reasonjax.stages import claim, ledger
 from reasonjax.stages.context import Place, Run, settings
 from reasonjax.stages.rollouts import Drawn, open_rollouts
 
 FILE = 'dataset.jsonl'
+PART = re.compile(r'[0-9]{5,}\.json')
 NOTHING = {'sampled': 0, 'kept': 0, 'dropped': 0, 'empty': 0, 'reward': 0.0, 'num_tokens': 0}
 
 
-def run(run: Run, place: Place, params: Any) -> dict:
+def run(run: Run, place: Place, params: Any) -> tuple[dict, int]:
     """Samples `steps` times `num_prompts` prompts and writes the different completions whose total reward is at least `min_reward`.
 
     `token_limit` and `time_limit` end it earlier: with the step that reaches them.
 
     Rows hold every column of the prompt's row, `completion` (the sampled text) and `reward`. Where the prompt is messages, so is the
     completion, and `completion_ids` are the tokens as they were drawn, which a later stage learns. Each step is a part file, written
-    whole, so a stopped stage goes on with the next one; the draws are counted and do not change.
+    whole, so a stopped stage goes on with the next one; the draws are counted and do not change. A part that is damaged is
+    drawn again.
+
+    Where `steps` is less than what is done already, the stage ends with that.
 
     Returns:
       What the stage did: `sampled`, `kept`, `dropped` (no reward, or cut off before its end), `empty` (good enough, but without a text
-      to learn), the mean `reward` of all but the dropped, and `num_tokens` drawn.
+      to learn), the mean `reward` of all but the dropped, and `num_tokens` drawn; and its last step.
 
     Raises:
       UserError: nothing was good enough to keep, or rows hold what JSON does not (see `check_columns`).
     """
     stage, timers = settings(run.config, place), Timers()
     run.writer.resume(place.name, None)
-    parts = place.folder / 'parts'
+    parts, mark = place.folder / 'parts', claim.fingerprint(run.config)
     done = processes.on_main(lambda: _done(parts))
+    steps = max(stage.steps, next(step for step in itertools.count() if step + 1 not in done))
+    if steps > stage.steps and processes.is_main():
+        print(f'config.{place.name}.steps={stage.steps}: {steps} are collected already; the stage ends with them.', flush=True)
     totals, stepped = dict(NOTHING), 0.0
-    with open_rollouts(run, place, check_columns) as rollouts, Progress(place.name, stage.steps) as progress:
-        for step in range(1, stage.steps + 1):
-            stopping.point(f'stage {place.name}: {step - 1} of {stage.steps} steps are done and saved')
+    with open_rollouts(run, place, check_columns) as rollouts, Progress(place.name, steps) as progress:
+        for step in range(1, steps + 1):
+            stopping.point(f'stage {place.name}: {step - 1} of {steps} steps are done and saved')
             if step in done:
                 rollouts.skip()
                 part = done[step]
@@ -59,7 +70,7 @@ def run(run: Run, place: Place, params: Any) -> dict:
                 part = _part(rollouts.draw(step, params, timers), stage)
                 part['seconds'] = time.perf_counter() - start
                 if processes.is_main():
-                    _write(parts / f'{step:05d}.json', _json(part))
+                    _write(parts / f'{step:05d}.json', _json(part | {'config': mark}))
             # A part of an earlier version may lack a count.
             totals = {name: totals[name] + part['counts'].get(name, 0) for name in totals}
             seconds = part.get('seconds', 0.0)
@@ -74,8 +85,9 @@ def run(run: Run, place: Place, params: Any) -> dict:
         raise UserError(
             f'stage {place.name}: none of {totals["sampled"]} samples reached min_reward={stage.min_reward}; lower it or sample more.'
         )
-    processes.on_main(lambda: _join(parts, place.folder / FILE))
-    return totals | {'reward': totals['reward'] / max(1, totals['sampled'] - totals['dropped'])}
+    processes.on_main(lambda: _join(parts, step, place.folder / FILE))
+    run.writer.sync()
+    return totals | {'reward': totals['reward'] / max(1, totals['sampled'] - totals['dropped'])}, step
 
 
 def check_columns(row: Mapping[str, Any]) -> None:
@@ -116,13 +128,35 @@ def _learnable(prompt: Any, completion: Completion) -> dict[str, Any]:
 def _done(parts: pathlib.Path) -> dict[int, dict]:
     """The parts that have been written, by step, without their rows."""
     parts.mkdir(parents=True, exist_ok=True)
-    found = {int(path.stem): json.loads(path.read_text(encoding='utf-8')) for path in parts.glob('*.json')}
-    return {step: {name: value for name, value in part.items() if name != 'rows'} for step, part in found.items()}
+    done = {}
+    for path in sorted(path for path in parts.iterdir() if PART.fullmatch(path.name)):
+        try:
+            part = _read(path)
+        except UserError as error:
+            print(f'warning: {error} Put aside as {put_aside(path).name}, and drawn again.', file=sys.stderr)
+        else:
+            done[int(path.stem)] = {name: value for name, value in part.items() if name != 'rows'}
+    return done
 
 
-def _join(parts: pathlib.Path, target: pathlib.Path) -> None:
-    """Writes the rows of all steps as one dataset."""
-    rows = [row for path in sorted(parts.glob('*.json')) for row in json.loads(path.read_text(encoding='utf-8'))['rows']]
+def _read(path: pathlib.Path) -> dict:
+    """Reads a part.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    part = files.json_object(path)
+    rows, counts = part.get('rows'), part.get('counts')
+    good = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    good &= isinstance(counts, dict) and all(type(value) in (int, float) for value in counts.values())
+    if not (good and type(part.get('seconds', 0.0)) in (int, float)):
+        raise UserError(f'{path}: is not what a step has collected.')
+    return part
+
+
+def _join(parts: pathlib.Path, last: int, target: pathlib.Path) -> None:
+    """Writes the rows of all steps up to the last one as one dataset."""
+    rows = [row for step in range(1, last + 1) for row in _read(parts / f'{step:05d}.json')['rows']]
     _write(target, ''.join(_json(row) + '\n' for row in rows))
 
 
@@ -150,6 +184,4 @@ def _part(drawn: Drawn, stage: Any) -> dict:
 
 
 def _write(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(text, encoding='utf-8')
-    temporary.replace(path)
+    files.write_text(path, text)

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +26,10 @@ from reasonjax.model.rotary import longest
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
 
+SAVING = ('supervised', 'online', 'keep')  # kinds of stages that leave a checkpoint
+KINDS = (*SAVING, 'collect', 'evaluate')
+NAME = re.compile(r'(?!\.)[\w.-]{1,100}')
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -38,6 +43,7 @@ class Run:
       model: the shape of the model.
       specs: its spec tree.
       writer: of metrics.
+      trust: modules whose functions a workdir that is read may name; see `config_names.find`.
     """
 
     config: ml_collections.ConfigDict
@@ -47,6 +53,7 @@ class Run:
     model: ModelConfig
     specs: Any
     writer: Writer
+    trust: Sequence[str] = ()
 
     @property
     def rollout_mesh(self) -> jax.sharding.Mesh:
@@ -79,21 +86,47 @@ def settings(config: ml_collections.ConfigDict, place: Place) -> ml_collections.
     return config[config.stages[place.number]]
 
 
-def open_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, active: bool = True) -> Run:
+def check_stages(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError where `stages` names what is not there, or what cannot be a stage."""
+    if not config.stages:
+        raise UserError('config.stages: names no stage.')
+    groups = [name for name, value in config.items() if isinstance(value, ml_collections.ConfigDict) and 'kind' in value]
+    for name in config.stages:
+        if name not in groups:
+            raise UserError(f'config.stages: no stage "{name}".{nearest(str(name), groups)} Stages of this config: {listing(groups)}.')
+        if not NAME.fullmatch(name):
+            raise UserError(f'config.stages: "{name}" names a folder, so it is made of at most 100 letters, digits, "_", "-" and ".".')
+        kind = config[name].kind
+        if kind not in KINDS:
+            raise UserError(f'config.{name}.kind: unknown kind "{kind}".{nearest(str(kind), KINDS)} Known: {listing(KINDS)}.')
+
+
+def open_run(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    active: bool = True,
+    texts: Callable[[], Iterator[str]] | None = None,
+    trust: Sequence[str] = (),
+) -> Run:
     """Builds what a run shares; draws nothing, writes nothing but a tokenizer that has to be trained first.
 
     Args:
       config: resolved.
       workdir: of the run.
       active: False for a program that only reads the workdir.
+      texts: what a vocabulary is learnt from that has to be; by default `training_texts`.
+      trust: see `Run`.
     """
     mesh = meshes.make_mesh(config.mesh)
     make_tokenizer = configs.resolve(config.tokenizer, 'tokenizer')
-    tokenizer = processes.main_first(lambda: make_tokenizer(functools.partial(training_texts, config), workdir))
+    texts = texts or functools.partial(training_texts, config)
+    tokenizer = processes.main_first(lambda: make_tokenizer(texts, workdir))
     size = max(tokenizer.vocab_size, (tokenizer.mask_id or 0) + 1)
     model = model_config.from_config(config.model, vocab_size=size, pad_id=tokenizer.pad_id)
     check_lengths(config, model)
-    run = Run(config, workdir, mesh, tokenizer, model, spec.specs(model), Writer(workdir, active=active and processes.is_main()))
+    writer = Writer(workdir, active=active and processes.is_main())
+    run = Run(config, workdir, mesh, tokenizer, model, spec.specs(model), writer, tuple(trust))
     # The sampler reads prompts with it too.
     for used in (mesh, run.rollout_mesh):
         kernels.check(model, used.devices.flat[0], used.shape)

@@ -3,18 +3,20 @@
 import argparse
 import pathlib
 
+import jax
 import ml_collections
 
 import reasonjax
 from reasonjax import config as configs
 from reasonjax.errors import UserError, listing, nearest
-from reasonjax.model.config import DTYPES
+from reasonjax.files import expanded
 from reasonjax.model.peft import CONFIG as ADAPTER_CONFIG
 from reasonjax.model.peft import put_adapter, read_adapter
 from reasonjax.model.pretrained import read_folder, read_json
 from reasonjax.stages import adopt, export
-from reasonjax.stages.context import open_run
-from reasonjax.stages.run import initial, saved
+from reasonjax.stages.context import abstract_params, open_run
+from reasonjax.stages.opening import open_saved, read_config
+from reasonjax.stages.run import initial
 from reasonjax.stages.run import run as run_stages
 
 STAGE = 'base'
@@ -26,17 +28,32 @@ OPTIONS = {
 }
 
 
-def run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
-    """Converts; `options` are those of `reasonjax.convert`."""
-    source, target = pathlib.Path(options.source).expanduser(), pathlib.Path(options.target).expanduser()
+def check(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> str:
+    """Returns what is to be converted, a key of `OPTIONS`; touches no device.
+
+    Raises:
+      UserError: nothing that can be converted there, or options that do not fit it.
+    """
+    source = expanded(options.source)
     kind = kind_of(source)
     for name in ('stage', 'dtype', 'base', 'adapter', 'merge', 'config'):
         if getattr(options, name) and name not in OPTIONS[kind]:
             raise UserError(f'--{name}: {source} is a {kind}, which is converted with {listing(f"--{n}" for n in OPTIONS[kind])} only.')
     if overrides and kind != 'Hugging Face model':
         raise UserError(f'--config.{overrides[0][0]}: {source} is a {kind}; only the run made of a Hugging Face model takes settings.')
-    if options.dtype and options.dtype not in DTYPES:
-        raise UserError(f'--dtype={options.dtype}: unknown.{nearest(options.dtype, DTYPES)} Known: {listing(DTYPES)}.')
+    if kind == 'PEFT adapter' and not (options.merge and options.base):
+        raise UserError(
+            f'{source} is a PEFT adapter: give --merge and --base FOLDER, the Hugging Face model it is for, to merge the two. To go on '
+            f"training it, set adapter=dict(name='peft', path='{source}') in a stage of a run with config.init=hf:FOLDER."
+        )
+    if kind == 'run':
+        read_config(source)
+    return kind
+
+
+def run(options: argparse.Namespace, overrides: list[tuple[str, str]], kind: str) -> None:
+    """Converts; `options` are those of `reasonjax.convert`, `kind` is what `check` returned."""
+    source, target = expanded(options.source), expanded(options.target)
     provenance = [f'Exported with `python -m reasonjax.convert {options.command}` (reasonjax {reasonjax.__version__}).']
     if kind != 'Hugging Face model':
         export.check_one_process()
@@ -71,31 +88,30 @@ def kind_of(source: pathlib.Path) -> str:
 
 
 def _export_run(options: argparse.Namespace, source: pathlib.Path, target: pathlib.Path, provenance: list[str]) -> None:
-    if options.adapter and options.merge:
-        raise UserError('--adapter writes the adapter alone, --merge the whole model with the adapter in it: give one of them.')
-    export.check_new(target)
-    base = pathlib.Path(options.base).expanduser() if options.base else export.base_of(export.run_config(source))
-    found = saved(source, options.stage, base)
-    if export.has_adapters(found.params) and not (options.adapter or options.merge):
+    base = expanded(options.base) if options.base else export.base_of(read_config(source))
+    opened = open_saved(source, options.stage, base=base, trust=options.trust)
+    adapted = export.has_adapters(opened.abstract)
+    if adapted and not (options.adapter or options.merge):
         raise UserError(
-            f'stage {found.place.name} of {source} has a LoRA adapter: give --merge for the whole model with it, or --adapter '
+            f'stage {opened.place.name} of {source} has a LoRA adapter: give --merge for the whole model with it, or --adapter '
             'for the adapter alone, as PEFT keeps it.'
         )
-    settings = dict(base=base, dtype=options.dtype, adapter=options.adapter, stage=found.place.name, provenance=provenance)
-    export.export(found.run, found.params, target, **settings)
-    print(f'{target}: {"PEFT adapter" if options.adapter else "Hugging Face model"} of {source}, stage {found.place.name}')
+    if options.adapter and not adapted:
+        raise UserError(f'--adapter: stage {opened.place.name} of {source} has no LoRA adapter: there are no low-rank weights to write.')
+    settings = dict(base=base, dtype=options.dtype, adapter=options.adapter)
+    export.prepare(opened.run, target, **settings)
+    loaded = opened.load()
+    export.export(loaded.run, loaded.params, target, stage=loaded.place.name, provenance=provenance, **settings)
+    print(f'{target}: {"PEFT adapter" if options.adapter else "Hugging Face model"} of {source}, stage {loaded.place.name}')
 
 
 def _merge_adapter(options: argparse.Namespace, source: pathlib.Path, target: pathlib.Path, provenance: list[str]) -> None:
-    if not (options.merge and options.base):
-        raise UserError(
-            f'{source} is a PEFT adapter: give --merge and --base FOLDER, the Hugging Face model it is for, to merge the two. To go on '
-            f"training it, set adapter=dict(name='peft', path='{source}') in a stage of a run with config.init=hf:FOLDER."
-        )
     export.check_new(target)
-    adapter, base = read_adapter(source), pathlib.Path(options.base).expanduser()
+    adapter, base = read_adapter(source), expanded(options.base)
     # In float32, so that what is written is rounded once.
     of_run = open_run(_keeping(base, 'float32', [], ''), target, active=False)
+    jax.eval_shape(lambda params: put_adapter(params, adapter), abstract_params(of_run, -1))
+    export.prepare(of_run, target, base=base, dtype=options.dtype)
     params = put_adapter(initial(of_run), adapter)
     told = [f'The PEFT adapter `{source.resolve().name}` merged into its base.', *provenance]
     export.export(of_run, params, target, base=base, dtype=options.dtype, provenance=told)

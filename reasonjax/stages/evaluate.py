@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import ml_collections
 import numpy as np
 
 from reasonjax import config as configs
@@ -14,8 +15,9 @@ from reasonjax.metrics import Progress
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
 from reasonjax.rollout.text import Completion, completions
+from reasonjax.stages import sampling
 from reasonjax.stages.context import Run
-from reasonjax.stages.sampling import check, of_stage, sampler
+from reasonjax.stages.sampling import of_stage, sampler
 from reasonjax.weights import finite
 
 SHOWN = 3
@@ -55,9 +57,7 @@ def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
       UserError: settings that draw no answer; the result raises it too, where a parameter is not a finite number.
     """
     c = run.config.evaluation
-    if c.samples < 0 or not (c.greedy or c.samples):
-        raise UserError(f'config.evaluation: greedy={c.greedy} with samples={c.samples} draws no answer; set greedy, or samples above 0.')
-    check(c, 'evaluation')
+    check(c)
     task = configs.resolve(c.task, 'task', 'evaluation.task')()
     processes.check_equal(task.examples.fingerprint(), 'config.evaluation: the problems', 'Give all hosts the same files.')
     transforms = [configs.resolve(t, 'transforms', f'evaluation.transforms[{i}]') for i, t in enumerate(c.transforms)]
@@ -108,6 +108,19 @@ def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
         ]
 
     return evaluate
+
+
+def check(c: ml_collections.ConfigDict) -> None:
+    """Raises UserError where the settings of an evaluation cannot work."""
+    if not (c.greedy or c.samples):
+        raise UserError(f'config.evaluation: greedy={c.greedy} with samples={c.samples} draws no answer; set greedy, or samples above 0.')
+    sampling.check(c, 'evaluation')
+
+
+def metric_names(c: ml_collections.ConfigDict) -> set[str]:
+    """The names of the metrics that an evaluation with these settings gives; `eval_strict` and `eval_flexible` if the task has them."""
+    answer = Answer(0, Completion('', [], 0, True), {'correct': True, 'strict': True, 'flexible': True})
+    return set(as_metrics(summarise(Evaluation([{}], [answer] * bool(c.greedy), [[answer]] * bool(c.samples)))))
 
 
 def summarise(found: Evaluation) -> dict:

@@ -8,23 +8,26 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
-from reasonjax import config as configs
+from reasonjax import locks
 from reasonjax.data import saving
 from reasonjax.data.tokenizers import SentencePiece
 from reasonjax.errors import UserError, listing, nearest
-from reasonjax.files import copy_own
+from reasonjax.files import copy_own, expanded
 from reasonjax.metrics import Progress
 from reasonjax.model import exported, peft_saving, spec
-from reasonjax.model.config import DTYPES, ModelConfig, frozen
+from reasonjax.model.config import ModelConfig, frozen
+from reasonjax.model.dtypes import DTYPES
+from reasonjax.model.families import Family
 from reasonjax.model.pretrained import Folder, read_folder, read_json
 from reasonjax.stages import card
 from reasonjax.stages.context import Run
+from reasonjax.stages.opening import read_config
 from reasonjax.weights.linear import LowRank, is_weight
 from reasonjax.weights.partition import path_name
 
@@ -63,27 +66,12 @@ def export(
       shard_bytes: most bytes of a file.
 
     Raises:
-      UserError: several processes, the folder is there already, `base` is of another shape or no architecture can hold the model, a
-        weight is not finite in `dtype`, or the adapters are not all that the run changed.
+      UserError: as `prepare`; a weight is not finite in `dtype`, or the adapters are not all that the run changed.
     """
-    check_one_process()
     output = pathlib.Path(output)
-    folder = read_folder(base) if base is not None else None
-    check_new(output)
-    if adapter and folder is None:
-        raise UserError(
-            'an adapter alone needs the Hugging Face folder it is for: this run started from fresh parameters. Export the stage before the '
-            'adapter (--stage) and give that folder as --base, or merge the adapter (--merge).'
-        )
-    model, left_out = _without_grown_rows(run, folder)
-    if folder is not None:
-        _check_base(folder, model)
-    dtype = dtype or ('' if adapter else _dtype_of(folder) or run.model.param_dtype)
-    if dtype and dtype not in DTYPES:
-        raise UserError(f'--dtype={dtype}: unknown.{nearest(dtype, DTYPES)} Known: {listing(DTYPES)}.')
+    folder, model, left_out, dtype, family = prepare(run, output, base=base, dtype=dtype, adapter=adapter)
     _say_what_is_lost('float32' if adapter else run.model.param_dtype, dtype, left_out)
-    family = folder.family if folder else exported.family_of(model)
-    with unfinished(output) as path, Progress('export', 100, stream=sys.stderr) as progress:
+    with unfinished(output) as path, Progress('export', 100, waiting='', stream=sys.stderr) as progress:
 
         def report(done: int, of: int) -> None:
             progress.update(100 * done // of, {})
@@ -108,6 +96,39 @@ def export(
         (path / 'README.md').write_text(text, encoding='utf-8')
 
 
+class Prepared(NamedTuple):
+    """What an export is going to be: from which folder, of what shape, without which rows, in which dtype ('' for the pairs' own)."""
+
+    folder: Folder | None
+    model: ModelConfig
+    left_out: list[str]
+    dtype: str
+    family: Family
+
+
+def prepare(run: Run, output: pathlib.Path, *, base: pathlib.Path | None = None, dtype: str = '', adapter: bool = False) -> Prepared:
+    """Decides all that can be decided without parameters; for the arguments see `export`.
+
+    Raises:
+      UserError: several processes, the folder is there already, `base` is of another shape, or no architecture can hold the model.
+    """
+    check_one_process()
+    folder = read_folder(base) if base is not None else None
+    check_new(output)
+    if adapter and folder is None:
+        raise UserError(
+            'an adapter alone needs the Hugging Face folder it is for: this run started from fresh parameters. Export the stage before the '
+            'adapter (--stage) and give that folder as --base, or merge the adapter (--merge).'
+        )
+    model, left_out = _without_grown_rows(run, folder)
+    if folder is not None:
+        _check_base(folder, model)
+    dtype = dtype or ('' if adapter else _dtype_of(folder) or run.model.param_dtype)
+    if dtype and dtype not in DTYPES:
+        raise UserError(f'--dtype={dtype}: unknown.{nearest(dtype, DTYPES)} Known: {listing(DTYPES)}.')
+    return Prepared(folder, model, left_out, dtype, folder.family if folder else exported.family_of(model))
+
+
 def check_one_process() -> None:
     """Raises UserError where there are several."""
     if jax.process_count() > 1:
@@ -127,33 +148,36 @@ def check_new(output: pathlib.Path) -> None:
 def unfinished(output: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder beside `output` that takes its name when all went well; what a kill left of an earlier one is removed."""
     path = output.with_name(f'{output.name}.unfinished')
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
-    try:
-        yield path
-        path.replace(output)
-    finally:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with locks.hold(output, path.with_name(f'{path.name}{locks.NAME}')):
         shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        try:
+            yield path
+            path.replace(output)
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def base_of(config: ml_collections.ConfigDict) -> pathlib.Path | None:
     """The Hugging Face folder that a run, or the run it goes on from, started with; None for fresh parameters.
 
     Raises:
-      UserError: the folder, or a run on the way to it, is gone.
+      UserError: the folder, or a run on the way to it, is gone, or the way leads round in a circle.
     """
-    scheme, _, place = config.init.partition(':')
-    if not scheme:
-        return None
-    path = pathlib.Path(place).expanduser() if scheme == 'hf' else pathlib.Path(place.partition(':')[0])
-    if not (path / 'config.json').is_file():
-        raise UserError(f'config.init={config.init}: {path} is not there (any more); give the Hugging Face folder as --base FOLDER.')
-    return path if scheme == 'hf' else base_of(run_config(path))
-
-
-def run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-    """The config of a run."""
-    return configs.from_json((workdir / 'config.json').read_text())
+    passed: list[pathlib.Path] = []
+    while config.init:
+        scheme, _, place = config.init.partition(':')
+        path = expanded(place) if scheme == 'hf' else pathlib.Path(place.partition(':')[0])
+        if not (path / 'config.json').is_file():
+            raise UserError(f'config.init={config.init}: {path} is not there (any more); give the Hugging Face folder as --base FOLDER.')
+        if scheme == 'hf':
+            return path
+        if path.resolve() in passed:
+            raise UserError(f'config.init={config.init} leads back to where it came from; give the Hugging Face folder as --base FOLDER.')
+        passed.append(path.resolve())
+        config = read_config(path)
+    return None
 
 
 def has_adapters(params: Any) -> bool:

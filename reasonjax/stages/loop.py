@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from reasonjax import config as configs
-from reasonjax import randomness, stopping
+from reasonjax import randomness, records, stopping
 from reasonjax.checkpoint import Checkpoints
 from reasonjax.checkpoint_trees import abstract
 from reasonjax.errors import Stopped, UserError
@@ -24,7 +24,7 @@ from reasonjax.model import config as model_config
 from reasonjax.optim import offload
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
-from reasonjax.stages import cautions, evaluate
+from reasonjax.stages import cautions, claim, evaluate
 from reasonjax.stages.ahead import Ahead, shapes_of
 from reasonjax.stages.context import Place, Run, adapt, settings
 from reasonjax.stages.feed import Fed, Feed
@@ -88,20 +88,22 @@ class _Training:
         self.pending: Callable[[], list[Measured]] | None = None  # fetches the metrics of what was dispatched last
         self.failing = False  # the last steps were not finite, one more than are tolerated
         self.last = self.stage.steps  # the last step: an earlier one once a limit is reached
+        self.begin = 0  # the step that this process goes on from
+        self.mark = claim.fingerprint(run.config)
         self.limited = bool(self.stage.get('token_limit', 0) or self.stage.get('time_limit', 0))
         self.compiled, self.stepped = False, 0.0  # whether the first step of this process is over; seconds of all others
 
     def to_the_end(self) -> Trained:
         """Goes on from the newest checkpoint."""
-        begin, unevaluated = self._resume()
+        unevaluated = self._resume()
         self.ahead = self._compile_ahead()
-        with Progress(self.place.name, self.stage.steps, start=begin) as self.progress:
+        with Progress(self.place.name, self.stage.steps, start=self.begin) as self.progress:
             self.clock = time.perf_counter()
             if unevaluated:
-                self._conclude(begin, {'evaluate'})
-            if self._spent():
-                self.last = begin
-            for step in range(begin + self.feed.steps, self.stage.steps + 1, self.feed.steps):
+                self._conclude(self.begin, {'evaluate'})
+            if self._spent() or self.begin >= self.stage.steps:
+                self.last = self.begin
+            for step in range(self.begin + self.feed.steps, self.stage.steps + 1, self.feed.steps):
                 if step > self.last:
                     break
                 self._step(step)
@@ -217,10 +219,11 @@ class _Training:
 
     def _conclude(self, step: int, due: set[str]) -> None:
         """Evaluates and saves where it is due."""
-        if 'evaluate' in due and self._evaluate(step, due):
-            due = due | {'save'}
-        if 'save' in due:
-            self._save(step)
+        best = 'evaluate' in due and self._evaluate(step, due)
+        if best or 'save' in due:
+            every = self.stage.checkpoint_every
+            # The end is no place to save for a stage that was longer from the start: one that goes on from here decides as that one does.
+            self._save(step, regular=best or bool(every and step % every == 0))
 
     def _evaluate(self, step: int, due: set[str]) -> bool:
         """Evaluates; returns whether that makes this the checkpoint to keep."""
@@ -231,7 +234,8 @@ class _Training:
             self._save(step, regular='save' in due, unevaluated=True)
             raise Stopped(f'{self._where(step)} is done and saved; {stop}') from None
         measured = evaluate.as_metrics(summary)
-        self.run.writer.write(self.place.name, step, measured)
+        # Where this process goes on, another may have written it down before it was killed.
+        self.run.writer.write(self.place.name, step, measured, once=step == self.begin)
         before, self.ledger.best = self.ledger.best, better(self.ledger.best, step, measured, self.stage, self.place.name)
         return self.ledger.best != before
 
@@ -247,9 +251,11 @@ class _Training:
         if regular:
             self.ledger.newest = step
         self.checkpoints.retain(self.ledger.retained(self.stage.max_rollbacks > 0))
+        self.run.writer.sync()
         meta = {
             'stage': self.place.name, 'model': model_config.to_dict(self.run.model), 'counted': dataclasses.asdict(self.ledger),
             'clock': {'seconds': self._seconds(), 'steps': self.stepped, 'phases': self.timers.seconds}, 'unevaluated': unevaluated,
+            'config': self.mark, 'steps': self.stage.steps, **self.run.writer.written(self.place.name),
         }  # fmt: skip
         self.checkpoints.save(step, params=self._params(), train=_rest(self.state), data=self.feed.data, memory=self.feed.memory, meta=meta)
 
@@ -259,18 +265,34 @@ class _Training:
         advice = f'An update overflowed: lower {name}.learning_rate.peak, or raise {name}.optimizer.eps. Earlier checkpoints stay.'
         finite.check(self._params(), where, advice, self.run.model.compute_dtype)
 
-    def _resume(self) -> tuple[int, bool]:
-        """Restores the newest checkpoint. Returns its step, 0 where there is none, and whether its evaluation is still to be done."""
+    def _resume(self) -> bool:
+        """Restores the newest checkpoint, if there is one. Returns whether its evaluation is still to be done."""
         begin = self.checkpoints.latest()
-        self.run.writer.resume(self.place.name, begin)
         if begin is None:
-            return 0, False
-        meta = self._restore(begin, data=self.feed.data, memory=self.feed.memory)
+            self.run.writer.resume(self.place.name, None)
+            return False
+        self.begin, meta = begin, self._restore(begin, data=self.feed.data, memory=self.feed.memory)
+        if meta.get('config', self.mark) != self.mark:
+            where = self.place.folder / 'checkpoints' / str(begin)
+            raise UserError(f'checkpoint {where} is of another config than {claim.CONFIG}; was it put there from elsewhere?')
         self._check_finite(f'stage {self.place.name}: its checkpoint of step {begin}')
+        self.run.writer.resume(self.place.name, begin, meta)
         self.ledger = Ledger(**meta['counted'])
         self.earlier, self.stepped = meta['clock']['seconds'], meta['clock'].get('steps', 0.0)
         self.timers.seconds.update(meta['clock']['phases'])
-        return begin, meta['unevaluated']
+        before, steps, every = meta.get('steps', self.stage.steps), self.stage.steps, self.stage.eval_every
+        if before != steps:
+            self._report_length(before)
+        # What was the last step is not evaluated by the loop; now it is one like others.
+        was_last = before == begin < steps and self.evaluation is not None and every and begin % every == 0
+        return bool(meta['unevaluated'] or was_last) and begin < steps
+
+    def _report_length(self, before: int) -> None:
+        """Says on the screen and in a record what another number of steps than until now means."""
+        self.run.writer.write(self.place.name, self.begin, {'steps': self.stage.steps, records.STEPS_BEFORE: before}, once=True)
+        if processes.is_main():
+            counts = dict(begin=self.begin, update=self.ledger.applied_updates, updates=self.feed.updates)
+            print(claim.describe_length(self.run.config, self.place, before, **counts), flush=True)
 
     def _restore(self, step: int, **position: Any) -> dict:
         """Puts the parameters, the optimiser and the step's own count of a checkpoint in place of those there are. Returns its `meta`."""

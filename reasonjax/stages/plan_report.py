@@ -24,7 +24,7 @@ SHOWN = 3
 def run(options: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> None:
     """Plans and prints; `options` are those of `reasonjax.plan`."""
     where = topology.parse(options.topology)
-    config = adopt.load(options.config, overrides)
+    config = adopt.load(options.config, overrides, options.trust)
     # Whatever accelerators are here are left alone.
     jax.config.update('jax_platforms', 'cpu')
     devices = topology.devices(where)

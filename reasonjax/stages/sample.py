@@ -20,11 +20,18 @@ from reasonjax.parallel import processes
 from reasonjax.rollout.sampler import Rollout, Sampling
 from reasonjax.rollout.text import completions
 from reasonjax.stages.context import Run
-from reasonjax.stages.run import trained
+from reasonjax.stages.opening import open_saved, read_config
 from reasonjax.stages.sampling import sampler
 from reasonjax.terminal import printable, printable_json
 
 ROUND = 16
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises UserError where there is no run, or no file of prompts; touches no device."""
+    read_config(options.workdir)
+    if options.file and '.jsonl' not in options.file.lower() and not os.path.lexists(options.file):
+        raise UserError(f'--file: no file {options.file}.{files.nearest_name(pathlib.Path(options.file))}')
 
 
 def run(options: argparse.Namespace) -> None:
@@ -34,7 +41,8 @@ def run(options: argparse.Namespace) -> None:
         raise UserError('no prompts: give them as arguments, in --file, or on standard input.')
     if options.chat:
         prompts = [[{'role': 'user', 'content': p}] if isinstance(p, str) else p for p in prompts]
-    of_run, params = trained(pathlib.Path(options.workdir), options.stage)
+    opened = open_saved(options.workdir, options.stage, trust=options.trust)
+    of_run = opened.run
     sampling = Sampling(
         num_generations=options.samples,
         max_tokens=options.max_tokens or of_run.config.evaluation.max_completion_length,
@@ -44,7 +52,8 @@ def run(options: argparse.Namespace) -> None:
         min_p=options.min_p,
         eos_ids=of_run.tokenizer.eos_ids,
     )
-    for prompt, group in sample(of_run, params, prompts, sampling, options.seed, options.batch_size):
+    batches = open_prompts(of_run, prompts, options.batch_size)
+    for prompt, group in draw(of_run, opened.load().params, batches, sampling, options.seed):
         for found in group:
             _show(prompt, found, options)
 
@@ -87,22 +96,36 @@ def sample(of_run: Run, params: Any, prompts: list, sampling: Sampling, seed: in
     Raises:
       UserError: a prompt that is empty, cannot be rendered or is longer than the positions of the model, or more than memory holds.
     """
+    yield from draw(of_run, params, open_prompts(of_run, prompts, batch_size), sampling, seed)
+
+
+def open_prompts(of_run: Run, prompts: list, batch_size: int) -> pipeline.Evaluation:
+    """The prompts in batches, encoded.
+
+    Raises:
+      UserError: one that the tokenizer or its chat template refuses.
+    """
     rows = sources.memory(rows=[{'prompt': prompt} for prompt in prompts], label='prompts')
     size = meshes.filled(min(batch_size, len(prompts)), of_run.rollout_mesh)
     longest = max(_length(number, prompt, of_run) for number, prompt in enumerate(prompts, start=1))
     # Rounded up, so that prompts of about one length share a compiled program.
     length = -(-longest // ROUND) * ROUND
-    batches = pipeline.evaluation(rows, (), of_run.tokenizer, max_prompt_length=length, batch_size=size)
-    draw = sampler(of_run, sampling)
+    return pipeline.evaluation(rows, (), of_run.tokenizer, max_prompt_length=length, batch_size=size)
+
+
+def draw(of_run: Run, params: Any, batches: pipeline.Evaluation, sampling: Sampling, seed: int) -> Iterator[tuple[Any, list[dict]]]:
+    """Yields what `sample` does, of prompts that `open_prompts` has made batches of."""
+    program = sampler(of_run, sampling)
     key = randomness.key(seed, 0, 0, 'rollout')
     for batch in batches:
         arrays = {name: batch[name] for name in ('tokens', 'segments', 'positions')} | {'index': batch['index'].astype(np.uint32)}
         try:
-            rollout = processes.fetch(draw(params, arrays, key))
+            rollout = processes.fetch(program(params, arrays, key))
         except jax.errors.JaxRuntimeError as error:
             if 'RESOURCE_EXHAUSTED' not in str(error):
                 raise
-            what = f'{size} prompts of up to {length} tokens, with {sampling.num_generations} times {sampling.max_tokens} more each'
+            (size, length), more = batch['tokens'].shape, f'{sampling.num_generations} times {sampling.max_tokens}'
+            what = f'{size} prompts of up to {length} tokens, with {more} more each'
             raise UserError(f'{what}, need more memory than there is; give a smaller --batch_size or shorter prompts.') from error
         texts = completions(rollout, of_run.tokenizer)
         for i in np.flatnonzero(batch['valid']):

@@ -11,27 +11,29 @@ import rich.box
 import rich.console
 import rich.table
 
-from reasonjax import bounds, statistics
+from reasonjax import bounds, files, statistics
 from reasonjax import config as configs
 from reasonjax.errors import UserError
 from reasonjax.metrics import percent
 from reasonjax.parallel import processes
 from reasonjax.stages import evaluate
-from reasonjax.stages.run import trained
+from reasonjax.stages.opening import CONFIG, blaming, open_saved
 from reasonjax.terminal import printable
 
 
 def run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     """Prints the scores; `options` are those of `reasonjax.evaluate`."""
-    for key, _ in overrides:
-        if not key.startswith('evaluation.'):
-            raise UserError(f'--config.{key}: only config.evaluation can be set here; the model is the one that was trained.')
-    of_run, params = trained(pathlib.Path(options.workdir), options.stage)
-    config = configs.apply(of_run.config.copy_and_resolve_references(), overrides)
-    if options.samples is not None:
-        config.evaluation.samples = options.samples
-    ks = wanted(options.k, config.evaluation.samples)
-    found = evaluate.make(dataclasses.replace(of_run, config=config), progress=True)(params)
+    trust = (*options.trust, *(value for key, value in overrides if key.endswith('.name')))
+    opened = open_saved(options.workdir, options.stage, trust=trust, evaluating=True)
+    with blaming(opened.run.workdir / CONFIG):
+        config = configs.apply(opened.run.config.copy_and_resolve_references(), overrides, trust)
+        if options.samples is not None:
+            config.evaluation.samples = options.samples
+        ks = wanted(options.k, config.evaluation.samples)
+        evaluation = evaluate.make(dataclasses.replace(opened.run, config=config), progress=True)
+    if options.output:
+        processes.on_main(lambda: check_output(pathlib.Path(options.output)))
+    found = evaluation(opened.load().params)
     result = evaluate.summarise(found) | scores(found, ks)
     if options.output:
         processes.on_main(lambda: write_answers(found, pathlib.Path(options.output)))
@@ -73,6 +75,15 @@ def scores(found: evaluate.Evaluation, ks: list[int]) -> dict:
 def _majority_correct(answers: list[evaluate.Answer]) -> float:
     winner = statistics.majority_vote([a.verdict['answer'] for a in answers])
     return float(any(a.verdict['correct'] for a in answers if winner is not None and a.verdict['answer'] == winner))
+
+
+def check_output(path: pathlib.Path) -> None:
+    """Raises UserError where a file cannot be written, before there is anything to write; an empty one is left."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open('a').close()
+    except (OSError, ValueError) as error:
+        raise UserError(f'--output={path}: cannot be written ({files.reason(error) if isinstance(error, OSError) else error}).') from error
 
 
 def write_answers(found: evaluate.Evaluation, path: pathlib.Path) -> None:

@@ -4,10 +4,12 @@ import dataclasses
 import json
 import math
 
+import ml_collections
 import pytest
 from arena_cells import cell, failed
 
-from reasonjax.arena import results
+from reasonjax.arena import compare, results
+from reasonjax.arena.cell import EXAM, RESULT, Spec
 from reasonjax.errors import UserError
 
 
@@ -74,3 +76,35 @@ def test_numbers_that_are_none_are_not_written(tmp_path):
     (tmp_path / 'c.json').write_text('[]')
     with pytest.raises(UserError, match='expected a JSON object'):
         results.read(tmp_path / 'c.json')
+
+
+DAMAGED = ('', '{', '[]', 'null', '{"recipe": "sft"}', '\0', '[[1]]')
+
+
+@pytest.mark.parametrize('text', DAMAGED)
+def test_a_damaged_result_is_put_aside_and_the_cell_run_again(text, tmp_path, capsys):
+    config = ml_collections.ConfigDict({'seed': 0})
+    planned = compare.Planned(Spec('sft', 'addition', 0, str(tmp_path)), config)
+    planned.write()
+    results.write(tmp_path / RESULT, cell('sft', 'addition', 0, 0.5))
+    assert planned.result.done
+    (tmp_path / RESULT).write_text(text)
+    assert planned.result is None and 'Put aside as result.json.damaged; the cell is run again' in capsys.readouterr().err
+    assert not (tmp_path / RESULT).exists() and (tmp_path / 'result.json.damaged').read_text() == text
+
+
+@pytest.mark.parametrize('text', [*DAMAGED, '{"correct": {}, "length": 3}', '{"correct": {}, "length": {}, "more": {}}'])
+def test_a_damaged_exam_is_answered_again(text, tmp_path, capsys):
+    (tmp_path / EXAM).write_text('{"correct": {}, "length": {}}')
+    assert compare._answered(tmp_path / EXAM)
+    (tmp_path / EXAM).write_text(text)
+    assert not compare._answered(tmp_path / EXAM) and 'Put aside as exam.json.damaged' in capsys.readouterr().err
+    assert not compare._answered(tmp_path / EXAM)
+
+
+@pytest.mark.parametrize('text', ['', '{', '{}', '[1]', 'null', '"x"'])
+def test_a_damaged_index_is_named(text, tmp_path):
+    (tmp_path / 'cells.json').write_text(text)
+    with pytest.raises(UserError, match='cells.json: ') as error:
+        results.read_run(tmp_path)
+    assert '\n' not in str(error.value)

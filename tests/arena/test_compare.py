@@ -33,7 +33,7 @@ TASK = 'chain'
 def options(workdir, **changes):
     found = dict(
         recipes='sft,configs/masked_thought.py,grpo@grpo', tasks=TASK, seeds=2, baseline='', measure='test/greedy', budget='', override=[],
-        workdir=str(workdir), workers=2, problems=8, init='', claims=False, docs='',
+        workdir=str(workdir), workers=2, problems=8, init='', claims=False, docs='', trust=[],
     )  # fmt: skip
     return argparse.Namespace(**found | changes)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import toys
 
-from reasonjax import config as configs
+from reasonjax import config_names
 from reasonjax.errors import UserError
 from reasonjax.model import rope, rotary
 
@@ -74,7 +74,7 @@ def test_the_cases_tell_scalings_apart():
     for case, (name, theta, width, knobs, _) in CASES.items():
         plain = np.array_equal(getattr(rope, name)(theta, width, **knobs)[0], rope.none(theta, width)[0])
         assert plain == (case in ('none', 'dynamic_within')), case
-    assert {name for name, *_ in CASES.values()} == set(configs.functions(rope))
+    assert {name for name, *_ in CASES.values()} == set(config_names.functions(rope))
 
 
 NEUTRAL = {

@@ -15,7 +15,7 @@ import pytest
 
 from reasonjax import metrics
 from reasonjax.errors import UserError
-from reasonjax.parallel import processes
+from reasonjax.parallel import launch, processes
 from reasonjax.stages import export
 
 HERE = pathlib.Path(__file__).parent
@@ -189,7 +189,7 @@ STARTED = dict(coordinator_address='host:1234', num_processes=4, process_id=3, c
     ],
 )
 def test_settings(flags, environment, wanted):
-    assert processes.settings(flags, environment) == wanted
+    assert launch.settings(flags, environment) == wanted
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_settings(flags, environment, wanted):
 )
 def test_wrong_settings(flags, environment, words):
     with pytest.raises(UserError) as error:
-        processes.settings(flags, environment)
+        launch.settings(flags, environment)
     assert words in str(error.value)
 
 

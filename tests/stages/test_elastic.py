@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from small_runs import records
 
+from reasonjax import config as configs
 from reasonjax.errors import UserError
-from reasonjax.stages import run as runs
+from reasonjax.stages import claim, opening
 
 HERE = pathlib.Path(__file__).parent
 
@@ -38,7 +39,7 @@ def test_losses_go_on_to_rounding(name, folder):
 
 def test_a_run_is_read_on_any_devices(folder):
     """Here there is one, and the run says eight."""
-    found = runs.saved(folder / 'sft' / 'moved')
+    found = opening.saved(folder / 'sft' / 'moved')
     assert found.step == 5 and found.run.mesh.size == 1
     leaves = np.load(folder / 'sft' / 'moved.npz')
     for name, leaf in zip(leaves.files, jax.tree.leaves(found.params), strict=True):
@@ -49,9 +50,9 @@ def test_the_workdir_says_where_the_run_is_now_and_other_changes_are_refused(fol
     path = folder / 'sft' / 'moved' / 'config.json'
     config = json.loads(path.read_text())
     assert config['mesh']['data'] == 1 and config['mesh']['sequence'] == 2
-    loaded = runs.configs.from_json(path.read_text())
+    loaded = configs.from_json(path.read_text())
     with loaded.unlocked():
         loaded.mesh.fsdp, loaded.seed = 1, 1
     with pytest.raises(UserError, match='of another config') as error:
-        runs.claim(loaded, path.parent)
+        claim.claim(loaded, path.parent)
     assert 'config.seed: 0 -> 1' in str(error.value) and 'mesh' not in str(error.value)

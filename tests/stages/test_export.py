@@ -23,7 +23,7 @@ from reasonjax.methods.adapters import lora
 from reasonjax.model import exported, pretrained
 from reasonjax.rollout.sampler import Sampling
 from reasonjax.smoke import shrink
-from reasonjax.stages import adopt, card, export
+from reasonjax.stages import adopt, card, export, opening
 from reasonjax.stages import run as stages
 from reasonjax.stages.context import open_run
 from reasonjax.stages.sample import sample
@@ -195,7 +195,7 @@ def test_the_card_says_how_it_was_made(lora_run, merged):
                  'apply_chat_template', 'addition('):  # fmt: skip
         assert part in text
     # An earlier stage's card ends with it.
-    run, place, _, _ = stages.saved(lora_run, 'sft')
+    run, place, _, _ = opening.saved(lora_run, 'sft')
     shorter = card.render('x', run, None, architecture='Qwen3ForCausalLM', adapter=False, stage=place.name)
     assert '| sft | supervised' in shorter and '| grpo | online' not in shorter
 

@@ -56,17 +56,17 @@ def test_a_cpu_can_be_several_devices():
 
 
 @pytest.mark.parametrize('number, message', [(-1, 'must be from 0 to 4096; nearest: 0'), (10**30, 'nearest: 4096'), (2, 'before')])
-def test_devices_of_a_cpu_are_refused_in_one_line(number, message, capsys):
+def test_devices_of_a_cpu_are_refused_in_one_line(number, message, capsys, workdir):
     jax.devices()  # in use from here on
-    status, _, error = called(sample, capsys, '--workdir', 'nowhere', QUICK, f'--cpu_devices={number}')
+    status, _, error = called(sample, capsys, '--workdir', workdir, QUICK, f'--cpu_devices={number}')
     assert status == 2 and error.startswith('error: ') and message in error and error.count('\n') == 1
     assert f'--cpu_devices={number}: ' in error or f'--cpu_devices: {number}: ' in error
 
 
-def test_devices_of_a_cpu_are_refused_on_another_backend(capsys, monkeypatch):
+def test_devices_of_a_cpu_are_refused_on_another_backend(capsys, monkeypatch, workdir):
     monkeypatch.setattr(programs, 'split_cpu', lambda number: None)
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-    status, _, error = called(sample, capsys, '--workdir', 'nowhere', QUICK, '--cpu_devices=2')
+    status, _, error = called(sample, capsys, '--workdir', workdir, QUICK, '--cpu_devices=2')
     assert status == 2 and '--cpu_devices=2' in error and '"gpu"' in error and 'JAX_PLATFORMS=cpu' in error
 
 

@@ -18,7 +18,8 @@ from reasonjax.errors import UserError
 from reasonjax.methods import adapters
 from reasonjax.stages import export
 from reasonjax.stages.context import abstract_params, open_run, places
-from reasonjax.stages.run import initial, run, saved
+from reasonjax.stages.opening import saved
+from reasonjax.stages.run import initial, run
 from reasonjax.weights import partition
 from reasonjax.weights.linear import LowRank, is_weight, merge_tree
 from reasonjax.weights.quantised import Quantised

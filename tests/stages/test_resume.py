@@ -95,7 +95,7 @@ def test_online(tmp_path, rewards):
         crash(metrics.Writer, 'completions', after=True),  # the table of step 4 is written, the step not saved
         crash(Checkpoints, 'save', after=True),  # of step 4
         crash(rollouts, 'score_completions'),  # of step 5
-        crash(runs, '_write_json'),
+        crash(runs, '_conclude'),
     ])  # fmt: skip
     assert_same(disturbed, alone)
     assert len(left_behind(alone)['completions']) == 2
@@ -123,7 +123,7 @@ def test_collecting(tmp_path, rewards):
         crash(rollouts.Rollouts, 'draw', 2),
         crash(collect, '_part', 2),
         crash(collect, '_write', after=True),
-        crash(runs, '_write_json'),
+        crash(runs, '_conclude'),
         crash_in_update(2),  # of the stage that trains on it
     ])  # fmt: skip
     assert_same(tmp_path / 'disturbed', tmp_path / 'alone')

@@ -10,8 +10,7 @@ from toys import assert_trees_equal
 from reasonjax import report
 from reasonjax.data import pipeline
 from reasonjax.errors import UserError
-from reasonjax.stages import evaluate
-from reasonjax.stages import run as runs
+from reasonjax.stages import evaluate, opening
 from reasonjax.stages.run import run, trained
 
 OBJECTIVE = """
@@ -164,9 +163,15 @@ def test_off_is_bit_for_bit_the_same_as_never_exceeded(tmp_path):
 def test_the_best_checkpoint_survives(mode, best, tmp_path, monkeypatch, capfd):
     """Accuracies at steps 2, 4, 6 and the end; also for a run that is killed after each."""
     values = {2: 0.5, 4: 0.1, 6: 0.5, 7: 0.3}
+    summarise = evaluate.summarise
 
     def plan(monkeypatch, left):
-        monkeypatch.setattr(evaluate, 'summarise', lambda found: {'accuracy': values[next(left)], 'ci95': (0, 1)})
+        def planned(evaluation):
+            if len(evaluation.rows) != 4:
+                return summarise(evaluation)  # of nothing, for the names
+            return {'accuracy': values[next(left)], 'ci95': (0, 1)}
+
+        monkeypatch.setattr(evaluate, 'summarise', planned)
 
     settings = small('configs/base.py', train__steps=7, train__eval_every=2, train__checkpoint_every=3, train__keep_checkpoints=1,
                      train__max_rollbacks=0, train__keep_best='eval_accuracy', train__keep_best_mode=mode, evaluation__task__size=4,
@@ -175,14 +180,14 @@ def test_the_best_checkpoint_survives(mode, best, tmp_path, monkeypatch, capfd):
     summary = run(settings, tmp_path / 'alone')
     assert summary['stages'][0]['best'] == {'step': best, 'value': values[best]}
     assert sorted(states(tmp_path / 'alone')) == [best, 7]
-    found = runs.saved(tmp_path / 'alone', 'train@best')
-    assert found.step == best == runs.saved(tmp_path / 'alone', '@best').step and runs.saved(tmp_path / 'alone').step == 7
+    found = opening.saved(tmp_path / 'alone', 'train@best')
+    assert found.step == best == opening.saved(tmp_path / 'alone', '@best').step and opening.saved(tmp_path / 'alone').step == 7
     # Killed in steps 5 and 6; the newest checkpoint is that of step 3, or that of 4 where it is the best.
     plan(monkeypatch, iter([2, 4, 4, 4, 6, 7] if mode == 'max' else [2, 4, 6, 7]))
     for call in (5, 3 if mode == 'max' else 2):
         with crash_in_update(call):
             run(settings, tmp_path / 'killed')
-        assert runs.saved(tmp_path / 'killed', '@best').step == best
+        assert opening.saved(tmp_path / 'killed', '@best').step == best
     run(settings, tmp_path / 'killed')
     assert records(tmp_path / 'killed') == records(tmp_path / 'alone')
     assert json.loads((tmp_path / 'killed' / 'stages' / '00_train' / 'done.json').read_text())['best']['step'] == best
@@ -204,4 +209,4 @@ def test_wrong_settings_are_explained(tmp_path):
         run(small('configs/base.py', train__keep_best='eval_accuracy', **evaluating | {'train__eval_every': 0}), tmp_path)
     run(quiet('configs/base.py'), tmp_path / 'plain')
     with pytest.raises(UserError, match='stage train has no best checkpoint'):
-        runs.saved(tmp_path / 'plain', 'train@best')
+        opening.saved(tmp_path / 'plain', 'train@best')

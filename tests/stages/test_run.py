@@ -34,8 +34,8 @@ def test_a_finished_stage_is_not_run_again(finished):
 
 
 def test_workdir_of_another_config(finished):
-    with pytest.raises(UserError, match=r'config.train.steps: 2 -> 1') as error:
-        run(no_evaluation(train__steps='1'), finished)
+    with pytest.raises(UserError, match=r'config.train.batch_size: 4 -> 2') as error:
+        run(no_evaluation(train__batch_size='2'), finished)
     assert 'config.json' in str(error.value) and '--workdir' in str(error.value)
 
 

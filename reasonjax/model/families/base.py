@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from reasonjax import config as configs
+from reasonjax import config_names
 from reasonjax.errors import UserError, listing
 from reasonjax.model import rope, spec
 from reasonjax.model.config import ModelConfig
@@ -149,7 +150,7 @@ def read_rope(parameters: Mapping[str, Any], positions: int) -> dict:
     """
     kind = parameters.get('rope_type', 'default')
     name = 'none' if kind == 'default' else kind
-    known = configs.functions(rope)
+    known = config_names.functions(rope)
     if name not in known:
         raise UserError(f'RoPE scaling "{kind}" is not one of default, {listing(n for n in known if n != "none")}.')
     schema = configs.knobs(known[name])

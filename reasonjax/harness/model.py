@@ -1,14 +1,12 @@
-"""python -m reasonjax.harness: lm-evaluation-harness on any checkpoint; or `lm_eval.simple_evaluate(model=Harness.from_workdir('runs/x'))`.
+"""A checkpoint as a model of lm-evaluation-harness: `lm_eval.simple_evaluate(model=Harness.from_workdir('runs/x'))`.
 
 Contexts are split from continuations, and long texts into windows, as by the harness's own model classes, so that numbers compare.
 """
 
-import argparse
 import dataclasses
 import importlib.util
 import logging
 import pathlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,21 +17,17 @@ from reasonjax import bounds, randomness
 from reasonjax.data import packing as rows_of
 from reasonjax.data.tokenizers import Tokenizer
 from reasonjax.errors import UserError, listing, nearest
+from reasonjax.harness import BATCH, MISSING
 from reasonjax.model.rotary import longest
 from reasonjax.model.score import score
 from reasonjax.parallel import mesh as meshes
-from reasonjax.programs import run_program, start
 from reasonjax.rollout.sampler import Sampling
 from reasonjax.rollout.text import completions
 from reasonjax.stages.context import Run
-from reasonjax.stages.run import saved
+from reasonjax.stages.opening import open_saved
 from reasonjax.stages.sampling import sampler
 
 if importlib.util.find_spec('lm_eval') is None:
-    MISSING = 'reasonjax.harness needs lm-evaluation-harness: pip install "reasonjax[eval]".'
-    if __name__ == '__main__':  # a program says it without a traceback
-        print(f'error: {MISSING}', file=sys.stderr)
-        sys.exit(2)
     raise UserError(MISSING)
 
 from lm_eval import utils  # noqa: E402
@@ -42,19 +36,11 @@ from tqdm import tqdm  # noqa: E402
 
 log = logging.getLogger(__name__)
 
-ROUND, CHUNK, BATCH = 16, 128, 32
+ROUND, CHUNK = 16, 128
 DEFAULT_LENGTH = 2048  # the harness's own, of models that state none
 LIMITS = ('max_gen_toks', 'max_new_tokens', 'max_tokens', 'max_completion_tokens')
-ARGUMENTS = ('workdir', 'stage', 'batch_size', 'max_length', 'max_gen_toks', 'seed', 'add_bos_token', 'chat_template_args')
+ARGUMENTS = ('workdir', 'stage', 'batch_size', 'max_length', 'max_gen_toks', 'seed', 'add_bos_token', 'chat_template_args', 'trust')
 KNOWN = ('until', *LIMITS, 'do_sample', 'temperature', 'top_k', 'top_p', 'min_p')
-EPILOG = """\
-examples:
-  python -m reasonjax.harness --model_args workdir=runs/gsm8k --tasks gsm8k
-  python -m reasonjax.harness --model_args workdir=runs/gsm8k,stage=sft --batch_size 64 --tasks my_task --include_path tasks/
-  python -m reasonjax.harness ls tasks
-
-All other options are lm_eval's ("run --help" lists them; JAX chooses the device). --model_args takes workdir, stage, batch_size,
-max_length, max_gen_toks, seed, add_bos_token and chat_template_args."""
 
 
 class Way(NamedTuple):
@@ -68,7 +54,7 @@ class Harness(TemplateLM):
     """A checkpoint as lm-evaluation-harness sees it; one process, any number of devices.
 
     Args:
-      run: what `stages.run.saved` returns, as are `params`, `stage` (its name) and `step`.
+      run: what `stages.opening.saved` returns, as are `params`, `stage` (its name) and `step`.
       params: of the model.
       stage, step: where the parameters are from; only reported.
       batch_size: requests at once; rounded up to the devices that share the rows.
@@ -82,6 +68,8 @@ class Harness(TemplateLM):
     Raises:
       UserError: a value out of range.
     """
+
+    trust: tuple[str, ...] = ()  # those of the command line, which lm_eval hands to nobody
 
     def __init__(
         self,
@@ -121,10 +109,23 @@ class Harness(TemplateLM):
         self._score = jax.jit(meshes.on(run.mesh, scores))
 
     @classmethod
-    def from_workdir(cls, workdir: str | pathlib.Path, *, stage: str = '', **options: Any) -> 'Harness':
-        """Opens a run's workdir: the last stage that has a checkpoint, or the one named. `options` are those of the class."""
-        found = saved(pathlib.Path(workdir), stage)
-        return cls(found.run, found.params, stage=found.place.name, step=found.step, **options)
+    def from_workdir(
+        cls, workdir: str | pathlib.Path, *, stage: str = '', trust: str | Sequence[str] = (), **options: Any
+    ) -> 'Harness':
+        """Opens a run's workdir: the last stage that has a checkpoint, or the one named.
+
+        Args:
+          workdir: of the run.
+          stage: see `opening.open_saved`.
+          trust: a module, or several, whose functions the run's config may name beside those of reasonjax.
+          **options: those of the class.
+        """
+        opened = open_saved(workdir, stage, trust=(*cls.trust, *([trust] if isinstance(trust, str) else trust)))
+        # Before the parameters are there, so that a wrong option is an error at once.
+        harness = cls(opened.run, None, stage=opened.place.name, **options)
+        loaded = opened.load()
+        harness._params, harness._origin = loaded.params, (loaded.place.name, loaded.step)
+        return harness
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict, additional_config: dict | None = None) -> 'Harness':
@@ -359,39 +360,3 @@ def bucket(length: int) -> int:
 
 def _whole(name: str, value: Any) -> int:
     return bounds.read(value, bounds.AtLeast(1), name)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser('python -m reasonjax.harness', description='The command line of lm_eval, for a run.', epilog=EPILOG,
-                                     add_help=False, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument('--skip_selfcheck', action='store_true', help='do not test the backend for wrong results first')
-    if not arguments or arguments[0] in ('-h', '--help'):
-        parser.print_help()
-        return 0
-    options, rest = parser.parse_known_args(arguments)
-    runs = rest[:1] == ['run'] or ''.join(rest[:1]).startswith('-')
-    # Options of the user, and of a file of theirs, win; lm_eval's own default is one request at a time.
-    ours = ['--model', 'reasonjax'] + ['--batch_size', str(BATCH)] * (not any(a.startswith(('--config', '-C')) for a in rest))
-    command = [*ours, *rest[rest[:1] == ['run'] :]] if runs else rest
-
-    def program() -> None:
-        from lm_eval.__main__ import cli_evaluate
-        from lm_eval.api.registry import register_model
-
-        from reasonjax.harness import Harness  # this file may be `__main__`, whose class would be another
-
-        if runs and not {'-h', '--help'} & set(rest):
-            start(options.skip_selfcheck)
-        register_model('reasonjax')(Harness)
-        before, sys.argv = sys.argv, ['lm-eval', *command]
-        try:
-            cli_evaluate()
-        finally:
-            sys.argv = before
-
-    return run_program(program)
-
-
-if __name__ == '__main__':
-    sys.exit(main())
