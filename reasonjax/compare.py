@@ -13,7 +13,7 @@ The workdir then holds report.html, table.csv, table.json, table.md, the figures
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from reasonjax.programs import Parser, run_program
+    from reasonjax.programs import Parser, add_trust_option, run_program
 
     parser = Parser('python -m reasonjax.compare', description='Compare recipes over tasks and seeds.', epilog=EPILOG,
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -33,8 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--claims', action='store_true', help='test the claims of recipes (of all that have one, or of --recipes)')
     parser.add_argument('--docs', default='', metavar='FOLDER', help='also write ARENA.md with its figures there; with --claims: CLAIMS.md '
                         'and claims/ (which is then docs by default)')  # fmt: skip
-    from reasonjax.programs import add_trust_option
-
     add_trust_option(parser)
     options = parser.parse_args(arguments)
 

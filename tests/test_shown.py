@@ -159,7 +159,7 @@ def test_the_arenas_table_on_a_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare.page, 'write', lambda workdir, cells, baseline, *_, **__: [
         (workdir / 'table.md').write_text(formats.markdown(table.build(cells, baseline)), encoding='utf-8'), workdir])  # fmt: skip
     options = dict(recipes='sft,grpo', tasks='addition', baseline='sft', seeds=1, budget='', override=[], workers=1, problems=0, init='',
-                   docs='', measure='test/greedy', workdir=tmp_path)  # fmt: skip
+                   docs='', measure='test/greedy', workdir=tmp_path, trust=())  # fmt: skip
     compare.run(argparse.Namespace(**options))
     printed = capsys.readouterr().out
     assert_safe(printed)
@@ -197,13 +197,12 @@ def test_a_column_of_other_types_in_another_stage(tmp_path):
         completion_files.write(tmp_path / 'completions', 'a', 3, [{'prompt': 'p'}])
 
 
-@pytest.mark.parametrize('line, words', [
-    ('{"stage": "a"', 'not valid JSON'), ('[' * 100_000, 'nested too deeply'), ('{"stage": "a", "step": ' + '9' * 5000 + '}', 'Exceeds'),
-    ('[1]', 'expected a record with stage and step'), ('{"step": 1}', 'expected a record'), (b'\xff', 'is not UTF-8'),
-])  # fmt: skip
-def test_records_that_are_none(tmp_path, line, words):
+@pytest.mark.parametrize(
+    'line', ['{"stage": "a"', '[' * 100_000, '{"stage": "a", "step": ' + '9' * 5000 + '}', '[1]', '{"step": 1}', b'\xff']
+)
+def test_records_that_are_none(tmp_path, line):
     good = b'{"stage": "a", "step": 1}\n'
     (tmp_path / 'metrics.jsonl').write_bytes(good + (line if isinstance(line, bytes) else line.encode()) + b'\n' + good)
     with pytest.raises(UserError) as caught:
         metrics.read(tmp_path / 'metrics.jsonl')
-    assert f'{tmp_path}/metrics.jsonl:2: ' in str(caught.value) and words in str(caught.value)
+    assert str(caught.value).startswith(f'{tmp_path}/metrics.jsonl:2: is damaged') and '\n' not in str(caught.value)

@@ -19,11 +19,6 @@ class Budget(NamedTuple):
 
 def check(options: argparse.Namespace) -> None:
     """Raises UserError where the options of `reasonjax.compare` alone say that they cannot work."""
-    if options.seeds < 1:
-        raise UserError(f'--seeds={options.seeds}: must be at least 1; 5 show the spread.')
-    for name in ('workers', 'problems'):
-        if getattr(options, name) < 0:
-            raise UserError(f'--{name}={getattr(options, name)}: must be 0 (the default) or more.')
     if options.measure not in MEASURES:
         raise UserError(f'--measure={options.measure}: unknown.{nearest(options.measure, MEASURES)} Known: {listing(MEASURES)}.')
     parse_budget(options.budget)

@@ -184,7 +184,6 @@ def test_workers_share_the_memory_of_a_gpu_unless_the_user_says_otherwise():
         (dict(tasks='chian'), 'no task "chian".*Did you mean "chain"'),
         (dict(tasks='gsm8k'), 'gsm8k needs a model to start from; give --init'),
         (dict(baseline='grpo'), '--baseline=grpo: not among'),
-        (dict(seeds=0), '--seeds=0'),
         (dict(budget='token=5'), 'WHAT one of flops, seconds, tokens.*Did you mean "tokens"'),
         (dict(budget='tokens=-1'), 'no positive number'),
         (dict(budget='tokens=500'), 'would end after 1 steps, before its 4 evaluations'),
