@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from reasonjax.bounds import AtLeast, flag
+from reasonjax.bounds import AtLeast, flag, read
 
 EPILOG = """\
 examples:
@@ -35,9 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     def program() -> None:
         check_process_options(options)
-        parts = [part.strip() for part in options.k.split(',') if part.strip()]
-        if not all(part.isdecimal() and int(part) >= 1 for part in parts):
-            raise UserError(f'--k={options.k}: expected whole numbers of at least 1, separated by commas.')
+        for part in options.k.split(','):
+            if part.strip():
+                read(part.strip(), AtLeast(1), '--k')
         for key, _ in overrides:
             if not key.startswith('evaluation.'):
                 raise UserError(f'--config.{key}: only config.evaluation can be set here; the model is the one that was trained.')

@@ -122,9 +122,9 @@ def test_absurd_settings_are_refused_in_one_line(override, tmp_path):
         ("c.train.data.source = dict(name='tracking', size=5, modulus=1)", 'modulus=1: must be from 2 to 1000; nearest: 2.'),
         ("c.train.data.source = dict(name='bayes', size=5, dropout=1.0)", 'dropout=1.0: must be at least 0 and below 1'),
         ("c.train.data.source = dict(name='countdown', size=5, attempts=0)", 'attempts=0: must be from 1 to 1000; nearest: 1.'),
-        ('c.train.steps = 2.5', "mine.py:5: Could not override field 'steps' (reference). 2.5 is of original type <class 'float'>"),
-        ("c.train.update(batch_size='96')", "mine.py:5: Could not override field 'batch_size' (reference). 96 is of"),
-        ('c.train.data.packing = 1', "mine.py:5: Could not override field 'packing' (reference). 1 is of"),
+        ('c.train.steps = 2.5', "raised TypeError Could not override field 'steps' (reference). 2.5 is of original type <class 'float'>"),
+        ("c.train.update(batch_size='96')", "raised TypeError Could not override field 'batch_size' (reference). 96 is of"),
+        ('c.train.data.packing = 1', "raised TypeError Could not override field 'packing' (reference). 1 is of"),
         ('c.train.steps = None', 'config.train.steps=None: must be a whole number, at least 1.'),
         ("c.tokenizer = dict(name='sentencepiece', vocab_size=-5)", 'config.tokenizer.vocab_size=-5: must be at least 1; nearest: 1.'),
     ],
@@ -135,12 +135,6 @@ def test_absurd_values_in_a_file_are_refused_in_one_line(line, words, tmp_path):
     with pytest.raises(UserError) as error:
         configs.load(str(tmp_path / 'mine.py'))
     assert words in str(error.value) and '\n' not in str(error.value)
-
-
-def test_other_mistakes_of_a_file_keep_their_traceback(tmp_path):
-    (tmp_path / 'mine.py').write_text('def get_config():\n    return len(3)\n')
-    with pytest.raises(TypeError, match='has no len'):
-        configs.load(str(tmp_path / 'mine.py'))
 
 
 def test_a_config_that_was_changed_after_it_was_loaded_is_checked_again(tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from reasonjax import bounds, evaluate, programs, randomness, sample, train
+from reasonjax import bounds, config_names, evaluate, programs, randomness, sample, train
 from reasonjax import config as configs
 from reasonjax.bounds import AtLeast, BelowOne, Between, Fraction, OneOf, Positive, PositiveOrInfinite, Seed
 from reasonjax.errors import UserError
@@ -29,7 +29,7 @@ NAN, INF = math.nan, math.inf
 def public_functions():
     for slot, modules in configs.SLOTS.items():
         for module in modules:
-            for name, function in configs.functions(importlib.import_module(module)).items():
+            for name, function in config_names.functions(importlib.import_module(module)).items():
                 yield f'{slot}.{name}', function
 
 

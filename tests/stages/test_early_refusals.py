@@ -77,8 +77,6 @@ OPENED = {
     'a filter without an adapter': (dict(lora__adapter__name='none'), 'config.filter.name=lora: no low-rank weights here'),
     'a pattern': (dict(lora__adapter__target_modules='("layers/atention/*",)'), '"layers/atention/*" matches no matrix'),
     'a filter': (dict(lora__filter__name='paths', lora__filter__include='("nothing",)'), 'pattern "nothing" matches no weight'),
-    'a rank': (dict(lora__adapter__r=0), 'config.adapter.r'),
-    'bits': (dict(lora__adapter__quantise='nf5'), 'config.adapter.quantise="nf5": unknown'),
     'a block': (dict(lora__adapter__quantise='int8', lora__adapter__quantise_block=7), 'config.adapter.quantise_block=7'),
     'a dtype': (dict(lora__optimizer__mu_dtype='floot32'), 'floot32'),
 }

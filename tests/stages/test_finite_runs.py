@@ -11,6 +11,7 @@ from reasonjax.config import to_json
 from reasonjax.errors import UserError
 from reasonjax.stages import loop
 from reasonjax.stages import run as runs
+from reasonjax.stages.opening import saved
 from reasonjax.stages.run import run, trained
 from reasonjax.weights import finite
 
@@ -67,7 +68,7 @@ def test_earlier_checkpoints_stay_and_the_same_command_says_it_again(tmp_path):
         with pytest.raises(UserError, match=r'^stage train, step 3: 8,416 of .* Earlier checkpoints stay\.$'):
             run(settings, tmp_path / 'run')
         assert steps_saved(tmp_path / 'run') == [1, 2]
-    finite.check(runs.saved(tmp_path / 'run').params, 'here')
+    finite.check(saved(tmp_path / 'run').params, 'here')
 
 
 def test_they_are_not_evaluated(tmp_path):

@@ -107,7 +107,7 @@ def test_a_loss_is_noted_once(work, capsys):
         run(config(), work)
     run(config(), work)
     run(config(), work)
-    assert 'warning' not in capsys.readouterr().err
+    assert 'are gone' not in capsys.readouterr().err
     assert sum('records_lost' in r for r in records(work)) == 1
 
 
