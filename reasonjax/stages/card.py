@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from reasonjax import config as configs
+from reasonjax.files import json_object
 from reasonjax.metrics import percent
 from reasonjax.model.pretrained import Folder
 from reasonjax.stages.context import Run, places, settings
@@ -124,7 +125,7 @@ def _front_matter(folder: Folder | None, made: Sequence[Made], adapter: bool) ->
 def _license(folder: Folder) -> dict[str, str]:
     """The licence that the base's own card states."""
     file = folder.path / 'README.md'
-    parts = file.read_text(encoding='utf-8').split('---', 2) if file.is_file() else []
+    parts = file.read_text(encoding='utf-8', errors='replace').split('---', 2) if file.is_file() else []
     front = parts[1] if len(parts) == 3 and not parts[0].strip() else ''
     return dict(re.findall(r'^(license(?:_name|_link)?): *(\S.*)$', front, re.MULTILINE))
 
@@ -183,4 +184,4 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _json(path: pathlib.Path) -> dict:
-    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    return json_object(path) if path.is_file() else {}

@@ -150,7 +150,8 @@ def test_what_a_template_raises_is_one_line(folder, body, words):
     "{{ 'x' * 12 }}{{ 3 * 'ab' }}{{ [1] * 2 + [3] }}{{ 'a' + 'b' ~ 4 ~ none }}{{ 2 ** 10 }}{{ 7 % 4 }}{{ -7 // 2 }}",
     "{{ '%5d|%-5s|%.2f|%%' % (7, 'ab', 1.5) }}{{ '%(a)s' % {'a': 1} }}{{ '{:>8}{!r:{}}'.format('x', 'y', 6) }}{{ 'at 20250101'|format }}",
     "{{ 'x'|center(9) }}{{ 'x'.ljust(4) }}{{ 'a b a'.replace('a', 'cc') }}{{ 'a b'|replace(' ', '') }}{{ ', '.join(['a', 'b']) }}",
-    r"{{ ['a', 1]|join('-') }}{{ 'a\nb'|indent(3) }}{{ messages|tojson }}{{ messages|tojson(indent=2) }}{{ [1, 2, 3]|batch(2)|list }}{{ [3, 1, 2]|slice(2)|list }}{{ 'ba'|sort }}",
+    r"{{ ['a', 1]|join('-') }}{{ 'a\nb'|indent(3) }}{{ messages|tojson }}{{ messages|tojson(indent=2) }}{{ [1, 2, 3]|batch(2)|list }}",
+    "{{ [3, 1, 2]|slice(2)|list }}{{ [3, 1, 2]|slice(2, 'x')|list }}{{ 'ba'|sort }}{{ messages|sort(attribute='role', reverse=true) }}",
     "{% set x %}[{{ messages[0].role }}]{% endset %}{{ x }}{{ {'a': [1, (2,)]} }}{{ messages|map(attribute='role')|list }}",
     "{% set n = namespace(l=[], t='') %}{% for m in messages %}{% set n.l = n.l + [m.role] %}"
     '{% set n.t = n.t ~ m %}{% endfor %}{{ n.l }}{{ n.t }}{{ n }}',
