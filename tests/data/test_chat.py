@@ -3,6 +3,7 @@
 The weights are held against what the assistant says, spelt out by hand and found in the text by the tokenizer's offsets.
 """
 
+import functools
 import json
 
 import numpy as np
@@ -347,7 +348,13 @@ def test_a_user_may_spell_special_tokens(styles):
 @pytest.mark.parametrize(
     ('columns', 'message'),
     [
-        ({'tools': 'add'}, 'column "tools" is text, but not JSON'),
+        ({'tools': 'add'}, 'column "tools", which is text: not valid JSON'),
+        ({'tools': '[' * 100_000}, 'column "tools", which is text: not usable JSON .nested too deeply'),
+        ({'tools': '[{"name": ' + '9' * 5000 + '}]'}, 'column "tools", which is text: not usable JSON .Exceeds the limit'),
+        ({'tools': r'[{"name": "\ud800"}]'}, 'column "tools", which is text: holds half a character'),
+        ({'tools': functools.reduce(lambda inner, _: [{'items': inner}], range(5000), None)}, 'column "tools" is nested too deeply'),
+        ({'chat_template_kwargs': '[' * 100_000}, 'column "chat_template_kwargs", which is text: not usable JSON'),
+        ({'chat_template_kwargs': '{"a": ' + '9' * 5000 + '}'}, 'column "chat_template_kwargs", which is text: not usable JSON'),
         ({'tools': {'name': 'add'}}, 'column "tools" must be a list of JSON schemas'),
         ({'chat_template_kwargs': [1]}, 'column "chat_template_kwargs" must map'),
         ({'chat_template_kwargs': {'tokenize': True}}, '"tokenize" is not a variable of a chat template'),
