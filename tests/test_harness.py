@@ -213,6 +213,8 @@ def test_generation_settings(opened, caplog):
         ({'temprature': 1}, 'generation_kwargs: "temprature" is not known. Did you mean "temperature"?'),
         ({'num_beams': 4}, '"num_beams" is not known. Known: do_sample, max_completion_tokens, max_gen_toks'),
         ({'do_sample': True, 'temperature': 0}, 'contradiction'),
+        ({'do_sample': 'false'}, "do_sample must be true or false, got 'false'"),
+        ({'do_sample': [True]}, 'do_sample must be'),
         ({'temperature': 'warm'}, 'must be numbers'),
         ({'temperature': 1, 'top_p': 2}, 'top_p=2'),
         ({'until': 3}, 'until must be'),

@@ -45,8 +45,8 @@ def find(path: str, kind: str) -> list[File]:
     """Finds the files of a data set, in sorted order.
 
     Args:
-        path: a file; a folder, of which hidden files and `METADATA` are left out, and whose files may lie in folders 'column=value'; or a glob
-            pattern, in which ** stands for any folders.
+        path: a file; a folder, of which hidden files and `METADATA` are left out, and whose files may lie in folders
+            'column=value'; or a glob pattern, in which ** stands for any folders.
         kind: of `ENDINGS`.
 
     Raises:
