@@ -14,6 +14,7 @@ from reasonjax.errors import UserError, nearest, one_line
 # A JSON escape of half a character (U+D800 to U+DFFF): such text cannot be encoded, so no tokenizer and no file takes it.
 _HALF = re.compile(r'\\u[dD][89abABc-fC-F]')
 _SURROGATE = re.compile('[\ud800-\udfff]')
+POINTER = 'is what Git LFS keeps in place of a file; get the file itself (git lfs pull)'
 
 
 def reason(error: OSError) -> str:
@@ -54,6 +55,11 @@ def open_file(file: str | os.PathLike) -> BinaryIO:
         opened.close()
         raise UserError(f'{file}: cannot be read (a pipe or a device, not a file).')
     return opened
+
+
+def is_pointer(start: bytes) -> bool:
+    """Whether a file that begins so is a pointer of Git LFS: what a clone holds where LFS is not installed."""
+    return start.startswith(b'version https://git-lfs')
 
 
 def read_bytes(file: str | os.PathLike) -> bytes:

@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('prompts', nargs='*', help='prompts; none: a line each of --file, or of standard input')
     parser.add_argument('--workdir', required=True, help='of the run whose checkpoint is used')
     parser.add_argument('--stage', default='', help='training stage to take (default: the last that has a checkpoint)')
-    parser.add_argument('--file', help='prompts: one a line, or JSONL rows with a "prompt" (.jsonl, .json); .gz too')
+    parser.add_argument('--file', help='prompts: one a line, or rows with a "prompt" (.jsonl, .json, .parquet); .gz too')
     parser.add_argument('--chat', action='store_true', help='put each prompt through the chat template, as a user message')
     parser.add_argument('--samples', type=flag(AtLeast(1)), default=1, help='completions per prompt (default 1)')
     parser.add_argument('--max_tokens', type=flag(AtLeast(0)), default=0, help="longest completion (default: the run's evaluation setting)")

@@ -23,6 +23,7 @@ from reasonjax.data.messages import THOUGHTS, checked, tool_names
 from reasonjax.data.tokenizers import Message, Tokenizer
 from reasonjax.data.tokenizers.templates import MARK, words
 from reasonjax.errors import UserError, nearest
+from reasonjax.files import parse_json
 
 # What closes a thought in most templates that write one.
 _CLOSING = '</think>'
@@ -70,7 +71,10 @@ def conversation(messages: Sequence[Message], example: Mapping[str, Any], name: 
     Raises:
         UserError: see `reasonjax.data.messages.checked`; or a column that is not what its name says.
     """
-    tools = _without_nulls(_parsed(example.get('tools'), 'tools')) or None
+    try:
+        tools = _without_nulls(_parsed(example.get('tools'), 'tools')) or None
+    except RecursionError as error:
+        raise UserError('column "tools" is nested too deeply') from error
     if tools is not None and not is_chat(tools):
         raise UserError('column "tools" must be a list of JSON schemas')
     template_kwargs = _parsed(example.get('chat_template_kwargs'), 'chat_template_kwargs') or {}
@@ -316,12 +320,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _parsed(value: Any, name: str) -> Any:
     """A column that tables of fixed types hold as JSON."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise UserError(f'column "{name}" is text, but not JSON ({error.msg} at column {error.colno})') from error
+    return parse_json(value, f'column "{name}", which is text') if isinstance(value, str) else value
 
 
 def _without_nulls(value: Any) -> Any:

@@ -57,9 +57,12 @@ def _functions(tools: Sequence[Mapping[str, Any]] | None) -> list[Mapping[str, A
 
 def _checked(message: Message, where: str, known: Mapping[str, Any]) -> Message:
     role = message.get('role')
-    if not isinstance(role, str):
+    if role is not None and not isinstance(role, str):
+        raise UserError(f'{where}: "role" must be text, found {type(role).__name__}')
+    if role is None:
+        hint = nearest('role', message.keys() - {'role'})
         raise UserError(
-            f'{where} has no "role"; keys found: {listing(message)}.{nearest("role", message)} The transform "messages" renames keys'
+            f'{where} has no "role"; keys found: {listing(message)}.{hint} The transform "messages" renames keys'
         )
     where = f'{where} ({role})'
     clean = {key: value for key, value in message.items() if value is not None}
@@ -70,8 +73,9 @@ def _checked(message: Message, where: str, known: Mapping[str, Any]) -> Message:
             raise UserError(f'{where} has "{key}", which chat templates do not read; {way}')
     said = ('content', 'tool_calls', *THOUGHTS) if role == 'assistant' else ('content',)
     if all(clean.get(key) is None for key in said):
+        null = ' (it is null)' if 'content' in message else ''
         raise UserError(
-            f'{where} has no "content"; keys found: {listing(message)}.{nearest("content", message.keys() - {"content"})}'
+            f'{where} has no "content"{null}; keys found: {listing(message)}.{nearest("content", message.keys() - {"content"})}'
         )
     if 'content' in clean:
         clean['content'] = _content(clean, where)

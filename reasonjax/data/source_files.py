@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from reasonjax.errors import UserError, one_line
-from reasonjax.files import expanded, nearest_name, open_file, read_bytes, reason
+from reasonjax.files import POINTER, expanded, is_pointer, nearest_name, open_file, read_bytes, reason
 
 # Of a folder, the files with the first of these endings (in whatever case) that any has.
 ENDINGS = {
@@ -21,13 +21,15 @@ ENDINGS = {
 }
 GZIP, PARQUET = b'\x1f\x8b', b'PAR1'
 UNPACKED = 2**30, 100  # a packed file is read up to so many bytes, and so many more for each of its own
+METADATA = ('dataset_info.json', 'dataset_infos.json', 'dataset_dict.json', 'state.json')  # of the datasets library, beside its data
 NOTHING = '__HIVE_DEFAULT_PARTITION__'  # how a folder is called where the column has no value
 TABLE = 'is a table of text; convert it: pandas.read_csv("{}"{}).to_json("rows.jsonl", orient="records", lines=True)'
+ARCHIVES = ('.zip', '.zst', '.bz2', '.xz', '.7z', '.tar', '.tgz', '.tar.gz')
 OTHERS = {
     '.csv': TABLE.format('FILE', ''),
     '.tsv': TABLE.format('FILE', ', sep="\\t"'),
     '.xlsx': 'is a spreadsheet; convert it: pandas.read_excel("FILE").to_json("rows.jsonl", orient="records", lines=True)',
-    **dict.fromkeys(('.zip', '.zst', '.bz2', '.xz', '.7z', '.tar', '.tgz'), 'is an archive; unpack it first (gzip alone is read as it is)'),
+    **dict.fromkeys(ARCHIVES, 'is an archive; unpack it first (gzip alone is read as it is)'),
     **dict.fromkeys(('.arrow', '.feather'), 'is an Arrow file; convert it: datasets.load_from_disk("FOLDER").to_parquet("FILE")'),
 }
 
@@ -43,8 +45,8 @@ def find(path: str, kind: str) -> list[File]:
     """Finds the files of a data set, in sorted order.
 
     Args:
-        path: a file; a folder, of which hidden files are left out, and whose files may lie in folders 'column=value'; or a glob
-            pattern, in which ** stands for any folders.
+        path: a file; a folder, of which hidden files and `METADATA` are left out, and whose files may lie in folders
+            'column=value'; or a glob pattern, in which ** stands for any folders.
         kind: of `ENDINGS`.
 
     Raises:
@@ -74,8 +76,11 @@ def _of_folder(folder: pathlib.Path, path: str, kind: str) -> list[File]:
     parts = [entry for entry in entries if _is_partition(entry)]
     for files in ([entry for entry in entries if entry not in parts], sorted(file for part in parts for file in _within(part))):
         for ending in ENDINGS[kind]:
-            if chosen := [file for file in files if file.name.lower().endswith(ending)]:
+            if chosen := [file for file in files if file.name.lower().endswith(ending) and file.name not in METADATA]:
                 return _with_columns(chosen, len(folder.parts))
+    below = sorted({file.parent for ending in ENDINGS[kind] for entry in entries for file in entry.glob(f'*{ending}')})
+    if below:
+        raise UserError(f'source.path: folder {path} holds no *.{kind} files; {below[0]} does: give the folder that is meant')
     holding = ', '.join(entry.name for entry in entries[:8]) + (', ...' if len(entries) > 8 else '') if entries else 'nothing'
     raise UserError(f'source.path: folder {path} holds no *.{kind} files; it holds: {holding}{advice(entries[0], kind) if entries else ""}')
 
@@ -134,6 +139,8 @@ def content(file: pathlib.Path) -> bytes:
 def advice(file: pathlib.Path, kind: str, start: bytes = b'') -> str:
     """Says what to do with a file that does not hold what its source reads; '' where its name and its first bytes tell nothing."""
     name = file.name.lower()
+    if is_pointer(start):
+        return f'; {file.name} {POINTER}'
     other = next((text for ending, text in OTHERS.items() if name.endswith(ending)), '')
     if kind == 'jsonl' and (start.startswith(PARQUET) or name.endswith(ENDINGS['parquet'])):
         other = 'is a Parquet file: source.name=parquet reads it'

@@ -17,6 +17,9 @@ from reasonjax.bounds import AtLeast
 from reasonjax.data import source_files
 from reasonjax.errors import UserError, listing, nearest, one_line
 
+# What a value may raise as it is turned into Python's: bytes that are no text, a date beyond the year 9999, a time zone that nobody knows.
+_UNREADABLE = (ValueError, OverflowError, KeyError)
+
 
 @dataclass(frozen=True, repr=False)
 class Source:
@@ -85,7 +88,7 @@ def jsonl(*, path: str, limit: AtLeast(1) | None = None) -> Source:
         if broken:
             raise UserError(
                 f'{broken[0]}; {_count(len(broken), "bad line")}, {_count(len(rows) - before, "valid row")} in this file'
-                f'{source_files.advice(file, "jsonl", content[:8])}'
+                f'{source_files.advice(file, "jsonl", content[:64])}'
             )
     return _limited(f'jsonl:{path}', rows, places, digest, limit)
 
@@ -149,10 +152,12 @@ def parquet(*, path: str, limit: AtLeast(1) | None = None) -> Source:
             if number > 2**20 + 100 * len(content):
                 raise UserError(f'{file}: has {len(content):,} bytes and {number:,} rows; nothing of this size is read')
             table = pq.read_table(pa.BufferReader(content))
-        except (pa.ArrowException, OSError, MemoryError) as error:
+        except UserError:
+            raise
+        except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
             raise UserError(
                 f'{file}: not a readable Parquet file ({one_line(str(error))}); '
-                f'{_count(len(rows), "valid row")} in the files before it{source_files.advice(file, "parquet", content[:8])}'
+                f'{_count(len(rows), "valid row")} in the files before it{source_files.advice(file, "parquet", content[:64])}'
             ) from error
         start = len(rows)
         rows.extend(_rows(table, file))
@@ -246,12 +251,14 @@ def _count(number: int, noun: str) -> str:
 def _rows(table: Any, file: pathlib.Path) -> list[dict[str, Any]]:
     try:
         return table.to_pylist()
-    except UnicodeDecodeError:
+    except _UNREADABLE:
         for i in range(table.num_rows):
             try:
                 table.slice(i, 1).to_pylist()
             except UnicodeDecodeError as error:
                 raise UserError(f'{file}:{i + 1}: holds text that is not UTF-8 ({error.reason}, byte {error.start + 1})') from error
+            except _UNREADABLE as error:
+                raise UserError(f'{file}:{i + 1}: holds a value that Python cannot ({one_line(str(error))})') from error
         raise
 
 

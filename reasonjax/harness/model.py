@@ -326,6 +326,8 @@ def _drawing(given: dict) -> dict:
         numbers = {name: (int if name == 'top_k' else float)(value) for name, value in given.items() if name != 'do_sample'}
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f'generation_kwargs: temperature, top_k, top_p and min_p must be numbers, got {given}.') from error
+    if given.get('do_sample') not in (None, True, False):  # 'false' would sample
+        raise UserError(f'generation_kwargs: do_sample must be true or false, got {given["do_sample"]!r}.')
     temperature = numbers.pop('temperature', None)
     if not given.get('do_sample', bool(temperature)):
         if temperature:

@@ -15,7 +15,7 @@ SIZES = {
     'vocab_size': 2**27, 'hidden_size': 2**24, 'intermediate_size': 2**24, 'moe_intermediate_size': 2**24, 'head_dim': 2**20,
     'num_attention_heads': 2**20, 'num_key_value_heads': 2**20, 'num_hidden_layers': 10_000, 'num_experts': 2**16,
     'num_local_experts': 2**16, 'num_experts_per_tok': 2**16, 'max_position_embeddings': 2**40, 'sliding_window': 2**40,
-    'original_max_position_embeddings': 2**40,
+    'original_max_position_embeddings': 2**40, 'num_labels': 2**16,  # transformers makes a name for each label
 }  # fmt: skip
 NUMBERS = ('rms_norm_eps', 'rope_theta', 'rope_local_base_freq', 'partial_rotary_factor', 'query_pre_attn_scalar',
            'attn_logit_softcapping', 'final_logit_softcapping')  # fmt: skip

@@ -47,6 +47,7 @@ TYPES = {
     'target_modules': NAMES, 'exclude_modules': NAMES, 'bias': 'a name', 'rank_pattern': PATTERNS, 'alpha_pattern': PATTERNS,
 }  # fmt: skip
 SECONDS = 1.0  # that one pattern may take to be compared with a name
+REPEATS = 10_000  # in a pattern, the product of all counts: it is compiled with as many copies
 # Ways to start A and B that leave the base as it is.
 NEUTRAL_STARTS = (True, False, None, 'gaussian', 'eva', 'orthogonal', 'mica')
 LISTED = 12
@@ -129,10 +130,10 @@ def _settings(path: pathlib.Path) -> dict:
                 raise UserError(f'{file}: {name}: {one_line(pattern, 80)}: expected {wanted}, found {one_line(repr(value), 80)}.')
     kind = settings.get('peft_type')
     if kind != 'LORA':
-        raise UserError(f'{file}: an adapter of type {kind}; only LORA is supported.')
+        raise UserError(f'{file}: an adapter of type {one_line(str(kind), 80)}; only LORA is supported.')
     bias, start = settings.get('bias', 'none'), settings.get('init_lora_weights', True)
     refused = [one_line(f'{name}={value}', 80) for name, value in settings.items() if value and name not in UNDERSTOOD]
-    refused += [] if bias == 'none' else [f'bias={bias}']
+    refused += [] if bias == 'none' else [f'bias={one_line(str(bias), 80)}']
     other_start = f'init_lora_weights={one_line(str(start), 80)} (which changes the base; convert it to plain LoRA in PEFT)'
     refused += [] if start in NEUTRAL_STARTS else [other_start]
     if refused:
@@ -185,6 +186,9 @@ def _check_finite(path: pathlib.Path, pairs: Mapping[str, Pair], copies: Mapping
 def _by_pattern(path: pathlib.Path, settings: dict, name: str, module: str, otherwise: Any) -> Any:
     """The value of the first pattern that matches the end of a module's name, as PEFT picks it."""
     for pattern, value in (settings.get(name) or {}).items():
+        counts = [int(count[:9]) for braces in re.findall(r'\{([\d,\s]*)\}', pattern) for count in re.findall(r'\d+', braces)]
+        if math.prod(max(1, count) for count in counts) > REPEATS:
+            raise UserError(f'{path / CONFIG}: {name}: "{one_line(pattern, 80)}" repeats a part more than {REPEATS:,} times.')
         try:
             if regex.match(rf'(.*\.)?({pattern})$', module, timeout=SECONDS):
                 return value
@@ -245,7 +249,9 @@ def _place(module: str, dense: Mapping[str, Any]) -> tuple[tuple[str, ...], tupl
     """The leaves of a module, its place in their stacked axes, and what speaks against it."""
     if any(len(number) > 9 for number in re.findall(r'\d+', module)):
         return (), (), 'no such module'
-    template, index = re.sub(r'(?<=\.)\d+(?=\.)', '{}', module), tuple(map(int, re.findall(r'(?<=\.)\d+(?=\.)', module)))
+    # Spelt in one way only, so that no two modules are one place.
+    number = r'(?<=\.)(?:0|[1-9][0-9]*)(?=\.)'
+    template, index = re.sub(number, '{}', module), tuple(map(int, re.findall(number, module)))
     parts = _table().get(template, ())
     if parts in (('embed',), ('head',)) and 'head' not in dense:
         return parts, index, 'the head of this model is its embedding, and PEFT adapts one without the other'

@@ -12,7 +12,7 @@ import numpy as np
 import safetensors
 
 from reasonjax.errors import UserError, listing, one_line
-from reasonjax.files import json_object, open_file, reason
+from reasonjax.files import POINTER, is_pointer, json_object, open_file, reason
 
 TYPES = {'BF16': jnp.bfloat16, 'F16': np.float16, 'F32': np.float32, 'F64': np.float64}
 INDEX = 'model.safetensors.index.json'
@@ -91,6 +91,8 @@ def tensors_of(file: pathlib.Path) -> dict[str, Stored]:
       UserError: no file, not readable, damaged, or tensors of another dtype.
     """
     with open_file(file) as opened:
+        if is_pointer(opened.peek(64)):
+            raise UserError(f'{file} {POINTER}.')
         # The library checks the header, and that the file is as long as it says.
         try:
             with safetensors.safe_open(file, framework='numpy'):

@@ -130,7 +130,7 @@ def _front_matter(folder: Folder | None, made: Sequence[Made], adapter: bool) ->
 def _license(folder: Folder) -> dict[str, str]:
     """The licence that the base's own card states."""
     file = folder.path / 'README.md'
-    parts = files.read_text(file).split('---', 2) if file.is_file() else []
+    parts = files.read_bytes(file).decode('utf-8', 'replace').split('---', 2) if file.is_file() else []
     front = parts[1] if len(parts) == 3 and not parts[0].strip() else ''
     return dict(re.findall(r'^(license(?:_name|_link)?): *(\S.*)$', front, re.MULTILINE))
 

@@ -73,10 +73,14 @@ def read_prompts(options: argparse.Namespace) -> Iterator[str | list]:
 def _in_file(path: pathlib.Path) -> Iterator[str | list]:
     if not os.path.lexists(path):
         raise UserError(f'--file: no file {path}.{files.nearest_name(path)}')
-    if not path.name.lower().endswith(source_files.ENDINGS['jsonl']):
+    name = path.name.lower()
+    kind = next((kind for kind, endings in source_files.ENDINGS.items() if name.endswith(endings)), '')
+    if not kind:
+        if other := source_files.advice(path, kind):  # its header, or its bytes, would be a prompt
+            raise UserError(f'--file: {path}{other}.')
         yield from _lines(files.decode(source_files.content(path), str(path)))
         return
-    rows = sources.jsonl(path=str(path))
+    rows = {'jsonl': sources.jsonl, 'parquet': sources.parquet}[kind](path=str(path))
     for i in range(len(rows)):
         if 'prompt' not in rows[i]:
             raise UserError(f'{rows.where(i)}: no column "prompt".')

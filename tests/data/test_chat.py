@@ -3,6 +3,7 @@
 The weights are held against what the assistant says, spelt out by hand and found in the text by the tokenizer's offsets.
 """
 
+import functools
 import json
 
 import numpy as np
@@ -327,7 +328,10 @@ def test_what_a_template_drops_later_had_its_time(tmp_path, hugging_face_folder)
         ([ASK, thinking(SAY, 'a<|im_end|>')], r'message 2 \(assistant\) spells the token "<\|im_end\|>"'),
         ([ASK, {'role': 'assistant', 'contnet': 'x'}], r'message 2 \(assistant\) has no "content"; .* Did you mean "contnet"'),
         ([{'from': 'human', 'value': 'x'}, SAY], r'message 1 has no "role"; keys found: from, value.*transform "messages"'),
-        ([ASK, {'role': 'assistant', 'content': None}], r'message 2 \(assistant\) has no "content"'),
+        ([ASK, {'role': 'assistant', 'content': None}], r'message 2 \(assistant\) has no "content" \(it is null\); [^.]*\.$'),
+        ([ASK, {'role': 5, 'content': 'x'}], 'message 2: "role" must be text, found int$'),
+        ([ASK, {'role': ['assistant'], 'content': 'x'}], 'message 2: "role" must be text, found list$'),
+        ([ASK, {'role': None, 'content': 'x'}], r'message 2 has no "role"; keys found: content, role\. The transform'),
     ],
 )
 def test_conversations_that_are_refused(styles, messages, message):
@@ -344,7 +348,13 @@ def test_a_user_may_spell_special_tokens(styles):
 @pytest.mark.parametrize(
     ('columns', 'message'),
     [
-        ({'tools': 'add'}, 'column "tools" is text, but not JSON'),
+        ({'tools': 'add'}, 'column "tools", which is text: not valid JSON'),
+        ({'tools': '[' * 100_000}, 'column "tools", which is text: not usable JSON .nested too deeply'),
+        ({'tools': '[{"name": ' + '9' * 5000 + '}]'}, 'column "tools", which is text: not usable JSON .Exceeds the limit'),
+        ({'tools': r'[{"name": "\ud800"}]'}, 'column "tools", which is text: holds half a character'),
+        ({'tools': functools.reduce(lambda inner, _: [{'items': inner}], range(5000), None)}, 'column "tools" is nested too deeply'),
+        ({'chat_template_kwargs': '[' * 100_000}, 'column "chat_template_kwargs", which is text: not usable JSON'),
+        ({'chat_template_kwargs': '{"a": ' + '9' * 5000 + '}'}, 'column "chat_template_kwargs", which is text: not usable JSON'),
         ({'tools': {'name': 'add'}}, 'column "tools" must be a list of JSON schemas'),
         ({'chat_template_kwargs': [1]}, 'column "chat_template_kwargs" must map'),
         ({'chat_template_kwargs': {'tokenize': True}}, '"tokenize" is not a variable of a chat template'),

@@ -75,6 +75,9 @@ LARGE = {
     'join one text many times': "{% set x = 'a' * 1000000 %}{{ ([x] * 1000000)|join }}",
     'indent': r"{{ ('a\n' * 100000)|indent(1000000) }}",
     'json': '{{ [1, [2]]|tojson(indent=2000000000) }}',
+    'slices': '{{ [1]|slice(100000000000)|list }}',
+    'characters to sort': "{{ ('x' * 16000000)|sort }}",
+    'a wide date': "{{ strftime_now('%100000d' * 2000000)|length }}",
     'batch': "{{ [1]|batch(100000000000, 'x')|list }}",
     'translate': "{% set x = 'a' * 1000000 %}{{ x.translate({97: x}) }}",
     'sum of lists': '{{ ([[0] * 1000000] * 100000)|sum(start=[])|length }}',
@@ -148,6 +151,7 @@ def test_what_a_template_raises_is_one_line(folder, body, words):
     "{{ '%5d|%-5s|%.2f|%%' % (7, 'ab', 1.5) }}{{ '%(a)s' % {'a': 1} }}{{ '{:>8}{!r:{}}'.format('x', 'y', 6) }}{{ 'at 20250101'|format }}",
     "{{ 'x'|center(9) }}{{ 'x'.ljust(4) }}{{ 'a b a'.replace('a', 'cc') }}{{ 'a b'|replace(' ', '') }}{{ ', '.join(['a', 'b']) }}",
     r"{{ ['a', 1]|join('-') }}{{ 'a\nb'|indent(3) }}{{ messages|tojson }}{{ messages|tojson(indent=2) }}{{ [1, 2, 3]|batch(2)|list }}",
+    "{{ [3, 1, 2]|slice(2)|list }}{{ [3, 1, 2]|slice(2, 'x')|list }}{{ 'ba'|sort }}{{ messages|sort(attribute='role', reverse=true) }}",
     "{% set x %}[{{ messages[0].role }}]{% endset %}{{ x }}{{ {'a': [1, (2,)]} }}{{ messages|map(attribute='role')|list }}",
     "{% set n = namespace(l=[], t='') %}{% for m in messages %}{% set n.l = n.l + [m.role] %}"
     '{% set n.t = n.t ~ m %}{% endfor %}{{ n.l }}{{ n.t }}{{ n }}',

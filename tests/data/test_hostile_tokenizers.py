@@ -73,6 +73,12 @@ def test_files_that_hold_no_object(folder, name, content):
     assert f'{folder / name}: ' in refusal(opened, folder)
 
 
+@pytest.mark.parametrize('name', ['tokenizer.json', 'tokenizer.model', 'tokenizer_config.json'])
+def test_a_clone_without_its_large_files(folder, name):
+    put(folder / name, 'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n')
+    assert f'{folder}/{name} is what Git LFS keeps in place of a file; get the file itself (git lfs pull)' in refusal(opened, folder)
+
+
 @pytest.mark.parametrize('content', ['', '[1]', '5', 'null', '"x"', b'\xff', bytes(range(256))])
 def test_a_vocabulary_that_is_no_object(folder, content):
     put(folder / 'tokenizer.json', content)
@@ -121,6 +127,14 @@ def test_no_template_however_it_is_written(folder, template):
 def test_ends_that_are_no_ids(folder, eos):
     edit(folder / 'generation_config.json', 'eos_token_id', to=eos)
     assert 'generation_config.json: eos_token_id ' in refusal(opened, folder)
+
+
+@pytest.mark.parametrize(
+    'key, value', [('suppress_tokens', 'abc'), ('suppress_tokens', 5), ('suppress_tokens', ['a', 1]), ('suppress_tokens', [None]),
+                   ('pad_token_id', 'x'), ('pad_token_id', True), ('bos_token_id', [1]), ('bos_token_id', 1.0)])  # fmt: skip
+def test_settings_of_generation_that_an_export_keeps(folder, key, value):
+    edit(folder / 'generation_config.json', key, to=value)
+    assert f'generation_config.json: {key}: expected ' in refusal(opened, folder)
 
 
 TOKEN = {'id': 330, 'content': '<new>', 'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False, 'special': True}

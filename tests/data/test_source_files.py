@@ -168,6 +168,8 @@ def test_a_column_that_the_file_has_too(tmp_path):
 # What is refused.
 
 
+LFS = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n'
+
 PACKED = gzip.compress(lines(*[{'a': str(i) * i} for i in range(200)]), mtime=0)
 
 
@@ -232,7 +234,11 @@ def test_files_without_rows(tmp_path, content):
         ('x.xlsx', b'PK\x03\x04', 'jsonl', 'pandas.read_excel'),
         ('x.zip', b'PK\x03\x04', 'jsonl', 'unpack it first'),
         ('x.jsonl.zst', b'\x28\xb5\x2f\xfd', 'jsonl', 'unpack it first'),
+        ('x.tar.gz', gzip.compress(b'x.jsonl' + bytes(505)), 'jsonl', 'unpack it first'),
         ('x.arrow', b'ARROW1', 'jsonl', 'is an Arrow file'),
+        ('x.jsonl', LFS, 'jsonl', 'git lfs pull'),
+        ('x.json', LFS, 'jsonl', 'git lfs pull'),
+        ('x.parquet', LFS, 'parquet', 'git lfs pull'),
         ('x.jsonl', b'PAR1' + bytes(20), 'jsonl', 'is a Parquet file: source.name=parquet reads it'),
         ('x.parquet', lines(A), 'parquet', 'holds JSON: source.name=jsonl reads it'),
         ('x.csv', 'a,b\n1,2\n', 'parquet', 'is a table of text'),
@@ -248,7 +254,36 @@ def test_a_folder_of_another_kind_says_what_to_do(tmp_path):
     write(tmp_path / 'x.csv', 'a,b\n')
     assert 'holds no *.jsonl files; it holds: x.csv; x.csv is a table of text' in refusal(tmp_path)
     table(tmp_path / 'sub' / 'b.parquet', B)  # folders that state no column may be splits: they are not thrown together
-    assert 'holds no *.parquet files; it holds: sub, x.csv' in refusal(tmp_path, 'parquet')
+    assert f'holds no *.parquet files; {tmp_path}/sub does: give the folder that is meant' in refusal(tmp_path, 'parquet')
+
+
+@pytest.mark.parametrize('name', ['dataset_info.json', 'dataset_infos.json', 'dataset_dict.json', 'state.json'])
+def test_what_the_datasets_library_writes_beside_its_data_is_no_row(tmp_path, name):
+    write(tmp_path / name, json.dumps({'splits': ['train']}))
+    write(tmp_path / 'data-00000-of-00001.arrow', b'ARROW1')
+    assert 'data-00000-of-00001.arrow is an Arrow file; convert it' in refusal(tmp_path)
+    write(tmp_path / 'train.json', lines(A))
+    assert read(tmp_path) == [A]
+
+
+UNREADABLE = {
+    'date value out of range': pa.array([2**63 - 1], pa.timestamp('us')),
+    'Mars/Phobos': pa.array([1], pa.timestamp('us', tz='Mars/Phobos')),
+}
+
+
+@pytest.mark.parametrize('reason', UNREADABLE)
+def test_values_that_python_does_not_have(tmp_path, reason):
+    column = pa.concat_arrays([pa.array([None], UNREADABLE[reason].type), UNREADABLE[reason]])
+    pq.write_table(pa.table({'a': column}), tmp_path / 'x.parquet')
+    message = refusal(tmp_path / 'x.parquet', 'parquet')
+    assert f'{tmp_path}/x.parquet:2: holds a value that Python cannot' in message and reason in message
+
+
+def test_a_column_whose_name_is_not_utf8(tmp_path):
+    path = table(tmp_path / 'x.parquet', {'qqqq': 1})
+    path.write_bytes(path.read_bytes().replace(b'qqqq', b'q\xff\xfeq'))
+    assert 'x.parquet: not a readable Parquet file (' in refusal(path, 'parquet')
 
 
 def test_parquet_of_a_few_bytes_and_billions_of_rows(tmp_path, monkeypatch):

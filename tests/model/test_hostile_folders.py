@@ -130,6 +130,14 @@ def test_what_is_no_file_does_not_hang(folder, name, kind):
     assert f'{file}: ' in message and ('cannot be read (' in message or 'a link to what is not there' in message)
 
 
+def test_a_clone_without_its_large_files(folder, adapter):
+    pointer = 'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n'
+    put(folder / WEIGHTS, pointer)
+    put(adapter / TENSORS, pointer)
+    for work, file in ((read, folder / WEIGHTS), (load, adapter / TENSORS)):
+        assert f'{file} is what Git LFS keeps in place of a file; get the file itself (git lfs pull)' in refusal(work, file.parent)
+
+
 def change_header(file, change):
     """Changes the header of a safetensors file; the tensors stay."""
     content = file.read_bytes()
@@ -188,12 +196,13 @@ def test_sizes(folder, name, value):
     ({'layer_types': ['full_attention'] * 10**6}, 'layer_types: expected a list with an entry for each layer, found a list of 1000000'),
     ({'layer_types': 5}, 'layer_types: expected a list'),
     ({'layer_types': [5, 5]}, 'config.json: '),
+    ({'num_labels': 10**12}, 'num_labels: expected an integer from 1 to'),
     ({'vocab_size': 10**12}, 'vocab_size: expected an integer from 1 to'),
     ({'num_attention_heads': 3}, 'config.json: '),
     ({'num_attention_heads': 4, 'num_key_value_heads': 3}, 'must divide heads=4'),
     ({'rms_norm_eps': 'small'}, "rms_norm_eps: expected a number, found 'small'"),
     ({'rms_norm_eps': float('nan')}, 'rms_norm_eps: expected a number, found nan'),
-    ({'rms_norm_eps': 0.0}, 'must be positive'),
+    ({'rms_norm_eps': 0.0}, 'norm_eps=0.0: must be above 0'),
     ({'rms_norm_eps': 10**400}, 'rms_norm_eps: expected a number'),
     ({'rope_parameters': 5}, 'rope_parameters: expected an object, found 5'),
     ({'rope_parameters': {'rope_type': 'default', 'rope_theta': 'x'}}, "rope_parameters.rope_theta: expected a number, found 'x'"),
@@ -263,6 +272,8 @@ def test_settings_of_adapters(adapter, name, value):
 @pytest.mark.parametrize('entries, words', [
     ({'unheard_of': ['x' * 10**6]}, 'not supported'),
     ({'init_lora_weights': ['x' * 10**6]}, 'init_lora_weights='),
+    ({'peft_type': ['x' * 10**6]}, 'an adapter of type '),
+    ({'bias': 'x' * 10**6}, 'bias=xxx'),
 ])  # fmt: skip
 def test_other_settings_of_adapters(adapter, entries, words):
     edit(adapter / SETTINGS, **entries)
@@ -274,6 +285,21 @@ def test_patterns_that_never_end(adapter):
     tensors = {PAIR.format(factor).replace('q_proj', 'a' * 60): value for factor, value in zip('AB', np.zeros((2, 3, 3), np.float32))}
     save_file(load_file(adapter / TENSORS) | tensors, adapter / TENSORS)
     assert f'{adapter}/{SETTINGS}: rank_pattern: "(a|aa)+!" takes more than 1 s to compare' in refusal(load, adapter)
+
+
+@pytest.mark.parametrize(
+    'pattern', ['a{100001}', '((a{1000}){1000}){1000}', '(a{1,999}){1,999}', '(a{,999}){999}', 'a{' + '9' * 5000 + '}']
+)
+@pytest.mark.parametrize('name', ['rank_pattern', 'alpha_pattern'])
+def test_patterns_that_would_fill_the_memory(adapter, pattern, name):
+    """A pattern is compiled with a copy of what it repeats for every time."""
+    edit(adapter / SETTINGS, **{name: {pattern: 3}})
+    assert f'{adapter}/{SETTINGS}: {name}: "{pattern[:80]}' in refusal(load, adapter)
+
+
+def test_patterns_that_count(adapter):
+    edit(adapter / SETTINGS, alpha_pattern={r'layers\.[0-9]{1,3}\.self_attn\.q_proj': 12}, rank_pattern={r'.{3}_attn\.q_pro[j]{1}': 3})
+    assert {pair.scale for pair in peft.read_adapter(adapter).pairs.values()} == {4.0}
 
 
 @pytest.mark.parametrize('name', [SETTINGS, TENSORS])
@@ -315,4 +341,15 @@ def test_layers_of_adapters(adapter):
         tensors[PAIR.format(factor).replace('.0.', f'.{number}.')] = tensors[PAIR.format(factor)]
     save_file(tensors, adapter / TENSORS)
     with pytest.raises(UserError, match='the adapter does not fit this model'):
+        load(adapter)
+
+
+@pytest.mark.parametrize('number', ['00', '01', '\u0660', '-0', '+0', '0_0', ' 0'])
+def test_a_layer_by_another_name_is_none(adapter, number):
+    """Two modules of one place: one of the two pairs would be lost."""
+    tensors = load_file(adapter / TENSORS)
+    for factor in 'AB':
+        tensors[PAIR.format(factor).replace('.0.', f'.{number}.')] = tensors[PAIR.format(factor)] + 1
+    save_file(tensors, adapter / TENSORS)
+    with pytest.raises(UserError, match='the adapter does not fit this model(.|\n)*no such module'):
         load(adapter)

@@ -88,6 +88,11 @@ def leak():
     kept.append(np.empty(int(0.3 * 2**30), np.uint8))
     return 4.0
 
+def shout():
+    print('\\x1b[2J\\x07\\u202e\\r')
+    print('\\x1b]0;x\\x07\\u2066', file=sys.stderr)
+    return 4.0
+
 def flood():
     for _ in range(1000):
         print('x' * 10_000)
@@ -148,7 +153,8 @@ ACTS = {
     'numpy memory': lambda: np.ones(2**33),
     'half': lambda: Half(4), 'decimal': lambda: decimal.Decimal(4), 'fraction': lambda: fractions.Fraction(4), 'true': lambda: True,
     'array': lambda: np.array(4.0), 'float16': lambda: np.float16(4), 'none': lambda: None, 'caught': fill_and_catch, 'flood': flood,
-    'thread': thread, 'raising thread': raising_thread, 'meddle': meddle, 'leak': leak, 'fork': fork, 'close files': close_files,
+    'shout': shout, 'thread': thread, 'raising thread': raising_thread, 'meddle': meddle, 'leak': leak, 'fork': fork,
+    'close files': close_files,
 }
 
 def acts(completions, **kwargs):
@@ -222,7 +228,7 @@ FAILS = {
 }  # fmt: skip
 PASSES = {
     'half': 0.5, 'decimal': 4, 'fraction': 4, 'true': 1, 'array': 4, 'float16': 4, 'none': np.nan, 'caught': 4, 'flood': 4, 'thread': 4,
-    'raising thread': 4, 'meddle': 4, 'fork': 4,
+    'raising thread': 4, 'shout': 4, 'meddle': 4, 'fork': 4,
 }  # fmt: skip
 KINDS = dict.fromkeys(('nan', 'infinite', 'giant', 'large'), 'nan')
 ENDS = ('kill', 'abort', 'crash', 'close files')  # in the same way as `die quietly`
@@ -301,6 +307,13 @@ def test_output_is_shown_up_to_a_limit(module, capfd):
     shown = capfd.readouterr()
     assert shown.out == '' and shown.err.startswith('xxx') and len(shown.err) < 3 * reward_worker.PRINTED
     assert 'more characters that rewards.key has printed are not shown' in shown.err
+
+
+def test_output_is_written_out(module, capfd):
+    """Reward functions print completions, and what is in these does not reach the terminal as it is."""
+    with pool_of('acts', workers=1) as pool:
+        score(pool, ['shout', 'a'])
+    assert capfd.readouterr().err == '\\x1b[2J\\x07\\u202e\\r\n\\x1b]0;x\\x07\\u2066\n'
 
 
 def test_an_interruption_by_the_user_passes_where_there_are_no_workers(module):

@@ -52,7 +52,8 @@ def hf(tmp_path_factory):
     folders.tokenizer().save_pretrained(path)
     ends = folders.tokenizer().convert_tokens_to_ids(['<|im_end|>', '<|endoftext|>'])
     (path / 'generation_config.json').write_text(json.dumps({'eos_token_id': ends, 'pad_token_id': ends[1], 'temperature': 0.6}))
-    (path / 'README.md').write_text('---\nlicense: apache-2.0\ntags: [x]\n---\n# Tiny\n')
+    # Of a stranger: not UTF-8.
+    (path / 'README.md').write_bytes('---\nlicense: apache-2.0\ntags: [x]\n---\n# Tiny café\n'.encode('latin-1'))
     (path / 'LICENSE').write_text('do as you like')
     return path
 

@@ -9,6 +9,8 @@ import types
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from reasonjax.data import tokenizers
@@ -62,6 +64,22 @@ def test_rows_are_prompts(tmp_path, name):
     content = '{"prompt": "a\u2028b"}\n\n{"prompt": [{"role": "user", "content": "c"}], "more": 1}\n'.encode()
     path = put(tmp_path / name, gzip.compress(content) if name.endswith('.gz') else content)
     assert read(file=path) == ['a\u2028b', [{'role': 'user', 'content': 'c'}]]
+
+
+@pytest.mark.parametrize('name', ['x.parquet', 'X.PQ'])
+def test_a_table_has_rows_too(tmp_path, name):
+    pq.write_table(pa.table({'prompt': ['a', 'b\n'], 'more': [1, 2]}), tmp_path / name)
+    assert read(file=tmp_path / name) == ['a', 'b\n']
+
+
+@pytest.mark.parametrize('name, words', [
+    ('x.csv', 'is a table of text; convert'), ('X.TSV', 'is a table of text'), ('x.xlsx', 'is a spreadsheet'), ('x.zip', 'is an archive'),
+    ('x.txt.zst', 'is an archive'), ('x.tar.gz', 'is an archive'), ('x.arrow', 'is an Arrow file'),
+])  # fmt: skip
+def test_files_whose_lines_are_no_prompts(tmp_path, name, words):
+    """The header of a table would be the first prompt, and the bytes of an archive another."""
+    message = refusal(read, file=put(tmp_path / name, 'prompt,solution\na,3\n'))
+    assert message.startswith(f'--file: {tmp_path}/{name}') and words in message
 
 
 @pytest.mark.parametrize('content', ['café\n'.encode('latin-1'), b'fine\n\xff\xfe', bytes(range(256)), 'x\n'.encode('utf-16')])

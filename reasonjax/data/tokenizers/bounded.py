@@ -158,7 +158,11 @@ FILTERS = {
     'sum': lambda values, attribute=None, start=0: len(values) * _weight(values) if isinstance(start, list | tuple) else 0,
     'int': lambda value, default=0, base=10: len(value) * (LARGEST // BITS) if isinstance(value, str) else 0,
     'round': lambda value, precision=0, method='': 1000 * abs(precision),
+    'slice': lambda value, slices, fill_with=None: NODE * slices,
+    'sort': lambda value, *_, **__: NODE * len(value),
 }  # fmt: skip
+# Of transformers; a field of a date may be made up to 256 times as long as its format.
+FUNCTIONS = {'strftime_now': lambda pattern: 256 * len(pattern)}
 
 
 def _measure(size: Callable[..., int], *arguments: Any, **named: Any) -> None:
@@ -235,7 +239,8 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         for piece in pieces:
             size += len(piece)
             _admit(size)
-            kept.append(piece)
+            if piece:
+                kept.append(piece)
         _count(size)
         return ''.join(kept)
 
@@ -256,7 +261,10 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return _weighed(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __function: Any, *arguments: Any, **named: Any) -> Any:  # noqa: B902, N805
-        size = METHODS.get(getattr(__function, '__name__', ''))
+        name = getattr(__function, '__name__', '')
+        if name in FUNCTIONS:
+            _measure(FUNCTIONS[name], *arguments, **named)
+        size = METHODS.get(name)
         if size is not None:
             # `format` comes wrapped by the sandbox.
             owner = getattr(getattr(__function, '__wrapped__', __function), '__self__', None)

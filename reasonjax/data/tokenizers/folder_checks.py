@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from reasonjax.errors import UserError
-from reasonjax.files import json_object, open_file
+from reasonjax.files import POINTER, is_pointer, json_object, open_file
 
 # Any of these holds a vocabulary. Without one, transformers makes some tokenizers up, with nothing in them.
 VOCABULARIES = (
@@ -42,6 +42,8 @@ def check_files(folder: pathlib.Path) -> None:
         most = TEMPLATE_BYTES if file.suffix == '.jinja' else BYTES
         with open_file(file) as opened:
             size, start = os.fstat(opened.fileno()).st_size, opened.read(64)
+        if is_pointer(start):
+            raise UserError(f'{file} {POINTER}')
         if size > most:
             raise UserError(f'{file}: has {size:,} bytes; none of more than {most:,} is read')
         if file.name == 'tokenizer.json' and start.lstrip()[:1] != b'{':
@@ -88,9 +90,15 @@ def _are_tokens(value: Any) -> bool:
     return isinstance(value, Mapping) and all(key.isdecimal() and len(key) < 10 and _is_token(one) for key, one in value.items())
 
 
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 # Key -> what it must be, in words, and whether it is.
 _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **{f'{name}_token': ('a token', _is_token) for name in ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask')},
+    **{f'{name}_token_id': ('an id', _is_id) for name in ('bos', 'pad')},
+    'suppress_tokens': ('a list of ids', lambda value: isinstance(value, list) and all(map(_is_id, value))),
     'additional_special_tokens': ('a list of tokens', lambda value: isinstance(value, list) and all(map(_is_token, value))),
     'added_tokens_decoder': ('tokens by id', _are_tokens),
     'auto_map': ('a JSON object', lambda value: isinstance(value, Mapping | list)),
