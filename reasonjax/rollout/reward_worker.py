@@ -21,6 +21,7 @@ from multiprocessing import parent_process
 from typing import Any, NamedTuple
 
 from reasonjax.errors import UserError, nearest, show
+from reasonjax.terminal import printable
 
 OWN = 'reasonjax.methods.rewards'
 OUT_OF_MEMORY, WORN_OUT = 71, 72  # exit statuses of a worker that was refused memory: by a sample alone, or with what others have left
@@ -127,7 +128,7 @@ class _Limited:
         left = max(0, PRINTED - self._written)
         self._written += len(text)
         if left:
-            self._file.write(text[:left])
+            self._file.write(printable(text[:left]))  # what a model wrote may be among it
         return len(text)
 
     def flush(self) -> None:

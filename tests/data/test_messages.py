@@ -306,13 +306,40 @@ def test_a_key_that_the_template_reads_is_not_counted(of):
         (SAY | {'weight': 0.5}, r'message 2 \(assistant\): "weight" must be 0 \(not to be learnt\) or 1, found 0.5'),
         ({'role': 'user', 'content': 'x', 'tool_calls': call({})['tool_calls']}, r'message 2 \(user\) has "tool_calls", which only'),
         ({'role': 'user', 'thinking': 'x'}, r'message 2 \(user\) has no "content"'),
-        ({'role': 'tool', 'content': None}, r'message 2 \(tool\) has no "content"'),
-        ({'role': 'Assistant', 'content': 'x'}, r'no assistant message .*roles seen: user, Assistant Did you mean "Assistant"\?'),
+        ({'role': 'tool', 'content': None}, r'message 2 \(tool\) has the "content" null, which only an answer with calls'),
+        (dict(SAY, content=None), r'message 2 \(assistant\) has the "content" null'),
+        (dict(SAY, role='Assistant'), r'message 2: the role \'Assistant\' must be spelt "assistant"'),
+        (dict(ASK, role='USER'), r'message 2: the role \'USER\' must be spelt "user"'),
+        (dict(ASK, role=' system'), r'message 2: the role \' system\' must be spelt "system"'),
+        (dict(SAY, role='gpt'), 'no assistant message .*roles seen: user, gpt; the transform "messages" calls human a user, and gpt'),
+        (dict(SAY, role='model'), 'no assistant message .*roles seen: user, model; the transform "messages"'),
+        (SAY | {'reasoning_details': [{'text': 'x'}]}, r'message 2 \(assistant\) has thoughts under "reasoning_details", which'),
+        (SAY | {'thoughts': 'x'}, 'has thoughts under "thoughts"'),
+        (SAY | {'thought': 'x', 'thinking': ''}, 'has thoughts under "thought"'),
     ],
 )
 def test_messages_that_are_refused(styles, message, said):
     with pytest.raises(UserError, match=said):
         render.demonstration({'messages': [ASK, message]}, styles['qwen25'])
+
+
+@pytest.mark.parametrize('role', ['Assistant', 'ASSISTANT', ' assistant'])
+def test_an_answer_whose_role_is_misspelt_is_not_left_out(styles, role):
+    with pytest.raises(UserError, match='message 4: the role .* must be spelt "assistant"'):
+        learnt(styles['qwen25'], [ASK, SAY, MORE, dict(LAST, role=role)])
+
+
+def test_thoughts_under_a_name_that_the_template_reads(of):
+    tokenizer = of('{{ m.thought }}{{ m.content }}')
+    assert learnt(tokenizer, [ASK, SAY | {'thought': 'Half.'}]) == ['Half.So 2 more.<|im_end|>']
+
+
+def test_parts_of_one_text_keep_the_spaces_between_them(of):
+    trims = '{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}{{ p.text | trim }}{% endfor %}{% endif %}'
+    only_parts = '{% for p in m.content %}{{ p.text | trim }}{% endfor %}'
+    parts = [{'type': 'text', 'text': 'So '}, {'type': 'text', 'text': '2 more.'}]
+    for body in (trims, only_parts):
+        assert learnt(of(body, body), [ASK, dict(SAY, content=parts)]) == ['So 2 more.<|im_end|>']
 
 
 @pytest.mark.parametrize(

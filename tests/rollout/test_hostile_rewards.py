@@ -94,6 +94,11 @@ def flood():
         print('y' * 10_000, file=sys.stderr)
     return 4.0
 
+def show():
+    print('\\x1b[2J\\x1b]0;title\\x07 \\u202e shown', file=sys.stderr)
+    print('\\x9b31m shown\\ttoo')
+    return 4.0
+
 def thread():
     threading.Thread(target=lambda: [time.sleep(0.01) for _ in itertools.count()]).start()
     return 4.0
@@ -149,6 +154,7 @@ ACTS = {
     'half': lambda: Half(4), 'decimal': lambda: decimal.Decimal(4), 'fraction': lambda: fractions.Fraction(4), 'true': lambda: True,
     'array': lambda: np.array(4.0), 'float16': lambda: np.float16(4), 'none': lambda: None, 'caught': fill_and_catch, 'flood': flood,
     'thread': thread, 'raising thread': raising_thread, 'meddle': meddle, 'leak': leak, 'fork': fork, 'close files': close_files,
+    'show': show,
 }
 
 def acts(completions, **kwargs):
@@ -301,6 +307,12 @@ def test_output_is_shown_up_to_a_limit(module, capfd):
     shown = capfd.readouterr()
     assert shown.out == '' and shown.err.startswith('xxx') and len(shown.err) < 3 * reward_worker.PRINTED
     assert 'more characters that rewards.key has printed are not shown' in shown.err
+
+
+def test_what_is_printed_does_not_control_the_terminal(module, capfd):
+    with pool_of('acts', workers=1) as pool:
+        assert score(pool, ['show', 'a']).total.tolist() == [4, 1]
+    assert capfd.readouterr().err == '\\x1b[2J\\x1b]0;title\\x07 \\u202e shown\n\\x9b31m shown\ttoo\n'
 
 
 def test_an_interruption_by_the_user_passes_where_there_are_no_workers(module):
