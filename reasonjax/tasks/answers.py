@@ -12,7 +12,7 @@ from typing import Any
 
 from reasonjax.errors import UserError, listing, nearest, show
 from reasonjax.tasks.answer_text import find_answer, find_answer_of_solution
-from reasonjax.tasks.answer_values import read_value, same_spelling, same_value
+from reasonjax.tasks.answer_values import Words, read_value, same_spelling, same_value
 
 STRICT = re.compile(r'#### (-?[0-9.,]+)')
 FLEXIBLE = re.compile(r'(-?[$0-9.,]{2,})|(-?[0-9]+)')
@@ -197,6 +197,8 @@ def _text(value: Any, depth: int) -> str | None:
         return _number_text(value)
     if isinstance(value, Mapping) and depth < 3:
         keys = [key for key in KEYS if key in value] if len(value) > 1 else list(value)
+        if len(keys) > 1:  # a table fills every mapping with the keys of all
+            keys = [key for key in keys if value[key] is not None] or keys[:1]
         if len(keys) == 1:
             return _text(value[keys[0]], depth + 1)
         raise UserError(
@@ -255,7 +257,9 @@ def _candidates(text: str, how: str, equality: str) -> Iterator[str]:
         yield text
         yield text.strip()
     answer = find_answer_of_solution(_unpacked(text))
-    if not answer or r'\boxed' in answer or UNFINISHED.search(text):
+    value = read_value(answer)
+    is_empty = isinstance(value, Words) and not value.text  # an empty box would equal it
+    if is_empty or r'\boxed' in answer or UNFINISHED.search(text):
         return
     if equality == 'number' and _number(answer) is None:
         yield from _plain(answer)
