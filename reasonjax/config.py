@@ -241,7 +241,7 @@ def _default_is_none(config: ml_collections.ConfigDict, key: str) -> bool:
 
 
 def _parse(text: str, old: Any, key: str, may_be_none: bool) -> Any:
-    lowered = {'true': True, 'false': False, 'none': None, 'inf': float('inf'), '-inf': -float('inf')}
+    lowered = {'true': True, 'false': False, 'none': None, 'inf': float('inf'), '-inf': -float('inf'), 'nan': float('nan')}
     if isinstance(old, str) and not (may_be_none and text.lower() == 'none'):
         return text
     try:

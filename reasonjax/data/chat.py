@@ -22,9 +22,12 @@ from reasonjax.data.documents import Document, document
 from reasonjax.data.messages import THOUGHTS, checked, tool_names
 from reasonjax.data.tokenizers import Message, Tokenizer
 from reasonjax.data.tokenizers.templates import MARK, words
-from reasonjax.errors import UserError, nearest
+from reasonjax.errors import UserError
 from reasonjax.files import parse_json
 
+# Other names of the assistant.
+_ALIASES = {'gpt', 'bot', 'model'}
+_ALIASED = '; the transform "messages" calls human a user, and gpt, bot and model an assistant'
 # What closes a thought in most templates that write one.
 _CLOSING = '</think>'
 
@@ -109,7 +112,7 @@ def documents(chat: Conversation, start: int, tokenizer: Tokenizer) -> list[Docu
     if not answers:
         raise UserError(
             f'no assistant message to learn from: every token weight would be zero; roles seen: {_roles(chat)}'
-            f'{nearest("assistant", [m["role"] for m in chat.messages if m["role"] != "assistant"])}'
+            f'{_ALIASED if {m["role"] for m in chat.messages} & _ALIASES else ""}'
         )
     if answers[0] == 0:
         raise UserError('message 1 (assistant) comes before anything it could answer; give it as part of the prompt')
@@ -135,6 +138,7 @@ def unread(example: Mapping[str, Any], columns: Sequence[str], tokenizer: Tokeni
 
 def _fitted(chat: Conversation, tokenizer: Tokenizer) -> Conversation:
     message_forms.check_roles(chat.messages, tokenizer)
+    message_forms.check_thoughts(chat.messages, tokenizer)
     message_forms.check_order(chat.messages, tokenizer)
     return chat._replace(messages=message_forms.fitted(chat.messages, tokenizer, chat.options))
 

@@ -13,14 +13,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from reasonjax.data.messages import THOUGHTS, parsed
+from reasonjax.data.messages import OTHER_THOUGHTS, ROLES, THOUGHTS, parsed
 from reasonjax.data.tokenizers import Message, Tokenizer
 from reasonjax.data.tokenizers.templates import MARK, words
 from reasonjax.errors import UserError
 
 # What a template may leave out: `message_marks` sees to the texts, `check_order` to the links, `documents` of chat to the weight.
 _SEEN_TO = ('role', 'content', 'tool_calls', 'tool_call_id', 'weight')
-_ROLES = ('system', 'developer', 'user', 'assistant', 'tool')
 _QUESTION = {'role': 'user', 'content': 'reasonjaxquestion'}
 _CALL = {'id': 'reasonjx1', 'type': 'function', 'function': {'name': 'reasonjaxtool', 'arguments': {'reasonjaxkey': MARK}}}
 _RESULT = {'role': 'tool', 'name': 'reasonjaxtool', 'tool_call_id': 'reasonjx1', 'content': 'reasonjaxresult'}
@@ -124,6 +123,8 @@ def _forms(message: Message) -> Iterator[Form]:
         contents = ('given', 'text')
     else:
         contents = ('given', 'parts') if isinstance(content, str) else ('given', 'text', 'parts')
+        if is_answer and len(content) > 1 and not isinstance(content, str):
+            contents = ('text', 'parts', 'given')  # some templates trim each part: a model would learn words without the space between
     key = next((key for key in THOUGHTS if is_answer and message.get(key)), '')
     thoughts = (key, *(other for other in THOUGHTS if other != key)) if key else ('',)
     calls = message.get('tool_calls', ())
@@ -231,11 +232,23 @@ def _links(tokenizer: Tokenizer, differ: bool, named: bool) -> bool:
 def check_roles(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
     """Raises UserError where the template writes what a role of one's own says, and not who says it."""
     for number, message in enumerate(messages, 1):
-        if message['role'] not in _ROLES and not _names(tokenizer, message['role']):
+        if message['role'] not in ROLES and not _names(tokenizer, message['role']):
             raise UserError(
                 f'message {number}: the chat template knows no role "{message["role"]}", and writes its content as if it were part of '
                 'another message'
             )
+
+
+def check_thoughts(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
+    """Raises UserError where an answer has thoughts only under a name that neither we nor the template know."""
+    for number, message in enumerate(messages, 1):
+        if message['role'] == 'assistant' and not any(message.get(key) for key in THOUGHTS):
+            for key in OTHER_THOUGHTS:
+                if message.get(key) and not reads(tokenizer, 'assistant', key):
+                    raise UserError(
+                        f'message {number} (assistant) has thoughts under "{key}", which the chat template does not read; give them as '
+                        f'text under one of {", ".join(THOUGHTS)}'
+                    )
 
 
 @functools.lru_cache(maxsize=256)

@@ -11,6 +11,10 @@ from reasonjax.files import parse_json
 
 # Names under which templates know what an assistant thinks before it answers.
 THOUGHTS = ('reasoning_content', 'thinking', 'reasoning')
+# Roles that templates know.
+ROLES = ('system', 'developer', 'user', 'assistant', 'tool')
+# Other names that data sets have for them.
+OTHER_THOUGHTS = ('thought', 'thoughts', 'thinking_content', 'thinking_blocks', 'reasoning_text', 'reasoning_details', 'chain_of_thought')
 # Keys that say something and that no template for text writes, and what to do.
 _UNREADABLE = {
     'function_call': 'give "tool_calls"',
@@ -64,6 +68,8 @@ def _checked(message: Message, where: str, known: Mapping[str, Any]) -> Message:
         raise UserError(
             f'{where} has no "role"; keys found: {listing(message)}.{hint} The transform "messages" renames keys'
         )
+    if role not in ROLES and (spelt := role.strip().lower()) in ROLES:
+        raise UserError(f'{where}: the role {role!r} must be spelt "{spelt}"')
     where = f'{where} ({role})'
     clean = {key: value for key, value in message.items() if value is not None}
     if not clean.get('tool_calls'):
@@ -73,10 +79,9 @@ def _checked(message: Message, where: str, known: Mapping[str, Any]) -> Message:
             raise UserError(f'{where} has "{key}", which chat templates do not read; {way}')
     said = ('content', 'tool_calls', *THOUGHTS) if role == 'assistant' else ('content',)
     if all(clean.get(key) is None for key in said):
-        null = ' (it is null)' if 'content' in message else ''
-        raise UserError(
-            f'{where} has no "content"{null}; keys found: {listing(message)}.{nearest("content", message.keys() - {"content"})}'
-        )
+        if 'content' in message:
+            raise UserError(f'{where} has the "content" null, which only an answer with calls or thoughts may have; an empty one is ""')
+        raise UserError(f'{where} has no "content"; keys found: {listing(message)}.{nearest("content", message)}')
     if 'content' in clean:
         clean['content'] = _content(clean, where)
     if role != 'assistant':

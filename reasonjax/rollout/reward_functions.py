@@ -53,6 +53,10 @@ def load(spec: RewardSpec, key: str) -> RewardSpec:
         spec = dataclasses.replace(spec, target=reward_worker.load(spec.target, key))
     elif isinstance(spec.target, functools.partial) and not spec.target.args:
         spec = dataclasses.replace(spec, target=spec.target.func, knobs={**spec.target.keywords, **spec.knobs})
+    is_async = inspect.iscoroutinefunction(spec.target) or inspect.isasyncgenfunction(spec.target)
+    if is_async or inspect.isgeneratorfunction(spec.target):
+        kind = 'async' if is_async else 'a generator'
+        raise UserError(f'{key}: {describe(spec.target)} is {kind}, and has to be a function that returns a list of numbers.')
     for parameter in _read_parameters(spec, key):
         name = parameter.name
         gathers = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)

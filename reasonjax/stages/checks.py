@@ -8,7 +8,7 @@ from reasonjax import config as configs
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.model.config import check_fields
 from reasonjax.optim import offload
-from reasonjax.stages import evaluate, fused, ledger, online, rollouts, sampling, supervised
+from reasonjax.stages import evaluate, fused, ledger, sampling, supervised
 from reasonjax.stages.batching import form_of
 from reasonjax.stages.context import Place, Run, abstract_params, check_stages, places, settings
 from reasonjax.stages.sampling import of_stage
@@ -75,10 +75,6 @@ def _check_kind(config: ml_collections.ConfigDict, name: str) -> None:
     stage = config[name]
     if stage.kind == 'supervised':
         supervised.check(stage, name)
-    if stage.kind == 'online':
-        online.check(stage, name)
-    if stage.kind in ('online', 'collect'):
-        rollouts.check(stage, name)
     if stage.kind == 'online' and stage.on_device:
         fused.check(stage, name)
     if stage.kind in ('supervised', 'online'):

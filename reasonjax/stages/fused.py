@@ -23,7 +23,7 @@ from reasonjax.rollout import reward_functions, sampler
 from reasonjax.rollout.rewards import Rewards, RewardSpec
 from reasonjax.rollout.sampler import Rollout
 from reasonjax.rollout.text import completions
-from reasonjax.stages import online, rollouts
+from reasonjax.stages import online, rollouts, sampling
 from reasonjax.stages.batching import assemble, form_of, minibatches
 from reasonjax.stages.context import Place, Run, at_once, check_data, settings
 from reasonjax.stages.feed import Feed
@@ -59,8 +59,7 @@ def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callabl
       UserError: settings that need the host within a step, or that cannot work at all.
     """
     stage = settings(run.config, place)
-    online.check(stage, place.name)
-    rollouts.check(stage, place.name)
+    sampling.check(stage, place.name)
     check(stage, place.name)
     reward = reward_of(run, place)
     fixed = None

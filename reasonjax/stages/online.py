@@ -11,7 +11,7 @@ import numpy as np
 from reasonjax import config as configs
 from reasonjax import reduce
 from reasonjax.checkpoint import Remembers
-from reasonjax.errors import UserError, divisor
+from reasonjax.errors import UserError
 from reasonjax.methods.objectives.protocol import needed
 from reasonjax.metrics import Timers
 from reasonjax.model.score import READ
@@ -19,6 +19,7 @@ from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
 from reasonjax.rollout.rewards import Rewards
 from reasonjax.rollout.sampler import Rollout
+from reasonjax.stages import sampling
 from reasonjax.stages.ahead import Ahead, shapes_of
 from reasonjax.stages.batching import Packer, assemble, form_of, minibatches
 from reasonjax.stages.batching import shapes as shapes_of_batch
@@ -44,7 +45,7 @@ def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callabl
       UserError: fewer than two generations per prompt, or a minibatch count that does not divide the prompts.
     """
     stage = settings(run.config, place)
-    check(stage, place.name)
+    sampling.check(stage, place.name)
     objective = configs.resolve(stage.objective, 'objective')
     advantages_of = _on_host(configs.resolve(stage.advantage, 'advantage'), place.name)
     form = form_of(stage, run.mesh, place.name)
@@ -114,20 +115,6 @@ def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callabl
         tables = record if stage.log_completions_every or not stage.pipelined else None
         source = Feed(feed, rollouts.data, updates, stage.temperature, tables, memory=Memory(watch, supply), shapes=shapes)
         return train(run, place, incoming, source, evaluation)
-
-
-def check(stage: Mapping[str, Any], name: str) -> None:
-    """Raises UserError where the counts cannot work."""
-    if stage.num_generations < 2:
-        raise UserError(
-            f'config.{name}.num_generations={stage.num_generations}: advantages compare the completions of a prompt, so at least 2 are '
-            'needed (8 is usual).'
-        )
-    if stage.num_prompts % stage.minibatches:
-        best = divisor(stage.num_prompts, stage.minibatches)
-        raise UserError(f'config.{name}.minibatches={stage.minibatches}: must divide num_prompts={stage.num_prompts}; nearest: {best}.')
-    if stage.dynamic_sampling < 0:
-        raise UserError(f'config.{name}.dynamic_sampling={stage.dynamic_sampling}: batches of prompts a step may draw; 0 is off.')
 
 
 class Memory:

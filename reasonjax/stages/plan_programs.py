@@ -24,7 +24,7 @@ from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel.roofline import Work
 from reasonjax.rollout import sampler
 from reasonjax.rollout.sampler import Sampling
-from reasonjax.stages import batching, online
+from reasonjax.stages import batching, sampling
 from reasonjax.stages import plan_shapes as shapes
 from reasonjax.stages.context import Place, Run, abstract_params, at_once, check_lengths, check_mesh, places, rows_per_example, settings
 from reasonjax.stages.feed import Feed
@@ -121,7 +121,7 @@ class Stage:
         self.online = self.settings.kind == 'online'
         c = self.settings
         if self.online:
-            online.check(c, place.name)
+            sampling.check(c, place.name)
         self.updates = c.num_iterations * c.minibatches if self.online else 1
         self.together = 1 if self.online else rows_per_example(c)
         self.objective = configs.resolve(c.objective, 'objective')

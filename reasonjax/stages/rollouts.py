@@ -264,18 +264,9 @@ class Rollouts:
 def open_rollouts(run: Run, place: Place, check_row: Callable[[dict], Any] = lambda row: None) -> Iterator[Rollouts]:
     """Starts the reward workers of a stage, and ends them; for `check_row` see `open_data`."""
     stage = settings(run.config, place)
-    check(stage, place.name)
     limits = (stage.reward_time_limit, stage.rewards_on_error, stage.reward_memory_limit)
     with RewardPool(reward_specs(stage), stage.reward_workers, *limits) as pool:
         yield Rollouts(run, place, pool, check_row)
-
-
-def check(stage: Mapping[str, Any], name: str) -> None:
-    """Raises UserError where sampling or scoring cannot work."""
-    if stage.temperature <= 0:
-        raise UserError(f'config.{name}.temperature={stage.temperature}: several samples of a prompt need a positive temperature.')
-    if not stage.rewards:
-        raise UserError(f'config.{name}.rewards: no reward function is named.')
 
 
 def reward_specs(stage: Mapping[str, Any]) -> dict[str, RewardSpec]:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from reasonjax.data.tokenizers import Tokenizer
-from reasonjax.errors import UserError
+from reasonjax.errors import UserError, divisor
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import reshard
 from reasonjax.rollout.forcing import Forcing, Span, Thinking
@@ -53,6 +53,31 @@ def check(group: Mapping[str, Any], name: str) -> None:
             f'config.{name}.samples={group["samples"]}: with temperature=0 they would be {group["samples"]} times the same answer; set '
             f'{name}.temperature above 0, or samples=0 with greedy=True.'
         )
+    if 'rewards' in group:
+        _check_scored(group, name)
+    if 'advantage' in group:
+        _check_counts(group, name)
+
+
+def _check_scored(stage: Mapping[str, Any], name: str) -> None:
+    """Raises UserError where several samples of a prompt would be the same, or nothing scores them."""
+    if stage['temperature'] <= 0:
+        raise UserError(f'config.{name}.temperature={stage["temperature"]}: several samples of a prompt need a positive temperature.')
+    if not stage['rewards']:
+        raise UserError(f'config.{name}.rewards: no reward function is named.')
+
+
+def _check_counts(stage: Mapping[str, Any], name: str) -> None:
+    """Raises UserError where the counts of a stage that trains on groups of samples cannot work."""
+    if stage['num_generations'] < 2:
+        raise UserError(
+            f'config.{name}.num_generations={stage["num_generations"]}: advantages compare the completions of a prompt, so at least 2 are '
+            'needed (8 is usual).'
+        )
+    if stage['num_prompts'] % stage['minibatches']:
+        prompts, number = stage['num_prompts'], stage['minibatches']
+        best = divisor(prompts, number)
+        raise UserError(f'config.{name}.minibatches={number}: must divide num_prompts={prompts}; nearest: {best}.')
 
 
 def _forcing(stage: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Iterator[Forcing]:

@@ -9,7 +9,7 @@ import unicodedata
 _CHARACTERS = str.maketrans(
     dict.fromkeys('\u2212\u2010\u2011\u2012\u2013\ufe63\uff0d', '-')
     | dict.fromkeys('\u00a0\u2007\u2008\u2009\u200a\u202f\u3000', ' ')
-    | dict.fromkeys('\u200b\u200c\u200d\u2060\ufeff\u200e\u200f\u2061', '')
+    | dict.fromkeys('\u200b\u200c\u200d\u2060\ufeff\u200e\u200f\u2061\ufe0f\u20e3', '')
     | dict.fromkeys('\u2018\u2019\u02bc\u2032', "'")
     | dict.fromkeys('\u201c\u201d\u201e', '"')
     | {
@@ -17,8 +17,11 @@ _CHARACTERS = str.maketrans(
         '\u221e': r'\infty ', '\u03c0': r'\pi ', '\u221a': r'\sqrt ', '\u00b0': r'^\circ ', '\u00ba': r'^\circ ', '\u222a': r' \cup ',
         '\u2208': r' \in ', '\u2264': r' \le ', '\u2265': r' \ge ', '\u2260': r' \ne ', '\u00b1': r' \pm ', '\u2248': r' \approx ',
         '\u2205': r'\emptyset ', '\uff05': '%', '\uff0c': ',', '\uff0e': '.', '\uff08': '(', '\uff09': ')', '\uff04': '$', '\uff1d': '=',
-        '\u066b': '.', '\u066c': ',', '\u00a2': ' cents ', '\u3002': '.',
+        '\u066b': '.', '\u066c': ',', '\u00a2': ' cents ', '\u3002': '.', '\uff1a': ':', '\uff1b': ';', '\uff01': '!', '\uff1f': '?',
+        '\u3001': ',', '\u2103': r'^\circ C', '\u2109': r'^\circ F', '\u2234': r' \therefore ',
     }
+    | dict.fromkeys('\u00ab\u00bb\u2039\u203a\u300c\u300d\u3010\u3011', '"')
+    | dict.fromkeys('\u2192\u21d2\u27f9\u2794\u279c\u27a1', r' \Rightarrow ')
 )  # fmt: skip
 _SUPERSCRIPTS = '\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b'
 _RAISED = re.compile(f'[{_SUPERSCRIPTS}]+')
@@ -27,7 +30,7 @@ _VULGAR = re.compile('[\u00bc-\u00be\u2150-\u215e]')
 
 _COMMA = re.compile(r'\d+(?:\{,\}\d+)+')
 _STYLED = re.compile(
-    r'\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|operatorname\*?|emph|bold(?:symbol)?)\s*\{([^{}]*)\}'
+    r'\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|operatorname\*?|emph|underline|bm|bold(?:symbol)?)\s*\{([^{}]*)\}'
 )
 _LATEX = [
     (re.compile(pattern), by)
@@ -38,6 +41,8 @@ _LATEX = [
         (r'\\(?:[,;:> ]|quad(?![A-Za-z])|qquad(?![A-Za-z])|thinspace(?![A-Za-z])|hfill(?![A-Za-z]))', ' '),
         (r'\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*(?=[()\[\]{}|\\.])', ''),
         (r'\\(?:display|text|script)style(?![A-Za-z])', ''),
+        (r'\\(?:text)?color\s*\{[^{}]*\}', ''),
+        (r'\\(?:bf|it|rm|sf|tt|[lL]arge|LARGE|[hH]uge|boldmath)(?![A-Za-z])', ' '),
         (r'\\[dtc]frac(?![A-Za-z])', r'\\frac'),
         (r'\\(?:cdot|times|ast)(?![A-Za-z])', '*'),
         (r'\\div(?![A-Za-z])', '/'),
@@ -55,6 +60,7 @@ _LATEX = [
         (r'\\%', '%'),
         (r'(?<!\\)\\[()\[\]]', ' '),
         (r'\{\s*(-?\s*\d+)\s*\\over(?![A-Za-z])\s*(-?\s*\d+)\s*\}', r'\\frac{\1}{\2}'),
+        (r'^\s*(-?\s*\d+)\s*\\over(?![A-Za-z])\s*(\d+)\s*$', r'\\frac{\1}{\2}'),
     )
 ]
 _PLAIN = [
@@ -64,6 +70,7 @@ _PLAIN = [
         (r'(?<=\d) ?[xX] ?(?=\d)', ' * '),
         (r'(?<=\w)\*\*(?=\w)', '^'),
         (r'\*\*|`|(?<!\\)~', ' '),
+        (r'(?i:^\W*(?:minus|negative)\s+)(?=\$?\.?\d|\\frac)', '-'),
     )
 ]
 _PLACEHOLDER = '\x02'  # for a dollar sign that was escaped, and so is one
@@ -73,6 +80,7 @@ def simplify_characters(text: str) -> str:
     """Returns the text with one character for each meaning: ASCII digits, signs and operators, LaTeX for other symbols."""
     if text.isascii():
         return text
+    text = unicodedata.normalize('NFC', text)
     text = _RAISED.sub(lambda raised: f'^{{{raised[0].translate(_LOWERED)}}}', text)
     text = _VULGAR.sub(lambda vulgar: ' ' + unicodedata.normalize('NFKC', vulgar[0]).replace('\u2044', '/'), text)
     text = text.translate(_CHARACTERS)
@@ -96,8 +104,22 @@ def simplify_answer(text: str) -> str:
             text = pattern.sub(by, text)
     for pattern, by in _PLAIN:
         text = pattern.sub(by, text)
-    text = ' '.join(text.split())
+    text = _without_pictures(' '.join(text.split()))
     return text.lstrip(' "\'*_:#').rstrip(' .,;:?"\'*_\\\x03')
+
+
+def _without_pictures(text: str) -> str:
+    """Drops check marks, emoji and the like around an answer; an answer that is nothing else stays."""
+    start, end = 0, len(text)
+    while start < end and _is_picture(text[start]):
+        start += 1
+    while start < end and _is_picture(text[end - 1]):
+        end -= 1
+    return text[start:end] if start < end else text
+
+
+def _is_picture(character: str) -> bool:
+    return character.isspace() or (not character.isascii() and unicodedata.category(character) in ('So', 'Sk'))
 
 
 def _joined(match: re.Match) -> str:
@@ -111,13 +133,13 @@ def _joined(match: re.Match) -> str:
 _SHAPED = [
     (re.compile(pattern), by)
     for pattern, by in (
+        (r'([\^_])\s*(-?\d+|[A-Za-z])', r'\1{\2}'),  # while spaces still say where they end
         (r'\s+', ''),
         (r'\\frac(\w)(\w)', r'\\frac{\1}{\2}'),
         (r'\\frac(\w)\{', r'\\frac{\1}{'),
         (r'(\\frac\{[^{}]*\})(\w)', r'\1{\2}'),
         (r'\\sqrt(\w)', r'\\sqrt{\1}'),
         (r'(?<![A-Za-z\\])pi(?![A-Za-z])', r'\\pi'),
-        (r'([\^_])(-?\d+|[A-Za-z])', r'\1{\2}'),
         (r'(?<=[\w)}])\*(?=[A-Za-z\\(])', ''),
         (r'\\sqrt\{([^{}]*)\}', r'sqrt(\1)'),
     )
@@ -125,7 +147,7 @@ _SHAPED = [
 _FRACTION = re.compile(r'\\frac\{([^{}]*)\}\{([^{}]*)\}')
 _ATOM = re.compile(r'[A-Za-z]|\d+|\\[a-z]+|sqrt\([^()]*\)')
 _PRODUCT = re.compile(rf'(?:{_ATOM.pattern})+')
-_WORD = re.compile(r'(?<![A-Za-z\\])[A-Za-z]{3,}|^no$', re.I)
+_WORD = re.compile(r'(?<![^\W\d_])(?<!\\)[^\W\d_]{3,}|^no$', re.I)
 
 
 def simplify_expression(text: str) -> str:

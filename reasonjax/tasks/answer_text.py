@@ -2,7 +2,8 @@ r"""Where the answer of a completion stands, for models that were not told how t
 
 In this order: the last `\boxed{...}`; else what follows the last 'the answer is', 'Answer:' or `####`; else the last value in bold, where
 no number stands on a later line; else the last line, where it is nothing but an answer; else the last number in the text, with the formula
-or the unit that it belongs to. What a model thinks before `</think>` is passed over.
+or the unit that it belongs to. What a model thinks before `</think>` is passed over, and so is all that stands outside of `<answer>`, where
+there is one. A remark in parentheses at the end ("120 minutes (2 hours)") is no part of an answer.
 """
 
 import collections
@@ -17,6 +18,8 @@ _BOXES = r'\\(?:boxed|fbox|framebox|bbox)\s*'
 _BOX_OR_BRACE = re.compile(_BOXES + r'(?:\[[^\]\n]{0,80}\]\s*){0,2}\{|(?<![A-Za-z])boxed\{|\\.|[{}]', re.DOTALL)
 _BARE_BOX = re.compile(_BOXES + r'(?![\s\[{])([^\s$]{1,200})')
 _SPECIAL = re.compile(r'</s>|<\|(?:im_end|endoftext|eot_id|end|eom_id)\|>|<eos>|<end_of_turn>')
+_TAG = re.compile(r'<(/?)(?:final[_ ]?)?answer>', re.I)
+_QUOTED = re.compile(r'answer["\']\s*:\s*(?:"((?:[^"\\\n]|\\.){1,200})"|\'([^\'\n]{1,200})\')', re.I)
 _IS = re.compile(r'answers?\b([^.\n:=]{0,60}?)(?:\b(?:is|are|was|be|equals)\b|:|=)', re.I)
 _HASHES = re.compile(r'(?<!#)####(?!#)[^\S\n]*([^\n]*)')
 _BOLD = re.compile(r'\*\*([^*\n]{1,200})\*\*|__([^_\n]{1,200})__')
@@ -34,8 +37,20 @@ _SPACES = re.compile(f'[ \\t\\n\\r\\f\\v{_UNSPACED}]+')
 _EQUALS = re.compile(r'(?<![<>!:=])=(?!=)|\\equiv\b')
 _ENVIRONMENT = re.compile(r'\\(?:begin|end)\{(?:align|aligned|alignat|equation|gather|gathered|split|multline)\*?\}|(?<!\\)&(?=\s*=)')
 _TEXT_MODE = re.compile(r'\\(?:text|mbox|mathrm)\s*\{[^{}]*\}')
+_DISPLAY = re.compile(r'\\[()\[\]]|\\begin\{[a-z]+\*?\}')
+_STATES = re.compile(r'\W*(?:(?:the|my|final|correct)\s+)*answers?\W*(?:is\b|:|=)', re.I)
+_NEGATIVE = re.compile(r'.*negative|(?:|=|is|be|was|are|equals|to|about)minus', re.I)
+_REMARK = re.compile(r'\s\(([^()]{1,200})\)[.!]?\s*$')
+_REMARKED = re.compile(r'\d[^\s()]*(?:\s+[A-Za-z]+){0,2}\W*$')
+_CALCULATION = re.compile(r'\d\s*[-+*/x=\u00d7]\s*\$?\d')
+_FUNCTIONS = frozenset('mod sin cos tan cot sec csc log exp max min sqrt gcd lcm'.split())
+_CHOICE = re.compile(
+    r'[(*_\s]*(?:(?i:option|choice|letter)\s+\(?([A-J])\b\)?|([A-J])(?:[).:]+(?=[\s*]|$)|\s+(?=(?:because|since|given|so)\b)))'
+)
+_CHOSEN = re.compile(r'\b(?i:option|choice) (?:(?:is|would be)(?: option)? )?\W{0,3}([A-J])\W{0,4}$')
 _LABEL = re.compile(r'[A-Za-z][A-Za-z ]{0,60}:\s*')
 _NUMBERED = re.compile(r'\d+[.)]:?')
+_LABELS = frozenset('step case part question problem example section method exercise figure table note'.split())
 _SHORT_WORDS = frozenset('an as at be by he if in is it me my no of on so to up us we'.split())
 _WINDOW = 1500  # characters before the last digit that are looked at
 _MOST_WORDS = 12  # with a digit, looked at from the end on
@@ -46,11 +61,11 @@ def find_answer(text: str) -> str | None:
     """Returns the answer of a completion as it is written there, or None where there is none."""
     text = _SPECIAL.split(text, maxsplit=1)[0]
     thought, closed, spoken = text.rpartition('</think>')
-    text = spoken if closed and spoken.strip() else thought + spoken
+    text = _tagged(spoken if closed and spoken.strip() else thought + spoken)
     boxed = find_last_boxed(text)
     if boxed is not None:
         return _without_sentence(boxed)
-    text = _ENVIRONMENT.sub(' ', text) if '\\end{' in text else text
+    text = _without_remark(_ENVIRONMENT.sub(' ', text) if '\\end{' in text else text)
     for way in (_stated, _bold, _last_line, _last_number):
         answer = way(text)
         if answer is not None:
@@ -60,7 +75,7 @@ def find_answer(text: str) -> str | None:
 
 def find_answer_of_solution(text: str) -> str:
     """Returns the answer of a reference solution: of one that is worked out or a sentence its answer, else all of it."""
-    text = text.strip()
+    text = _tagged(text).strip()
     boxed = find_last_boxed(text)
     if boxed is not None:
         return boxed.strip()
@@ -69,7 +84,36 @@ def find_answer_of_solution(text: str) -> str:
         return hashes[-1]
     if '\n' in text or not _is_short(text):
         return _stated(text) or _bold(text) or _last_number(text) or text
-    return _without_sentence(text)
+    if _STATES.match(text) and (stated := _stated(text)):
+        return stated
+    unlabelled = _LABEL.sub('', text, count=1)
+    return unlabelled if _is_value(read_value(unlabelled)) else _without_sentence(text)
+
+
+def _tagged(text: str) -> str:
+    """What stands in the last `<answer>` that holds something, which may lack its end; else all of the text."""
+    start, last = None, None
+    for tag in _TAG.finditer(text):
+        if not tag[1]:
+            start = tag.end()
+        elif start is not None:
+            last, start = (start, tag.start()) if text[start : tag.start()].strip() else last, None
+    if start is not None and text[start:].strip():
+        last = (start, len(text))
+    return text[slice(*last)] if last else text
+
+
+def _without_remark(text: str) -> str:
+    """Drops parentheses at the end that explain the number before them, as against those that belong to a formula."""
+    tail = text[-400:]
+    remark = _REMARK.search(tail)
+    if remark is None:
+        return text
+    line = tail[: remark.start()].rpartition('\n')[2]
+    words = {word.lower() for word in _words(remark[1])}
+    calculates = _words(line) and ',' not in remark[1] and _CALCULATION.search(remark[1])
+    explains = words - _FUNCTIONS or calculates or re.fullmatch('[A-J]', remark[1])
+    return text[: len(text) - len(tail) + remark.start()] if explains and _REMARKED.search(line) else text
 
 
 def find_last_boxed(text: str) -> str | None:
@@ -115,6 +159,8 @@ def _stated(text: str) -> str | None:
         at = lowered.rfind('answer', 0, at)
         if at < 0 or (hashes and at < hashes.start()):
             break
+        if quoted := _QUOTED.match(text, at):
+            return _without_sentence(quoted[1] or quoted[2])
         statement = _IS.match(text, at)
         phrase = statement and _phrase(text, statement.end())
         if phrase and not re.match(r'not\b', phrase):
@@ -133,7 +179,9 @@ def _phrase(text: str, start: int) -> str:
     for line in text[start : start + LONGEST].split('\n')[:6]:
         line = line.strip().lstrip(':*_ ').strip()
         sentence = line[: next((end.start() for end in _SENTENCE_END.finditer(line) if _is_outside(line, end.start())), len(line))]
-        if sentence.strip('*_`$ ') and not sentence.rstrip('*_ ').endswith(':'):
+        if '\\' not in sentence and sentence.count('}') > sentence.count('{'):
+            sentence = sentence.rstrip('} ')  # of JSON
+        if _DISPLAY.sub('', sentence).strip('*_`$ ') and not sentence.rstrip('*_ ').endswith(':'):
             return sentence.strip()
     return ''
 
@@ -146,8 +194,10 @@ def _is_outside(line: str, at: int) -> bool:
 
 def _without_sentence(phrase: str) -> str:
     """The answer in a phrase: all of it where that is a value or has no number in it, else the number that the sentence is about."""
-    phrase = phrase.strip()
+    phrase = _without_remark(phrase.strip())
     value = read_value(phrase)
+    if (choice := _CHOICE.match(phrase)) and not any(map(str.isdigit, phrase)):
+        return choice[1] or choice[2]
     if _is_value(value) or not _is_sentence(phrase):
         return phrase
     phrase = simplify_answer(phrase[:LONGEST])
@@ -196,15 +246,20 @@ def _bold(text: str) -> str | None:
 def _last_line(text: str) -> str | None:
     lines = text.rstrip().rsplit('\n', 1)
     line = lines[-1].strip()
-    if not re.search(r'\w', line) or not _is_short(line):
+    if not re.search('[\\w\u221e\u2205]', line) or not _is_short(line):
         return None
-    if _is_value(read_value(line)):
-        return line
+    for part in (line, _LABEL.sub('', line, count=1)):
+        if _is_value(read_value(part)):
+            return part
     if _MATHS.search(line):
         return None  # the formula is looked for next
     if not _words(_TEXT_MODE.sub('', line)) and not re.search(f'[{_UNSPACED}]', line):
         return _conclusion(line)
-    return line if len(lines) == 1 and len(line.split()) <= 3 and not any(map(str.isdigit, line)) else None
+    if any(map(str.isdigit, line)):
+        return None
+    if chosen := _CHOSEN.search(line):
+        return chosen[1]
+    return _without_sentence(line) if len(lines) == 1 and len(line.split()) <= 3 else None
 
 
 def _last_number(text: str) -> str | None:
@@ -238,6 +293,8 @@ def _in_prose(window: str) -> str | None:
     words = _SPACES.split(window)
     places = (i for i in reversed(range(len(words))) if any(map(str.isdigit, words[i])))
     for i in itertools.islice(places, _MOST_WORDS):
+        if i and words[i - 1].strip('#*').lower() in _LABELS and words[i].rstrip('*_')[-1:] in ':.)':
+            continue
         word = _bare(words[i])
         before = [words[j] if j >= 0 else '' for j in (i - 2, i - 1)]
         if re.fullmatch(r'10\s*\^.*', word) and before[1] in ('*', 'x', r'\times', r'\cdot'):
@@ -245,6 +302,8 @@ def _in_prose(window: str) -> str | None:
         elif re.fullmatch(r'\d+/\d+', word) and re.fullmatch(r'[$-]*\d+', before[1]):
             word = f'{before[1]} {word}'
         elif before[1] == '-' and re.search(r'(?:[=:(]|\bis)$', before[0]) and word[:1].isdigit():
+            word = f'-{word}'
+        elif word[:1].isdigit() and _NEGATIVE.fullmatch(before[0] + before[1]):
             word = f'-{word}'
         if _is_value(read_value(word)):
             return _with_unit(word, words[i + 1 : i + 5], words[i])

@@ -11,10 +11,11 @@ _ALIASES = {
     'day': 'day', 'week': 'week', 'month': 'month', 'year': 'yr year', '$': '$ usd dollar buck', 'cent': 'cent',
     'mile/h': 'mph', 'km/h': 'kph kmh', 'rpm': 'rpm', 'bpm': 'bpm', 'fps': 'fps', 'psi': 'psi', 'degree': 'degree deg',
     'mb': 'mb', 'gb': 'gb',
+    **{sign: sign for sign in '\u20a9\u20bd\u20ba\u20ab\u20b1\u0e3f\u20b4\u20a6\u20aa'},
     '\u20ac': '\u20ac eur euro', '\u00a3': '\u00a3 gbp', '\u00a5': '\u00a5 yen jpy', '\u20b9': '\u20b9 rs inr rupee',
 }  # fmt: skip
 _UNITS = {alias: unit for unit, aliases in _ALIASES.items() for alias in aliases.split()}
-CURRENCIES = '$\u20ac\u00a3\u00a5\u20b9'
+CURRENCIES = '$\u20ac\u00a3\u00a5\u20b9\u20a9\u20bd\u20ba\u20ab\u20b1\u0e3f\u20b4\u20a6\u20aa'
 _POWERS = {'square': '2', 'sq': '2', 'squared': '2', 'cubic': '3', 'cu': '3', 'cubed': '3'}
 _SCALES = {'hundred': 100, 'thousand': 10**3, 'million': 10**6, 'billion': 10**9, 'trillion': 10**12}
 # Words that go on with the calculation, or with a second number: what follows them is no unit.
@@ -22,7 +23,7 @@ _CALCULATING = frozenset(
     'and or plus minus over mod modulo divided multiplied than choose factorial sqrt pi sin cos tan cot sec csc arcsin arccos arctan '
     'log ln exp min max gcd lcm to not point half quarter third'.split()
 )  # fmt: skip
-_TOKEN = re.compile(r"([A-Za-z]+(?:['-][A-Za-z]+)*)\.?|(\^\s*\{?\s*[23]\s*\}?|[23](?!\d))|(/)|([\u0024\u20ac\u00a3\u00a5\u20b9])|\s+")
+_TOKEN = re.compile(r"([A-Za-z]+(?:['-][A-Za-z]+)*)\.?|(\^\s*\{?\s*[23]\s*\}?|[23](?!\d))|(/)|([" + CURRENCIES + r'])|\s+')
 _PERCENT = re.compile(r'(?:%|per\s?cents?\b|pct\b)\.?', re.I)
 _ORDINAL = re.compile(r'(?:st|nd|rd|th)\b')
 _MOST_WORDS = 10

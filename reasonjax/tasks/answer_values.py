@@ -134,7 +134,7 @@ def _scaled(amount: Fraction | Huge, power: int) -> Fraction | Huge:
 
 _IN = re.compile(r'(\\?[A-Za-z]+(?:_\w)?)\s*\\in(?![A-Za-z])\s*')
 _ABOUT = re.compile(
-    r'(?:\\(?:approx|Rightarrow|Longrightarrow|implies|therefore)(?![A-Za-z])|=|~'
+    r'(?:\\(?:approx|Rightarrow|Longrightarrow|implies|therefore)(?![A-Za-z])|=>|-+>|=|~'
     r'|(?:about|approximately|approx\.?|roughly|around|exactly|only|just|nearly)\b)\s*',
     re.I,
 )
@@ -142,6 +142,7 @@ _NAME = re.compile(r'(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\(\w\))?)(?: [A-Za-z]+){0,
 _VARIABLE = re.compile(r'\\?[A-Za-z](?:_\{?\w+\}?)?(?:\(\w\))?|\\[A-Za-z]+')
 _VARIABLES = re.compile(r'\( ?[A-Za-z](?:_\w)?(?: ?, ?[A-Za-z](?:_\w)?)+ ?\)')
 _UNNAMED = re.compile(r'[^A-Za-z]*(?:\\(?:frac|times|cdot|div|sqrt|binom|pi|pm|log|ln|(?:arc)?(?:sin|cos|tan|cot))(?![A-Za-z])[^A-Za-z]*)*')
+_QUOTED = re.compile(r"""'[^']+'|"[^"]+\"""")
 _FACTORIAL = re.compile(r'[\d)]!$')
 _OPENING = {'(': ')', '[': ']', '\u2983': '\u2984', '{': '}'}
 _CLOSING = {')', ']', '\u2984', '}'}
@@ -200,7 +201,8 @@ def _bracketed(text: str, depth: int) -> Value:
     if len(parts) == 1 and kind == '{}':
         return Group('{}', _flat([_read(inner, depth + 1)]))
     if len(parts) == 1:
-        return _read(inner, depth + 1) if kind == '()' else Words(simplify_expression(text), text)
+        is_inner = kind == '()' or (kind == '[]' and _QUOTED.fullmatch(inner))  # a list of one, as text
+        return _read(inner.strip('"\''), depth + 1) if is_inner else Words(simplify_expression(text), text)
     items = (_read(part, depth + 1) for part in parts)
     return Group(kind, _flat(items) if kind == '{}' else tuple(items))
 

@@ -5,13 +5,14 @@ import decimal
 import fractions
 import functools
 import importlib.util
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from reasonjax.errors import UserError, listing, nearest, show
 from reasonjax.tasks.answer_text import find_answer, find_answer_of_solution
-from reasonjax.tasks.answer_values import read_value, same_spelling, same_value
+from reasonjax.tasks.answer_values import Words, read_value, same_spelling, same_value
 
 STRICT = re.compile(r'#### (-?[0-9.,]+)')
 FLEXIBLE = re.compile(r'(-?[$0-9.,]{2,})|(-?[0-9]+)')
@@ -156,6 +157,8 @@ def equivalent(a: str, b: str, equality: str = 'answer') -> bool:
 
 # Under which of these keys a row's mapping has the answer.
 KEYS = ('ground_truth', 'solution', 'answer', 'final_answer', 'target', 'value')
+# A solution that was cut off before its answer.
+UNFINISHED = re.compile(r'\\(?:boxed|fbox)\s*\{(?![^{}]*\})(?:[^{}]|\{[^{}]*\})*\Z|####\s*\Z')
 # What a completion that gives an answer looks like, for each extractor.
 GIVEN = {
     'answer': (r'\boxed{%s}', 'The answer is %s', '%s'), 'strict': ('#### %s',), 'flexible': ('The answer is %s',), 'hash': ('#%s',),
@@ -194,6 +197,8 @@ def _text(value: Any, depth: int) -> str | None:
         return _number_text(value)
     if isinstance(value, Mapping) and depth < 3:
         keys = [key for key in KEYS if key in value] if len(value) > 1 else list(value)
+        if len(keys) > 1:  # a table fills every mapping with the keys of all
+            keys = [key for key in keys if value[key] is not None] or keys[:1]
         if len(keys) == 1:
             return _text(value[keys[0]], depth + 1)
         raise UserError(
@@ -251,16 +256,38 @@ def _candidates(text: str, how: str, equality: str) -> Iterator[str]:
     if equality == 'text':
         yield text
         yield text.strip()
-    answer = find_answer_of_solution(text)
+    answer = find_answer_of_solution(_unpacked(text))
+    value = read_value(answer)
+    is_empty = isinstance(value, Words) and not value.text  # an empty box would equal it
+    if is_empty or r'\boxed' in answer or UNFINISHED.search(text):
+        return
+    if equality == 'number' and _number(answer) is None:
+        yield from _plain(answer)
     yield answer
     # Without a unit or a currency, where the extractor reads none.
     for part in [*(extract(given.replace('%s', answer), how) for given in GIVEN[how]), (_flexible(answer) or '').replace('$', '')]:
         if part and same_answer(part, answer):
             yield part
+    yield from _plain(answer)
+
+
+def _plain(answer: str) -> Iterator[str]:
+    """A number with an exponent, written out."""
     try:
         yield _number_text(decimal.Decimal(answer))
     except (decimal.InvalidOperation, UserError):
         return
+
+
+def _unpacked(text: str) -> str:
+    """The answer in a JSON object that is given as text; any other text as it is."""
+    if not (text.startswith('{') and text.rstrip().endswith('}')):
+        return text
+    try:
+        value = json.loads(text)
+        return (write_solution(value) if value else None) or text
+    except (ValueError, RecursionError, UserError):
+        return text
 
 
 def _is_right(completion: str, solution: str, how: str, equality: str) -> bool:

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from reasonjax.data import tokenizers
+
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -57,3 +59,18 @@ def texts():
 def hugging_face_folder():
     """`hugging_face_folder(folder, **tokens)` writes a model folder and returns its path; see `write_folder`."""
     return write_folder
+
+
+@pytest.fixture
+def of(tmp_path, hugging_face_folder):
+    """`of(body)` is a tokenizer whose template writes `body` for every message `m` of the assistant, in turns as ChatML has them."""
+
+    def made(body, others='{{ m.content }}', **knobs):
+        template = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}" + body
+        template += '{% else %}' + others + "{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+        template += "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        return tokenizers.huggingface(None, None, path=hugging_face_folder(folder, template=template, **knobs))
+
+    return made

@@ -328,7 +328,7 @@ def test_what_a_template_drops_later_had_its_time(tmp_path, hugging_face_folder)
         ([ASK, thinking(SAY, 'a<|im_end|>')], r'message 2 \(assistant\) spells the token "<\|im_end\|>"'),
         ([ASK, {'role': 'assistant', 'contnet': 'x'}], r'message 2 \(assistant\) has no "content"; .* Did you mean "contnet"'),
         ([{'from': 'human', 'value': 'x'}, SAY], r'message 1 has no "role"; keys found: from, value.*transform "messages"'),
-        ([ASK, {'role': 'assistant', 'content': None}], r'message 2 \(assistant\) has no "content" \(it is null\); [^.]*\.$'),
+        ([ASK, {'role': 'assistant', 'content': None}], r'message 2 \(assistant\) has the "content" null'),
         ([ASK, {'role': 5, 'content': 'x'}], 'message 2: "role" must be text, found int$'),
         ([ASK, {'role': ['assistant'], 'content': 'x'}], 'message 2: "role" must be text, found list$'),
         ([ASK, {'role': None, 'content': 'x'}], r'message 2 has no "role"; keys found: content, role\. The transform'),

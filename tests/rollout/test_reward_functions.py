@@ -108,6 +108,18 @@ def test_columns_of_other_types_of_name_are_refused():
         checking(RewardSpec('accuracy'))({'prompt': 'p', 'solution': '7', 7: 1})
 
 
+async def answer_later(completions):
+    return [1.0] * len(completions)
+
+
+async def answer_both(completions):
+    yield 1.0
+
+
+def answer_piecewise(completions):
+    yield from (1.0 for _ in completions)
+
+
 @pytest.mark.parametrize(
     ('function', 'message'),
     [
@@ -117,6 +129,9 @@ def test_columns_of_other_types_of_name_are_refused():
         (lambda completions, *, trainer_state: [], 'takes "trainer_state"'),
         (lambda prompt, completion: [], 'takes "prompt", which is not passed; what was sampled is "prompts"'),
         (lambda completions, completion: [], 'takes "completion", .* is "completions"'),
+        (answer_later, 'answer_later is async, and has to be'),
+        (answer_piecewise, 'answer_piecewise is a generator, and'),
+        (answer_both, 'answer_both is async'),
         (dict.fromkeys, 'does not tell its parameters|by position only'),
     ],
 )

@@ -96,6 +96,19 @@ def test_one_generation_is_refused(tmp_path):
         run(grpo(grpo__num_generations='1'), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ('overrides', 'message'),
+    [
+        ({'grpo__num_generations': '1'}, 'config.grpo.num_generations=1'), ({'grpo__minibatches': '3'}, 'config.grpo.minibatches=3'),
+        ({'grpo__temperature': '0'}, 'config.grpo.temperature=0'),
+    ],
+)  # fmt: skip
+def test_settings_of_a_later_stage_are_refused_before_the_first_one_runs(overrides, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        run(no_evaluation('configs/quickstart.py', stages="('sft', 'grpo')", **overrides), tmp_path)
+    assert not list(tmp_path.glob('**/checkpoints/*')) and not (tmp_path / 'metrics.jsonl').exists()
+
+
 def test_minibatches_divide_prompts(tmp_path):
     with pytest.raises(UserError, match=r'config.grpo.minibatches=3: must divide num_prompts=4; nearest: [24]'):
         run(grpo(grpo__minibatches='3'), tmp_path)

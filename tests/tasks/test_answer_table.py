@@ -136,6 +136,48 @@ TABLE = {
         (r'\emptyset', '\\boxed{\u2205}', 1), ('(1,2)', 'The point is (1, 2).', 1), ('2', '(1,2)', 0), (r'\{1,2\}', '{1, 2}', 1),
         ('7', '(7)', 1), ('(1,2,3)', '(1,2)', 0), ('[0,1]', r'\boxed{[0;1]}', 1), (r'\{3\}', r'\boxed{3}', 0),
     ],
+    'tags and objects': [
+        ('42', '<answer>42</answer>', 1), ('42', '<think>5</think><answer>42</answer>', 1), ('42', '<answer>42', 1),
+        ('42', '<Answer>\n42 apples\n</Answer>', 1), ('42', '<final_answer>x = 42</final_answer> of 50', 1),
+        ('42', r'<answer>\boxed{42}</answer>', 1), ('42', '<answer>41</answer> no, <answer>42</answer>', 1),
+        ('41', '<answer>41</answer> no, <answer>42</answer>', 0), ('7', r'\boxed{7} <answer>42</answer>', 0),
+        ('42', '42 <answer></answer>', 1),
+        ('Paris', '<answer>Paris</answer>', 1), ('<answer>42</answer>', '42', 1), ('42', '{"answer": 42}', 1),
+        ('42', '{"answer": "42", "n": 3}', 1),
+        ('3', '{"answer": "42", "n": 3}', 0), ('42', "{'final_answer': '42 cm'}", 1), ('42', '```json\n{"answer": 42}\n```', 1),
+        ('{"answer": 42}', '42', 1), ('{"ground_truth": "Paris"}', 'Paris', 1), ('["42"]', '42', 1), ("['Paris']", 'Paris', 1),
+        ('["a"]', '["a"]', 1), ('["a", "b"]', '["a", "b"]', 1), ('42', 'Answer is:\n\\[\n42\n\\]', 1), ('A: 42', 'The total is 42', 1),
+        ('42', 'A: 42', 1), ('Answer: seven', 'seven', 1), ('The answer is Paris.', 'Paris', 1),
+    ],
+    'remarks and labels': [
+        ('120', 'The answer is 120 minutes (2 hours).', 1), ('2', 'The answer is 120 minutes (2 hours).', 0),
+        ('17', '17 (16.5 is rounded up)', 1),
+        ('120', 'It takes 120 minutes (2 hours).', 1), ('18', 'She earned $18 (3 x 6).', 1), ('18', 'So the total is 18 (12+6).', 1),
+        ('7', 'Therefore, the answer is $7$ (B).', 1), ('7', '7 (mod 12)', 0), ('(3, 4)', 'The 2 lines meet in (3, 4).', 1),
+        ('7', 'Seven (7)', 1), ('15', 'On day 3, he ate the rest (15 cookies).', 1), ('7', 'Step 1: 3+4=7\nStep 2: done', 1),
+        ('2', 'Step 1: 3+4=7\nStep 2: done', 0), ('7', '**Step 1:** 3+4=7\n**Step 2:** Check it.', 1), ('42', 'Question 2: 42', 1),
+    ],
+    'choices': [
+        ('C', 'Option C', 1), ('C', 'The answer is option C', 1), ('C', 'The answer is C because A is wrong', 1),
+        ('C', 'Answer: C) Paris', 1),
+        ('A', 'The answer is C because A is wrong', 0), ('C', 'The correct option is C.', 1), ('(C)', 'I choose option **C**.', 1),
+        ('Answer: C', 'C', 1), ('C', '<answer>(C)</answer>', 1), ('I', 'I think so', 0), ('A', 'The answer is A, B', 0), ('C', 'c', 0),
+    ],
+    'negative in words': [
+        ('-7', 'minus 7', 1), ('-7', 'The answer is negative 7.', 1), ('7', 'The answer is negative 7.', 0), ('-7', 'It is minus 7.', 1),
+        ('7', 'It is negative 7.', 0), ('7', 'The answer is minus 7', 0), ('-5', 'negative 5 degrees', 1), ('-1/2', r'negative \frac12', 1),
+        ('3', 'He ate 10 minus 3', 1), ('-3', 'He ate 10 minus 3', 0), ('7', '10 minus 3 = 7', 1),
+    ],
+    'decoration': [
+        ('42', '=> 42', 1), ('42', '\u2192 42', 1), ('42', '\u2234 42', 1), ('-3', '-> -3', 1), ('-3', '-> 3', 0), ('3', 'x \u2192 3', 0),
+        ('42', r'\boxed{\textcolor{red}{42}}', 1), ('42', r'\boxed{\color{red} 42}', 1), ('42', r'\boxed{\underline{42}}', 1),
+        ('42', r'\boxed{\bf 42}', 1), ('1/2', r'\boxed{1 \over 2}', 1), ('42', '42 \u2713', 1), ('42', '\u2705 42', 1),
+        ('42', '42 \U0001f44d', 1),
+        ('\u2713', '\\boxed{\u2717}', 0), ('7', '7\ufe0f\u20e3', 1), ('42', '\u00ab42\u00bb', 1),
+        ('42', '\u7b54\u6848\uff1a42', 1), ('42', '\u20a942', 1), ('\u20a942', '$42', 0), ('-\\infty', '\u2212\u221e', 1),
+        (r'\log_2 8', r'\log_{2} 8', 1), (r'\log_2 8', r'\log_{28}', 0), ('caf\u00e9', 'cafe\u0301', 1),
+        ('\u041c\u041e\u0421\u041a\u0412\u0410', '\u041c\u043e\u0441\u043a\u0432\u0430', 1),
+    ],
     'mixed numbers': [
         ('1.5', r'\boxed{1\frac{1}{2}}', 1), ('3/2', '1 1/2', 1), ('3/2', 'He ate 1 1/2 pizzas.', 1), ('1.5', '1\xbd', 1),
         ('5.5', '11/2', 1), ('11/2', '1 1/2', 0), ('-1.5', r'\boxed{-1\frac12}', 1), (r'137 \frac{1}{2}', '137.5', 1),
@@ -152,7 +194,7 @@ def test_verdicts(kind):
 
 
 def test_the_table_is_large_and_has_both_verdicts():
-    assert sum(map(len, TABLE.values())) >= 290
+    assert sum(map(len, TABLE.values())) >= 380
     for rows in TABLE.values():
         assert {verdict for _, _, verdict in rows} == {0, 1}
 
@@ -266,7 +308,9 @@ HOSTILE = {
     'bold': '**7** ', 'dollars': '$', 'money': '$1 ', 'spaces': ' ', 'lines': '7\n', 'brackets': '(', 'tuples': '(1,', 'powers': '2^',
     'thoughts': '<think>', 'ends of thoughts': '</think>', 'minus': '-', 'ranges': '1-', 'halves': '\u00bd', 'superscripts': '\u00b2',
     'lists': '1 and ', 'backslashes': '\\', 'math': r'\(1', 'display': r'\[', 'sentences': 'It is 7. ', 'capital': '\u0130answer is 3',
-    'underscores': '__',
+    'underscores': '__', 'tags': '<answer>', 'ends of tags': '</answer>', 'remarks': ' (two)', 'quotes': 'answer": "7',
+    'pictures': '\u2713',
+    'objects': '{"answer": ', 'negatives': 'negative 7 ', 'steps': 'step 7: ', 'options': 'option C ', 'labels': 'a: ',
 }  # fmt: skip
 
 
@@ -274,7 +318,7 @@ HOSTILE = {
 def test_hostile_texts_are_read_in_one_pass(kind):
     text = HOSTILE[kind] * (MILLION // len(HOSTILE[kind]))
     answer = extract(text, 'answer')
-    assert answer is None or answer in text or kind in ('halves', 'superscripts')
+    assert answer is None or answer in text or kind in ('halves', 'superscripts', 'negatives')
     assert not same_answer(text, '8') and not same_answer(text[:1000], '8') and same_answer(text, text)
 
 

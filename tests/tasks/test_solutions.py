@@ -22,6 +22,7 @@ WORKED = 'She has 48/2 = 24.\nIn all 24+1,200 = 1,224.\n#### 1,224'
         (np.array(['7']), '7'), (np.str_('7'), '7'), (np.float16(0.5), '0.5'), (np.array([7]), '7'),
         (['7'], '7'), (('7',), '7'), ([7.0], '7'), ({'ground_truth': '7'}, '7'),
         ({'answer': 7, 'unit': 'cm'}, '7'), ({'reward_model': {'ground_truth': ['7']}}, '7'), ({'anything': '7'}, '7'),
+        ({'answer': '7', 'value': None}, '7'), ({'ground_truth': None, 'target': 7}, '7'),
         (decimal.Decimal('7.50'), '7.5'), (decimal.Decimal('1E+3'), '1000'), (fractions.Fraction(1, 2), '1/2'), (b'7', '7'), (True, 'True'),
         (np.bool_(False), 'False'), (datetime.date(2020, 1, 2), '2020-01-02'), ('0545', '0545'),
         (None, None), ('', None), ('  ', None), ([], None), (np.array([]), None), ({'answer': None}, None), (b'', None),
@@ -87,10 +88,18 @@ def test_with_text_a_solution_is_taken_as_it_is():
     assert read_solution(' 7 ', 'last_line', 'text') == '7'  # the extractor strips what it reads
 
 
+@pytest.mark.parametrize(('text', 'plain'), [('1e-05', '0.00001'), ('2.5E3', '2500'), ('-1e2', '-100')])
+def test_exponents_are_written_out_for_plain_numbers(text, plain):
+    assert accuracy(['p'], [rf'\boxed{{{plain}}}'], [text], extract='boxed', equality='number') == [1.0]
+
+
 @pytest.mark.parametrize(
     ('value', 'how', 'equality'),
     [('x + 1', 'flexible', 'number'), (r'\frac{3}{4}', 'flexible', 'number'), ('Paris', 'strict', 'number'), ('1/2', 'flexible', 'number'),
-     (True, 'flexible', 'number'), ('}{', 'boxed', 'number'), ('a\nb', 'last_line', 'text'), ('7.5 and 8', 'flexible', 'number')],
+     (True, 'flexible', 'number'), ('}{', 'boxed', 'number'), ('a\nb', 'last_line', 'text'), ('7.5 and 8', 'flexible', 'number'),
+     ('#### ', 'answer', 'answer'), ('3 + 4 = 7\n####', 'answer', 'answer'), ('3 + 4 = 7\n####', 'flexible', 'number'),
+     ('...', 'answer', 'answer'), ('$$', 'answer', 'answer'), ('\u200b', 'answer', 'math_verify'), ('**', 'boxed', 'answer'),
+     (r'\boxed{}', 'answer', 'answer'), (r'so \boxed{7', 'answer', 'answer'), (r'so 3 \boxed{\frac{1}{2}', 'boxed', 'number')],
 )  # fmt: skip
 def test_a_solution_that_no_answer_can_equal_is_refused(value, how, equality):
     with pytest.raises(UserError, match=f'column "solution": no completion can be .* extract="{how}" and equality="{equality}"'):
