@@ -50,7 +50,7 @@ def find(path: str, kind: str) -> list[File]:
         kind: of `ENDINGS`.
 
     Raises:
-        UserError: nothing of this kind there.
+        UserError: nothing of this kind there, or a folder with rows in files of two kinds, or in its own and in its folders' files.
     """
     if not path:
         raise UserError(f'source.path is empty; give a .{kind} file, a folder of them or a glob pattern')
@@ -74,15 +74,26 @@ def find(path: str, kind: str) -> list[File]:
 def _of_folder(folder: pathlib.Path, path: str, kind: str) -> list[File]:
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith('.'))
     parts = [entry for entry in entries if _is_partition(entry)]
-    for files in ([entry for entry in entries if entry not in parts], sorted(file for part in parts for file in _within(part))):
+    within = sorted(file for part in parts for file in _within(part))
+    for files in ([entry for entry in entries if entry not in parts], within):
         for ending in ENDINGS[kind]:
             if chosen := [file for file in files if file.name.lower().endswith(ending) and file.name not in METADATA]:
+                _check_all(path, chosen, [*files, *within], kind)
                 return _with_columns(chosen, len(folder.parts))
     below = sorted({file.parent for ending in ENDINGS[kind] for entry in entries for file in entry.glob(f'*{ending}')})
     if below:
         raise UserError(f'source.path: folder {path} holds no *.{kind} files; {below[0]} does: give the folder that is meant')
     holding = ', '.join(entry.name for entry in entries[:8]) + (', ...' if len(entries) > 8 else '') if entries else 'nothing'
     raise UserError(f'source.path: folder {path} holds no *.{kind} files; it holds: {holding}{advice(entries[0], kind) if entries else ""}')
+
+
+def _check_all(path: str, chosen: Sequence[pathlib.Path], files: Sequence[pathlib.Path], kind: str) -> None:
+    """Raises UserError where a folder has rows in other files too; .json beside lines is more often settings, and left out."""
+    endings = [ending for ending in ENDINGS[kind] if not ending.startswith('.json') or ending.startswith('.jsonl')]
+    for file in files:
+        if file not in chosen and file.name.lower().endswith(tuple(endings)):
+            names = f'{chosen[0].name} and {file.relative_to(chosen[0].parent) if file.is_relative_to(chosen[0].parent) else file.name}'
+            raise UserError(f'source.path: folder {path} holds {names}, of which only one kind can be meant: give a glob pattern')
 
 
 def _is_partition(entry: pathlib.Path) -> bool:
@@ -98,7 +109,7 @@ def _within(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _with_columns(files: Sequence[pathlib.Path], fixed: int) -> list[File]:
     """Adds the columns that the parts of paths after the first `fixed` state; numbers where all values of a column are."""
-    stated = [dict(part.split('=', 1) for part in file.parts[fixed:-1] if '=' in part) for file in files]
+    stated = [_stated(file, fixed) for file in files]
     texts: dict[str, list[str]] = {}
     for columns in stated:
         for name, value in columns.items():
@@ -112,6 +123,14 @@ def _with_columns(files: Sequence[pathlib.Path], fixed: int) -> list[File]:
         File(file, {urllib.parse.unquote(name): value(name, text) for name, text in columns.items()})
         for file, columns in zip(files, stated, strict=True)
     ]
+
+
+def _stated(file: pathlib.Path, fixed: int) -> dict[str, str]:
+    columns: dict[str, str] = {}
+    for name, value in (part.split('=', 1) for part in file.parts[fixed:-1] if '=' in part):
+        if columns.setdefault(name, value) != value:
+            raise UserError(f'{file}: its folders state two values of column "{name}": {columns[name]} and {value}')
+    return columns
 
 
 def content(file: pathlib.Path) -> bytes:

@@ -16,7 +16,7 @@ import ml_collections
 
 from reasonjax import locks
 from reasonjax.data import saving
-from reasonjax.data.tokenizers import SentencePiece
+from reasonjax.data.tokenizers import SentencePiece, folder_checks
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.files import copy_own, expanded
 from reasonjax.metrics import Progress
@@ -24,7 +24,7 @@ from reasonjax.model import exported, peft_saving, spec
 from reasonjax.model.config import ModelConfig, frozen
 from reasonjax.model.dtypes import DTYPES
 from reasonjax.model.families import Family
-from reasonjax.model.pretrained import Folder, read_folder, read_json
+from reasonjax.model.pretrained import Folder, read_folder
 from reasonjax.stages import card
 from reasonjax.stages.context import Run
 from reasonjax.stages.opening import read_config
@@ -252,7 +252,7 @@ def _save_generation(run: Run, folder: Folder | None, model: ModelConfig, path: 
     file = folder.path / 'generation_config.json' if folder else None
     ours = {'bos_token_id': run.tokenizer.bos_id, 'pad_token_id': run.tokenizer.pad_id}
     known = {name: i for name, i in ours.items() if i is not None and i < model.vocab_size}
-    written = known | (read_json(file) if file and file.is_file() else {})
+    written = known | (folder_checks.settings(file) if file else {})
     written['eos_token_id'] = _one_or_more(run.tokenizer.eos_ids)
     if run.tokenizer.pad_id < model.vocab_size:
         written['suppress_tokens'] = sorted({*(written.get('suppress_tokens') or ()), run.tokenizer.pad_id})

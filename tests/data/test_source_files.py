@@ -78,7 +78,7 @@ def test_fingerprints_of_what_could_be_read_before(tmp_path):
     first, second = lines(A), b'\xef\xbb\xbf' + lines(B) + b'\n'
     write(tmp_path / 'b.jsonl', second)
     write(tmp_path / 'a.jsonl', first)
-    for left in ('c.jsonl.gz', 'd.json', 'e.ndjson', '.f.jsonl'):  # a folder with *.jsonl files has only these, as ever
+    for left in ('d.json', 'd.json.gz', '.f.jsonl'):  # a folder with *.jsonl files has only these, as ever
         write(tmp_path / left, gzip.compress(lines(C)))
     parts = [hashlib.sha256(content).digest() for content in (first, second)]
     both = hashlib.sha256(b''.join(parts)).hexdigest()
@@ -107,6 +107,14 @@ def test_a_folder_with_several_kinds(tmp_path):
     write(tmp_path / 'c.csv', 'a\n3')
     assert read(tmp_path) == [A] and read(tmp_path, 'parquet') == [B]
     assert 'b.parquet is a Parquet file: source.name=parquet reads it' in refusal(tmp_path / '[ab]*')
+
+
+@pytest.mark.parametrize('other', ['b.jsonl.gz', 'b.ndjson', 'b.NDJSON.gz', 'lang=en/b.jsonl', 'lang=en/x=1/b.jsonl.gz'])
+def test_rows_of_another_kind_in_a_folder_are_not_left_out(tmp_path, other):
+    write(tmp_path / 'a.jsonl', lines(A))
+    write(tmp_path / other, lines(B) if not other.endswith('.gz') else gzip.compress(lines(B)))
+    assert f'holds a.jsonl and {other}, of which only one kind can be meant: give a glob pattern' in refusal(tmp_path)
+    assert read(tmp_path / '*.jsonl') == [A]
 
 
 def test_endings_in_any_case(tmp_path):
@@ -156,6 +164,11 @@ def test_the_same_of_json_lines(tmp_path):
     for lang, row in (('en', A), ('07', B)):
         write(tmp_path / f'lang={lang}' / 'part-0.json', lines(row))
     assert read(tmp_path) == [B | {'lang': '07'}, A | {'lang': 'en'}]
+
+
+def test_a_column_that_two_folders_state(tmp_path):
+    table(tmp_path / 'y=1' / 'y=2' / '0.parquet', A)
+    assert 'y=1/y=2/0.parquet: its folders state two values of column "y": 1 and 2' in refusal(tmp_path, 'parquet')
 
 
 def test_a_column_that_the_file_has_too(tmp_path):

@@ -49,7 +49,7 @@ def check_files(folder: pathlib.Path) -> None:
         if file.name == 'tokenizer.json' and start.lstrip()[:1] != b'{':
             raise UserError(f'{file}: expected a JSON object, found {start[:20]!r}...')
     for name in OBJECTS:
-        _check_types(folder / name, settings(folder / name))
+        settings(folder / name)
     for name in ('tokenizer_config.json', 'config.json'):
         auto = settings(folder / name).get('auto_map', {})
         # A list is how older folders name the classes of their tokenizer.
@@ -72,8 +72,17 @@ def _named(folder: pathlib.Path, patterns: Sequence[str]) -> list[pathlib.Path]:
 
 
 def settings(file: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON object; {} where there is no file."""
-    return json_object(file) if os.path.lexists(file) else {}
+    """Reads a JSON object; {} where there is no file.
+
+    Raises:
+        UserError: it cannot be read, or an entry of `_TYPES` is of another type.
+    """
+    entries = json_object(file) if os.path.lexists(file) else {}
+    for key, (wanted, fits) in _TYPES.items():
+        if key in entries and (entries[key] is not None or key in _NOT_NULL) and not fits(entries[key]):
+            shown = json.dumps(entries[key])
+            raise UserError(f'{file}: {key}: expected {wanted}, found {shown if len(shown) <= 80 else f"{shown[:80]}..."}')
+    return entries
 
 
 def _is_token(value: Any) -> bool:
@@ -109,13 +118,6 @@ _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 # For these, null is not the same as nothing.
 _NOT_NULL = ('added_tokens_decoder', 'auto_map', 'model_input_names', 'split_special_tokens')
-
-
-def _check_types(file: pathlib.Path, entries: Mapping[str, Any]) -> None:
-    for key, (wanted, fits) in _TYPES.items():
-        if key in entries and (entries[key] is not None or key in _NOT_NULL) and not fits(entries[key]):
-            shown = json.dumps(entries[key])
-            raise UserError(f'{file}: {key}: expected {wanted}, found {shown if len(shown) <= 80 else f"{shown[:80]}..."}')
 
 
 def check_tokenizer(tokenizer: Any, folder: pathlib.Path) -> None:
