@@ -1,5 +1,6 @@
 """Files as users have them: packed, in folders of every kind, called anything; and what is said of those that hold no rows."""
 
+import functools
 import gzip
 import hashlib
 import json
@@ -42,22 +43,23 @@ def refusal(path, kind='jsonl'):
     return message
 
 
+pack = functools.partial(gzip.compress, mtime=0)  # the same bytes in every process that collects tests
 A, B, C = {'a': 1}, {'a': 2}, {'a': 3}
 
 
 @pytest.mark.parametrize(
     'name, content',
     [
-        ('x.jsonl.gz', gzip.compress(lines(A, B), mtime=0)),
-        ('x.jsonl', gzip.compress(lines(A, B), mtime=0)),
-        ('x.jsonl.gz', gzip.compress(lines(A), mtime=0) + gzip.compress(lines(B), mtime=0)),  # as `cat a.gz b.gz` makes them
-        ('X.JSONL.GZ', gzip.compress(b'\xef\xbb\xbf' + lines(A, B), mtime=0)),
+        ('x.jsonl.gz', pack(lines(A, B))),
+        ('x.jsonl', pack(lines(A, B))),
+        ('x.jsonl.gz', pack(lines(A)) + pack(lines(B))),  # as `cat a.gz b.gz` makes them
+        ('X.JSONL.GZ', pack(b'\xef\xbb\xbf' + lines(A, B))),
         ('x.ndjson', lines(A, B)),
         ('TRAIN.JSONL', lines(A, B)),
         ('x.json', lines(A, B)),
         ('x.json', json.dumps([A, B], indent=2)),
         ('x.json', b'\xef\xbb\xbf ' + json.dumps([A, B]).encode()),
-        ('X.JSON.gz', gzip.compress(json.dumps([A, B]).encode(), mtime=0)),
+        ('X.JSON.gz', pack(json.dumps([A, B]).encode())),
     ],
 )
 def test_kinds_of_files(tmp_path, name, content):
@@ -68,7 +70,7 @@ def test_kinds_of_files(tmp_path, name, content):
 
 
 def test_packed_or_not_the_content_is_the_same(tmp_path):
-    plain, packed = write(tmp_path / 'x.jsonl', lines(A, B)), write(tmp_path / 'y.jsonl.gz', gzip.compress(lines(A, B)))
+    plain, packed = write(tmp_path / 'x.jsonl', lines(A, B)), write(tmp_path / 'y.jsonl.gz', pack(lines(A, B)))
     assert sources.jsonl(path=str(plain)).fingerprint() == sources.jsonl(path=str(packed)).fingerprint()
     assert sources.jsonl(path=str(packed)).where(1) == f'{packed}:2'
 
@@ -79,7 +81,7 @@ def test_fingerprints_of_what_could_be_read_before(tmp_path):
     write(tmp_path / 'b.jsonl', second)
     write(tmp_path / 'a.jsonl', first)
     for left in ('d.json', 'd.json.gz', '.f.jsonl'):  # a folder with *.jsonl files has only these, as ever
-        write(tmp_path / left, gzip.compress(lines(C)))
+        write(tmp_path / left, pack(lines(C)))
     parts = [hashlib.sha256(content).digest() for content in (first, second)]
     both = hashlib.sha256(b''.join(parts)).hexdigest()
     for path in (tmp_path, tmp_path / '*.jsonl', tmp_path / '?.jsonl'):
@@ -112,7 +114,7 @@ def test_a_folder_with_several_kinds(tmp_path):
 @pytest.mark.parametrize('other', ['b.jsonl.gz', 'b.ndjson', 'b.NDJSON.gz', 'lang=en/b.jsonl', 'lang=en/x=1/b.jsonl.gz'])
 def test_rows_of_another_kind_in_a_folder_are_not_left_out(tmp_path, other):
     write(tmp_path / 'a.jsonl', lines(A))
-    write(tmp_path / other, lines(B) if not other.endswith('.gz') else gzip.compress(lines(B)))
+    write(tmp_path / other, lines(B) if not other.endswith('.gz') else pack(lines(B)))
     assert f'holds a.jsonl and {other}, of which only one kind can be meant: give a glob pattern' in refusal(tmp_path)
     assert read(tmp_path / '*.jsonl') == [A]
 
@@ -183,7 +185,7 @@ def test_a_column_that_the_file_has_too(tmp_path):
 
 LFS = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n'
 
-PACKED = gzip.compress(lines(*[{'a': str(i) * i} for i in range(200)]), mtime=0)
+PACKED = pack(lines(*[{'a': str(i) * i} for i in range(200)]))
 
 
 @pytest.mark.parametrize(
@@ -195,7 +197,7 @@ def test_damaged_packed_files(tmp_path, content):
 
 def test_what_unpacks_to_gigabytes(tmp_path, monkeypatch):
     monkeypatch.setattr(source_files, 'UNPACKED', (2**20, 100))
-    path = write(tmp_path / 'x.jsonl.gz', gzip.compress(b' ' * 2**24))
+    path = write(tmp_path / 'x.jsonl.gz', pack(b' ' * 2**24))
     assert 'x.jsonl.gz: 16,3' in refusal(path) and 'unpack to more than' in refusal(path)
 
 
@@ -233,9 +235,9 @@ def test_lists_that_are_no_rows(tmp_path, content, reason):
 
 @pytest.mark.parametrize('content', [b'', b'\n\n', b' \r\n\t\n', b'\xef\xbb\xbf'])
 def test_files_without_rows(tmp_path, content):
-    path = write(tmp_path / 'x.jsonl.gz', gzip.compress(content))
+    path = write(tmp_path / 'x.jsonl.gz', pack(content))
     assert 'no rows (0 valid rows counted)' in refusal(path)
-    write(tmp_path / 'y.jsonl.gz', gzip.compress(lines(A)))
+    write(tmp_path / 'y.jsonl.gz', pack(lines(A)))
     assert read(tmp_path) == [A]
 
 
@@ -247,7 +249,7 @@ def test_files_without_rows(tmp_path, content):
         ('x.xlsx', b'PK\x03\x04', 'jsonl', 'pandas.read_excel'),
         ('x.zip', b'PK\x03\x04', 'jsonl', 'unpack it first'),
         ('x.jsonl.zst', b'\x28\xb5\x2f\xfd', 'jsonl', 'unpack it first'),
-        ('x.tar.gz', gzip.compress(b'x.jsonl' + bytes(505)), 'jsonl', 'unpack it first'),
+        ('x.tar.gz', pack(b'x.jsonl' + bytes(505)), 'jsonl', 'unpack it first'),
         ('x.arrow', b'ARROW1', 'jsonl', 'is an Arrow file'),
         ('x.jsonl', LFS, 'jsonl', 'git lfs pull'),
         ('x.json', LFS, 'jsonl', 'git lfs pull'),
