@@ -47,17 +47,25 @@ def test_tokenizers(opened, name, half):
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('half', HALVES)
 @pytest.mark.parametrize('column', ['prompt', 'completion', 'solution'])
-def test_rows_in_memory_and_of_json_lines(opened, name, half, column, tmp_path):
+def test_rows_in_memory(opened, name, half, column):
     row = {'prompt': '1=', 'completion': '2', 'solution': '2'}
     row[column] += half
+    for function in (pipeline.supervised, pipeline.prompts):
+        with pytest.raises(UserError) as error:
+            first(sources.memory(rows=[row], label='rows'), opened[name], function)
+        assert str(error.value).startswith(f'rows:1: column "{column}" holds half a character (\\u')
+        str(error.value).encode()
+
+
+@pytest.mark.parametrize('half', HALVES)
+@pytest.mark.parametrize('column', ['prompt', 'completion', 'solution'])
+def test_json_lines(half, column, tmp_path):
     file = tmp_path / 'rows.jsonl'
-    file.write_text(json.dumps(row) + '\n')
-    for source, place in ((sources.memory(rows=[row], label='rows'), 'rows:1'), (sources.jsonl(path=str(file)), f'{file}:1')):
-        for function in (pipeline.supervised, pipeline.prompts):
-            with pytest.raises(UserError) as error:
-                first(source, opened[name], function)
-            assert str(error.value).startswith(f'{place}: column "{column}" holds half a character (\\u')
-            str(error.value).encode()
+    file.write_text(json.dumps({'prompt': '1=', 'completion': '2', 'solution': '2'} | {column: half}) + '\n')
+    with pytest.raises(UserError) as error:
+        sources.jsonl(path=str(file))
+    assert str(error.value).startswith(f'{file}:1: holds half a character (\\u')
+    str(error.value).encode()
 
 
 @pytest.mark.parametrize('where', ['content', 'thinking', 'arguments', 'key', 'tools', 'kwargs'])
