@@ -324,3 +324,39 @@ def test_config_files(case, tmp_path, capsys):
 def test_config_files_that_are_not_there(name, tmp_path, capsys):
     errors = called(train, capsys, '--config', f'{tmp_path}/{name}' if name else '', '--workdir', tmp_path / 'run')
     assert '--config: no file' in errors or 'File name too long' in errors
+
+
+def without(key):
+    return lambda record: record['meta'].pop(key)
+
+
+def meta(**entries):
+    return lambda record: record['meta'].update(entries)
+
+
+# What the record of a checkpoint holds that was changed, or that another version wrote, and how it is called.
+RECORDS = {
+    'no counts': (without('counted'), 'its counts are damaged'),
+    'counts of another name': (meta(counted={'x': 1}), 'its counts are damaged'),
+    'a list of counts': (meta(counted=[1]), 'its counts are damaged'), 'no clock': (without('clock'), 'its counts are damaged'),
+    'a clock that is none': (meta(clock=7), 'its counts are damaged'), 'text for seconds': (meta(clock={'seconds': 'x'}), 'its counts are'),
+    'text for a number of records': (meta(records='x'), 'its counts are damaged'), 'a list of steps': (meta(steps=[]), 'its counts are'),
+    'no position': (lambda record: record.pop('data'), 'holds no data position'),
+    'a number for a position': (lambda record: record.update(data=7), 'its data position is damaged'),
+    'half a position': (lambda record: record['data'].pop('parent'), 'its data position is damaged'),
+    'a position of another kind': (lambda record: record['data'].update(parent='x'), 'its data position is damaged'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('change', RECORDS)
+def test_a_record_of_another_form_is_one_line(change, work):
+    edit, words = RECORDS[change]
+    for file in work.glob('stages/*/checkpoints/*/meta/metadata'):
+        record = json.loads(file.read_text())
+        edit(record)
+        file.write_text(json.dumps(record))
+        (file.parents[1] / 'checksums.json').unlink()
+    (work / 'stages' / '00_train' / 'done.json').unlink()
+    with pytest.raises(UserError, match=words) as error:
+        run(config(), work)
+    assert '\n' not in str(error.value) and '00_train/checkpoints/2' in str(error.value)
