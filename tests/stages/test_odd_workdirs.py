@@ -203,8 +203,8 @@ def test_strays_among_checkpoints(stray, work, finished):
 
 # What stands in the way of a run that goes on, and what is said.
 OBSTACLES = {
-    'stages': ('File exists', 'Not a directory'), 'metrics.jsonl': ('Is a directory',), 'completions': (),
-    'tensorboard': ('File exists', 'Not a directory'), 'environment.json': ('Is a directory',), 'summary.json': ('Is a directory',),
+    'stages': ('File exists', 'Not a directory'), 'metrics.jsonl': ('is a folder',), 'completions': (),
+    'tensorboard': ('File exists', 'Not a directory'), 'environment.json': ('is a folder',), 'summary.json': ('is a folder',),
     'config.json': ('is no file',), '.lock': ('cannot be written',),
 }  # fmt: skip
 
@@ -304,6 +304,14 @@ CONFIGS = {
     'a set': ('def get_config():\n    return C({"a": (1, {2})})\n', 'config.a[1] is a set'),
     'a placeholder': ('def get_config():\n    return C({"a": P(int)})\n', 'config.a is a required placeholder'),
     'itself': ('def get_config():\n    c = C({"a": 1})\n    c.b = [c]\n    c.b.append(c.b)\n    return c\n', 'holds itself'),
+    'leaves': ('import sys\ndef get_config():\n    sys.exit(3)\n', 'get_config() raised SystemExit 3 (line 3)'),
+    'leaves at once': ('import sys\nsys.exit()\n', 'raised SystemExit (line 2)'),
+    'an error without words': ('class E(Exception):\n    def __str__(self):\n        1 / 0\ndef get_config():\n    raise E\n',
+                               'get_config() raised E (line 5)'),
+    'a built-in': ('get_config = dict\n', 'does not say what arguments it takes'),
+    'no signature': ('import functools\nget_config = functools.partial(int, "7")\n', 'does not say what arguments it takes'),
+    'no stages': ('def get_config():\n    return C({})\n', 'config.stages is missing'),
+    'no stages, locked': ('def get_config():\n    return C({}).lock()\n', 'config.stages is missing'),
     'latin-1': (b'x = "caf\xe9"\n', 'not valid Python'), 'no suffix': ('x = 1\n', 'defines get_config()'),
 }  # fmt: skip
 IMPORTS = 'from ml_collections import ConfigDict as C; from ml_collections.config_dict import required_placeholder as P; '
