@@ -176,11 +176,13 @@ class Checkpoints:
                 raise UserError(f'{where} holds no {what}, so a run cannot be resumed from it.')
         found = _read(self._manager, step, wanted)
         if data is not None:
-            data.set_state(record['data'])
+            with _position(where, 'data position'):
+                data.set_state(record['data'])
         if memory is not None:
             there = (where / 'memory').is_dir()
             arrays = self._manager.restore(step, args=ocp.args.Composite(memory=ocp.args.StandardRestore()))['memory'] if there else {}
-            memory.set_state(join_arrays(record['memory'], arrays))
+            with _position(where, 'state of the method'):
+                memory.set_state(join_arrays(record['memory'], arrays))
         return Restored(found.get('params'), found.get('train'), record['meta'], step)
 
     def wait(self) -> None:
@@ -322,6 +324,17 @@ def _choose(folder: pathlib.Path, steps: list[int], step: int | None) -> int:
 
 def _absolute(folder: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(folder).expanduser().resolve()
+
+
+@contextlib.contextmanager
+def _position(where: pathlib.Path, what: str) -> Iterator[None]:
+    """Names the checkpoint where a state that it holds is of another form than the one that is set."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f'{where}: its {what} is damaged, or that of another version of reasonjax ({type(error).__name__}).') from error
 
 
 class _Quiet(logging.Filter):

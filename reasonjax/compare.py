@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         (compare.run_claims if options.claims else compare.run)(options)
 
-    return run_program(program)
+    return run_program(program, resumable=True)
 
 
 if __name__ == '__main__':

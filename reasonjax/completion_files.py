@@ -42,12 +42,7 @@ def write(folder: pathlib.Path, stage: str, step: int, rows: Sequence[Mapping[st
         except (pa.ArrowException, OSError, KeyError) as error:
             raise UserError(f'{path}: not a readable Parquet file ({one_line(str(error))}); remove it.') from error
         table = _joined(others, table) if others else table
-    temporary = path.with_suffix('.tmp')
-    with temporary.open('wb') as file:
-        pq.write_table(table, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    _replace(path, table)
     return path
 
 
@@ -75,12 +70,24 @@ def count_files(folder: pathlib.Path, stage: str, upto: int) -> int:
             table = pq.read_table(path)
             kept = table.filter(pa.array([other != stage for other in stages]))
             if len(kept):
-                pq.write_table(kept, path.with_suffix('.tmp'))
-                path.with_suffix('.tmp').replace(path)
+                _replace(path, kept)
             else:
                 path.unlink()
         number += stage in stages and int(name[1]) <= upto
     return number
+
+
+def _replace(path: pathlib.Path, table: Any) -> None:
+    """Writes a table whole; see `files.write_text`."""
+    import pyarrow.parquet as pq
+
+    temporary = path.with_suffix('.tmp')
+    temporary.unlink(missing_ok=True)
+    with temporary.open('wb') as file:
+        pq.write_table(table, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def _joined(others: list[dict[str, Any]], table: Any) -> Any:

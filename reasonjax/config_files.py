@@ -54,7 +54,10 @@ def get_config(path: str | os.PathLike, argument: str = '') -> ml_collections.Co
     if not callable(function):
         what = 'this one does not' if function is None else f'get_config of this one is a {type(function).__name__}'
         raise UserError(f'{path}: a config file defines get_config(); {what}.')
-    parameters = list(inspect.signature(function).parameters.values())
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError) as error:
+        raise UserError(f'{path}: get_config does not say what arguments it takes; define it as a function.') from error
     must = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if len(must) > 1 or any(p.name in must and p.kind is p.KEYWORD_ONLY for p in parameters):
         raise UserError(f'{path}: get_config() is called with one argument at most, a text; this one needs {listing(must)}.')
@@ -74,7 +77,7 @@ def get_config(path: str | os.PathLike, argument: str = '') -> ml_collections.Co
         _check_plain(config, str(path), 'config')
     except RecursionError as error:
         raise UserError(f'{path}: get_config() returned a config that holds itself.') from error
-    return config
+    return config.unlock()  # what is left out is filled in, and overrides are applied
 
 
 def _guarded(path: str | os.PathLike, what: str, work: Callable[[], Any]) -> Any:
@@ -85,12 +88,16 @@ def _guarded(path: str | os.PathLike, what: str, work: Callable[[], Any]) -> Any
         raise
     except SyntaxError as error:
         raise UserError(f'{error.filename or path}:{error.lineno or 1}: not valid Python ({error.msg}).') from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line, trace = 0, error.__traceback__
         while trace is not None:
             line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == str(path) else line
             trace = trace.tb_next
-        words = ' '.join([type(error).__name__, *str(error).split()])
+        try:
+            text = str(error)
+        except Exception:  # of an error of the user's own
+            text = ''
+        words = ' '.join([type(error).__name__, *text.split()])
         raise UserError(f'{what} raised {words}{f" (line {line})" if line else ""}.') from error
 
 

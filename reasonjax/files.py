@@ -178,9 +178,16 @@ def json_object(file: str | os.PathLike) -> dict[str, Any]:
 
 
 def write_text(file: str | os.PathLike, text: str) -> None:
-    """Writes a text whole: a reader, or a kill, never sees half of it, and it is on disk when this returns."""
+    """Writes a text whole: a reader, or a kill, never sees half of it, and it is on disk when this returns.
+
+    Raises:
+      UserError: a folder has that name.
+    """
     file = pathlib.Path(file)
+    if file.is_dir():
+        raise UserError(f'{file}: cannot be written (it is a folder).')
     temporary = file.with_name(f'{file.name}.tmp')
+    temporary.unlink(missing_ok=True)  # what a kill has left, or a link, whose target is not ours to overwrite
     with temporary.open('w', encoding='utf-8') as opened:
         opened.write(text)
         opened.flush()

@@ -8,6 +8,7 @@ import os
 import pathlib
 import shlex
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -53,9 +54,14 @@ def hold(folder: str | os.PathLike, file: str | os.PathLike = '') -> Iterator[No
 def _take(path: pathlib.Path, folder: str | os.PathLike) -> int:
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            # Not what a link leads to: the folder may be a stranger's, and the file is overwritten.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o666)
         except OSError as error:
-            raise UserError(f'{path}: cannot be written ({files.reason(error)}).') from error
+            reason = 'it is a link' if error.errno == errno.ELOOP else files.reason(error)
+            raise UserError(f'{path}: cannot be written ({reason}).') from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise UserError(f'{path}: cannot be written (a pipe or a device, not a file).')
         try:
             _lock(descriptor)
         except OSError as error:

@@ -299,8 +299,9 @@ class Progress:
         print(f'{self._stage} {self._start}/{self._total}  {self.text()}', file=self._stream, flush=True)
 
     def _wait(self) -> None:
-        while not self._over.wait(self._every) and self._first is None:
-            self.wait()
+        with contextlib.suppress(BrokenPipeError):  # the next line of the main thread meets it too
+            while not self._over.wait(self._every) and self._first is None:
+                self.wait()
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Shows that `step` is done, with `reward` or else `loss` and `tokens_per_second`, where they are there."""

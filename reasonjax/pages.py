@@ -17,6 +17,7 @@ import matplotlib
 import matplotlib.backends.backend_svg
 import matplotlib.figure
 
+from reasonjax import files
 from reasonjax.terminal import printable
 
 COLOURS = ('#2f81c7', '#e0812b', '#3a9f5c', '#9a6bc9', '#d2524c', '#2aa3a3', '#b08a1e', '#d067a5')
@@ -39,9 +40,7 @@ def write(target: str | os.PathLike, title: str, parts: Sequence[str]) -> pathli
             f'<meta name="color-scheme" content="light dark"><style>{STYLE}</style></head>\n<body><main>\n'
             + '\n'.join(part for part in parts if part) + '\n</main></body></html>\n')  # fmt: skip
     target = pathlib.Path(target)
-    temporary = target.with_suffix('.tmp')
-    temporary.write_text(printable(page), encoding='utf-8')
-    temporary.replace(target)
+    files.write_text(target, printable(page))
     return target
 
 

@@ -82,25 +82,30 @@ def check_process_options(options: argparse.Namespace) -> None:
     launch.settings(vars(options), os.environ)
 
 
-def run_program(program: Callable[[], None]) -> int:
-    """Runs a program; what the user can mend is printed without a traceback. Returns the exit status."""
+def run_program(program: Callable[[], None], *, resumable: bool = False) -> int:
+    """Runs a program; what the user can mend is printed without a traceback. Returns the exit status.
+
+    Args:
+      program: to run.
+      resumable: it goes on where it was when the same command is given again, and ends too early where nobody reads its output any more.
+    """
     terminal.open_streams()
     _quieten_libraries()
     try:
         program()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # now, while an error can be handled
     except UserError as error:
         # Where it was not needed yet, there is one process; it imports jax.
         processes = sys.modules.get('reasonjax.parallel.processes')
         which = processes.label() if processes else ''
         return _fail(f'error ({which}): {error}' if which else f'error: {error}')
     except Stopped as stop:
-        again = shlex.join(['python', *sys.orig_argv[1:]])
-        print(f'stopped: {stop}. To go on, give the same command again:\n  {again}', file=sys.stderr, flush=True)
-        return Stopped.status
+        return _stopped(str(stop))
     except BrokenPipeError:
         # Whoever read the output has seen enough (`| head`). What Python flushes as it ends goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _stopped('nobody reads its output any more') if resumable else 0
     except OSError as error:
         if error.errno in FULL:
             return _fail(f'error: {error}. What was saved before is whole; make room and give the same command again.')
@@ -108,6 +113,12 @@ def run_program(program: Callable[[], None]) -> int:
             raise
         return _fail(f'error: {error.filename}: {files.reason(error)}.')
     return 0
+
+
+def _stopped(why: str) -> int:
+    again = shlex.join(['python', *sys.orig_argv[1:]])
+    print(f'stopped: {why}. To go on, give the same command again:\n  {again}', file=sys.stderr, flush=True)
+    return Stopped.status
 
 
 def _quieten_libraries() -> None:

@@ -6,6 +6,7 @@ record with `steps_before` says that the length of a stage was changed there.
 """
 
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -45,11 +46,20 @@ def split(path: pathlib.Path) -> tuple[list[Line], list[tuple[int, str]]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             record = None
-        if isinstance(record, dict) and isinstance(record.get('stage'), str) and type(record.get('step')) is int:
+        if _is_record(record):
             lines.append(Line(text, record))
         else:
             damaged.append((number, text))
     return lines, damaged
+
+
+def _is_record(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get('stage'), str)
+        and all(type(value.get(key, 0)) is int for key in ('step', LOST, EXTRA, TABLES_LOST))
+        and 'step' in value
+    )
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -66,9 +76,16 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def mend(path: pathlib.Path) -> list[Line]:
-    """Reads a `metrics.jsonl` that is going to be written on, if there is one; moves damaged lines to a file beside it, and says so."""
-    if not path.is_file():
+    """Reads a `metrics.jsonl` that is going to be written on, if there is one; moves damaged lines to a file beside it, and says so.
+
+    Raises:
+      UserError: it is no file.
+    """
+    if not os.path.lexists(path):
         return []
+    if not path.is_file():
+        what = 'a link to what is not there' if path.is_symlink() else 'a folder' if path.is_dir() else 'a pipe or a device'
+        raise UserError(f'{path}: is {what}, so no record can be written there; move it away.')
     lines, damaged = split(path)
     if damaged:
         beside = path.with_name(f'{path.name}.damaged')

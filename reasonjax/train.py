@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
             print('A smoke run: it shows that the config runs, its numbers mean nothing.')
         print(f'Curves, samples and timings: {workdir}/report.html')
 
-    return run_program(program)
+    return run_program(program, resumable=True)
 
 
 if __name__ == '__main__':

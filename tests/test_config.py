@@ -209,6 +209,12 @@ def test_files(load, tmp_path, monkeypatch):
     assert load(signature="size='none'", extra='c.text = size').text == 'none'
 
 
+@pytest.mark.parametrize('ending', ['c.lock()', 'return c.lock()'])
+def test_a_config_that_is_locked(load, ending):
+    """Knobs that it leaves out are filled in like any other's."""
+    assert load(extra=ending).objective.to_dict() == load().objective.to_dict()
+
+
 def test_variants_are_checked_where_a_file_lists_them(tmp_path):
     (tmp_path / 'listed.py').write_text(
         "import ml_collections\nVARIANTS = ('', 'small')\n"

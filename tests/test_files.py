@@ -78,6 +78,18 @@ def test_writing_replaces_in_one_piece(tmp_path):
     assert file.read_bytes() == 'néw\n'.encode() and os.listdir(tmp_path) == ['x.json']
 
 
+def test_writing_touches_nothing_elsewhere(tmp_path):
+    """In a folder that a stranger has made, the name that is used until all is written may be a link."""
+    (tmp_path / 'mine').write_text('mine')
+    (tmp_path / 'file.tmp').symlink_to('mine')
+    files.write_text(tmp_path / 'file', 'new')
+    assert (tmp_path / 'mine').read_text() == 'mine' and (tmp_path / 'file').read_text() == 'new'
+    assert not (tmp_path / 'file').is_symlink() and not (tmp_path / 'file.tmp').is_symlink()
+    (tmp_path / 'folder').mkdir()
+    with pytest.raises(UserError, match=r'folder: cannot be written \(it is a folder\)'):
+        files.write_text(tmp_path / 'folder', '')
+
+
 def test_what_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / 'pipe')
     for name in (tmp_path / 'pipe', '/dev/zero'):

@@ -129,6 +129,22 @@ def test_a_folder_that_cannot_be_written(tmp_path):
             pass
 
 
+@pytest.mark.parametrize('target', ['mine', 'nothing', '.'])
+def test_a_lock_that_is_a_link(target, tmp_path):
+    """A stranger's folder may have one, to a file that is not theirs."""
+    (tmp_path / 'mine').write_text('mine')
+    (tmp_path / locks.NAME).symlink_to(target)
+    with pytest.raises(UserError, match=r'\.lock: cannot be written \(it is a link\)'), locks.hold(tmp_path):
+        pass
+    assert (tmp_path / 'mine').read_text() == 'mine' and not (tmp_path / 'nothing').exists()
+
+
+def test_a_lock_that_is_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / locks.NAME)
+    with pytest.raises(UserError, match=r'\.lock: cannot be written \(a pipe or a device'), locks.hold(tmp_path):
+        pass
+
+
 def test_a_run_is_held_and_can_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(report, 'write', lambda workdir: None)
     config = quiet('configs/base.py', train__steps=1)

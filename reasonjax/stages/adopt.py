@@ -22,6 +22,9 @@ def load(location: str, overrides: Sequence[tuple[str, str]] = (), trust: Sequen
     Overrides of `model` and `tokenizer` are applied last: they change what was adopted. For `trust` see `opening.open_saved`.
     """
     config = configs.load(location, [pair for pair in overrides if not pair[0].startswith(OWN)])
+    for key in opening.SHAPE:
+        if key not in config:
+            raise UserError(f'{location}: config.{key} is missing; configs/base.py has all that a config needs.')
     return adopt(config, [pair for pair in overrides if pair[0].startswith(OWN)], trust)
 
 

@@ -5,6 +5,7 @@ Checkpoints, parts and `done.json` carry a fingerprint of the config, so that wh
 
 import hashlib
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,10 @@ from reasonjax.stages.opening import CONFIG, check_shape
 DONE = 'done.json'
 LISTED = 12
 DEVICES = ('config.mesh.', 'config.rollout.mesh.')  # what may change: a run goes on on whatever devices there are
+VERSION = (
+    '\nWhere you have not added what is (absent) there, the run is of an earlier version of reasonjax, which finishes it; sample, evaluate '
+    'and convert read it with this one.'
+)
 STATE = 'state'  # of a `done.json`: what a run that goes on has to know, and its user does not
 
 
@@ -53,7 +58,8 @@ def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
         if shown:
             more = f'\n  and {len(shown) - LISTED} more' if len(shown) > LISTED else ''
             listed = '\n  '.join(shown[:LISTED])
-            raise UserError(f'{path} is of another config; use a new --workdir, or undo these changes:\n  {listed}{more}')
+            newer = VERSION if any(": '(absent)' -> " in line for line in shown) else ''
+            raise UserError(f'{path} is of another config; use a new --workdir, or undo these changes:\n  {listed}{more}{newer}')
     elif results:
         _recognise(path, fingerprint(config), results)
     _allow_steps(config, workdir, before)
@@ -79,7 +85,7 @@ def finished(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
 def read_done(place: Place) -> dict[str, Any] | None:
     """Returns the result of a stage; None where it is not done. One that is damaged is put aside: the stage is concluded once more."""
     path = place.folder / DONE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
         done = files.json_object(path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,6 +61,24 @@ class Ledger:
     def retained(self, rolling_back: bool) -> set[int]:
         """Steps whose checkpoints must stay: the best, and the one that a rollback would need."""
         return {step for step in (self.proven if rolling_back else None, self.best and self.best['step']) if step is not None}
+
+
+def read_counts(meta: Mapping[str, Any], where: str | os.PathLike) -> tuple[Ledger, dict[str, Any]]:
+    """Reads the counts of a checkpoint from its `meta`, and its clock: `seconds`, `steps` (seconds of steps) and `phases`.
+
+    Raises:
+      UserError: they are not those of this version; `where` is the checkpoint.
+    """
+    try:
+        clock = {'steps': 0.0} | meta['clock']
+        seconds, steps, phases = (kind(clock[name]) for name, kind in (('seconds', float), ('steps', float), ('phases', dict)))
+        if any(type(meta.get(name, 0)) is not int for name in ('records', 'completions', 'steps')):
+            raise TypeError('a number is none')
+        return Ledger(**meta['counted']), {'seconds': seconds, 'steps': steps, 'phases': phases}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f'checkpoint {where}: its counts are damaged, or those of another version of reasonjax ({type(error).__name__}: {error}).'
+        ) from error
 
 
 def spent(stage: Any, tokens: float, seconds: float) -> bool:

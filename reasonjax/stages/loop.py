@@ -29,7 +29,7 @@ from reasonjax.stages.ahead import Ahead, shapes_of
 from reasonjax.stages.context import Place, Run, adapt, settings
 from reasonjax.stages.feed import Fed, Feed
 from reasonjax.stages.iteration import Given, Measured, fetch, make_iterations
-from reasonjax.stages.ledger import Ledger, better, check, due_at, spent
+from reasonjax.stages.ledger import Ledger, better, check, due_at, read_counts, spent
 from reasonjax.state import State, create, make_update
 from reasonjax.weights import finite
 from reasonjax.weights.partition import combine, partition
@@ -272,20 +272,20 @@ class _Training:
             self.run.writer.resume(self.place.name, None)
             return False
         self.begin, meta = begin, self._restore(begin, data=self.feed.data, memory=self.feed.memory)
+        where = self.place.folder / 'checkpoints' / str(begin)
         if meta.get('config', self.mark) != self.mark:
-            where = self.place.folder / 'checkpoints' / str(begin)
             raise UserError(f'checkpoint {where} is of another config than {claim.CONFIG}; was it put there from elsewhere?')
+        self.ledger, clock = read_counts(meta, where)
         self._check_finite(f'stage {self.place.name}: its checkpoint of step {begin}')
         self.run.writer.resume(self.place.name, begin, meta)
-        self.ledger = Ledger(**meta['counted'])
-        self.earlier, self.stepped = meta['clock']['seconds'], meta['clock'].get('steps', 0.0)
-        self.timers.seconds.update(meta['clock']['phases'])
+        self.earlier, self.stepped = clock['seconds'], clock['steps']
+        self.timers.seconds.update(clock['phases'])
         before, steps, every = meta.get('steps', self.stage.steps), self.stage.steps, self.stage.eval_every
         if before != steps:
             self._report_length(before)
         # What was the last step is not evaluated by the loop; now it is one like others.
         was_last = before == begin < steps and self.evaluation is not None and every and begin % every == 0
-        return bool(meta['unevaluated'] or was_last) and begin < steps
+        return bool(meta.get('unevaluated') or was_last) and begin < steps
 
     def _report_length(self, before: int) -> None:
         """Says on the screen and in a record what another number of steps than until now means."""

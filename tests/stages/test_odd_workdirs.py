@@ -203,8 +203,8 @@ def test_strays_among_checkpoints(stray, work, finished):
 
 # What stands in the way of a run that goes on, and what is said.
 OBSTACLES = {
-    'stages': ('File exists', 'Not a directory'), 'metrics.jsonl': ('Is a directory',), 'completions': (),
-    'tensorboard': ('File exists', 'Not a directory'), 'environment.json': ('Is a directory',), 'summary.json': ('Is a directory',),
+    'stages': ('File exists', 'Not a directory'), 'metrics.jsonl': ('is a folder',), 'completions': (),
+    'tensorboard': ('File exists', 'Not a directory'), 'environment.json': ('is a folder',), 'summary.json': ('is a folder',),
     'config.json': ('is no file',), '.lock': ('cannot be written',),
 }  # fmt: skip
 
@@ -304,6 +304,14 @@ CONFIGS = {
     'a set': ('def get_config():\n    return C({"a": (1, {2})})\n', 'config.a[1] is a set'),
     'a placeholder': ('def get_config():\n    return C({"a": P(int)})\n', 'config.a is a required placeholder'),
     'itself': ('def get_config():\n    c = C({"a": 1})\n    c.b = [c]\n    c.b.append(c.b)\n    return c\n', 'holds itself'),
+    'leaves': ('import sys\ndef get_config():\n    sys.exit(3)\n', 'get_config() raised SystemExit 3 (line 3)'),
+    'leaves at once': ('import sys\nsys.exit()\n', 'raised SystemExit (line 2)'),
+    'an error without words': ('class E(Exception):\n    def __str__(self):\n        1 / 0\ndef get_config():\n    raise E\n',
+                               'get_config() raised E (line 5)'),
+    'a built-in': ('get_config = dict\n', 'does not say what arguments it takes'),
+    'no signature': ('import functools\nget_config = functools.partial(int, "7")\n', 'does not say what arguments it takes'),
+    'no stages': ('def get_config():\n    return C({})\n', 'config.stages is missing'),
+    'no stages, locked': ('def get_config():\n    return C({}).lock()\n', 'config.stages is missing'),
     'latin-1': (b'x = "caf\xe9"\n', 'not valid Python'), 'no suffix': ('x = 1\n', 'defines get_config()'),
 }  # fmt: skip
 IMPORTS = 'from ml_collections import ConfigDict as C; from ml_collections.config_dict import required_placeholder as P; '
@@ -324,3 +332,39 @@ def test_config_files(case, tmp_path, capsys):
 def test_config_files_that_are_not_there(name, tmp_path, capsys):
     errors = called(train, capsys, '--config', f'{tmp_path}/{name}' if name else '', '--workdir', tmp_path / 'run')
     assert '--config: no file' in errors or 'File name too long' in errors
+
+
+def without(key):
+    return lambda record: record['meta'].pop(key)
+
+
+def meta(**entries):
+    return lambda record: record['meta'].update(entries)
+
+
+# What the record of a checkpoint holds that was changed, or that another version wrote, and how it is called.
+RECORDS = {
+    'no counts': (without('counted'), 'its counts are damaged'),
+    'counts of another name': (meta(counted={'x': 1}), 'its counts are damaged'),
+    'a list of counts': (meta(counted=[1]), 'its counts are damaged'), 'no clock': (without('clock'), 'its counts are damaged'),
+    'a clock that is none': (meta(clock=7), 'its counts are damaged'), 'text for seconds': (meta(clock={'seconds': 'x'}), 'its counts are'),
+    'text for a number of records': (meta(records='x'), 'its counts are damaged'), 'a list of steps': (meta(steps=[]), 'its counts are'),
+    'no position': (lambda record: record.pop('data'), 'holds no data position'),
+    'a number for a position': (lambda record: record.update(data=7), 'its data position is damaged'),
+    'half a position': (lambda record: record['data'].pop('parent'), 'its data position is damaged'),
+    'a position of another kind': (lambda record: record['data'].update(parent='x'), 'its data position is damaged'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('change', RECORDS)
+def test_a_record_of_another_form_is_one_line(change, work):
+    edit, words = RECORDS[change]
+    for file in work.glob('stages/*/checkpoints/*/meta/metadata'):
+        record = json.loads(file.read_text())
+        edit(record)
+        file.write_text(json.dumps(record))
+        (file.parents[1] / 'checksums.json').unlink()
+    (work / 'stages' / '00_train' / 'done.json').unlink()
+    with pytest.raises(UserError, match=words) as error:
+        run(config(), work)
+    assert '\n' not in str(error.value) and '00_train/checkpoints/2' in str(error.value)

@@ -36,6 +36,35 @@ def test_what_libraries_say_stays_off_the_screen():
         assert text in done.stderr
 
 
+PIPED = """
+import sys
+from reasonjax import programs
+
+def program():
+    sys.stdin.readline()
+    for i in range(%d):
+        print('text', flush=%s)
+
+sys.exit(programs.run_program(program, resumable=%s))
+"""
+
+
+@pytest.mark.parametrize('flush', [True, False])
+@pytest.mark.parametrize('lines', [1, 10_000])
+@pytest.mark.parametrize('resumable', [False, True])
+def test_output_that_nobody_reads_any_more(resumable, lines, flush):
+    """As with `| head`: a program that prints results has done its work, one that was to go on says that it has not."""
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, '-c', PIPED % (lines, flush, resumable)], cwd=ROOT, **pipes)
+    process.stdout.close()
+    process.stdin.write('\n')
+    process.stdin.close()
+    error = process.stderr.read()
+    assert process.wait() == (75 if resumable else 0), error
+    assert 'Traceback' not in error and 'Exception' not in error
+    assert error.startswith('stopped: nobody reads its output any more. To go on, give the same command again') == resumable
+
+
 def test_levels_of_libraries_are_the_users_where_they_are_set(monkeypatch):
     monkeypatch.setenv('TF_CPP_MIN_LOG_LEVEL', '0')
     monkeypatch.delenv('TRANSFORMERS_VERBOSITY', raising=False)

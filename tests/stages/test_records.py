@@ -74,6 +74,8 @@ LOSSES = {
     'a line of zeros': (lambda work: write(work, ['\0' * 50 + '\n', *lines(work)[1:]]), 1, 'damaged lines (1) were moved to'),
     'a line that is no record': (lambda work: write(work, ['[1]\n', *lines(work)[1:]]), 1, 'damaged lines (1) were moved to'),
     'a record of nobody': (lambda work: write(work, ['{"step": 1}\n', *lines(work)[1:]]), 1, 'damaged lines (1) were moved to'),
+    'a note that is none': (lambda work: write(work, [*lines(work)[1:], '{"stage": "train", "step": 1, "records_lost": "x"}\n']), 1,
+                            'damaged lines (2) were moved to'),
     'two lines run together': (lambda work: write(work, [lines(work)[0].rstrip() + lines(work)[1]]), 2, 'damaged lines (1) were moved to'),
     'bytes that are no text': (lambda work: (work / 'metrics.jsonl').write_bytes(b'\xff\xfe\n' + lines(work)[1].encode()), 1, 'damaged'),
 }
@@ -96,6 +98,21 @@ def test_records_that_are_gone_are_missed(loss, work, alone, capsys):
     assert others[-3:] == wanted[-3:]
     assert (work / 'metrics.jsonl.damaged').exists() == ('damaged' in words)
     assert_trees_equal(trained(work)[1], trained(alone)[1])
+
+
+INSTEAD = {
+    'a folder': lambda path: path.mkdir(), 'a pipe or a device': lambda path: os.mkfifo(path),
+    'a link to what is not there': lambda path: path.symlink_to('no/where'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('what', INSTEAD)
+def test_records_that_cannot_be_written(what, work, capsys):
+    (work / 'metrics.jsonl').unlink()
+    INSTEAD[what](work / 'metrics.jsonl')
+    with pytest.raises(UserError, match=f'metrics.jsonl: is {what}, so no record can be written there'):
+        run(config(), work)
+    assert 'the run goes on' not in capsys.readouterr().err
 
 
 def test_a_loss_is_noted_once(work, capsys):
@@ -274,6 +291,17 @@ def test_a_damaged_result_is_made_again(content, alone, tmp_path, capsys):
     again = json.loads(path.read_text())
     assert {k: v for k, v in again.items() if k != 'seconds'} == {k: v for k, v in wanted.items() if k != 'seconds'}
     assert records(work) == records(alone) and 'state' not in json.loads((work / 'summary.json').read_text())['stages'][0]
+
+
+@pytest.mark.parametrize('make', [lambda path: path.mkdir(), lambda path: path.symlink_to('nowhere')], ids=['a folder', 'a link'])
+def test_what_has_the_name_of_a_result_is_put_aside(make, alone, tmp_path, capsys):
+    """Before the stage trains, not when it is over and the result cannot be written."""
+    work = shutil.copytree(alone, tmp_path / 'run')
+    path = work / 'stages' / '00_train' / 'done.json'
+    path.unlink()
+    make(path)
+    run(config(), work)
+    assert 'Put aside as done.json.damaged' in capsys.readouterr().err and path.is_file()
 
 
 def test_environments_add_up(tmp_path, monkeypatch, capsys):
