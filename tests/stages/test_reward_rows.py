@@ -291,5 +291,5 @@ def test_a_function_that_fills_the_memory_is_a_failure_like_others(on_error, tmp
 
 
 def test_the_memory_limit_is_checked(tmp_path):
-    with pytest.raises(UserError, match='memory_limit must be a positive number of GiB, got 0'):
+    with pytest.raises(UserError, match=r'reward_memory_limit=0\.0: must be above 0'):
         run(online(lines(tmp_path / 'rows.jsonl', ROWS), reward_memory_limit='0.0'), tmp_path / 'work')
