@@ -82,7 +82,6 @@ class _Training:
         if self.stage.offload_optimizer:
             offload.check(run.mesh.devices.flat[0], self.optimizer, f'config.{place.name}.offload_optimizer')
         self.state, self.frozen, self.chosen = self._start()
-        cautions.say(self.stage, place.name, self.state.trainable, total_updates)
         self.update = compile_update(run, self.stage, feed, self.optimizer, self.state, total_updates, place)
         self.ledger, self.timers = Ledger(), Timers()
         self.pending: Callable[[], list[Measured]] | None = None  # fetches the metrics of what was dispatched last
@@ -96,6 +95,8 @@ class _Training:
     def to_the_end(self) -> Trained:
         """Goes on from the newest checkpoint."""
         unevaluated = self._resume()
+        if not self.begin:
+            cautions.say(self.stage, self.place.name, self.state.trainable, self.stage.steps * self.feed.updates)
         self.ahead = self._compile_ahead()
         with Progress(self.place.name, self.stage.steps, start=self.begin) as self.progress:
             self.clock = time.perf_counter()

@@ -103,7 +103,8 @@ def test_online_and_collecting(tmp_path, rewards, capfd, monkeypatch):
     )  # fmt: skip
     run(config, tmp_path / 'alone')
     alone = [line for line in capfd.readouterr().err.splitlines() if line.startswith('warning')]
-    assert len(alone) == 2 and 'equal rewards for 3 steps' in ''.join(alone), 'a model that knows nothing earns nothing'
+    assert len(alone) == 3 and 'warmup_steps=10' in alone[0]
+    assert 'equal rewards for 3 steps' in ''.join(alone), 'a model that knows nothing earns nothing'
     for number in (2, 2, 1, 2, 2):  # after steps 2, 4 and 5; in the collection; in the last stage
         with asked_at(number):
             run(config, tmp_path / 'work')
