@@ -24,7 +24,7 @@ def test_vocabulary_zero_takes_the_tokenizers():
         ({'vocab_size': 20}, ['config.model.vocab_size=20', '21']),
         ({'kv_heads': 3}, ['config.model.kv_heads=3', 'heads=4', 'nearest: 2']),
         ({'head_dim': 5}, ['config.model.head_dim=5', 'even']),
-        ({'layers': 0}, ['config.model.layers=0', 'at least 1']),
+        ({'layers': 0}, ['config.model.layers=0', 'from 1 to 131072; nearest: 1']),
         ({'activation': 'gelu_tan'}, ['config.model.activation="gelu_tan"', 'Did you mean "gelu_tanh"?', 'silu']),
         ({'remat': 'dot'}, ['config.model.remat="dot"', 'Did you mean "dots"?']),
         ({'remat': 'save:attend'}, ['config.model.remat="save:attend": no result "attend"', 'Did you mean "attended"?']),
