@@ -46,9 +46,9 @@ def watch(seen: dict) -> None:
     """Records what every process would write down, and what it samples and scores, whether or not it is the one that writes."""
     write, draw = metrics.Writer.write, rollouts.Rollouts.draw
 
-    def writing(self, stage, step, values):
+    def writing(self, stage, step, values, **options):
         seen.update({f'metrics/{stage}/{step}/{name}': value for name, value in values.items() if isinstance(value, int | float)})
-        write(self, stage, step, values)
+        write(self, stage, step, values, **options)
 
     def drawing(self, step, *arguments):
         drawn = draw(self, step, *arguments)
