@@ -126,12 +126,12 @@ def test_large_weights_that_fit_are_read(folder):
 @pytest.mark.parametrize(
     ('entries', 'words'),
     [
-        (dict(rms_norm_eps=NAN), 'norm_eps=nan: must be a number, above 0'),
+        (dict(rms_norm_eps=NAN), 'rms_norm_eps: expected a number, found nan'),
         (dict(rms_norm_eps=-1.0), 'norm_eps=-1.0: must be above 0'),
-        (dict(rope_parameters=dict(rope_type='default', rope_theta=NAN)), 'rope_theta=nan: must be a number, above 0'),
-        (dict(rope_parameters=dict(rope_type='linear', rope_theta=1e4, factor=INF)), 'rope_scaling.factor=inf: must be finite, above 0'),
+        (dict(rope_parameters=dict(rope_type='default', rope_theta=NAN)), 'rope_theta: expected a number, found nan'),
+        (dict(rope_parameters=dict(rope_type='linear', rope_theta=1e4, factor=INF)), 'factor: expected a number, found inf'),
         (dict(rope_parameters=dict(rope_type='yarn', rope_theta=1e4, factor=2.0, original_max_position_embeddings=8, beta_fast=NAN)),
-         'rope_scaling.beta_fast=nan: must be a number, above 0'),
+         'beta_fast: expected a number, found nan'),
     ],
 )  # fmt: skip
 def test_numbers_of_a_config_are_named_with_their_file(folder, entries, words):
@@ -193,11 +193,11 @@ def test_tensors_of_an_adapter_are_named(adapter, factor, value, dtype):
     assert str(error.value).startswith(wanted)
 
 
-@pytest.mark.parametrize('alpha', [NAN, INF, 'two', True])
+@pytest.mark.parametrize('alpha', [NAN, INF, 'two', True, 1e39])
 def test_an_adapters_alpha_is_a_number(adapter, alpha):
     file = adapter / 'adapter_config.json'
     file.write_text(json.dumps(json.loads(file.read_text()) | {'lora_alpha': alpha}))
-    with pytest.raises(UserError, match='adapter_config.json: lora_alpha=.* must be'):
+    with pytest.raises(UserError, match='adapter_config.json: lora_alpha(: expected a number, found |=1e[+]39 of .*: must be )'):
         peft.read_adapter(adapter)
 
 
