@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -283,7 +284,7 @@ def test_what_the_datasets_library_writes_beside_its_data_is_no_row(tmp_path, na
 
 UNREADABLE = {
     'date value out of range': pa.array([2**63 - 1], pa.timestamp('us')),
-    'Mars/Phobos': pa.array([1], pa.timestamp('us', tz='Mars/Phobos')),
+    'Mars/Phobos|zoneinfo': pa.array([1], pa.timestamp('us', tz='Mars/Phobos')),
 }
 
 
@@ -292,7 +293,7 @@ def test_values_that_python_does_not_have(tmp_path, reason):
     column = pa.concat_arrays([pa.array([None], UNREADABLE[reason].type), UNREADABLE[reason]])
     pq.write_table(pa.table({'a': column}), tmp_path / 'x.parquet')
     message = refusal(tmp_path / 'x.parquet', 'parquet')
-    assert f'{tmp_path}/x.parquet:2: holds a value that Python cannot' in message and reason in message
+    assert f'{tmp_path}/x.parquet:2: holds a value that Python cannot' in message and re.search(reason, message)
 
 
 def test_a_column_whose_name_is_not_utf8(tmp_path):
