@@ -20,7 +20,7 @@ from reasonjax.stages import export
 
 HERE = pathlib.Path(__file__).parent
 TESTS = HERE.parent
-LIMIT = 400
+LIMIT = 900  # seconds, where other tests run beside
 REWARDS = """
 import os
 
