@@ -11,13 +11,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from reasonjax.errors import UserError, listing, nearest, show
-from reasonjax.tasks.answer_text import find_answer, find_answer_of_solution
+from reasonjax.tasks.answer_text import find_answer, find_answer_of_solution, find_last_boxed
 from reasonjax.tasks.answer_values import Words, read_value, same_spelling, same_value
 
 STRICT = re.compile(r'#### (-?[0-9.,]+)')
 FLEXIBLE = re.compile(r'(-?[$0-9.,]{2,})|(-?[0-9]+)')
 NUMBER = re.compile(r'[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)')
-BOXED_OR_BRACE = re.compile(r'\\boxed\s*\{|\\.|[{}]', re.DOTALL)
 TOLERANCE = decimal.Decimal('1e-4')
 
 
@@ -36,26 +35,13 @@ def _hash(text: str) -> str | None:
     return answer if found else None
 
 
-def _boxed(text: str) -> str | None:
-    # One pass with a stack of open braces: a model that repeats an unclosed \boxed{ must not make this quadratic.
-    opened, last = [], None
-    for token in BOXED_OR_BRACE.finditer(text):
-        if token.group()[-1] == '{' and token.group() != r'\{':
-            opened.append((token.end(), len(token.group()) > 1))
-        elif token.group() == '}' and opened:
-            start, boxed = opened.pop()
-            if boxed and (last is None or start > last[0]):
-                last = (start, token.start())
-    return text[slice(*last)] if last else None
-
-
 def _last_line(text: str) -> str | None:
     lines = text.split('\n')
     return next((line.strip() for line in reversed(lines) if line.strip()), None)
 
 
 EXTRACTORS = {
-    'answer': find_answer, 'strict': _strict, 'flexible': _flexible, 'hash': _hash, 'boxed': _boxed, 'last_line': _last_line
+    'answer': find_answer, 'strict': _strict, 'flexible': _flexible, 'hash': _hash, 'boxed': find_last_boxed, 'last_line': _last_line
 }  # fmt: skip
 
 
