@@ -95,12 +95,12 @@ def _headline(name: str, summary: Mapping[str, Any], records: Sequence[Mapping[s
     if stages:
         steps = ' → '.join(f'<b>{100 * stage["accuracy"]:.1f} %</b> <span class="quiet">{html.escape(stage["name"])}'
                            '</span>' for stage in stages)
-        said = f'Greedy accuracy on held-out problems: {steps}'
+        status = f'Greedy accuracy on held-out problems: {steps}'
     elif records:
-        said = f'In progress: stage {html.escape(str(records[-1]["stage"]))}, step {html.escape(str(records[-1]["step"]))}.'
+        status = f'In progress: stage {html.escape(str(records[-1]["stage"]))}, step {html.escape(str(records[-1]["step"]))}.'
     else:
-        said = 'Nothing is recorded yet.'
-    return f'<header><h1>{html.escape(name)}</h1><p class="lead">{said}</p></header>'
+        status = 'Nothing is recorded yet.'
+    return f'<header><h1>{html.escape(name)}</h1><p class="lead">{status}</p></header>'
 
 
 def _results(stages: Sequence[Mapping[str, Any]]) -> str:

@@ -124,11 +124,11 @@ def read_answers(file: pathlib.Path) -> Answers:
 
 def _examined(workdir: pathlib.Path, made_with: ml_collections.ConfigDict, evaluation: ml_collections.ConfigDict) -> Answers:
     """Has the model of a workdir, whose config is in hand and so trusted, answer what `evaluation` asks."""
-    found = saved(workdir, trust=configs.names(made_with))
-    config = found.run.config.copy_and_resolve_references().unlock()
+    opened = saved(workdir, trust=configs.names(made_with))
+    config = opened.run.config.copy_and_resolve_references().unlock()
     config.evaluation = evaluation
     # Draws depend on the run's seed: of one problem, all recipes with this seed get the same.
-    return answers_of(evaluate.make(dataclasses.replace(found.run, config=config))(found.params))
+    return answers_of(evaluate.make(dataclasses.replace(opened.run, config=config))(opened.params))
 
 
 def answers_of(found: evaluate.Evaluation) -> Answers:

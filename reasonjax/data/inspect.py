@@ -123,8 +123,8 @@ def _counts(tokens: np.ndarray, weights: np.ndarray, tokenizer: Any) -> str:
     """Counts tokens, and says of each answer, a run of tokens with weight, whether its end is learnt: the EOS that ends it."""
     learnt = weights > 0
     ends = tokens[learnt & ~np.append(learnt[1:], False)]
-    said = [f'yes ({_escaped(tokenizer.token(int(token)))})' if token in tokenizer.eos_ids else 'no' for token in ends]
-    runs = [(answer, len(list(run))) for answer, run in itertools.groupby(said)]
+    ends_learnt = [f'yes ({_escaped(tokenizer.token(int(token)))})' if token in tokenizer.eos_ids else 'no' for token in ends]
+    runs = [(answer, len(list(run))) for answer, run in itertools.groupby(ends_learnt)]
     eos = ', '.join(f'{answer} x {size}' if size > 1 else answer for answer, size in runs)
     return f'{len(tokens)} tokens, {int(learnt.sum())} with weight (sum {weights.sum():g}), EOS in the loss: {eos or "no"}'
 

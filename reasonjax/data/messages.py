@@ -77,8 +77,8 @@ def _checked(message: Message, where: str, known: Mapping[str, Any]) -> Message:
     for key, way in _UNREADABLE.items():
         if clean.get(key):
             raise UserError(f'{where} has "{key}", which chat templates do not read; {way}')
-    said = ('content', 'tool_calls', *THOUGHTS) if role == 'assistant' else ('content',)
-    if all(clean.get(key) is None for key in said):
+    speaking = ('content', 'tool_calls', *THOUGHTS) if role == 'assistant' else ('content',)
+    if all(clean.get(key) is None for key in speaking):
         if 'content' in message:
             raise UserError(f'{where} has the "content" null, which only an answer with calls or thoughts may have; an empty one is ""')
         raise UserError(f'{where} has no "content"; keys found: {listing(message)}.{nearest("content", message)}')

@@ -79,17 +79,17 @@ def answered(example: Example, before: Any, answer: Any, name: str, tokenizer: T
 
 def _sampled(example: Example, before: Any, answer: Any, tokenizer: Tokenizer) -> Document:
     """The prompt as it is asked, and behind it the tokens that were drawn: no template would write them as they were."""
-    _, told = asked({**example, 'prompt': before}, tokenizer)
-    said = example['completion_ids']
-    if not isinstance(said, list | tuple) or not said or not all(isinstance(i, int) and 0 <= i < tokenizer.vocab_size for i in said):
+    _, prompt_ids = asked({**example, 'prompt': before}, tokenizer)
+    ids = example['completion_ids']
+    if not isinstance(ids, list | tuple) or not ids or not all(isinstance(i, int) and 0 <= i < tokenizer.vocab_size for i in ids):
         raise UserError('column "completion_ids" must be a non-empty list of token ids of this tokenizer')
-    if len(answer) != 1 or tokenizer.decode(said) != words(answer[0]):
+    if len(answer) != 1 or tokenizer.decode(ids) != words(answer[0]):
         raise UserError(
             'column "completion_ids" holds the tokens of another text than "completion", which was changed since, or sampled with '
             'another tokenizer; leave the column out to learn the text as the chat template writes it'
         )
-    said = [*said] if said[-1] in tokenizer.eos_ids else [*said, tokenizer.eos_ids[0]]
-    return document(told + said, [0] * len(told) + [1] * len(said))
+    ids = [*ids] if ids[-1] in tokenizer.eos_ids else [*ids, tokenizer.eos_ids[0]]
+    return document(prompt_ids + ids, [0] * len(prompt_ids) + [1] * len(ids))
 
 
 def prompt(example: Example, tokenizer: Tokenizer) -> np.ndarray:

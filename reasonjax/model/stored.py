@@ -103,8 +103,8 @@ def tensors_of(file: pathlib.Path) -> dict[str, Stored]:
             size = int.from_bytes(opened.read(8), 'little')
             entries = json.loads(opened.read(size), object_pairs_hook=lambda pairs: _distinct(pairs, file))
         except (OSError, RecursionError) as error:
-            said = reason(error) if isinstance(error, OSError) else 'nested too deeply'
-            raise UserError(f'{file}: cannot be read ({said}).') from error
+            why = reason(error) if isinstance(error, OSError) else 'nested too deeply'
+            raise UserError(f'{file}: cannot be read ({why}).') from error
     entries.pop('__metadata__', None)
     for name, entry in entries.items():
         if entry['dtype'] not in TYPES:

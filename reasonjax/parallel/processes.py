@@ -42,11 +42,11 @@ def start(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ)
     Raises:
       UserError: wrong settings, no cluster that jax knows, or processes that do not find each other.
     """
-    found = launch.settings(flags, environment)
-    if found is None:
+    settings = launch.settings(flags, environment)
+    if settings is None:
         return
     try:
-        jax.distributed.initialize(**found, **TIMEOUTS)
+        jax.distributed.initialize(**settings, **TIMEOUTS)
     except ValueError as error:
         raise UserError(
             f'--distributed: jax found no cluster that it knows (Cloud TPU, GKE, SLURM, Open MPI): {error} '

@@ -165,13 +165,13 @@ class RewardPool:
                 raise ValueError(f'column {column} has {len(values)} values for {samples} prompts')
         if group < 1 or samples % group:
             raise ValueError(f'{samples} samples are not whole groups of {group}')
-        taken = {name: reward_functions.select_columns(spec, data, f'rewards.{name}') for name, spec in self._specs.items()}
+        columns_of = {name: reward_functions.select_columns(spec, data, f'rewards.{name}') for name, spec in self._specs.items()}
         groups = [tuple(range(i, i + group)) for i in range(0, samples, group)]
 
         def attempt(jobs: list[list[_Call]]) -> list[tuple[_Call, Outcome | None]]:
             """Runs jobs (calls of one function each); an outcome of None means that the call's job was killed."""
             ready = [
-                [(len(c.rows), {column: [data[column][i] for i in c.rows] for column in taken[c.name]}) for c in job]
+                [(len(c.rows), {column: [data[column][i] for i in c.rows] for column in columns_of[c.name]}) for c in job]
                 for job in jobs
             ]
             outcomes = self._here(jobs, ready) if not self._workers else self._there(jobs, ready)

@@ -69,14 +69,14 @@ def _adopt_folder(config: ml_collections.ConfigDict, place: str) -> None:
 
 def _adopt_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, trust: Sequence[str]) -> None:
     try:
-        theirs = opening.read_model(workdir, trust)
+        saved_config = opening.read_model(workdir, trust)
     except UserError as error:
         raise UserError(f'config.init: {error}') from error
-    config.model = ml_collections.ConfigDict(dict(theirs.model) | _chosen(config.model))
+    config.model = ml_collections.ConfigDict(dict(saved_config.model) | _chosen(config.model))
     if not _own_tokenizer(config.tokenizer):
-        config.tokenizer = theirs.tokenizer
-        if theirs.tokenizer.name == 'sentencepiece' and not theirs.tokenizer.path:
-            config.tokenizer.path = str(trained_file(workdir, theirs.tokenizer.vocab_size))
+        config.tokenizer = saved_config.tokenizer
+        if saved_config.tokenizer.name == 'sentencepiece' and not saved_config.tokenizer.path:
+            config.tokenizer.path = str(trained_file(workdir, saved_config.tokenizer.vocab_size))
     configs.complete(config)
 
 

@@ -63,21 +63,21 @@ def render(
       stage: after which the parameters are; '' for the last.
       provenance: lines about the export itself.
     """
-    made = _lineage(run.workdir, stage)
+    lineage = _lineage(run.workdir, stage)
     base = _name_of(folder) if folder else ''
     what = f'A LoRA adapter for `{base}`' if adapter else f'A language model ({architecture})'
     start = '' if adapter else f' that started from `{base}`' if base else ', trained from scratch'
     chats = getattr(getattr(run.tokenizer, 'tokenizer', None), 'chat_template', None) is not None
     parts = [
-        _front_matter(folder, made, adapter),
+        _front_matter(folder, lineage, adapter),
         f'# {name}',
         f'{what}{start}; made with reasonjax.',
-        *_results(made),
+        *_results(lineage),
         '## Use',
         USE_ADAPTER if adapter else USE.format(inputs=CHAT if chats else PLAIN),
         '## How it was made',
         *provenance,
-        *(text for run in made for text in _told(run)),
+        *(text for run in lineage for text in _told(run)),
     ]
     return '\n\n'.join(part for part in parts if part) + '\n'
 

@@ -179,11 +179,11 @@ def _has_any(folder: pathlib.Path) -> bool:
 
 def _recognise(path: pathlib.Path, ours: str, results: Sequence[pathlib.Path]) -> None:
     """Raises UserError unless the results say that they are of the config of this fingerprint."""
-    theirs = {mark for result in results if (mark := _mark(result))}
-    if theirs == {ours}:
+    marks = {mark for result in results if (mark := _mark(result))}
+    if marks == {ours}:
         _warn(f'{path} was missing or damaged. It is written again: the results there are of the config that is given.')
         return
-    why = 'the results there are of another config than the one that is given' if theirs else 'nothing there says of which config they are'
+    why = 'the results there are of another config than the one that is given' if marks else 'nothing there says of which config they are'
     raise UserError(f'{path} is missing or damaged, and {why}. Put it back, undo what was changed since, or give another --workdir.')
 
 

@@ -95,10 +95,10 @@ def open_saved(
         file = files.expanded(config.tokenizer.get('path') or '.')
         if base is not None and not file.exists():
             config.tokenizer.path = str(base if config.tokenizer.name == 'huggingface' else base / file.name)
-        theirs = open_run(_on_these_devices(config), workdir, active=False, texts=_no_texts, trust=trust)
+        opened = open_run(_on_these_devices(config), workdir, active=False, texts=_no_texts, trust=trust)
         saving = [p for p in places(config, workdir) if settings(config, p).kind in SAVING]
         for place in saving[-1:]:  # the adapters of all stages
-            abstract_params(theirs, place.number)
+            abstract_params(opened, place.number)
     names = [p.name for p in saving]
     stage, _, which = stage.partition('@')
     if which not in ('', 'best'):
@@ -108,7 +108,7 @@ def open_saved(
     having = [p for p in processes.on_main(lambda: [p for p in saving if _has_checkpoint(p)]) if stage in ('', p.name)]
     if not having:
         raise UserError(f'{workdir} holds no checkpoint of {stage or "any stage"} yet.')
-    return Opened(theirs, having[-1], _best_step(having[-1]) if which else None)
+    return Opened(opened, having[-1], _best_step(having[-1]) if which else None)
 
 
 def saved(workdir: str | os.PathLike, stage: str = '', base: pathlib.Path | None = None, trust: Sequence[str] = ()) -> Saved:

@@ -33,10 +33,10 @@ def run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
         evaluation = evaluate.make(dataclasses.replace(opened.run, config=config), progress=True)
     if options.output:
         processes.on_main(lambda: check_output(pathlib.Path(options.output)))
-    found = evaluation(opened.load().params)
-    result = evaluate.summarise(found) | scores(found, ks)
+    evaluated = evaluation(opened.load().params)
+    result = evaluate.summarise(evaluated) | scores(evaluated, ks)
     if options.output:
-        processes.on_main(lambda: write_answers(found, pathlib.Path(options.output)))
+        processes.on_main(lambda: write_answers(evaluated, pathlib.Path(options.output)))
     if options.json:
         print(json.dumps(result, indent=2))
     else:

@@ -53,8 +53,8 @@ def extract(text: str, how: str) -> str | None:
       how: 'answer' wherever a model may have put it: in a box, behind 'the answer is', in bold, at the end (see `answer_text`);
         'strict' the number after the first '#### ' (GSM8K's own form); 'flexible' the last thing that looks like a
         number, by the expression with which lm-evaluation-harness reads GSM8K (so that scores compare: two or more of
-        `$0-9.,` count, even '...'); 'hash' everything after the first '#'; 'boxed' the last \boxed{...} whose braces
-        are balanced; 'last_line' the last line that is not blank, stripped.
+        `$0-9.,` count, even '...'); 'hash' everything after the first '#'; 'boxed' what is in the last \boxed{...}
+        whose braces are balanced, in every spelling (\fbox{7}, \boxed 7); 'last_line' the last line that is not blank, stripped.
 
     Returns:
       The answer as written, or None where there is none.

@@ -114,10 +114,10 @@ def parsed(prompt: str) -> tuple[list[int], int]:
     Raises:
       UserError: it is not one of this task.
     """
-    found = PROMPT.fullmatch(prompt) if isinstance(prompt, str) else None
-    if not found:
+    match = PROMPT.fullmatch(prompt) if isinstance(prompt, str) else None
+    if not match:
         raise UserError(f'countdown: expected a prompt such as "284>20:" or "28,4,17>41:", got {prompt!r}.')
-    return [int(number) for number in (found[1].split(',') if ',' in found[1] else found[1])], int(found[2])
+    return [int(number) for number in (match[1].split(',') if ',' in match[1] else match[1])], int(match[2])
 
 
 def key(row: dict) -> str:

@@ -188,16 +188,16 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
 
 def _opened(folder: pathlib.Path) -> Any:
     try:
-        found = sorted(entry.name for entry in folder.iterdir())
+        names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
         raise UserError(f'tokenizer.path: {folder} cannot be read ({reason(error)})') from error
     if not folder_checks.has_vocabulary(folder):
-        shown = ', '.join(found[:12]) + (f' and {len(found) - 12} more' if len(found) > 12 else '')
+        shown = ', '.join(names[:12]) + (f' and {len(names) - 12} more' if len(names) > 12 else '')
         raise UserError(
             f'tokenizer.path: no tokenizer in {folder} (expected tokenizer.json or tokenizer.model; found {shown or "nothing"})'
         )
     folder_checks.check_files(folder)
-    from_model = 'tokenizer.json' not in found and 'tokenizer.model' in found
+    from_model = 'tokenizer.json' not in names and 'tokenizer.model' in names
     if from_model:
         folder_checks.check_model(folder / 'tokenizer.model')
     from transformers import AutoTokenizer

@@ -48,11 +48,11 @@ def drop_thoughts(example: Example, rng: np.random.Generator) -> Iterable[dict[s
 
 def _changed(example: Example, change: Callable[[Mapping[str, Any], str], dict[str, Any]]) -> dict[str, Any]:
     """The row with every assistant's message that has a thought changed; `change` gets the message and the key of the thought."""
-    made = dict(example)
+    changed = dict(example)
     for column in COLUMNS:
-        if is_chat(made.get(column)):
-            made[column] = [change(m, key) if (key := _key(m)) else m for m in made[column]]
-    return made
+        if is_chat(changed.get(column)):
+            changed[column] = [change(m, key) if (key := _key(m)) else m for m in changed[column]]
+    return changed
 
 
 def _key(message: Mapping[str, Any]) -> str:
