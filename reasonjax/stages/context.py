@@ -234,9 +234,14 @@ def check_data(place: Place, data: Batches) -> None:
 
 def fresh_params(run: Run) -> Any:
     """Draws the parameters of a new model, in place on the mesh. The seed alone decides them."""
-    placed = meshes.shardings(run.specs, spec.abstract(run.specs, run.model.param_dtype), run.mesh)
-    draw = jax.jit(lambda key: spec.initialise(run.specs, key, run.model.param_dtype), out_shardings=placed)
-    return draw(randomness.key(run.config.seed, 0, 0, 'init'))
+    return _drawer(run.model, run.mesh)(randomness.key(run.config.seed, 0, 0, 'init'))
+
+
+@functools.lru_cache(maxsize=16)
+def _drawer(model: ModelConfig, mesh: jax.sharding.Mesh) -> Callable[[jax.Array], Any]:
+    specs = spec.specs(model)
+    placed = meshes.shardings(specs, spec.abstract(specs, model.param_dtype), mesh)
+    return jax.jit(lambda key: spec.initialise(specs, key, model.param_dtype), out_shardings=placed)
 
 
 def adapt(run: Run, place: Place, params: Any) -> Any:

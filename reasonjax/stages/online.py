@@ -1,5 +1,6 @@
 """Reinforcement from own samples: prompts -> rollouts -> rewards -> advantages -> the same step as any other stage."""
 
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from reasonjax.checkpoint import Remembers
 from reasonjax.errors import UserError
 from reasonjax.methods.objectives.protocol import needed
 from reasonjax.metrics import Timers
+from reasonjax.model.config import ModelConfig
 from reasonjax.model.score import READ
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
@@ -52,14 +54,12 @@ def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callabl
     pack = Packer(form)
     updates, micro = stage.num_iterations * stage.minibatches, stage.minibatches * stage.accumulation
     rows = stage.num_prompts * stage.num_generations
-    score = meshes.on(run.mesh, make_score(run.model, micro=micro, temperature=stage.temperature))
     width = stage.max_completion_length + (0 if form.share_prompts else stage.data.max_prompt_length)
-    of_rows = meshes.of_batch((rows, width), run.mesh)
-    compiled, ahead = jax.jit(score, out_shardings=of_rows), Ahead()
+    score, ahead = _compiled_score(run.model, run.mesh, (rows, width), micro, stage.temperature), Ahead()
 
     def logprob(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
         ahead.finish()
-        return compiled(params, {name: batch[name] for name in READ if name in batch})
+        return score(params, {name: batch[name] for name in READ if name in batch})
 
     every, wants_reference = 'logprob_old' in needed(objective), 'logprob_ref' in needed(objective)
     shapes = None
@@ -70,7 +70,7 @@ def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callabl
         reference = incoming()
         incoming = lambda: reference  # noqa: E731
         if shapes is not None:
-            ahead.start(compiled, shapes_of(reference), {name: x for name, x in shapes.items() if name in READ})
+            ahead.start(score, shapes_of(reference), {name: x for name, x in shapes.items() if name in READ})
     table: list[dict] = []
     watch = Watcher(place.name)
 
@@ -195,6 +195,12 @@ def rows_of(drawn: Drawn, advantage_PxG: np.ndarray) -> list[dict]:
         | {'advantage': float(advantage_PxG.reshape(-1)[i])}
         for i, (row, c) in enumerate(flat)
     ]
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_score(model: ModelConfig, mesh: jax.sharding.Mesh, shape: tuple[int, int], micro: int, temperature: float) -> Callable:
+    score = meshes.on(mesh, make_score(model, micro=micro, temperature=temperature))
+    return jax.jit(score, out_shardings=meshes.of_batch(shape, mesh))
 
 
 def _on_host(advantage: Callable, name: str) -> Callable[[np.ndarray], tuple[np.ndarray, dict[str, float]]]:

@@ -1,5 +1,6 @@
 """The sampler's settings as a config states them, and the compiled sampler of a run, on the mesh that the run samples on."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 
 from reasonjax.data.tokenizers import Tokenizer
 from reasonjax.errors import UserError, divisor
+from reasonjax.model import spec
+from reasonjax.model.config import ModelConfig
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import reshard
 from reasonjax.rollout.forcing import Forcing, Span, Thinking
@@ -112,7 +115,7 @@ def sampler(run: Run, sampling: Sampling) -> Draw:
     Prompts are arrays on the host, a multiple of `meshes.rows(run.rollout_mesh)` of them; parameters live where training left them. What
     is returned is on the devices and still being computed.
     """
-    program = jax.jit(on_rollout_mesh(run, lambda params, prompts, key: generate(params, run.model, prompts, key, sampling)))
+    program = _compiled(run.model, sampling, run.mesh, run.rollout_mesh)
 
     def draw(params: Any, prompts: Mapping[str, np.ndarray], key: jax.Array) -> Rollout:
         return program(params, meshes.place_batch(prompts, run.rollout_mesh), key)
@@ -120,13 +123,23 @@ def sampler(run: Run, sampling: Sampling) -> Draw:
     return draw
 
 
+@functools.lru_cache(maxsize=64)
+def _compiled(model: ModelConfig, sampling: Sampling, mesh: jax.sharding.Mesh, rollout_mesh: jax.sharding.Mesh) -> Callable:
+    # One for all stages and runs of a process that sample alike: tracing and lowering the sampler takes seconds.
+    return jax.jit(_moving(model, mesh, rollout_mesh, lambda params, prompts, key: generate(params, model, prompts, key, sampling)))
+
+
 def on_rollout_mesh(run: Run, function: Callable) -> Callable:
     """A function whose first argument are the parameters, to be traced under the mesh for sampling; inside, they are moved there."""
-    if run.rollout_mesh == run.mesh:
-        return meshes.on(run.mesh, function)
+    return _moving(run.model, run.mesh, run.rollout_mesh, function)
+
+
+def _moving(model: ModelConfig, mesh: jax.sharding.Mesh, rollout_mesh: jax.sharding.Mesh, function: Callable) -> Callable:
+    if rollout_mesh == mesh:
+        return meshes.on(mesh, function)
 
     def moved(params: Any, *rest: Any) -> Any:
-        params = reshard.moved(run.specs, params, run.rollout_mesh, run.model.compute_dtype)
-        return meshes.on(run.rollout_mesh, function)(params, *rest)
+        params = reshard.moved(spec.specs(model), params, rollout_mesh, model.compute_dtype)
+        return meshes.on(rollout_mesh, function)(params, *rest)
 
     return moved
