@@ -29,13 +29,14 @@ BOUNDS = {
 }  # fmt: skip
 
 
-def measure(case: Case, scans: Sequence[bool] = (False, True), quick: bool = False) -> dict:
+def measure(case: Case, scans: Sequence[bool] = (False, True), quick: bool = False, rounded: bool = True) -> dict:
     """Compares one random model here and in torch.
 
     Args:
       case: the model.
       scans: layer loops of the forward pass to try; the worst counts. The sampler always unrolls.
       quick: compile without optimisations, which is most of the time that a case takes.
+      rounded: compare the sampler with bfloat16 activations too.
 
     Returns:
       largest      largest absolute logit
@@ -72,7 +73,7 @@ def measure(case: Case, scans: Sequence[bool] = (False, True), quick: bool = Fal
                 found['gradient'], found['tensor'] = worst, tensor
         found |= exported_difference(case, folder, config, params, theirs, root / 'export')
         found |= bits(case, model, root)
-        return found | sampled(case, model, config, params, quick)
+        return found | sampled(case, model, config, params, quick, rounded)
 
 
 def random_model(case: Case) -> Any:
@@ -232,7 +233,7 @@ def prompts() -> dict:
     return made | {'index': np.arange(len(lengths))}
 
 
-def sampled(case: Case, model: Any, config: ModelConfig, params: dict, quick: bool) -> dict:
+def sampled(case: Case, model: Any, config: ModelConfig, params: dict, quick: bool, rounded: bool) -> dict:
     """Greedy tokens here and in torch, and log-probs of sampler and scoring forward."""
     given = prompts()
     ours = drawn(config, params, given, 0.0, quick)
@@ -246,6 +247,8 @@ def sampled(case: Case, model: Any, config: ModelConfig, params: dict, quick: bo
         'gap': float((best[..., -1] - best[..., -2]).min()),
         'sampler': apart(ours, scored).max().item(),
     }
+    if not rounded:
+        return found
     config = dataclasses.replace(config, compute_dtype='bfloat16')
     ours = drawn(config, params, given, 1.0, quick)
     scored = _compiled(functools.partial(score, config=config), quick)(params, batch=continued(given, ours))

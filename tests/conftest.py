@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import atexit
+import gc
 import importlib.util
 import os
 import pathlib
@@ -12,11 +13,15 @@ import jaxlib
 import pytest
 
 # The programs of these tests run for milliseconds: machine code that is made quickly is worth more than quick machine code. A user of the
-# package has XLA's defaults, as have tests run with `XLA_FLAGS= pytest`, those on simulated devices, and the self-check. Another release
-# of XLA may not know these flags, and would end the process; the compiler for TPUs, where it is installed, does not.
-QUICK_TO_COMPILE = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
-if jaxlib.__version__.startswith('0.10.') and importlib.util.find_spec('libtpu') is None:
-    os.environ.setdefault('XLA_FLAGS', QUICK_TO_COMPILE)
+# package has XLA's defaults, as have tests run with `XLA_FLAGS= pytest`, and the self-check. A release of XLA ends the process for a flag
+# that it does not know, as does the compiler for TPUs, where it is installed.
+QUICK_TO_COMPILE = {
+    '0.10': '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false',
+    '0.12': '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1',
+}
+_release = '.'.join(jaxlib.__version__.split('.')[:2])
+if _release in QUICK_TO_COMPILE and importlib.util.find_spec('libtpu') is None:
+    os.environ.setdefault('XLA_FLAGS', QUICK_TO_COMPILE[_release])
 
 # Tests run the same small programs over and over, in several processes: compile each once a session. Worker processes inherit it.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
@@ -28,6 +33,13 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+
+def pytest_collection_finish() -> None:
+    """Keeps the garbage collector from the objects of imports and of collection, which stay, and lets it look less often at traces."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope='session')

@@ -11,13 +11,13 @@ HERE = pathlib.Path(__file__).parent
 
 
 def environment(number: int, *folders: pathlib.Path) -> dict[str, str]:
-    """This process's environment for one that has `number` CPU devices, with tests/, the root and `folders` on its path.
-
-    Without the flags of conftest.py: with them such devices once met in different collectives, and waited for each other for ever.
-    """
+    """This process's environment for one that has `number` CPU devices, with tests/, the root and `folders` on its path."""
+    flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={number}'
     return os.environ | {
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={number}',
-        'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(map(str, (*folders, HERE, HERE.parent))),
+        # A thread of XLA's pool waits in each collective. With one for each core, devices that start two independent collectives in a
+        # different order use them all up, and wait for each other for ever.
+        'NPROC': '64',
+        'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(map(str, (*folders, HERE, HERE.parent))),
     }  # fmt: skip
 
 

@@ -46,6 +46,8 @@ def small():
         for name in (TASK, tasks.ARENA[TASK].beside):
             short = dataclasses.replace(tasks.ARENA[name], warm_steps=3, supervised_steps=4, online_steps=2, demonstrations=64)
             patch.setitem(tasks.ARENA, name, short)
+        short = dataclasses.replace(tasks.ARENA['gsm8k'], max_prompt_length=64, max_completion_length=64)
+        patch.setitem(tasks.ARENA, 'gsm8k', short)
         yield
 
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 
+import jax
 import orbax.checkpoint as ocp
 import pyarrow.parquet as pq
 import pytest
@@ -72,6 +73,29 @@ def checkpoints(workdir: pathlib.Path) -> dict:
             arrays = {part: reader.restore(path / part) for part in ('params', 'train')}
         found[f'{path.parent.parent.name}/{path.name}'] = (arrays, record)
     return found
+
+
+SHAPING = ('objective', 'corruption', 'optimizer', 'learning_rate', 'accumulation', 'spike_zscore', 'spike_window', 'offload_optimizer')
+compile_update = loop.compile_update
+_UPDATES: dict = {}
+
+
+def share_updates(patch: pytest.MonkeyPatch) -> None:
+    """Stages of the same settings share one compiled update: to trace it takes longer than the few steps of a test."""
+
+    def shared(run, stage, feed, optimizer, state, updates, place):
+        if feed.inside is not None:  # it closes over the prompts of its run
+            return compile_update(run, stage, feed, optimizer, state, updates, place)
+        settings = json.dumps({name: stage[name] for name in SHAPING}, default=lambda group: group.to_dict(), sort_keys=True)
+        length = None if (stage.learning_rate.name, stage.corruption.name) == ('constant', 'none') else updates
+        ids = (run.tokenizer.pad_id, run.tokenizer.mask_id, run.tokenizer.vocab_size)
+        form = (jax.tree.structure(state), *((x.shape, x.dtype, x.sharding) for x in jax.tree.leaves(state)))
+        key = (run.model, run.mesh, settings, length, ids, feed.together, feed.temperature, form)
+        if key not in _UPDATES:
+            _UPDATES[key] = compile_update(run, stage, feed, optimizer, state, updates, place)
+        return _UPDATES[key]
+
+    patch.setattr(loop, 'compile_update', shared)
 
 
 class Crash(Exception):

@@ -38,7 +38,7 @@ def compiled(caplog):
 
 
 @pytest.mark.parametrize('form', FORMS)
-def test_nothing_is_compiled_twice(form, tmp_path, monkeypatch, compiled):
+def test_nothing_is_compiled_twice(form, tmp_path, monkeypatch, own_programs, compiled):
     install_rewards(tmp_path, monkeypatch)
     started = []
     start = ahead.Ahead.start

@@ -7,15 +7,7 @@ import pytest
 from small_runs import install_rewards, quiet, records
 from toys import assert_trees_equal
 
-from reasonjax import report
 from reasonjax.stages.run import run, trained
-
-
-@pytest.fixture(scope='module', autouse=True)
-def no_drawing():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, 'write', lambda workdir: None)
-        yield
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +18,7 @@ def rewards(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def collected(tmp_path_factory, rewards, no_drawing):
+def collected(tmp_path_factory, rewards):
     """A run that has collected, and a config for it."""
     settings = quiet(
         'configs/quickstart.py:filtered_sft', stages="('collect', 'resft')", collect__steps=3, collect__max_completion_length=30,

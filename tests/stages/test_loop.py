@@ -10,7 +10,7 @@ import pytest
 from small_runs import checkpoints, install_rewards, left_behind, quiet, records, small
 from toys import assert_trees_close, assert_trees_equal
 
-from reasonjax import metrics, report
+from reasonjax import metrics
 from reasonjax.data import pipeline
 from reasonjax.errors import UserError
 from reasonjax.stages import ledger, loop
@@ -19,12 +19,6 @@ from reasonjax.stages.run import run, trained
 from reasonjax.state import _split
 from reasonjax.weights.linear import LowRank
 from reasonjax.weights.partition import path_name
-
-
-@pytest.fixture(autouse=True)
-def no_drawing(monkeypatch):
-    """A report takes longer than these runs."""
-    monkeypatch.setattr(report, 'write', lambda workdir: None)
 
 
 def base(**overrides):

@@ -11,19 +11,12 @@ import folders
 import pytest
 from small_runs import ROOT, quiet
 
-from reasonjax import convert, evaluate, harness, locks, report, sample, train
+from reasonjax import convert, evaluate, harness, locks, sample, train
 from reasonjax.errors import UserError
 from reasonjax.stages.opening import open_saved, trained
 from reasonjax.stages.run import run
 
 QUICK = '--skip_selfcheck'
-
-
-@pytest.fixture(scope='module', autouse=True)
-def no_drawing():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, 'write', lambda workdir: None)
-        yield
 
 
 def config(**overrides):

@@ -10,17 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from small_runs import ROOT, install_rewards, quiet, records
 
-from reasonjax import report
 from reasonjax.errors import UserError
 from reasonjax.stages.run import run, trained
 
 ROWS = [{'prompt': f'{a}+{b}=', 'completion': f'#{a + b}', 'solution': str(a + b), 'level': a} for a in range(3) for b in range(4)]
-
-
-@pytest.fixture(autouse=True)
-def no_drawing(monkeypatch):
-    """A report takes longer than these runs."""
-    monkeypatch.setattr(report, 'write', lambda workdir: None)
 
 
 def data_conftest():

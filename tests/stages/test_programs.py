@@ -20,12 +20,6 @@ QUICK = '--skip_selfcheck'
 SMALL = ['--smoke', QUICK, '--config.train.steps=1', '--config.evaluation.enabled=false']
 
 
-@pytest.fixture(autouse=True)
-def no_drawing(monkeypatch):
-    """A report takes longer than these runs."""
-    monkeypatch.setattr(report, 'write', lambda workdir: None)
-
-
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
     """A finished run of two stages, on addition."""

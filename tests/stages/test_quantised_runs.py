@@ -25,12 +25,6 @@ from reasonjax.weights.linear import LowRank, is_weight, merge_tree
 from reasonjax.weights.quantised import Quantised
 
 
-@pytest.fixture(autouse=True)
-def no_drawing(monkeypatch):
-    """A report takes longer than these runs."""
-    monkeypatch.setattr(report, 'write', lambda workdir: None)
-
-
 def small(**overrides):
     return quiet('configs/lora.py:qlora', pretrain__steps=1, lora__steps=4, lora__checkpoint_every=1, **overrides)
 

@@ -15,11 +15,6 @@ from reasonjax.errors import UserError
 from reasonjax.stages.run import run, trained
 
 
-@pytest.fixture(autouse=True)
-def no_drawing(monkeypatch):
-    monkeypatch.setattr(report, 'write', lambda workdir: None)
-
-
 @pytest.fixture(scope='module')
 def module_patch():
     with pytest.MonkeyPatch.context() as patch:

@@ -27,12 +27,6 @@ def rewards(tmp_path_factory):
         yield
 
 
-@pytest.fixture(autouse=True)
-def no_drawing(monkeypatch):
-    """A report takes longer than these runs."""
-    monkeypatch.setattr(report, 'write', lambda workdir: None)
-
-
 def assert_same(disturbed: pathlib.Path, alone: pathlib.Path) -> None:
     one, other = left_behind(disturbed), left_behind(alone)
     for name in one:

@@ -7,15 +7,9 @@ import pytest
 from small_runs import checkpoints, crash, crash_in_update, install_rewards, left_behind, quiet, records, small, steps
 from toys import assert_trees_equal
 
-from reasonjax import report
 from reasonjax.errors import UserError
 from reasonjax.stages import run as runs
 from reasonjax.stages.run import run, trained
-
-
-@pytest.fixture(autouse=True)
-def no_drawing(monkeypatch):
-    monkeypatch.setattr(report, 'write', lambda workdir: None)
 
 
 @pytest.fixture(scope='module')
@@ -50,9 +44,7 @@ def assert_same(raised, alone, last):
 def six(tmp_path_factory):
     """A run that had six steps from the start."""
     folder = tmp_path_factory.mktemp('six') / 'alone'
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, 'write', lambda workdir: None)
-        run(sft(6, train__checkpoint_every=2), folder)
+    run(sft(6, train__checkpoint_every=2), folder)
     return folder
 
 

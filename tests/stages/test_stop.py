@@ -13,7 +13,7 @@ import pytest
 from small_runs import ROOT, checkpoints, install_rewards, left_behind, quiet, records, small
 from toys import assert_trees_equal
 
-from reasonjax import metrics, report, stopping
+from reasonjax import metrics, stopping
 from reasonjax.data import pipeline
 from reasonjax.errors import Stopped
 from reasonjax.stages import online
@@ -25,12 +25,6 @@ def rewards(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         install_rewards(tmp_path_factory.mktemp('rewards'), patch)
         yield
-
-
-@pytest.fixture(autouse=True)
-def no_drawing(monkeypatch):
-    """A report takes longer than these runs."""
-    monkeypatch.setattr(report, 'write', lambda workdir: None)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import sys
 import pytest
 from small_runs import ROOT, quiet
 
-from reasonjax import compare, convert, evaluate, report, sample, train
+from reasonjax import compare, convert, evaluate, sample, train
 from reasonjax.errors import UserError
 from reasonjax.stages import adopt
 from reasonjax.stages.opening import open_saved, trained
@@ -34,13 +34,6 @@ NAMES = (
     'builtins.eval', 'builtins.exec', 'shutil.rmtree', 'importlib.import_module', 'reasonjax.programs.run_program', 'reasonjax.train.main',
     'reasonjax.arena.compare.run', 'reasonjax.data.sources.glob.glob', 'reasonjax.methods.rewards.os.system',
 )  # fmt: skip
-
-
-@pytest.fixture(scope='module', autouse=True)
-def no_drawing():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, 'write', lambda workdir: None)
-        yield
 
 
 @pytest.fixture(scope='module')
