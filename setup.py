@@ -2,11 +2,25 @@
 
 import pathlib
 import re
+import shutil
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = pathlib.Path(__file__).parent
 version = re.search(r"__version__ = '(.+)'", (here / 'reasonjax' / '__init__.py').read_text(encoding='utf-8')).group(1)
+
+
+
+class BuildWithConfigs(build_py):
+    """Puts the configs into the wheel, where `reasonjax.config_files.shipped` finds them; an editable install has them in the checkout."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = pathlib.Path(self.build_lib) / 'reasonjax' / 'shipped' / 'configs'
+            shutil.copytree(here / 'configs', target, dirs_exist_ok=True, ignore=shutil.ignore_patterns('__pycache__'))
+
 
 setup(
     name='reasonjax',
@@ -15,6 +29,7 @@ setup(
     long_description=(here / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    cmdclass={'build_py': BuildWithConfigs},
     packages=find_packages(include=['reasonjax', 'reasonjax.*']),
     python_requires='>=3.11',
     install_requires=[
@@ -42,7 +57,8 @@ setup(
     ],
     extras_require={
         'test': [
-            'pytest', 'pytest-xdist', 'ruff>=0.12,<0.18', 'scipy', 'tensorboardX', 'torch==2.13.0', 'peft>=0.19', 'lm-eval>=0.4.13',
+            'pytest', 'pytest-xdist>=3.2', 'ruff>=0.12,<0.18', 'scipy', 'tensorboardX', 'torch==2.13.0', 'peft>=0.19', 'lm-eval>=0.4.13',
+            'setuptools>=70.1',  # builds the wheel that is tested
             'trl>=1.16',  # for its chat templates
         ],
         'eval': ['lm-eval>=0.4.13'],

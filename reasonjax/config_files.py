@@ -16,18 +16,59 @@ from ml_collections import config_dict
 from reasonjax.errors import UserError, listing, nearest
 
 
+def shipped() -> pathlib.Path:
+    """Returns the folder of the configs that come with the package: beside it in a checkout, in it where a wheel was installed."""
+    package = pathlib.Path(__file__).resolve().parent
+    inside = package / 'shipped' / 'configs'
+    return inside if inside.is_dir() else package.parent / 'configs'
+
+
+def folders() -> tuple[pathlib.Path, ...]:
+    """Returns where configs are looked for by name: `configs` in the working directory, then `shipped`."""
+    here = pathlib.Path('configs')
+    return (here,) if here.resolve() == shipped() else (here, shipped())
+
+
+def names() -> list[str]:
+    """Returns the names of the configs and recipes there are, without folder and ending."""
+    return sorted({path.stem for folder in folders() for path in folder.glob('*.py')} | {path.stem for path in recipes()})
+
+
+def recipes() -> list[pathlib.Path]:
+    """Returns the files of all recipes, in the order of their names."""
+    files = {path.stem: path for folder in reversed(folders()) for path in folder.glob('recipes/*.py')}
+    return [files[name] for name in sorted(files)]
+
+
+def by_name(name: str) -> pathlib.Path | None:
+    """Returns the file of a config or recipe that is given by name ('grpo'), or None; a recipe goes before a config of its name."""
+    if not name or name != pathlib.PurePath(name).name:
+        return None
+    candidates = (folder / part / f'{name}.py' for folder in folders() for part in ('recipes', '.'))
+    return next((path for path in candidates if path.is_file()), None)
+
+
 def execute(path: str | os.PathLike) -> types.ModuleType:
     """Runs a config file and returns it as a module, with all that it states beside its `get_config` (VARIANTS, NEUTRAL, ...).
+
+    Args:
+      path: of the file, or the name of one that `by_name` finds.
 
     Raises:
       UserError: no such file, one that is not Python, or one that raises; names the line.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
+    file = path if path.is_file() else by_name(str(path))
+    if file is None:
         there = sorted(str(p) for p in pathlib.Path('configs').glob('*.py'))
-        raise UserError(f'--config: no file {path}.{nearest(str(path), there)} Configs here: {listing(there) or "none"}.')
+        known = names()
+        raise UserError(
+            f'--config: no file {path}.{nearest(str(path), there) or nearest(path.stem, known)} Configs here: {listing(there) or "none"}. '
+            f'By name: {listing(known)}.'
+        )
+    path = file
     # Configs build on one another by `from configs import base`: make the folder importable wherever the file and the caller are.
-    roots = [p.parent for p in path.resolve().parents if p.name == 'configs'] + [pathlib.Path(__file__).resolve().parent.parent]
+    roots = [p.parent for p in path.resolve().parents if p.name == 'configs'] + [shipped().parent]
     for root in map(str, roots):
         if root not in sys.path:
             sys.path.append(root)

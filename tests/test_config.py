@@ -8,7 +8,7 @@ import ml_collections
 import pytest
 
 from reasonjax import config as configs
-from reasonjax import config_names
+from reasonjax import config_files, config_names
 from reasonjax.errors import UserError
 
 OWN = """
@@ -207,6 +207,27 @@ def test_files(load, tmp_path, monkeypatch):
     refuses(load, signature='size', words=['config.py', 'argument'])
     assert load(signature="size=''", extra='c.text = size', argument=':small').text == 'small'
     assert load(signature="size='none'", extra='c.text = size').text == 'none'
+
+
+def test_names(tmp_path, monkeypatch):
+    """A config is found by its name from anywhere; what the working directory has under that name goes first, recipes before configs."""
+    monkeypatch.chdir(tmp_path)
+    assert configs.load('grpo').to_json() == configs.load(str(config_files.shipped() / 'grpo.py')).to_json()
+    assert configs.load('quickstart:worked_only').stages == ('fresh', 'sft')
+    assert config_files.by_name('masked_thought').parent.name == 'recipes'
+    assert {'grpo', 'hf', 'masked_thought'} <= set(config_files.names()) and config_files.by_name('') is None
+    for name in ('grp0', '../grpo', 'recipes/masked_thought', '.', '..'):
+        with pytest.raises(UserError, match='--config: no file .*Configs here: none. By name: .*grpo'):
+            configs.load(name)
+    with pytest.raises(UserError, match='no file configs/gpro.py. Did you mean "grpo"'):
+        configs.load('configs/gpro.py')
+    own = tmp_path / 'configs'
+    (own / 'recipes').mkdir(parents=True)
+    (own / 'grpo.py').write_text('from configs import base\ndef get_config():\n    c = base.get_config()\n    c.seed = 7\n    return c\n')
+    assert configs.load('grpo').seed == 7
+    (own / 'recipes' / 'grpo.py').write_text((own / 'grpo.py').read_text().replace('7', '8'))
+    assert configs.load('grpo').seed == 8 and config_files.names().count('grpo') == 1
+    assert [path for path in config_files.recipes() if path.stem == 'grpo'] == [pathlib.Path('configs/recipes/grpo.py')]
 
 
 @pytest.mark.parametrize('ending', ['c.lock()', 'return c.lock()'])

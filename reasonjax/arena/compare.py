@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import ml_collections
 
-from reasonjax import __version__, files, locks
+from reasonjax import __version__, config_files, files, locks
 from reasonjax import config as configs
 from reasonjax.arena import budget, claims, page, recipes, results, schedule, tasks
 from reasonjax.arena.cell import CONFIG, EXAM, RESULT, RUN, Spec, read_answers
@@ -116,7 +116,7 @@ def run_claims(options: argparse.Namespace) -> list[pathlib.Path]:
     """
     jax.config.update('jax_platforms', 'cpu')
     wanted = [recipe.name for recipe in recipes.find(options.recipes)] if options.recipes else None
-    stated = [claims.of_recipe(file) for file in sorted((recipes.FOLDER / 'recipes').glob('*.py')) if wanted is None or file.stem in wanted]
+    stated = [claims.of_recipe(file) for file in config_files.recipes() if wanted is None or file.stem in wanted]
     chosen = [claim for claim in stated if claim is not None]
     if not chosen:
         raise UserError(f'--claims: no recipe{" of these" if wanted else ""} has a CLAIM.')

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from reasonjax import config as configs
+from reasonjax import config_files
 from reasonjax.arena.tasks import ALPHABET, ARENA, MODEL, ArenaTask
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.stages import adopt
 
-FOLDER = pathlib.Path('configs')
 TRAINING = ('supervised', 'online')
 COSTLY = (*TRAINING, 'collect')  # stages whose tokens are counted
 WARM_SEED, WARM_DEMONSTRATIONS = 0, 8000
@@ -35,7 +35,7 @@ class Recipe(NamedTuple):
     stages: tuple[str, ...]
 
 
-def find(names: str, folder: pathlib.Path = FOLDER) -> list[Recipe]:
+def find(names: str) -> list[Recipe]:
     """The recipes of a list like 'sft,masked_thought,grpo@grpo,my/own.py:variant'.
 
     Each is an id (`configs/recipes/ID.py`, or a starting point `configs/ID.py`) or a path; ':ARGUMENT' goes to its `get_config`, and
@@ -48,29 +48,25 @@ def find(names: str, folder: pathlib.Path = FOLDER) -> list[Recipe]:
     for text in filter(None, (part.strip() for part in names.split(','))):
         rest, _, stages = text.partition('@')
         name, colon, argument = rest.partition(':')
-        recipe = Recipe(text, f'{_file(name, folder)}{colon}{argument}', tuple(filter(None, stages.split('+'))))
+        recipe = Recipe(text, f'{_file(name)}{colon}{argument}', tuple(filter(None, stages.split('+'))))
         if any(other.name == recipe.name for other in found):
             raise UserError(f'--recipes: "{text}" is there twice.')
         found.append(recipe)
     if not found:
-        raise UserError(f'--recipes: names none. Known: {listing(known(folder))}, or paths of config files.')
+        raise UserError(f'--recipes: names none. Known: {listing(config_files.names())}, or paths of config files.')
     return found
 
 
-def known(folder: pathlib.Path = FOLDER) -> list[str]:
-    """The ids there are."""
-    return sorted({path.stem for path in [*folder.glob('*.py'), *folder.glob('recipes/*.py')]})
-
-
-def _file(name: str, folder: pathlib.Path) -> pathlib.Path:
+def _file(name: str) -> pathlib.Path:
     if name.endswith('.py'):
         if not pathlib.Path(name).is_file():
             raise UserError(f'--recipes: no file {name}.')
         return pathlib.Path(name)
-    for path in (folder / 'recipes' / f'{name}.py', folder / f'{name}.py'):
-        if path.is_file():
-            return path
-    raise UserError(f'--recipes: no recipe "{name}".{nearest(name, known(folder))} Known: {listing(known(folder))}, or a path.')
+    file = config_files.by_name(name)
+    if file is None:
+        known = config_files.names()
+        raise UserError(f'--recipes: no recipe "{name}".{nearest(name, known)} Known: {listing(known)}, or a path.')
+    return file
 
 
 def warm_config(task: str, problems: int = 0, init: str = '', trust: Sequence[str] = ()) -> ml_collections.ConfigDict:
@@ -79,7 +75,7 @@ def warm_config(task: str, problems: int = 0, init: str = '', trust: Sequence[st
     Raises:
       UserError: the task needs a model, and none is given.
     """
-    c = configs.load(str(FOLDER / 'sft.py')).copy_and_resolve_references().unlock()
+    c = configs.load(str(config_files.shipped() / 'sft.py')).copy_and_resolve_references().unlock()
     arena = ARENA[task]
     c.seed = WARM_SEED
     if arena.needs_model:

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import ml_collections
 
-import reasonjax
+from reasonjax import __version__, config_files
 from reasonjax import config as configs
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.files import expanded
@@ -54,7 +54,7 @@ def check(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> str:
 def run(options: argparse.Namespace, overrides: list[tuple[str, str]], kind: str) -> None:
     """Converts; `options` are those of `reasonjax.convert`, `kind` is what `check` returned."""
     source, target = expanded(options.source), expanded(options.target)
-    provenance = [f'Exported with `python -m reasonjax.convert {options.command}` (reasonjax {reasonjax.__version__}).']
+    provenance = [f'Exported with `python -m reasonjax.convert {options.command}` (reasonjax {__version__}).']
     if kind != 'Hugging Face model':
         export.check_one_process()
     if kind == 'run':
@@ -135,8 +135,7 @@ def _keeping(folder: pathlib.Path, dtype: str, overrides: list[tuple[str, str]],
     # Found wherever the run is opened from.
     init = ('init', f'hf:{folder.resolve()}')
     own = [init, ('evaluation.enabled', 'False'), ('model.param_dtype', dtype), ('model.compute_dtype', dtype)]
-    default = pathlib.Path(reasonjax.__file__).parent.parent / 'configs' / 'hf.py'
-    config = adopt.load(location or str(default), own + overrides)
+    config = adopt.load(location or str(config_files.shipped() / 'hf.py'), own + overrides)
     with config.unlocked():
         for name in [name for name, value in config.items() if isinstance(value, ml_collections.ConfigDict) and 'kind' in value]:
             del config[name]
