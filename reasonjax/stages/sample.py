@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -40,22 +40,30 @@ def run(options: argparse.Namespace) -> None:
     if not prompts:
         raise UserError('no prompts: give them as arguments, in --file, or on standard input.')
     if options.chat:
-        prompts = [[{'role': 'user', 'content': p}] if isinstance(p, str) else p for p in prompts]
+        prompts = as_messages(prompts)
     opened = open_saved(options.workdir, options.stage, trust=options.trust)
     of_run = opened.run
-    sampling = Sampling(
-        num_generations=options.samples,
-        max_tokens=options.max_tokens or of_run.config.evaluation.max_completion_length,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        eos_ids=of_run.tokenizer.eos_ids,
-    )
+    names = ('samples', 'max_tokens', 'temperature', 'top_k', 'top_p', 'min_p')
+    sampling = settings(of_run, **{name: getattr(options, name) for name in names})
     batches = open_prompts(of_run, prompts, options.batch_size)
     for prompt, group in draw(of_run, opened.load().params, batches, sampling, options.seed):
         for found in group:
             _show(prompt, found, options)
+
+
+def settings(
+    of_run: Run, *, samples: int, max_tokens: int, temperature: float, top_k: int, top_p: float, min_p: float
+) -> Sampling:
+    """Returns the sampler's settings for a run's model; `max_tokens` 0 is the longest completion of its evaluation."""
+    return Sampling(
+        num_generations=samples, max_tokens=max_tokens or of_run.config.evaluation.max_completion_length, temperature=temperature,
+        top_k=top_k, top_p=top_p, min_p=min_p, eos_ids=of_run.tokenizer.eos_ids,
+    )  # fmt: skip
+
+
+def as_messages(prompts: Sequence[str | list]) -> list[list]:
+    """Returns conversations: a text is a user's message."""
+    return [[{'role': 'user', 'content': p}] if isinstance(p, str) else p for p in prompts]
 
 
 def read_prompts(options: argparse.Namespace) -> Iterator[str | list]:

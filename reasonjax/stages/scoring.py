@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 import json
 import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
@@ -17,30 +19,51 @@ from reasonjax.errors import UserError
 from reasonjax.metrics import percent
 from reasonjax.parallel import processes
 from reasonjax.stages import evaluate
-from reasonjax.stages.opening import CONFIG, blaming, open_saved
+from reasonjax.stages.opening import CONFIG, Opened, blaming, open_saved
 from reasonjax.terminal import printable
+
+
+class Asked(NamedTuple):
+    """An evaluation that is ready: its settings, the values of k, and `params -> Evaluation`."""
+
+    settings: ml_collections.ConfigDict
+    ks: list[int]
+    evaluate: Callable[[Any], evaluate.Evaluation]
 
 
 def run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     """Prints the scores; `options` are those of `reasonjax.evaluate`."""
     trust = (*options.trust, *(value for key, value in overrides if key.endswith('.name')))
     opened = open_saved(options.workdir, options.stage, trust=trust, evaluating=True)
-    with blaming(opened.run.workdir / CONFIG):
-        config = configs.apply(opened.run.config.copy_and_resolve_references(), overrides, trust)
-        if options.samples is not None:
-            config.evaluation.samples = options.samples
-        ks = wanted(options.k, config.evaluation.samples)
-        evaluation = evaluate.make(dataclasses.replace(opened.run, config=config), progress=True)
+    samples = [] if options.samples is None else [('evaluation.samples', str(options.samples))]
+    asked = prepare(opened, overrides + samples, options.k, trust)
     if options.output:
         processes.on_main(lambda: check_output(pathlib.Path(options.output)))
-    evaluated = evaluation(opened.load().params)
-    result = evaluate.summarise(evaluated) | scores(evaluated, ks)
+    evaluated = asked.evaluate(opened.load().params)
+    result = results(asked, evaluated)
     if options.output:
         processes.on_main(lambda: write_answers(evaluated, pathlib.Path(options.output)))
     if options.json:
         print(json.dumps(result, indent=2))
     else:
-        show(result, config.evaluation)
+        show(result, asked.settings)
+
+
+def prepare(opened: Opened, overrides: list[tuple[str, str]], ks: str, trust: Sequence[str]) -> Asked:
+    """Makes the evaluation of an opened run, with overrides of its config; `ks` is the text of --k.
+
+    Raises:
+      UserError: settings that cannot work.
+    """
+    with blaming(opened.run.workdir / CONFIG):
+        config = configs.apply(opened.run.config.copy_and_resolve_references(), overrides, trust)
+        numbers = wanted(ks, config.evaluation.samples)
+        return Asked(config.evaluation, numbers, evaluate.make(dataclasses.replace(opened.run, config=config), progress=True))
+
+
+def results(asked: Asked, evaluated: evaluate.Evaluation) -> dict:
+    """Returns all numbers of an evaluation."""
+    return evaluate.summarise(evaluated) | scores(evaluated, asked.ks)
 
 
 def wanted(text: str, samples: int) -> list[int]:
