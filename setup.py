@@ -13,13 +13,17 @@ version = re.search(r"__version__ = '(.+)'", (here / 'reasonjax' / '__init__.py'
 
 
 class BuildWithConfigs(build_py):
-    """Puts the configs into the wheel, where `reasonjax.config_files.shipped` finds them; an editable install has them in the checkout."""
+    """Puts the configs into the wheel, where `reasonjax.config_files.shipped` finds them; an editable install has them in the checkout.
+
+    Those of the benchmarks stay in the checkout, as the benchmarks do.
+    """
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
             target = pathlib.Path(self.build_lib) / 'reasonjax' / 'shipped' / 'configs'
-            shutil.copytree(here / 'configs', target, dirs_exist_ok=True, ignore=shutil.ignore_patterns('__pycache__'))
+            left_out = shutil.ignore_patterns('__pycache__', 'benchmark.py', 'device.py')
+            shutil.copytree(here / 'configs', target, dirs_exist_ok=True, ignore=left_out)
 
 
 setup(

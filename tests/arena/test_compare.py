@@ -42,6 +42,7 @@ def options(workdir, **changes):
 def small():
     """The arena with a model of one layer and stages of a few steps; workers get it through the configs of their cells."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipes, 'EXAM_BATCH', 8)  # as many as there are problems: the rest of a batch would be drawn too
         patch.setattr(recipes, 'MODEL', dict(dim=32, layers=1, heads=2, kv_heads=1, head_dim=16, mlp_dim=64))
         for name in (TASK, tasks.ARENA[TASK].beside):
             short = dataclasses.replace(tasks.ARENA[name], warm_steps=3, supervised_steps=4, online_steps=2, demonstrations=64)
