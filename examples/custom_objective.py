@@ -1,6 +1,6 @@
 """A loss of your own: a pure function of scores and batch, named in the config by its dotted name.
 
-    python examples/custom_objective.py    # a minute on a laptop
+    python examples/custom_objective.py
 
 This one is dynamic fine-tuning (Wu et al. 2025, arXiv:2508.05629): each token's loss is weighted by its own probability.
 """
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument('--smoke', action='store_true', help='two steps of a tiny model: does it run?')
     options = parser.parse_args()
     for power in (0.0, 1.0):
-        overrides = {'train.objective.name': 'custom_objective.dynamic', 'train.objective.power': power, 'train.steps': 150}
+        overrides = {'train.objective.name': 'custom_objective.dynamic', 'train.objective.power': power}
         summary = reasonjax.run(reasonjax.load_config('sft', overrides, smoke=options.smoke), f'{options.workdir}_{power:g}')
         print(f'power {power:g}: {100 * summary["stages"][-1]["accuracy"]:.1f} % right')
 

@@ -1,6 +1,6 @@
 """A reward of your own: a function with TRL's signature, named in the config by its dotted name.
 
-    python examples/custom_reward.py    # a few minutes on a laptop
+    python examples/custom_reward.py
 """
 
 import argparse

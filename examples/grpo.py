@@ -1,6 +1,6 @@
 """GRPO on additions: a short warm-up by imitation, then reinforcement from the model's own samples.
 
-    python examples/grpo.py    # a few minutes on a laptop
+    python examples/grpo.py
 """
 
 import argparse

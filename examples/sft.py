@@ -1,6 +1,6 @@
 """Supervised fine-tuning on a file of demonstrations.
 
-    python examples/sft.py                     # makes a small file first; a minute on a laptop
+    python examples/sft.py                     # makes a small file first; under a minute on two cores
     python examples/sft.py --file mine.jsonl   # your own rows: {"prompt": ..., "completion": ...}
 """
 
@@ -33,8 +33,8 @@ def main() -> None:
         'train.data.source.path': file,
         'tokenizer.name': 'sentencepiece',  # learnt from the file
         'tokenizer.vocab_size': 300,
-        'train.data.max_length': 256,
-        'train.steps': 200,
+        'train.data.max_length': 64,
+        'train.steps': 2 if options.smoke else 60,
         'train.eval_every': 0,
         'evaluation.enabled': False,  # its task has nothing to do with this file
     }
