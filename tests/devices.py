@@ -15,7 +15,7 @@ def environment(number: int, *folders: pathlib.Path) -> dict[str, str]:
     flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={number}'
     return os.environ | {
         # A thread of XLA's pool waits in each collective. With one for each core, devices that start two independent collectives in a
-        # different order use them all up, and wait for each other for ever.
+        # different order can use them all up, and wait for each other for ever.
         'NPROC': '64',
         'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(map(str, (*folders, HERE, HERE.parent))),
     }  # fmt: skip
