@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('--config', required=True, metavar='FILE[:ARG]',
-                        help='a config file, or the name of one that comes with reasonjax, such as plan:qwen3_8b')  # fmt: skip
+                        help='a config file, such as configs/plan.py:qwen3_8b, or a name that comes with reasonjax')  # fmt: skip
     parser.add_argument('--topology', required=True, metavar='NAME', help='what to compile for, such as v5e:16x16')
     parser.add_argument('--stage', default='', help='stage to plan (default: the last that reinforces, or else the last that trains)')
     parser.add_argument('--program', default='', metavar='NAMES', help='of train,score,prefill,decode,iteration (default: all there are)')

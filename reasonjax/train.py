@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser('python -m reasonjax.train', description='Run the stages of a config.', epilog=EPILOG,
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument('--config', required=True, metavar='FILE[:ARG]',
-                        help='a config file, or the name of one that comes with reasonjax, such as quickstart')  # fmt: skip
+                        help='a config file, such as configs/quickstart.py, or a name that comes with reasonjax: quickstart')  # fmt: skip
     parser.add_argument('--workdir', help='where results go and a stopped run goes on from (default: runs/CONFIG)')
     parser.add_argument('--smoke', action='store_true', help='one layer, two steps a stage: does it run at all?')
     parser.add_argument('--skip_selfcheck', action='store_true', help='do not test the backend for wrong results first')

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser('python -m reasonjax.data.inspect', description='Show the data of a stage as its model gets it.',
                     epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument('config', metavar='FILE[:ARG]',
-                        help='a config file, or the name of one that comes with reasonjax, such as quickstart')  # fmt: skip
+                        help='a config file, such as configs/quickstart.py, or a name that comes with reasonjax: quickstart')  # fmt: skip
     parser.add_argument('--stage', default='', help='the stage whose data is shown (default: the first that has any)')
     parser.add_argument('--examples', type=flag(AtLeast(1)), default=3, metavar='N',
                         help='how many examples, or packed rows, are shown (default 3)')  # fmt: skip
