@@ -58,7 +58,7 @@ def config_of(part: str, size: str, overrides: Sequence[tuple[str, str]] = ()) -
 def sft(size: str, overrides: Sequence[tuple[str, str]] = ()) -> dict:
     """The update of a supervised stage, full rows: seconds, tokens/s and FLOP/s that the result needs, for one device."""
     from benchmarks import programs, stage_runs
-    from reasonjax.stages.plan_programs import Stage
+    from reasonjax.planning.programs import Stage
 
     with tempfile.TemporaryDirectory() as folder:
         run, place = stage_runs.opened(config_of('sft', size, overrides), pathlib.Path(folder))
@@ -71,7 +71,7 @@ def sft(size: str, overrides: Sequence[tuple[str, str]] = ()) -> dict:
 def decode(size: str, overrides: Sequence[tuple[str, str]] = ()) -> dict:
     """Drawing completions of full length, by batch size: seconds, tokens/s and the bytes/s of weights and cache."""
     from benchmarks import programs, stage_runs
-    from reasonjax.stages.plan_programs import Stage
+    from reasonjax.planning.programs import Stage
 
     found = {}
     for batch in BATCHES:

@@ -45,7 +45,7 @@ KINDS = {
     }),
 }  # fmt: skip
 COMMON = {'evaluation.task.size': 4, 'evaluation.samples': 0}
-SAVE = 'reasonjax.checkpoint:Checkpoints.save'
+SAVE = 'reasonjax.training.checkpoint:Checkpoints.save'
 NAN = [5, 6]  # positions of the data; one such batch is tolerated in a row, and the second makes the run roll back
 
 
@@ -82,25 +82,25 @@ DAMAGES: dict[str, Callable[[pathlib.Path], None]] = {
 }
 FAULTS = (
     Fault('SFT', 'kill -9 while data are read', 'kill', 'reasonjax.data.pipeline:Batches.__next__', 12),
-    Fault('SFT', 'kill -9 in an update', 'kill', 'reasonjax.stages.loop:_Training._settle', 20, 0.01),
+    Fault('SFT', 'kill -9 in an update', 'kill', 'reasonjax.training.loop:_Training._settle', 20, 0.01),
     Fault('SFT', 'kill -9 in a save', 'kill', SAVE, 6, 0.08),
-    Fault('SFT', 'kill -9 in an evaluation', 'kill', 'reasonjax.stages.evaluate:completions', 3),
+    Fault('SFT', 'kill -9 in an evaluation', 'kill', 'reasonjax.training.evaluate:completions', 3),
     Fault('SFT', 'kill -9 at any time', 'kill at random'),
     Fault('SFT', 'SIGTERM at any time', 'SIGTERM'),
     Fault('SFT', 'newest checkpoint damaged', 'damage', SAVE),
     Fault('SFT', 'disk full', 'full'),
-    Fault('SFT', 'NaN in batches, rollback, kill -9', 'kill', 'reasonjax.stages.loop:_Training._settle', 20, 0.01, plan=(('nan', NAN),)),
-    Fault('SFT', 'NaN in gradients, rollback, kill -9', 'kill', 'reasonjax.stages.loop:_Training._settle', 20, 0.01,
+    Fault('SFT', 'NaN in batches, rollback, kill -9', 'kill', 'reasonjax.training.loop:_Training._settle', 20, 0.01, plan=(('nan', NAN),)),
+    Fault('SFT', 'NaN in gradients, rollback, kill -9', 'kill', 'reasonjax.training.loop:_Training._settle', 20, 0.01,
           overrides=(('train.objective.name', 'benchmarks.faulty.steep'),), plan=(('nan', NAN),)),
-    Fault('GRPO', 'kill -9 in a rollout', 'kill', 'reasonjax.stages.rollouts:Rollouts.draw', 8, 0.02),
-    Fault('GRPO', 'kill -9 in the reward', 'kill', 'reasonjax.stages.rollouts:score_completions', 8, 0.01),
-    Fault('GRPO', 'kill -9 in an update', 'kill', 'reasonjax.stages.loop:_Training._settle', 16, 0.01),
+    Fault('GRPO', 'kill -9 in a rollout', 'kill', 'reasonjax.training.rollouts:Rollouts.draw', 8, 0.02),
+    Fault('GRPO', 'kill -9 in the reward', 'kill', 'reasonjax.training.rollouts:score_completions', 8, 0.01),
+    Fault('GRPO', 'kill -9 in an update', 'kill', 'reasonjax.training.loop:_Training._settle', 16, 0.01),
     Fault('GRPO', 'kill -9 in a save', 'kill', SAVE, 4, 0.08),
     Fault('GRPO', 'kill -9 at any time', 'kill at random'),
     Fault('GRPO', 'SIGTERM at any time, to reward workers too', 'SIGTERM'),
     Fault('GRPO', 'newest checkpoint damaged', 'damage', SAVE),
     Fault('GRPO', 'disk full', 'full'),
-    Fault('GRPO', 'NaN as reward, kill -9', 'kill', 'reasonjax.stages.rollouts:score_completions', 8, 0.01,
+    Fault('GRPO', 'NaN as reward, kill -9', 'kill', 'reasonjax.training.rollouts:score_completions', 8, 0.01,
           overrides=((REWARD, 'benchmarks.faulty.sometimes'),)),
 )  # fmt: skip
 
@@ -270,7 +270,7 @@ def changed_bits(one: pathlib.Path, other: pathlib.Path) -> int:
     """Bits of the last stage's parameters that differ."""
     import jax
 
-    from reasonjax.stages.run import trained
+    from reasonjax.training.run import trained
 
     pairs = zip(*(jax.tree.leaves(trained(workdir)[1]) for workdir in (one, other)), strict=True)
     views = [[np.asarray(x).reshape(-1).view(np.uint8) for x in pair] for pair in pairs]
@@ -279,7 +279,7 @@ def changed_bits(one: pathlib.Path, other: pathlib.Path) -> int:
 
 def changed_records(one: pathlib.Path, other: pathlib.Path) -> int:
     """Records of metrics.jsonl that differ, or are there in one only."""
-    from reasonjax import metrics
+    from reasonjax.tracking import metrics
 
     def plain(workdir: pathlib.Path) -> list[dict]:
         found = metrics.read(workdir / 'metrics.jsonl')

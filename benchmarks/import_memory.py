@@ -35,8 +35,8 @@ def write_folder(path: pathlib.Path, nbytes: float) -> None:
     """Writes a Llama of about `nbytes`, in shards; holds one of them at a time."""
     from safetensors.numpy import save_file
 
+    from reasonjax.interop.huggingface import pretrained
     from reasonjax.model import config as model_config
-    from reasonjax.model import pretrained
 
     def tensors(layers: int) -> dict:
         (path / 'config.json').write_text(json.dumps(SHAPE | {'num_hidden_layers': layers}))
@@ -100,8 +100,8 @@ def read_folder(path: pathlib.Path, dtype: str) -> dict:
     import jax
 
     from reasonjax import programs
+    from reasonjax.interop.huggingface import pretrained
     from reasonjax.model import config as model_config
-    from reasonjax.model import pretrained
     from reasonjax.parallel import mesh as meshes
 
     programs.start(skip_selfcheck=True)

@@ -12,15 +12,15 @@ import jax
 import numpy as np
 
 from benchmarks.family_cases import LENGTH, NEW, PROMPT, SHAPE, Case
+from reasonjax.interop.huggingface import exported, pretrained
 from reasonjax.model import config as model_config
-from reasonjax.model import exported, pretrained
 from reasonjax.model.attention import causal
 from reasonjax.model.config import ModelConfig
 from reasonjax.model.forward import forward, logits
 from reasonjax.model.logprobs import Scored
 from reasonjax.model.score import score
 from reasonjax.parallel import mesh as meshes
-from reasonjax.rollout.sampler import Rollout, Sampling, generate
+from reasonjax.sampling.sampler import Rollout, Sampling, generate
 
 UNOPTIMISED = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
 # What a case must keep to. `sampler_bf16` is not bounded for mixtures: rounding may pick another expert where two are nearly as likely.

@@ -106,9 +106,9 @@ def _of_steps(what: str, notes: Sequence[tuple[float, dict]]) -> dict:
 def _sample(run: Any, place: Any) -> dict:
     import jax
 
-    from reasonjax.metrics import Timers
-    from reasonjax.stages.context import fresh_params, settings
-    from reasonjax.stages.rollouts import open_rollouts
+    from reasonjax.tracking.metrics import Timers
+    from reasonjax.training.context import fresh_params, settings
+    from reasonjax.training.rollouts import open_rollouts
 
     params, seconds, stage = fresh_params(run), [], settings(run.config, place)
     with open_rollouts(run, place) as rollouts:
@@ -125,15 +125,15 @@ def _sample(run: Any, place: Any) -> dict:
 @contextlib.contextmanager
 def _ending(run: Any) -> Iterator[None]:
     """Has the stages' sampler draw end-of-sequence where the workload says."""
-    from reasonjax.stages import sampling
+    from reasonjax.training import samplers
 
-    plain = sampling.generate
+    plain = samplers.generate
     lengths = tuple(workload.lengths(run.config.grpo.num_prompts * run.config.grpo.num_generations))
-    sampling.generate = functools.partial(plain, processors=(EndsAt(lengths, run.tokenizer.eos_ids[0]),))
+    samplers.generate = functools.partial(plain, processors=(EndsAt(lengths, run.tokenizer.eos_ids[0]),))
     try:
         yield
     finally:
-        sampling.generate = plain
+        samplers.generate = plain
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

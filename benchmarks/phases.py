@@ -22,7 +22,7 @@ PROGRAMS = {'sft': ('train',), 'grpo': ('prefill', 'decode', 'score', 'train')}
 TITLES = {'prefill': 'read the prompts', 'decode': 'draw the completions', 'score': 'reference log-probs', 'train': 'update'}
 NOTE = """\
 Each program alone, compiled as the stage compiles it, median of {repeats} runs on made-up numbers; FLOPs are those that its result needs
-(`reasonjax/model/flops.py`), against a float32 product of two 1024 x 1024 matrices, {matmul:.0f} GFLOP/s here (a copy moved {copy:.1f}
+(`reasonjax/planning/flops.py`), against a float32 product of two 1024 x 1024 matrices, {matmul:.0f} GFLOP/s here (a copy moved {copy:.1f}
 GB/s). Shares are of the time that the profiler gives to all operations of one run; a fusion counts as the first kind of the list product,
 sorting, look-up, reduction, exponential, arithmetic, copy that is in it. The SFT update is timed beside the others, in a process that keeps
 no blocks of its size: a run of SFT alone does, and is an eighth faster."""
@@ -31,8 +31,8 @@ no blocks of its size: a run of SFT alone does, and is an eighth faster."""
 def programs_of(what: str, data: pathlib.Path, overrides: Sequence[tuple[str, str]] = (), repeats: int = 3) -> dict:
     """Program -> `programs.Timed`, of the stage that a part runs."""
     from benchmarks import programs
-    from reasonjax.stages.context import open_run, places
-    from reasonjax.stages.plan_programs import Stage
+    from reasonjax.planning.programs import Stage
+    from reasonjax.training.context import open_run, places
 
     config = peer_ours.config_of(what, data, overrides)
     with tempfile.TemporaryDirectory() as folder:

@@ -33,10 +33,10 @@ needs: nothing that is computed twice, half of a causal attention. Training coun
 full length.
 
 * **Memory** is the compiler's own figure for one device; parameters, optimiser and batch are added up from shapes.
-* **Arithmetic** is counted from the model's shape (`reasonjax/model/flops.py`), because the compiler counts the body of a loop once.
+* **Arithmetic** is counted from the model's shape (`reasonjax/planning/flops.py`), because the compiler counts the body of a loop once.
 * **Memory traffic** is counted too: each product reads both operands and writes its result, and nothing else costs anything.
-* **Bytes sent** are read from the compiled program, each loop as often as it runs, by the ring formulas in `reasonjax/parallel/hlo.py`.
-* **Peaks** of the chips, with their sources, are the table in `reasonjax/parallel/topology.py`.
+* **Bytes sent** are read from the compiled program, each loop as often as it runs, by the ring formulas in `reasonjax/planning/hlo.py`.
+* **Peaks** of the chips, with their sources, are the table in `reasonjax/planning/topology.py`.
 
 Planning needs the TPU compiler (`pip install libtpu`) and no TPU. On a machine without one, `JAX_PLATFORMS=cpu` keeps other programs from
 looking for it. {cost}

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from reasonjax.errors import listing, nearest
-from reasonjax.parallel import topology
+from reasonjax.planning import topology
 
 # Parameters, to choose meshes by.
 MODELS = {'qwen3_0_6b': 0.6e9, 'qwen3_1_7b': 1.7e9, 'qwen3_8b': 8.2e9, 'qwen3_32b': 32.8e9, 'llama3_70b': 70.6e9}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from reasonjax.stages.plan_programs import Program
+from reasonjax.planning.programs import Program
 
 # Kind -> opcodes; the first kind with one of them names a fusion.
 KINDS = {

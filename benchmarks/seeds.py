@@ -40,15 +40,16 @@ import numpy as np
 from reasonjax import config as configs
 from reasonjax.bounds import AtLeast, flag
 from reasonjax.errors import UserError
-from reasonjax.metrics import environment
+from reasonjax.model.placement import shardings
 from reasonjax.parallel import mesh as meshes
-from reasonjax.stages import fused, rollouts
-from reasonjax.stages.context import Place, Run, adapt, fresh_params, open_run, places, settings
-from reasonjax.stages.feed import Feed
-from reasonjax.stages.iteration import make_iterations
-from reasonjax.stages.loop import build_update
-from reasonjax.state import create
 from reasonjax.tasks import TokenRule
+from reasonjax.tracking.metrics import environment
+from reasonjax.training import fused, rollouts
+from reasonjax.training.context import Place, Run, adapt, fresh_params, open_run, places, settings
+from reasonjax.training.feed import Feed
+from reasonjax.training.iteration import make_iterations
+from reasonjax.training.loop import build_update
+from reasonjax.training.step import create
 from reasonjax.weights.partition import partition, path_name
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -95,7 +96,7 @@ def work(path: str, overrides: list[tuple[str, str]], seeds: list[int], iteratio
         given = fused.arrays([next(data) for _ in range(iterations)], reward.rule, run.mesh)
         chosen = configs.resolve(stage.filter, 'filter')(run.specs, params)
         trainable, frozen = partition(params, chosen)
-        placed = partition(meshes.shardings(run.specs, params, run.mesh), chosen)[0]
+        placed = partition(shardings(run.specs, params, run.mesh), chosen)[0]
         return Seed(run.config.seed, create(trainable, optimizer, placed, meshes.replicated(run.mesh)), frozen, given)
 
     return Work(meshes.on(run.mesh, iterate), [start(*one) for one in runs])

@@ -11,9 +11,9 @@ from typing import Any
 import ml_collections
 
 from benchmarks import workload
-from reasonjax.metrics import Writer
-from reasonjax.stages import online, supervised
-from reasonjax.stages.context import Place, Run, fresh_params, open_run, places, settings
+from reasonjax.tracking.metrics import Writer
+from reasonjax.training import online, supervised
+from reasonjax.training.context import Place, Run, fresh_params, open_run, places, settings
 
 STAGES = {'supervised': supervised.run, 'online': online.run}
 

@@ -10,9 +10,10 @@ import ml_collections
 
 from reasonjax import programs
 from reasonjax.errors import UserError
-from reasonjax.stages import opening, scoring
-from reasonjax.stages import run as stages
-from reasonjax.stages import sample as sampling
+from reasonjax.reporting import report
+from reasonjax.training import answer_prompts as sampling
+from reasonjax.training import run as stages
+from reasonjax.training import saved_run, score_run
 
 __all__ = ['Model', 'UserError', 'load_config', 'load_model', 'run']
 
@@ -54,7 +55,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, trust:
       UserError: anything wrong with config, data, workdir or backend.
     """
     _prepare()
-    return stages.run(config, workdir, trust)
+    return stages.run(config, workdir, trust, report.write)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Model:
       trust: see `load_model`.
     """
 
-    run: opening.Run
+    run: saved_run.Run
     stage: str
     step: int
     params: Any
@@ -134,10 +135,10 @@ class Model:
         Raises:
           UserError: a task that the workdir takes from elsewhere and that is not trusted, or settings that cannot work.
         """
-        opened = opening.open_saved(self.run.workdir, self.stage, trust=self.trust, evaluating=True)
+        opened = saved_run.open_saved(self.run.workdir, self.stage, trust=self.trust, evaluating=True)
         changes = [(f'evaluation.{key}', value) for key, value in _texts(overrides)]
-        asked = scoring.prepare(opened, changes, ','.join(map(str, k)), self.trust)
-        return scoring.results(asked, asked.evaluate(self.params))
+        asked = score_run.prepare(opened, changes, ','.join(map(str, k)), self.trust)
+        return score_run.results(asked, asked.evaluate(self.params))
 
 
 def load_model(workdir: str | os.PathLike, stage: str = '', *, trust: Sequence[str] = ()) -> Model:
@@ -152,7 +153,7 @@ def load_model(workdir: str | os.PathLike, stage: str = '', *, trust: Sequence[s
       UserError: no run or no checkpoint there, or a damaged one.
     """
     _prepare()
-    saved = opening.saved(workdir, stage, trust=trust)
+    saved = saved_run.saved(workdir, stage, trust=trust)
     return Model(saved.run, saved.place.name, saved.step, saved.params, tuple(trust))
 
 

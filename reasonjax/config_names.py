@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,13 +10,13 @@ from reasonjax.errors import UserError, listing, nearest
 
 # The key under which a function is named decides where its name is looked up.
 SLOTS = {
-    'adapter': ('reasonjax.methods.adapters',),
+    'adapter': ('reasonjax.methods.adapters', 'reasonjax.interop.peft.adapter'),
     'advantage': ('reasonjax.methods.advantages',),
     'corruption': ('reasonjax.methods.corruptions',),
     'filter': ('reasonjax.methods.filters',),
-    'learning_rate': ('reasonjax.optim.schedules',),
+    'learning_rate': ('reasonjax.training.schedules',),
     'objective': ('reasonjax.methods.objectives',),
-    'optimizer': ('reasonjax.optim.optimizers',),
+    'optimizer': ('reasonjax.training.optimizers',),
     'rewards': ('reasonjax.methods.rewards',),
     'rope_scaling': ('reasonjax.model.rope',),
     'source': ('reasonjax.data.sources', 'reasonjax.tasks'),
@@ -23,6 +24,8 @@ SLOTS = {
     'tokenizer': ('reasonjax.data.tokenizers',),
     'transforms': ('reasonjax.methods.transforms',),
 }
+# What reads the models that `init` names as SCHEME:PLACE. They stand around the core, so it knows them by name alone.
+MODEL_SOURCES = {'hf': 'reasonjax.interop.huggingface.pretrained'}
 # Read by whoever calls the function, so not among its knobs: (slot, key, default).
 EXTRA = {'rewards': {'weight': 1.0}}
 # Functions outside a slot's modules that configs of the package name; a workdir may name them too.
@@ -91,6 +94,11 @@ def _own(name: str, slot: str, key: str) -> Callable:
         f'config.{key}.name: "{name}" of this workdir is no {slot} of reasonjax, and is not imported: a workdir is data. If you know what '
         f'it does, give --trust {name.rpartition(".")[0]}.'
     )
+
+
+def model_source(scheme: str) -> types.ModuleType:
+    """Returns the module that reads models of `init='SCHEME:PLACE'`, with functions `read_folder` and `load`."""
+    return importlib.import_module(MODEL_SOURCES[scheme])
 
 
 def functions(module: Any) -> dict[str, Callable]:

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError('--adapter writes the adapter alone, --merge the whole model with the adapter in it: give one of them.')
         if options.dtype and options.dtype not in DTYPES:
             raise UserError(f'--dtype={options.dtype}: unknown.{nearest(options.dtype, DTYPES)} Known: {listing(DTYPES)}.')
-        from reasonjax.stages import convert
+        from reasonjax.interop.huggingface import convert
 
         kind = convert.check(options, overrides)
         start(options.skip_selfcheck, options)

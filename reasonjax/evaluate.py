@@ -41,11 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
         for key, _ in overrides:
             if not key.startswith('evaluation.'):
                 raise UserError(f'--config.{key}: only config.evaluation can be set here; the model is the one that was trained.')
-        from reasonjax.stages import opening, scoring
+        from reasonjax.training import saved_run, score_run
 
-        opening.read_config(options.workdir)
+        saved_run.read_config(options.workdir)
         start(options.skip_selfcheck, options)
-        scoring.run(options, overrides)
+        score_run.run(options, overrides)
 
     return run_program(program)
 

@@ -14,6 +14,7 @@ from reasonjax.errors import UserError, nearest, one_line
 # A JSON escape of half a character (U+D800 to U+DFFF): such text cannot be encoded, so no tokenizer and no file takes it.
 _HALF = re.compile(r'\\u[dD][89abABc-fC-F]')
 _SURROGATE = re.compile('[\ud800-\udfff]')
+DAMAGED = '.damaged'  # put behind the name of what is put aside
 POINTER = 'is what Git LFS keeps in place of a file; get the file itself (git lfs pull)'
 
 
@@ -201,3 +202,12 @@ def nearest_name(file: pathlib.Path) -> str:
         return nearest(file.name, [entry.name for entry in file.parent.iterdir()])
     except OSError:
         return ''
+
+
+def put_aside(path: pathlib.Path, suffix: str = DAMAGED) -> pathlib.Path:
+    """Renames what is damaged, or in the way, so that nothing is lost and nothing takes it for a good one. Returns its new path."""
+    number, target = 1, path.with_name(f'{path.name}{suffix}')
+    while target.exists():
+        number += 1
+        target = path.with_name(f'{path.name}{suffix}-{number}')
+    return path.rename(target)

@@ -29,9 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     options, overrides = parse(parser, sys.argv[1:] if arguments is None else arguments)
 
     def program() -> None:
-        from reasonjax.stages import plan_report
+        from reasonjax.planning import report
 
-        plan_report.run(options, overrides)
+        report.run(options, overrides)
 
     return run_program(program)
 

@@ -137,9 +137,9 @@ def _fail(message: str) -> int:
 def load_config(location: str, overrides: Sequence[tuple[str, str]], smoke: bool, trust: Sequence[str] = ()) -> tuple[Any, str]:
     """Loads a config, shrunk where it is only to be tried. Returns it with the name its workdir gets."""
     from reasonjax.smoke import shrink
-    from reasonjax.stages import adopt
+    from reasonjax.training.load_config import load
 
-    config = adopt.load(location, overrides, trust)
+    config = load(location, overrides, trust)
     if smoke:
         # Loaded with the overrides, so that functions named there bring their knobs and what is shared stays shared; applied once
         # more to the small config, where they have the last word.

@@ -44,11 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
         check_process_options(options)
         if options.prompts and options.file:
             raise UserError('prompts as arguments and in --file: give one of them.')
-        from reasonjax.stages import sample
+        from reasonjax.training import answer_prompts
 
-        sample.check(options)
+        answer_prompts.check(options)
         start(options.skip_selfcheck, options)
-        sample.run(options)
+        answer_prompts.run(options)
 
     return run_program(program)
 

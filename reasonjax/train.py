@@ -26,10 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     def program() -> None:
         check_process_options(options)
-        from reasonjax import stopping
         from reasonjax.programs import load_config, start
-        from reasonjax.stages import checks
-        from reasonjax.stages.run import run, show
+        from reasonjax.reporting import report
+        from reasonjax.training import checks, stopping
+        from reasonjax.training.run import run, show
 
         config, name = load_config(options.config, overrides, options.smoke, options.trust)
         checks.check(config)
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         workdir = options.workdir or f'runs/{name}'
         # Now, because what starts several processes installs handlers of its own.
         with stopping.listening():
-            summary = run(config, workdir, options.trust)
+            summary = run(config, workdir, options.trust, report.write)
         show(summary)
         if options.smoke:
             print('A smoke run: it shows that the config runs, its numbers mean nothing.')

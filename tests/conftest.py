@@ -63,7 +63,7 @@ def model_folder(tmp_path_factory) -> pathlib.Path:
 def load_config(monkeypatch, request) -> Callable:
     """`load_config(location, overrides)`: a config of the project, given the data and the model that it takes from the environment."""
     from reasonjax import config as configs
-    from reasonjax.stages import adopt
+    from reasonjax.training import load_config
 
     def load(location, overrides=()):
         monkeypatch.chdir(ROOT)
@@ -72,6 +72,6 @@ def load_config(monkeypatch, request) -> Callable:
             monkeypatch.setenv('REASONJAX_DATA', str(request.getfixturevalue('data_dir').resolve()))
         if config.init.startswith('hf:'):
             monkeypatch.setenv('REASONJAX_MODEL', str(request.getfixturevalue('model_folder')))
-        return adopt.load(str(location), overrides)
+        return load_config.load(str(location), overrides)
 
     return load

@@ -7,7 +7,7 @@ import toys
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from reasonjax.model import exported
+from reasonjax.interop.huggingface import exported
 from reasonjax.model.config import ModelConfig
 
 SPECIALS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')

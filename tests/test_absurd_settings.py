@@ -12,8 +12,8 @@ from reasonjax import config as configs
 from reasonjax import programs
 from reasonjax.errors import UserError
 from reasonjax.smoke import shrink
-from reasonjax.stages import cautions
-from reasonjax.stages.run import run
+from reasonjax.training import cautions
+from reasonjax.training.run import run
 
 ROOT = pathlib.Path(__file__).parents[1]
 

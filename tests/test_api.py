@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import reasonjax
-from reasonjax import evaluate, report
-from reasonjax.stages.run import trained
+from reasonjax import evaluate
+from reasonjax.reporting import report
+from reasonjax.training.run import trained
 
 ROOT = pathlib.Path(__file__).parent.parent
 EXAMPLES = ROOT / 'examples'

@@ -20,7 +20,7 @@ from reasonjax import config as configs
 from reasonjax.bounds import AtLeast, BelowOne, Between, Fraction, OneOf, Positive, PositiveOrInfinite, Seed
 from reasonjax.errors import UserError
 from reasonjax.model.config import ModelConfig
-from reasonjax.rollout.settings import Sampling
+from reasonjax.sampling.settings import Sampling
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAN, INF = math.nan, math.inf

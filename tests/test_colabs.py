@@ -10,10 +10,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from reasonjax import metrics
 from reasonjax.arena import results
 from reasonjax.methods.objectives import nll
-from reasonjax.stages.run import trained
+from reasonjax.tracking import metrics
+from reasonjax.training.run import trained
 from reasonjax.weights.partition import path_name
 
 sys.path.append(str(pathlib.Path(__file__).parent / 'arena'))
@@ -136,7 +136,7 @@ def test_grpo_by_hand(execute):
 
 
 def test_write_a_method(execute, monkeypatch):
-    monkeypatch.setattr('reasonjax.report.write', lambda workdir: None)  # of seven runs, and tested in test_report
+    monkeypatch.setattr('reasonjax.reporting.report.write', lambda workdir: None)  # of seven runs, and tested in test_report
     found = execute('03_write_a_method.ipynb')
     params, batch = trained(found['workdir'] / 'base')[1], found['batch']
     number = sum(x.size for x in jax.tree.leaves(params))

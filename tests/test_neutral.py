@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 
 from reasonjax import config as configs
-from reasonjax import config_files, metrics
+from reasonjax import config_files
 from reasonjax.smoke import shrink
-from reasonjax.stages.run import TRAINING, run, trained
+from reasonjax.tracking import metrics
+from reasonjax.training.run import TRAINING, run, trained
 from reasonjax.weights.partition import path_name
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -15,12 +15,14 @@ import rich.console
 from arena import arena_cells
 from html_page import Page
 
-from reasonjax import completion_files, metrics, pages, report
+from reasonjax import inspect
 from reasonjax.arena import compare, formats, table
 from reasonjax.arena import page as arena_page
-from reasonjax.data import inspect, tokenizers
+from reasonjax.data import tokenizers
 from reasonjax.errors import UserError
-from reasonjax.stages import run, scoring
+from reasonjax.reporting import pages, report
+from reasonjax.tracking import completion_files, metrics
+from reasonjax.training import run, score_run
 
 UNSAFE = '\x1b\x07\x08\x0b\x9b\x7f\u202e\u2066\u200f\u2028\ufeff'
 EVIL = f'<script>[red]:smile:{UNSAFE}\r</pre>'
@@ -64,7 +66,7 @@ def test_progress(capsys):
 
 def test_scores(capsys):
     settings = types.SimpleNamespace(task=types.SimpleNamespace(name=f'[red]:smile:{UNSAFE}'))
-    scoring.show({'problems': 3, 'accuracy': 0.5, 'mean_length': 1.0, 'clipped_ratio': 0.0, 'dropped_overlong': 0}, settings)
+    score_run.show({'problems': 3, 'accuracy': 0.5, 'mean_length': 1.0, 'clipped_ratio': 0.0, 'dropped_overlong': 0}, settings)
     printed = capsys.readouterr().out
     assert_safe(printed)
     assert '[red]:smile:' in printed

@@ -46,7 +46,7 @@ def test_programs_work_from_an_empty_folder(installed, tmp_path):
 
     run = program('train', '--config', 'sft', '--smoke', '--skip_selfcheck', '--workdir', 'run', '--config.evaluation.enabled=false')
     assert run.returncode == 0 and (tmp_path / 'run' / 'summary.json').is_file(), run.stderr
-    where = program('data.inspect', 'quickstart:worked_only', '--examples', '1')
+    where = program('inspect', 'quickstart:worked_only', '--examples', '1')
     assert where.returncode == 0, where.stderr
     wrong = program('compare', '--recipes', 'masked_though')
     assert wrong.returncode == 2 and 'Did you mean "masked_thought"?' in wrong.stderr, wrong.stderr

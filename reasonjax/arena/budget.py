@@ -10,8 +10,8 @@ from reasonjax.arena.cell import StageCost
 from reasonjax.arena.options import Budget
 from reasonjax.arena.recipes import COSTLY, EVALUATIONS, TRAINING, reads_collected
 from reasonjax.errors import UserError
-from reasonjax.stages import supervised
-from reasonjax.stages.context import Place, Run, open_run, places
+from reasonjax.training import supervised
+from reasonjax.training.context import Place, Run, open_run, places
 
 # Steps of a stage that a clock ends: more than it will do.
 MANY = 100_000

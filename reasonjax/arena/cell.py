@@ -13,16 +13,18 @@ import jax
 import ml_collections
 
 from reasonjax import config as configs
-from reasonjax import files, locks, metrics, programs
+from reasonjax import files, programs
 from reasonjax.arena import recipes, results
 from reasonjax.arena.results import Cell
 from reasonjax.errors import Stopped, UserError
-from reasonjax.methods.objectives.protocol import needed
-from reasonjax.model import flops
-from reasonjax.stages import evaluate
-from reasonjax.stages import run as runs
-from reasonjax.stages.context import Place, Run, abstract_params, open_run, places, settings
-from reasonjax.stages.opening import saved
+from reasonjax.planning import flops
+from reasonjax.protocols import needed
+from reasonjax.reporting import report
+from reasonjax.tracking import metrics
+from reasonjax.training import evaluate, locks
+from reasonjax.training import run as runs
+from reasonjax.training.context import Place, Run, abstract_params, open_run, places, settings
+from reasonjax.training.saved_run import saved
 
 CONFIG, RESULT, EXAM, RUN = 'cell.json', 'result.json', 'exam.json', 'run'
 
@@ -31,7 +33,7 @@ class Spec(NamedTuple):
     """What a worker is told of a cell: whose it is, and the folder that holds its config (`CONFIG`) and gets its result.
 
     `problems` bounds each evaluation, 0 for the task's own number; `warm` is the folder of the warm start, '' for a warm start itself;
-    for `trust` see `opening.open_saved`.
+    for `trust` see `saved_run.open_saved`.
     """
 
     recipe: str
@@ -55,7 +57,7 @@ def warm_up(spec: Spec) -> None:
     folder = pathlib.Path(spec.folder)
     config = configs.from_json(files.read_text(folder / CONFIG), str(folder / CONFIG))
     config.lock()
-    runs.run(config, folder, spec.trust)
+    runs.run(config, folder, spec.trust, report.write)
     answers = _examined(folder, config, config.evaluation)
     files.write_text(folder / EXAM, json.dumps(answers._asdict()))
 
@@ -100,7 +102,7 @@ def _measured(spec: Spec, folder: pathlib.Path) -> dict[str, Any]:
         # A cell that was done, and whose result is gone, begins again.
         shutil.rmtree(folder / RUN, ignore_errors=True)
     peak = Peak()
-    runs.run(config, folder / RUN, spec.trust)
+    runs.run(config, folder / RUN, spec.trust, report.write)
     peak_bytes = peak.bytes
     answers = _examined(folder / RUN, config, recipes.exam_settings(config, spec.task, spec.problems))
     spent = Spent(open_run(config, folder / RUN, active=False), metrics.read(folder / RUN / 'metrics.jsonl'))

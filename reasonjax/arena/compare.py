@@ -16,17 +16,18 @@ from typing import NamedTuple
 import jax
 import ml_collections
 
-from reasonjax import __version__, config_files, files, locks
+from reasonjax import __version__, config_files, files
 from reasonjax import config as configs
 from reasonjax.arena import budget, claims, page, recipes, results, schedule, tasks
 from reasonjax.arena.cell import CONFIG, EXAM, RESULT, RUN, Spec, read_answers
 from reasonjax.arena.options import Budget, check, parse_budget, parse_pair
 from reasonjax.arena.recipes import Recipe
 from reasonjax.arena.results import Cell
-from reasonjax.checkpoint_files import put_aside
 from reasonjax.errors import UserError, nearest
-from reasonjax.metrics import Progress
+from reasonjax.files import put_aside
 from reasonjax.terminal import printable
+from reasonjax.tracking.metrics import Progress
+from reasonjax.training import locks
 
 WARM = 'warm'  # the folder of warm starts
 
@@ -147,7 +148,7 @@ def results_of(
       overrides, problems: see `recipes.retargeted`.
       limit: see `budget.limited`; None for none.
       init: the model to start from, on tasks that need one.
-      trust: see `opening.open_saved`, of the run that `init` names.
+      trust: see `saved_run.open_saved`, of the run that `init` names.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with locks.hold(workdir):

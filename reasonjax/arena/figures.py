@@ -13,9 +13,9 @@ import matplotlib.lines
 import matplotlib.ticker
 import numpy as np
 
-from reasonjax import pages
 from reasonjax.arena.results import Cell
 from reasonjax.arena.table import BETTER, FAILED, WORSE, Difference, Estimate, Row, Table
+from reasonjax.reporting import pages
 
 PAPER = '#333333'  # ink of the PNGs, on white
 MARKERS = {'o': '●', 's': '■', 'D': '◆', '^': '▲', 'v': '▼', 'P': '✚', 'X': '✖', '*': '★'}  # and what a page shows for them

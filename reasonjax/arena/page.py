@@ -8,12 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reasonjax import comparison_statistics, pages
-from reasonjax.arena import figures, formats
+from reasonjax.arena import figures, formats, statistics
 from reasonjax.arena import table as tables
 from reasonjax.arena.results import Cell
 from reasonjax.arena.table import BETTER, FAILED, SAME, UNTESTED, WORSE, Row, Table
 from reasonjax.errors import UserError
+from reasonjax.reporting import pages
 
 ERROR_LIMIT = 2000
 VERDICTS = (BETTER, WORSE, SAME, UNTESTED, FAILED)
@@ -155,9 +155,9 @@ def _seeds(table: Table) -> str:
 
 def _needed(effect: float, sd: float) -> str:
     try:
-        return f'{comparison_statistics.seeds_needed(effect, sd):,}'
+        return f'{statistics.seeds_needed(effect, sd):,}'
     except UserError:
-        return f'over {comparison_statistics.MOST_SEEDS:,}'
+        return f'over {statistics.MOST_SEEDS:,}'
 
 
 def _failures(cells: Sequence[Cell]) -> str:

@@ -14,7 +14,7 @@ from reasonjax import config as configs
 from reasonjax import config_files
 from reasonjax.arena.tasks import ALPHABET, ARENA, MODEL, ArenaTask
 from reasonjax.errors import UserError, listing, nearest
-from reasonjax.stages import adopt
+from reasonjax.training import load_config
 
 TRAINING = ('supervised', 'online')
 COSTLY = (*TRAINING, 'collect')  # stages whose tokens are counted
@@ -115,7 +115,7 @@ def retargeted(
       warm: workdir of the task's warm start.
       overrides: of the result, as on the command line.
       problems: of each evaluation at most; 0 for the task's.
-      trust: see `opening.open_saved`.
+      trust: see `saved_run.open_saved`.
 
     Raises:
       UserError: a stage that the recipe does not have, or a recipe that cannot run on the task: it says what is missing.
@@ -216,6 +216,6 @@ def _closed(c: ml_collections.ConfigDict, trust: Sequence[str]) -> ml_collection
     for key in {*groups} - {*c.stages}:
         del c[key]
     configs.complete(c)
-    adopt.adopt(c, trust=trust)
+    load_config.adopt(c, trust=trust)
     c.lock()
     return c

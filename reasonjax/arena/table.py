@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reasonjax import comparison_statistics
+from reasonjax.arena import statistics as comparison_statistics
 from reasonjax.arena.results import COSTS, MODES, Cell
 from reasonjax.errors import UserError, listing, nearest
-from reasonjax.statistics import wilson
+from reasonjax.training.statistics import wilson
 
 SPLITS = ('test', 'ood')
 MEASURES = tuple(f'{split}/{mode}' for split in SPLITS for mode in MODES)
@@ -115,7 +115,7 @@ def build(cells: Sequence[Cell], baseline: str, *, measure: str = 'test/greedy',
       cells: in the order in which tasks and recipes are to be shown; failed ones as well.
       baseline: the recipe that the others are compared with.
       measure: what verdicts are about: 'test/greedy', 'test/sampled', 'ood/greedy' or 'ood/sampled'.
-      test: 't' or 'sign_flip'; see `comparison_statistics.paired`.
+      test: 't' or 'sign_flip'; see `statistics.paired`.
       interval: of accuracies: 't' (`crossed_interval`) or 'bootstrap' (`crossed_bootstrap`, for ten seeds and more).
 
     Raises:

@@ -36,7 +36,7 @@ def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], sizes: 
     Args:
       axes: a key of `RULES` for each dimension.
       shape: of the array. Where a dimension does not divide over all its mesh axes, the last of them are left out; a mesh that splits
-        what matters too little is refused before a run starts (`mesh.check`).
+        what matters too little is refused before a run starts (`model.placement.check_divides`).
       sizes: of the mesh axes.
     """
     return PartitionSpec(*(_fitting(RULES[axis], length, sizes) for axis, length in zip(axes, shape, strict=True)))

@@ -3,8 +3,8 @@
 Importing it does not import jax: the rules that run on tokens are in `on_tokens` and its like, which tasks import when one is built.
 """
 
+from reasonjax.protocols import OnTokens, Task, TokenRule
 from reasonjax.tasks.addition import addition
-from reasonjax.tasks.base import OnTokens, Task, TokenRule
 from reasonjax.tasks.bayes import bayes
 from reasonjax.tasks.chain import chain
 from reasonjax.tasks.countdown import countdown

@@ -25,8 +25,8 @@ import numpy as np
 
 from reasonjax.bounds import AtLeast, BelowOne, Between, OneOf, Seed
 from reasonjax.errors import UserError, listing, nearest
+from reasonjax.protocols import Task
 from reasonjax.tasks import bayes_graph
-from reasonjax.tasks.base import Task
 from reasonjax.tasks.bayes_net import Net, chain_net, mutual_information, random_net
 from reasonjax.tasks.exact import ON_TOKENS, verify
 from reasonjax.tasks.generated import STREAMS, Generated

@@ -24,7 +24,7 @@ import numpy as np
 
 from reasonjax.bounds import AtLeast, Between, OneOf, Seed
 from reasonjax.errors import UserError
-from reasonjax.tasks.base import OnTokens, Task, TokenRule
+from reasonjax.protocols import OnTokens, Task, TokenRule
 from reasonjax.tasks.checks import levels as checked_levels
 from reasonjax.tasks.checks import whole
 from reasonjax.tasks.generated import STREAMS, TRIES, Generated

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from reasonjax.protocols import OnTokens, TokenRule
 from reasonjax.tasks.answers import write_solution
-from reasonjax.tasks.base import OnTokens, TokenRule
 
 
 def verify(completion: str, row: dict, terminated: bool) -> dict:

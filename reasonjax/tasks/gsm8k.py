@@ -8,8 +8,8 @@ from typing import Any
 
 from reasonjax.bounds import AtLeast
 from reasonjax.errors import UserError, listing, nearest
+from reasonjax.protocols import Task
 from reasonjax.tasks.answers import extract, read_solution
-from reasonjax.tasks.base import Task
 
 CALCULATOR = re.compile(r'<<[^<>]*>>')
 FINAL = re.compile(r'####\s*(-?[0-9][0-9.,]*)\s*$')

@@ -26,7 +26,7 @@ import numpy as np
 
 from reasonjax.bounds import AtLeast, Between, OneOf, Seed
 from reasonjax.errors import UserError, listing, nearest
-from reasonjax.tasks.base import Task
+from reasonjax.protocols import Task
 from reasonjax.tasks.checks import levels as checked_levels
 from reasonjax.tasks.checks import whole
 from reasonjax.tasks.exact import ON_TOKENS, verify

@@ -11,8 +11,8 @@ import numpy as np
 
 from reasonjax.data.tokenizers import Tokenizer
 from reasonjax.errors import UserError
+from reasonjax.protocols import TokenRule
 from reasonjax.tasks.answers import write_solution
-from reasonjax.tasks.base import TokenRule
 
 
 def answer_after(marker: str, tokenizer: Tokenizer, max_tokens: int) -> TokenRule:

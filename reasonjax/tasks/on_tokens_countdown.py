@@ -14,7 +14,7 @@ import numpy as np
 
 from reasonjax.data.tokenizers import Tokenizer
 from reasonjax.errors import UserError
-from reasonjax.tasks.base import TokenRule
+from reasonjax.protocols import TokenRule
 from reasonjax.tasks.countdown import MAX_COUNT, MAX_NUMBER, OPERATIONS, parsed
 from reasonjax.tasks.on_tokens import character_ids
 

@@ -32,7 +32,7 @@ import numpy as np
 
 from reasonjax.bounds import AtLeast, Between, Fraction, OneOf, Seed
 from reasonjax.errors import UserError, listing, nearest
-from reasonjax.tasks.base import Task
+from reasonjax.protocols import Task
 from reasonjax.tasks.exact import ON_TOKENS, verify
 from reasonjax.tasks.generated import STREAMS, Generated
 

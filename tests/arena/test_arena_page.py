@@ -15,8 +15,8 @@ import pytest
 from arena_cells import TASKS, arena, cell, failed
 from html_page import Page, addresses
 
-from reasonjax import pages
 from reasonjax.arena import figures, page, table
+from reasonjax.reporting import pages
 
 EVIL = '</pre><script>alert(1)</script> & "$x_1$"'
 

@@ -10,10 +10,9 @@ import pytest
 import scipy.stats
 from arena_cells import TASKS, arena, cell, failed
 
-from reasonjax import comparison_statistics
-from reasonjax.arena import formats, results, table
+from reasonjax.arena import formats, results, statistics, table
 from reasonjax.errors import UserError
-from reasonjax.statistics import wilson
+from reasonjax.training.statistics import wilson
 
 NOTHING = {'generated_tokens': None, 'trained_tokens': None, 'flops': None, 'seconds': None, 'peak_bytes': None}
 
@@ -51,7 +50,7 @@ def test_numbers_against_scipy(cells, compared):
     for row in compared.rows:
         values = outcomes(cells, row.task, row.recipe)
         assert row.accuracy['test/greedy'].mean == pytest.approx(values.mean())
-        assert row.accuracy['test/greedy'][1:] == pytest.approx(comparison_statistics.crossed_interval(values))
+        assert row.accuracy['test/greedy'][1:] == pytest.approx(statistics.crossed_interval(values))
         assert row.accuracy['ood/sampled'].mean == pytest.approx(outcomes(cells, row.task, row.recipe, 'ood', 'sampled').mean())
         assert row.before['test/greedy'] == pytest.approx(outcomes(cells, row.task, row.recipe, part='before').mean())
         if row.recipe == 'sft':
@@ -64,12 +63,12 @@ def test_numbers_against_scipy(cells, compared):
             assert difference.p == pytest.approx(scipy.stats.ttest_rel(*arms).pvalue, rel=1e-8)
             assert (difference.p_holm is None) == (measure != 'test/greedy')
         difference = row.differences['test/greedy']
-        assert (difference.low, difference.high) == comparison_statistics.crossed_interval(values - base)
-        assert difference.smallest == comparison_statistics.smallest_effect((values - base).mean(1).std(ddof=1), 6)
+        assert (difference.low, difference.high) == statistics.crossed_interval(values - base)
+        assert difference.smallest == statistics.smallest_effect((values - base).mean(1).std(ddof=1), 6)
         assert difference.seeds == tuple(range(6))
         found.append(difference)
     # The whole comparison is one family: eight tests.
-    assert [d.p_holm for d in found] == pytest.approx(comparison_statistics.holm([d.p for d in found])) and len(found) == 8
+    assert [d.p_holm for d in found] == pytest.approx(statistics.holm([d.p for d in found])) and len(found) == 8
 
 
 def test_other_measures_and_tests(cells, compared):
@@ -83,7 +82,7 @@ def test_other_measures_and_tests(cells, compared):
     assert {row.verdict for row in on_ood.rows} == {'baseline', 'no difference seen'}
     bootstrap = table.build(cells, 'sft', interval='bootstrap')
     values = outcomes(cells, 'addition', 'grpo')
-    assert bootstrap.row('addition', 'grpo').accuracy['test/greedy'][1:] == comparison_statistics.crossed_bootstrap(values, 0)
+    assert bootstrap.row('addition', 'grpo').accuracy['test/greedy'][1:] == statistics.crossed_bootstrap(values, 0)
 
 
 def test_a_difference_on_these_problems_only_is_no_verdict():
@@ -137,7 +136,7 @@ def test_failed_cells_stay_in_their_place(cells):
     assert compared.notes == ('addition: grpo and sft are paired on 5 of 6 seeds (0, 1, 3, 4, 5).',)
     # Seven tests are left to adjust for.
     tested = [r.differences['test/greedy'] for r in compared.rows if r.differences]
-    assert [d.p_holm for d in tested] == pytest.approx(comparison_statistics.holm([d.p for d in tested])) and len(tested) == 7
+    assert [d.p_holm for d in tested] == pytest.approx(statistics.holm([d.p for d in tested])) and len(tested) == 7
     lines = formats.markdown(compared).splitlines()
     assert lines[4] == '| addition | rft | failed' + ' | –' * 9 + ' | 0 and 6 failed | RuntimeError: a \\| b and more |'
     assert '* addition: grpo and sft are paired on 5 of 6 seeds (0, 1, 3, 4, 5).' in lines

@@ -99,14 +99,14 @@ def test_sampling_counts_its_tokens(prepared, tmp_path):
 
 
 def test_long_tail_ends_where_the_workload_says(prepared, tmp_path):
-    from reasonjax.stages import sampling
+    from reasonjax.training import samplers
 
-    plain = sampling.generate
+    plain = samplers.generate
     found = measured('long_tail', prepared, tmp_path, [*SMALL, ('grpo.sampler.slots', '3')])
     records = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     lengths = workload.lengths()
     assert lengths.count(9) == 2 and found['tokens'] == sum(lengths)
-    assert sampling.generate is plain
+    assert samplers.generate is plain
     for record in records:
         assert (record['completions/min_length'], record['completions/max_length']) == (3, 9)
         assert record['completions/mean_length'] == np.mean(lengths) and record['completions/clipped_ratio'] == 0

@@ -6,10 +6,10 @@ import pathlib
 import pytest
 
 from reasonjax import config as configs
-from reasonjax import metrics
 from reasonjax.errors import UserError
 from reasonjax.smoke import shrink
-from reasonjax.stages.run import run
+from reasonjax.tracking import metrics
+from reasonjax.training.run import run
 
 ROOT = pathlib.Path(__file__).parents[2]
 

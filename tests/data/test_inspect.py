@@ -11,10 +11,10 @@ import rich.console
 import template_styles
 
 from reasonjax import config as configs
-from reasonjax.data import inspect
+from reasonjax import inspect
 from reasonjax.model import spec
-from reasonjax.stages import supervised
-from reasonjax.stages.context import open_run, places
+from reasonjax.training import supervised
+from reasonjax.training.context import open_run, places
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICKSTART = str(ROOT / 'configs' / 'quickstart.py')
@@ -142,7 +142,7 @@ def test_errors(capsys, config):
 
 
 def test_it_needs_no_device_of_the_run_and_leaves_nothing(tmp_path):
-    command = [sys.executable, '-m', 'reasonjax.data.inspect', QUICKSTART, '--examples', '1', '--config.mesh.data=64']
+    command = [sys.executable, '-m', 'reasonjax.inspect', QUICKSTART, '--examples', '1', '--config.mesh.data=64']
     result = subprocess.run(command, cwd=tmp_path, env={'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, check=False)
     assert result.returncode == 0 and '1 rows' in result.stdout, result.stderr
     assert not list(tmp_path.iterdir())

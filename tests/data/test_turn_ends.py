@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import template_styles
 
-from reasonjax.data import forms, inspect, pipeline, render, sources, tokenizers
+from reasonjax import inspect
+from reasonjax.data import forms, pipeline, render, sources, tokenizers
 from reasonjax.errors import UserError
 
 ASK, SAY = {'role': 'user', 'content': 'Tom has 12?'}, {'role': 'assistant', 'content': 'So 2 more.'}

@@ -13,11 +13,12 @@ import toys
 
 from reasonjax import config as configs
 from reasonjax.errors import UserError
+from reasonjax.interop.huggingface.families import LLAMA
+from reasonjax.interop.peft.adapter import peft
+from reasonjax.interop.peft.write import pairs_of, save_adapter
 from reasonjax.methods import adapters, filters
-from reasonjax.model.families import LLAMA
-from reasonjax.model.peft_saving import pairs_of, save_adapter
 from reasonjax.model.score import score
-from reasonjax.optim import optimizers
+from reasonjax.training import optimizers
 from reasonjax.weights import partition
 from reasonjax.weights.linear import LowRank, merge_tree
 
@@ -157,9 +158,9 @@ def test_training_goes_on_from_a_peft_folder(tmp_path):
     # Fresh pairs may go over read ones.
     assert isinstance(adapters.lora(params, jax.random.key(0), r=1)['layers']['attention']['q'].base, LowRank)
     with pytest.raises(UserError, match='config.adapter.path: .*no PEFT adapter there'):
-        adapters.peft(other, jax.random.key(0), path=str(tmp_path / 'none'))
+        peft(other, jax.random.key(0), path=str(tmp_path / 'none'))
     with pytest.raises(UserError, match=r'config.adapter.path: .*does not fit this model(.|\n)*expected \[24, 16\], found \[16, 16\]'):
-        adapters.peft(toys.params(), jax.random.key(0), path=str(tmp_path))
+        peft(toys.params(), jax.random.key(0), path=str(tmp_path))
 
 
 BASES = {'float32': {}, 'bfloat16': {}, 'float16': {}, 'int8 under bfloat16': dict(quantise='int8', quantise_block=4)}

@@ -11,8 +11,8 @@ from reasonjax import reduce
 from reasonjax.errors import UserError
 from reasonjax.methods.objectives import policy
 from reasonjax.methods.objectives.correction import MODES, importance_weights
-from reasonjax.methods.objectives.protocol import needed
 from reasonjax.model.logprobs import Scored
+from reasonjax.protocols import needed
 
 B, T = 6, 9
 NAME = 'sampling/importance_sampling_ratio'

@@ -9,8 +9,8 @@ import pytest
 
 from reasonjax import reduce
 from reasonjax.methods.objectives import nll, policy
-from reasonjax.methods.objectives.protocol import needed
 from reasonjax.model.logprobs import Scored
+from reasonjax.protocols import needed
 
 B, T = 6, 9
 KEY = jax.random.key(0)

@@ -13,7 +13,7 @@ from reasonjax.methods.objectives import nll, policy
 from reasonjax.methods.objectives.correction import MODES, importance_weights
 from reasonjax.methods.objectives.sums import LARGEST, bounded_exp, bounded_expm1
 from reasonjax.model.logprobs import Scored
-from reasonjax.stages import online
+from reasonjax.training import online
 
 KEY = jax.random.key(0)
 # From what underflows to what overflows, the bound and both sides of it included.

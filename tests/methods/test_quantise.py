@@ -6,9 +6,10 @@ import pytest
 import toys
 
 from reasonjax.errors import UserError
+from reasonjax.interop.huggingface.families import LLAMA
+from reasonjax.interop.peft.adapter import peft
+from reasonjax.interop.peft.write import pairs_of, save_adapter
 from reasonjax.methods import adapters, filters
-from reasonjax.model.families import LLAMA
-from reasonjax.model.peft_saving import pairs_of, save_adapter
 from reasonjax.weights import partition
 from reasonjax.weights.linear import LowRank, merge_tree
 from reasonjax.weights.quantised import Quantised
@@ -110,7 +111,7 @@ def test_a_peft_adapter_goes_over_a_quantised_base(tmp_path):
     config = toys.changed(qkv_bias=False, qk_norm='none', head_dim=4)
     trained = shaken(adapters.lora(toys.params(config), KEY, quantise='nf4', **QLORA))
     save_adapter(tmp_path, pairs_of(trained, LLAMA, config), base='', layers=config.layers)
-    read = adapters.peft(toys.params(config), KEY, path=str(tmp_path), quantise='nf4', quantise_block=8)
+    read = peft(toys.params(config), KEY, path=str(tmp_path), quantise='nf4', quantise_block=8)
     assert jax.tree.structure(read) == jax.tree.structure(trained)
     toys.assert_trees_close(read, trained, atol=1e-6)
 

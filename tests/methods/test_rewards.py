@@ -123,7 +123,7 @@ def test_knobs_are_keyword_only_with_neutral_defaults():
 
 def test_light_packages_do_not_import_jax():
     program = (
-        'import sys, reasonjax.methods.rewards, reasonjax.tasks, reasonjax.statistics, reasonjax.rollout.rewards\n'
+        'import sys, reasonjax.methods.rewards, reasonjax.tasks, reasonjax.training.statistics, reasonjax.sampling.reward_pool\n'
         'assert not {"jax", "torch", "tensorflow", "grain"} & set(sys.modules)'
     )
     subprocess.run([sys.executable, '-c', program], check=True)

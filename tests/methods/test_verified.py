@@ -5,7 +5,7 @@ import pytest
 from reasonjax import config as configs
 from reasonjax.errors import UserError
 from reasonjax.methods.rewards import verified
-from reasonjax.rollout.rewards import RewardPool, RewardSpec
+from reasonjax.sampling.reward_pool import RewardPool, RewardSpec
 from reasonjax.tasks import addition, countdown, knights
 from reasonjax.tasks.countdown import reaches
 

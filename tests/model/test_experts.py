@@ -9,9 +9,9 @@ import optax
 import pytest
 import toys
 
-from reasonjax import state
 from reasonjax.model import experts
 from reasonjax.model.experts import Routing, mixture, penalty
+from reasonjax.training import step
 
 MOE = toys.changed(experts=5, experts_per_token=2, mlp_dim=8, pad_id=-1)
 LOSSES = toys.changed(MOE, router_balance_weight=0.3, router_z_weight=0.02)
@@ -186,10 +186,10 @@ def test_balance_loss_is_between_k_and_experts_times_k(even):
 def updated(config, accumulation=1, scan=False, objective=toys.nll):
     config = toys.changed(config, scan=scan)
     optimizer = optax.sgd(0.1)
-    update = jax.jit(state.make_update(config, objective, optimizer, accumulation=accumulation))
+    update = jax.jit(step.make_update(config, objective, optimizer, accumulation=accumulation))
 
     def run(params, batch):
-        now = state.State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        now = step.State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
         return update(now, jax.tree.map(lambda _: None, params), batch, jax.random.key(0))
 
     return run

@@ -9,14 +9,14 @@ import optax
 import pytest
 import toys
 
-from reasonjax import state
 from reasonjax.errors import UserError
 from reasonjax.methods import adapters
 from reasonjax.methods.objectives import policy
 from reasonjax.model import groups
 from reasonjax.model.score import score
-from reasonjax.rollout.sampler import Rollout
-from reasonjax.stages.batching import Form, Packer, assemble
+from reasonjax.sampling.sampler import Rollout
+from reasonjax.training import step
+from reasonjax.training.batching import Form, Packer, assemble
 
 P, G, C, TP = 4, 4, 9, 5
 PADDED = Form(share_prompts=False)
@@ -58,7 +58,7 @@ def batch_of(form, mask_truncated=True):
 def losses(params, config, batch):
     """Each loss; their sum by uneven weights, whose gradient is that of all; and the scores."""
     scored = score(params, config, batch, temperature=0.7)
-    with_all = state.with_totals(batch, 1)
+    with_all = step.with_totals(batch, 1)
     found = jnp.stack([policy(lambda _: scored, with_all, jax.random.key(0), **knobs)[0] for knobs in LOSSES])
     of_entropy = jnp.sum(batch['weights'] * scored.entropy) / with_all['step_weight']
     return found @ jnp.array([1.0, -0.7, 0.4, 1.3]) + 0.3 * of_entropy, (found, scored)
@@ -129,9 +129,9 @@ def updated(form, accumulation):
 
     catching = optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), keep)
     objective = functools.partial(policy, loss_type='dapo', beta=0.1)
-    update = jax.jit(state.make_update(MIXTURE, objective, catching, accumulation=accumulation))
+    update = jax.jit(step.make_update(MIXTURE, objective, catching, accumulation=accumulation))
     params = toys.params(MIXTURE)
-    after, metrics = update(state.fresh(params, catching, 0), jax.tree.map(lambda _: None, params), batch_of(form), jax.random.key(0))
+    after, metrics = update(step.fresh(params, catching, 0), jax.tree.map(lambda _: None, params), batch_of(form), jax.random.key(0))
     return metrics, after.optimizer
 
 
@@ -155,15 +155,15 @@ def test_a_reference_is_scored_in_parts():
     wanted = toys.scorer(ONE)(toys.params(ONE), batch_of(PADDED)).logprob[:, TP:]
     for name, micro in (('shared', 2), ('packed by copies', 4)):
         batch = batch_of(FORMS[name])
-        found = jax.jit(state.make_score(ONE, micro=micro))(toys.params(ONE), batch)
+        found = jax.jit(step.make_score(ONE, micro=micro))(toys.params(ONE), batch)
         np.testing.assert_allclose(found, np.where(batch['segments'], wanted, 0), atol=1e-5, err_msg=name)
 
 
 def test_parts_that_prompts_or_shards_do_not_divide_into_are_refused():
     with pytest.raises(UserError, match='4 groups of 4 rows per step do not split into accumulation=3'):
-        state.make_score(toys.TINY, micro=3)(toys.params(), batch_of(FORMS['shared']))
+        step.make_score(toys.TINY, micro=3)(toys.params(), batch_of(FORMS['shared']))
     with pytest.raises(UserError, match='2 groups of 8 rows per step do not split into accumulation=4'):
-        state.make_score(toys.TINY, micro=4)(toys.params(), batch_of(FORMS['packed apart']))
+        step.make_score(toys.TINY, micro=4)(toys.params(), batch_of(FORMS['packed apart']))
 
 
 def shapes_of(jaxpr):

@@ -22,8 +22,9 @@ from toys import changed
 from reasonjax.errors import UserError
 from reasonjax.model import kernels, kernels_tpu
 from reasonjax.model.config import ATTENTION_KERNELS, CHOSEN, from_config
-from reasonjax.parallel import layout, topology
+from reasonjax.parallel import layout
 from reasonjax.parallel import mesh as meshes
+from reasonjax.planning import topology
 
 GLOBAL = dict(window=0, attention_pattern=('global',))
 

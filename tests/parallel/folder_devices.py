@@ -13,11 +13,13 @@ import optax
 import toys
 from several_devices import made, parsed
 
-from reasonjax import state
+from reasonjax.interop.huggingface import pretrained
 from reasonjax.model import config as model_config
-from reasonjax.model import pretrained, spec
+from reasonjax.model import spec
+from reasonjax.model.placement import shardings
 from reasonjax.parallel import mesh as meshes
-from reasonjax.rollout.sampler import Sampling, generate
+from reasonjax.sampling.sampler import Sampling, generate
+from reasonjax.training import step
 from reasonjax.weights import partition
 
 RUN = dict(scan=True, router_balance_weight=0.3, router_z_weight=0.02)
@@ -33,7 +35,7 @@ def run(root: pathlib.Path, sizes: dict[str, int]) -> dict[str, np.ndarray]:
         # The smallest embedding is grown to the size of the others.
         config = model_config.from_config(folder.fields | RUN | {'vocab_size': 16}, vocab_size=0, pad_id=0)
         params = pretrained.load(folder, config, mesh)
-        placement = meshes.shardings(spec.specs(config), params, mesh)
+        placement = shardings(spec.specs(config), params, mesh)
         for (name, leaf), home in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(placement), strict=True):
             assert leaf.sharding.is_equivalent_to(home, leaf.ndim), f'{name} does not live where it should'
             out[f'{path.name}/{partition.path_name(name)}'] = leaf
@@ -44,9 +46,9 @@ def run(root: pathlib.Path, sizes: dict[str, int]) -> dict[str, np.ndarray]:
 
 def train(config: model_config.ModelConfig, params: dict, placement: dict, mesh: jax.sharding.Mesh) -> dict:
     optimizer = optax.sgd(0.1)
-    now = state.create(params, optimizer, placement, meshes.replicated(mesh))
+    now = step.create(params, optimizer, placement, meshes.replicated(mesh))
     homes = jax.tree.map(lambda x: x.sharding, now)
-    update = jax.jit(meshes.on(mesh, state.make_update(config, toys.nll, optimizer)), out_shardings=(homes, None))
+    update = jax.jit(meshes.on(mesh, step.make_update(config, toys.nll, optimizer)), out_shardings=(homes, None))
     batch = meshes.place_batch(toys.random_batch(rows=8, config=config), mesh)
     frozen, out = jax.tree.map(lambda _: None, params), {}
     for number in range(2):

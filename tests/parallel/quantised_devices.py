@@ -11,11 +11,11 @@ import optax
 import toys
 from several_devices import CONFIG, caught, made, parsed
 
-from reasonjax import state
 from reasonjax.methods import adapters, filters
 from reasonjax.model import spec
-from reasonjax.optim import offload, optimizers
+from reasonjax.model.placement import shardings
 from reasonjax.parallel import mesh as meshes
+from reasonjax.training import offload, optimizers, step
 from reasonjax.weights import partition
 
 # Blocks of 4 divide over four devices with the 16 rows they are cut from; of the two blocks of 8 each device keeps all.
@@ -34,7 +34,7 @@ def run(sizes: dict[str, int]) -> dict[str, np.ndarray]:
     for kind, block in kinds.items():
         bits = dict(quantise=kind, quantise_block=block, quantise_modules=TARGETS)
         params = adapters.lora(fresh, jax.random.key(1), r=2, target_modules=TARGETS, **bits)
-        placement = meshes.shardings(tree, params, mesh)
+        placement = shardings(tree, params, mesh)
         params = jax.device_put(params, placement)
         if 'tensor' in sizes:
             check_places(params, kind, sizes)
@@ -75,10 +75,10 @@ def parts(x: jax.Array) -> tuple[int, ...]:
 def steps(params, placement, chosen, optimizer, mesh, rows: dict, *, number: int, offloaded: bool) -> tuple:
     (trainable, frozen), (placed, _) = partition.partition(params, chosen), partition.partition(placement, chosen)
     whole = meshes.replicated(mesh)
-    now = state.create(trainable, optimizer, placed, whole, offload=offloaded)
+    now = step.create(trainable, optimizer, placed, whole, offload=offloaded)
     homes = jax.tree.map(lambda x: x.sharding, now)
     apply = offload.streamed(optimizer, moving=False) if offloaded else None
-    update = meshes.on(mesh, state.make_update(CONFIG, toys.nll, optimizer, apply=apply))
+    update = meshes.on(mesh, step.make_update(CONFIG, toys.nll, optimizer, apply=apply))
     update, batch = offload.placing(update, (homes, whole)), meshes.place_batch(rows, mesh)
     for i in range(number):
         now, metrics = update(now, frozen, batch, jax.random.key(i))

@@ -15,13 +15,14 @@ import numpy as np
 import optax
 import toys
 
-from reasonjax import state
 from reasonjax.methods import adapters, filters
 from reasonjax.methods.objectives import policy
 from reasonjax.model import spec
+from reasonjax.model.placement import shardings
 from reasonjax.parallel import mesh as meshes
-from reasonjax.rollout.sampler import Rollout, Sampling, generate
-from reasonjax.stages.batching import Packer, assemble, form_of
+from reasonjax.sampling.sampler import Rollout, Sampling, generate
+from reasonjax.training import step as state
+from reasonjax.training.batching import Packer, assemble, form_of
 from reasonjax.weights import partition
 
 # Chunks that do not divide the 12 tokens of a row evenly.
@@ -72,7 +73,7 @@ def run(sizes: dict[str, int], config) -> dict[str, np.ndarray]:
     """Fresh weights; loss and gradient of each kind of step; on some meshes a rollout and three steps on low-rank pairs."""
     mesh = made(sizes)
     tree = spec.specs(config)
-    placement = meshes.shardings(tree, spec.abstract(tree, 'float32'), mesh)
+    placement = shardings(tree, spec.abstract(tree, 'float32'), mesh)
     fresh = jax.jit(lambda key: spec.initialise(tree, key, 'float32'), out_shardings=placement)(jax.random.key(0))
     out = {f'fresh/{name}': x for name, x in zip(partition.names(fresh), jax.tree.leaves(fresh))}
     rows = toys.random_batch(rows=16, length=12, config=config)
@@ -103,7 +104,7 @@ def sample(params: dict, config, mesh) -> dict:
     prompts = {name: given[name][:, :4] for name in ('tokens', 'positions')} | {'segments': np.ones((8, 4), np.int32)}
     out, others = {}, {'other': meshes.reshaped(mesh, {'data': -1}, 'rollout.mesh')} if mesh.shape['tensor'] > 1 or mesh.size == 1 else {}
     for name, of_rollout in ({'same': mesh} | others).items():
-        homes = meshes.shardings(spec.specs(config), params, of_rollout)
+        homes = shardings(spec.specs(config), params, of_rollout)
 
         def draw(params, prompts, key, homes=homes):
             return generate(jax.lax.with_sharding_constraint(params, homes), config, prompts, key, SAMPLING)
@@ -115,7 +116,7 @@ def sample(params: dict, config, mesh) -> dict:
 
 
 def steps(objective, rows: dict, optimizer, together: int, params, chosen, tree, config, mesh, *, number: int) -> tuple:
-    placement = meshes.shardings(tree, params, mesh)
+    placement = shardings(tree, params, mesh)
     params = jax.device_put(params, placement)
     (trainable, frozen), (placed, _) = partition.partition(params, chosen), partition.partition(placement, chosen)
     now = state.create(trainable, optimizer, placed, meshes.replicated(mesh))

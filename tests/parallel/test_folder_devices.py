@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import toys
 
-from reasonjax.model import exported
-from reasonjax.model.families import FAMILIES
+from reasonjax.interop.huggingface import exported
+from reasonjax.interop.huggingface.families import FAMILIES
 
 pytest.importorskip('transformers')
 

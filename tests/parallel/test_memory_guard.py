@@ -7,9 +7,8 @@ import jax
 import pytest
 
 from reasonjax import config as configs
-from reasonjax.parallel import topology
-from reasonjax.stages import plan_shapes
-from reasonjax.stages.plan_programs import Stage, plan_run, planned_stage
+from reasonjax.planning import shapes, topology
+from reasonjax.planning.programs import Stage, plan_run, planned_stage
 
 B, T, D, L, H, F, V, CHUNK = 8, 512, 128, 6, 4, 512, 4096, 64
 F32 = 4
@@ -40,7 +39,7 @@ def compiled(name, where='cpu:1', length=T, accumulation=1, **changes):
     # Memory is planned before machine code is made, which may be as slow as it likes.
     options = {'xla_backend_optimization_level': 0} if where == 'cpu:1' else {}
     statistics = program.function.lower(*program.arguments).compile(compiler_options=options).memory_analysis()
-    return statistics, plan_shapes.bytes_of(stage.state)
+    return statistics, shapes.bytes_of(stage.state)
 
 
 def temporaries(name, **how):

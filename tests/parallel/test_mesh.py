@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from reasonjax.errors import UserError
 from reasonjax.methods import adapters
 from reasonjax.model import spec
+from reasonjax.model.placement import check_divides, nearest_shapes, shardings
 from reasonjax.parallel import mesh as meshes
 
 
@@ -41,11 +42,11 @@ def placed(mesh, config=toys.TINY, **targets):
     params = spec.abstract(tree, 'float32')
     if targets:
         params = jax.eval_shape(lambda p: adapters.lora(p, jax.random.key(0), **targets), params)
-    shardings = meshes.shardings(tree, params, mesh)
-    assert jax.tree.structure(shardings) == jax.tree.structure(params)
+    placements = shardings(tree, params, mesh)
+    assert jax.tree.structure(placements) == jax.tree.structure(params)
     # Raises where an axis does not divide or is named twice.
-    jax.tree.map(lambda s, x: s.shard_shape(x.shape), shardings, params)
-    return jax.tree.map(lambda s: s.spec, shardings)
+    jax.tree.map(lambda s, x: s.shard_shape(x.shape), placements, params)
+    return jax.tree.map(lambda s: s.spec, placements)
 
 
 def test_matrices_are_split_over_two_axes():
@@ -92,7 +93,7 @@ SHAPE = toys.changed(heads=12, kv_heads=4, mlp_dim=48)
 def refused(sizes, config=SHAPE, rows=None, lengths=None):
     sizes = {axis: sizes.get(axis, 1) for axis in meshes.AXES}
     with pytest.raises(UserError) as error:
-        meshes.check(sizes, config, rows=rows or {}, lengths=lengths or {})
+        check_divides(sizes, config, rows=rows or {}, lengths=lengths or {})
     return str(error.value)
 
 
@@ -111,16 +112,16 @@ def test_a_mesh_that_does_not_divide_is_refused_with_the_nearest_that_does():
 
 def test_key_heads_may_be_fewer_than_the_devices_that_share_them():
     sizes = {axis: 12 if axis == 'tensor' else 1 for axis in meshes.AXES}
-    meshes.check(sizes, SHAPE, rows={}, lengths={})
+    check_divides(sizes, SHAPE, rows={}, lengths={})
     assert 'kv_heads=3' in refused({'tensor': 4}, toys.changed(SHAPE, kv_heads=3))
 
 
 def test_of_all_nearest_shapes_each_divides_and_none_nearer_is_left_out():
     sizes = dict(zip(meshes.AXES, (2, 2, 1, 1, 4)))
     rows, lengths = {'rows': 6}, {'length': 24}
-    shapes = meshes.nearest_shapes(sizes, SHAPE, rows, lengths, number=100)
+    shapes = nearest_shapes(sizes, SHAPE, rows, lengths, number=100)
     for shape in shapes:
-        meshes.check(shape, SHAPE, rows=rows, lengths=lengths)
+        check_divides(shape, SHAPE, rows=rows, lengths=lengths)
         assert math.prod(shape.values()) == 16
     by_hand = {
         (data, fsdp, 1, sequence, tensor)

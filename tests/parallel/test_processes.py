@@ -13,13 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from reasonjax import metrics
 from reasonjax.errors import UserError
+from reasonjax.interop.huggingface import export
 from reasonjax.parallel import launch, processes
-from reasonjax.stages import export
+from reasonjax.tracking import metrics
 
 HERE = pathlib.Path(__file__).parent
-TESTS = HERE.parent
 LIMIT = 900  # seconds, where other tests run beside
 REWARDS = """
 import os
@@ -45,7 +44,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def launched(number: int, folder: pathlib.Path, *arguments):
     """One process of `two_processes.py`; what it prints goes to a file, because a full pipe would stop it."""
-    environment = devices.environment(number, folder, TESTS / 'stages')
+    environment = devices.environment(number, folder)
     command = [sys.executable, str(HERE / 'two_processes.py'), *map(str, arguments)]
     name = len([*folder.glob('*.out')])
     with (folder / f'{name}.out').open('w') as out, (folder / f'{name}.err').open('w') as err:

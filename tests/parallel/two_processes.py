@@ -17,11 +17,13 @@ import jax
 import numpy as np
 from small_runs import ROOT, small
 
-from reasonjax import metrics, report, train
+from reasonjax import train
 from reasonjax.errors import UserError
 from reasonjax.parallel import processes
-from reasonjax.stages import rollouts
-from reasonjax.stages.run import run, trained
+from reasonjax.reporting import report
+from reasonjax.tracking import metrics
+from reasonjax.training import rollouts
+from reasonjax.training.run import run, trained
 from reasonjax.weights import finite
 from reasonjax.weights.partition import names
 

@@ -5,8 +5,8 @@ import numpy as np
 
 from reasonjax import config as configs
 from reasonjax.data.tokenizers import characters
-from reasonjax.rollout.sampler import Rollout
-from reasonjax.rollout.text import completions
+from reasonjax.sampling.sampler import Rollout
+from reasonjax.sampling.text import completions
 
 SPECIAL = '_.$M'
 

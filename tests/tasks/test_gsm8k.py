@@ -201,7 +201,7 @@ WAYS = ('{}', '{}.', '{}\n\nQuestion: 5', '{} or 7', '{}.0', '7\n{}', '{}</s> 7'
 def test_planted_answers_are_marked_alike(data_dir, tmp_path):
     """Real problems, five shots, answers made from the true ones: the harness's task and our verifier give the same numbers."""
     lm_eval = pytest.importorskip('lm_eval')
-    from reasonjax.harness import cut_at
+    from reasonjax.interop.lm_eval import cut_at
 
     class Planted(lm_eval.api.model.LM):
         def generate_until(self, requests):
@@ -227,11 +227,11 @@ def test_planted_answers_are_marked_alike(data_dir, tmp_path):
 def test_a_model_scores_the_same_both_ways(data_dir, tmp_path):
     """The harness on a model and our evaluation of it: the same prompts, the same texts, the same numbers."""
     pytest.importorskip('lm_eval')
-    from stages.small_runs import quiet
+    from small_runs import quiet
 
-    from reasonjax.harness import Harness, cut_at
-    from reasonjax.stages import context
-    from reasonjax.stages import evaluate as evaluation
+    from reasonjax.interop.lm_eval import Harness, cut_at
+    from reasonjax.training import context
+    from reasonjax.training import evaluate as evaluation
 
     settings = write_task(tmp_path, data_dir / 'gsm8k', num_fewshot=0)['generation_kwargs']
     limits = dict(evaluation__max_prompt_length=512, evaluation__max_completion_length=24)

@@ -12,8 +12,8 @@ from reasonjax import config as configs
 from reasonjax.data.tokenizers import characters
 from reasonjax.errors import UserError
 from reasonjax.methods.rewards import accuracy
-from reasonjax.rollout.sampler import Rollout
-from reasonjax.rollout.text import completions
+from reasonjax.sampling.sampler import Rollout
+from reasonjax.sampling.text import completions
 from reasonjax.tasks import addition, gsm8k
 from reasonjax.tasks.on_tokens import answer_after, character_ids
 

@@ -10,9 +10,11 @@ import toys
 from safetensors.numpy import load_file, save_file
 
 from reasonjax.errors import UserError
+from reasonjax.interop.huggingface import exported, families, pretrained
+from reasonjax.interop.peft import read, write
 from reasonjax.methods.adapters import lora, quantise
 from reasonjax.model import config as model_config
-from reasonjax.model import exported, families, peft, peft_saving, pretrained, spec
+from reasonjax.model import spec
 from reasonjax.parallel import mesh as meshes
 from reasonjax.weights import finite
 
@@ -176,8 +178,8 @@ def adapter(tmp_path):
     path.mkdir()
     params = lora(toys.params(CONFIG), jax.random.key(0), r=2)
     params = jax.tree.map(lambda x: x + 0.5 * (x == 0), params)
-    pairs = peft_saving.pairs_of(params, FAMILY, CONFIG)
-    peft_saving.save_adapter(path, pairs, base='x', layers=CONFIG.layers)
+    pairs = write.pairs_of(params, FAMILY, CONFIG)
+    write.save_adapter(path, pairs, base='x', layers=CONFIG.layers)
     return path
 
 
@@ -188,7 +190,7 @@ def test_tensors_of_an_adapter_are_named(adapter, factor, value, dtype):
     file = adapter / 'adapter_model.safetensors'
     change(file, f'base_model.model.model.layers.1.self_attn.v_proj.lora_{factor}.weight', value, dtype)
     with pytest.raises(UserError) as error:
-        peft.read_adapter(adapter)
+        read.read_adapter(adapter)
     wanted = f'{file}: elements that are not finite numbers: model.layers.1.self_attn.v_proj.lora_{factor} (1 of '
     assert str(error.value).startswith(wanted)
 
@@ -198,7 +200,7 @@ def test_an_adapters_alpha_is_a_number(adapter, alpha):
     file = adapter / 'adapter_config.json'
     file.write_text(json.dumps(json.loads(file.read_text()) | {'lora_alpha': alpha}))
     with pytest.raises(UserError, match='adapter_config.json: lora_alpha(: expected a number, found |=1e[+]39 of .*: must be )'):
-        peft.read_adapter(adapter)
+        read.read_adapter(adapter)
 
 
 def test_what_overflows_in_the_dtype_of_an_export_is_named(tmp_path):
@@ -207,10 +209,10 @@ def test_what_overflows_in_the_dtype_of_an_export_is_named(tmp_path):
     node = params['layers']['attention']['o']
     large = type(node)(node.base, node.a, node.b.at[1, 0, 0].set(7e4), node.scale)
     params = params | {'layers': params['layers'] | {'attention': params['layers']['attention'] | {'o': large}}}
-    pairs = peft_saving.pairs_of(params, FAMILY, CONFIG)
+    pairs = write.pairs_of(params, FAMILY, CONFIG)
     with pytest.raises(UserError, match=r'layers\.1\.self_attn\.o_proj\.lora_B\.weight: values that are not finite numbers in float16'):
-        peft_saving.save_adapter(tmp_path, pairs, base='x', layers=2, dtype='float16')
-    peft_saving.save_adapter(tmp_path, pairs, base='x', layers=2, dtype='bfloat16')
+        write.save_adapter(tmp_path, pairs, base='x', layers=2, dtype='float16')
+    write.save_adapter(tmp_path, pairs, base='x', layers=2, dtype='bfloat16')
 
 
 def test_fresh_parameters_of_every_dtype_are_finite():

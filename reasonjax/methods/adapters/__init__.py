@@ -1,7 +1,6 @@
 """Richer leaves: `(params, key, **knobs) -> params`."""
 
 from reasonjax.methods.adapters.lora import lora, none
-from reasonjax.methods.adapters.peft import peft
 from reasonjax.methods.adapters.quantise import quantise
 
-__all__ = ['lora', 'none', 'peft', 'quantise']
+__all__ = ['lora', 'none', 'quantise']

@@ -6,7 +6,7 @@ steps from 0 and is traced. Each row draws from `key` and its own number `batch[
 step's batch; counted from 0 where the field is absent), so that neither micro-batches nor devices change what is drawn.
 """
 
-from reasonjax.methods.corruptions.context import Context
 from reasonjax.methods.corruptions.masking import masked_thought, none
+from reasonjax.protocols import Context
 
 __all__ = ['Context', 'masked_thought', 'none']

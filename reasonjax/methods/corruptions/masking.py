@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from reasonjax import reduce
 from reasonjax.bounds import Fraction, NonNegative
 from reasonjax.errors import UserError
-from reasonjax.methods.corruptions.context import Context
+from reasonjax.protocols import Context
 
 
 def none(batch: Mapping[str, jax.Array], key: jax.Array, step: jax.Array, context: Context) -> tuple[dict, dict]:

@@ -8,7 +8,7 @@ step puts into the batch as float32 scalars: `step_weight` (sum of all weights),
 `step_micro` (number of micro-batches).
 
 An objective that reads optional fields of the batch, such as a reference's log-probs, says so in a function attribute
-`needs`, which maps its knobs to names of fields; `protocol.needed` asks it. One that reads rows of another form than
+`needs`, which maps its knobs to names of fields; `protocols.needed` asks it. One that reads rows of another form than
 demonstrations (preferences, say) names the forms in a function attribute `forms`.
 """
 

@@ -1,8 +1,0 @@
-"""python -m reasonjax.harness."""
-
-import sys
-
-from reasonjax.harness import main
-
-if __name__ == '__main__':
-    sys.exit(main())

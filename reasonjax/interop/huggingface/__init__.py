@@ -1,0 +1,1 @@
+"""Model folders of Hugging Face: read, written, and what each family of models is."""

@@ -1,0 +1,198 @@
+"""The model card of an export: what the model reached, and how it was made."""
+
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from reasonjax import config as configs
+from reasonjax import files
+from reasonjax.errors import UserError
+from reasonjax.interop.huggingface.pretrained import Folder
+from reasonjax.tracking.metrics import percent
+from reasonjax.training.context import Run, places, settings
+from reasonjax.training.saved_run import read_config
+
+HUB_CACHE = re.compile(r'models--(?P<owner>[^/]+?)--(?P<name>[^/]+)')
+USE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = AutoModelForCausalLM.from_pretrained(FOLDER)
+inputs = {inputs}
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=256)[0]))
+```"""
+USE_ADAPTER = """\
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), FOLDER)
+```"""
+CHAT = (
+    "tokenizer.apply_chat_template(\n    [{'role': 'user', 'content': PROMPT}], add_generation_prompt=True, return_dict=True, "
+    "return_tensors='pt'\n)"
+)
+PLAIN = "tokenizer(PROMPT, return_tensors='pt')"
+
+
+class Made(NamedTuple):
+    """A run on the way to a model: where it was, its config, and the last of its stages that counts."""
+
+    workdir: pathlib.Path
+    config: ml_collections.ConfigDict
+    stage: str
+
+
+def render(
+    name: str, run: Run, folder: Folder | None, *, architecture: str, adapter: bool, stage: str = '', provenance: Sequence[str] = ()
+) -> str:
+    """The text of README.md.
+
+    Args:
+      name: of the export.
+      run: that made the parameters.
+      folder: the Hugging Face folder it started from.
+      architecture: as transformers calls it.
+      adapter: the export is an adapter for that folder.
+      stage: after which the parameters are; '' for the last.
+      provenance: lines about the export itself.
+    """
+    lineage = _lineage(run.workdir, stage)
+    base = _name_of(folder) if folder else ''
+    what = f'A LoRA adapter for `{base}`' if adapter else f'A language model ({architecture})'
+    start = '' if adapter else f' that started from `{base}`' if base else ', trained from scratch'
+    chats = getattr(getattr(run.tokenizer, 'tokenizer', None), 'chat_template', None) is not None
+    parts = [
+        _front_matter(folder, lineage, adapter),
+        f'# {name}',
+        f'{what}{start}; made with reasonjax.',
+        *_results(lineage),
+        '## Use',
+        USE_ADAPTER if adapter else USE.format(inputs=CHAT if chats else PLAIN),
+        '## How it was made',
+        *provenance,
+        *(text for run in lineage for text in _told(run)),
+    ]
+    return '\n\n'.join(part for part in parts if part) + '\n'
+
+
+def hub_name(folder: Folder) -> str:
+    """What the Hub calls the model of a folder in its cache; '' for a folder elsewhere."""
+    found = HUB_CACHE.search(str(folder.path))
+    return f'{found["owner"]}/{found["name"]}' if found else ''
+
+
+def _name_of(folder: Folder) -> str:
+    return hub_name(folder) or folder.path.resolve().name
+
+
+def _lineage(workdir: pathlib.Path, stage: str) -> list[Made]:
+    """The runs that led to a model, the first one first; those that are gone are left out."""
+    runs: list[Made] = []
+    # Left out is also where a chain comes back to a run that is in it.
+    while (workdir / 'config.json').is_file() and all(workdir.resolve() != run.workdir.resolve() for run in runs):
+        config = read_config(workdir)
+        runs.insert(0, Made(workdir, config, stage))
+        scheme, _, place = config.init.partition(':')
+        if scheme != 'checkpoint':
+            break
+        before, _, stage = place.partition(':')
+        workdir = pathlib.Path(before)
+    return runs
+
+
+def _stages(made: Made) -> list:
+    """Its stages, up to the one that counts."""
+    every = places(made.config, made.workdir)
+    names = [place.name for place in every]
+    return every[: names.index(made.stage) + 1] if made.stage in names else every
+
+
+def _front_matter(folder: Folder | None, made: Sequence[Made], adapter: bool) -> str:
+    stages = [settings(run.config, place) for run in made for place in _stages(run)]
+    adapters = [stage.adapter.name for stage in stages if stage.get('adapter') and stage.adapter.name != 'none']
+    trained = [place.name for run in made for place in _stages(run) if 'objective' in settings(run.config, place)]
+    tags = dict.fromkeys(['reasonjax', *trained, *(['lora'] if adapters else [])])
+    lines = {'library_name': 'peft' if adapter else 'transformers', 'pipeline_tag': 'text-generation'}
+    if folder:
+        lines |= {'base_model': json.dumps(_name_of(folder)), 'base_model_relation': 'adapter' if adapter else 'finetune'}
+        lines |= _license(folder)
+    text = [f'{key}: {value}' for key, value in lines.items()]
+    return '\n'.join(['---', *text, 'tags:', *(f'- {json.dumps(tag)}' for tag in tags), '---'])
+
+
+def _license(folder: Folder) -> dict[str, str]:
+    """The licence that the base's own card states."""
+    file = folder.path / 'README.md'
+    parts = files.read_bytes(file).decode('utf-8', 'replace').split('---', 2) if file.is_file() else []
+    front = parts[1] if len(parts) == 3 and not parts[0].strip() else ''
+    return dict(re.findall(r'^(license(?:_name|_link)?): *(\S.*)$', front, re.MULTILINE))
+
+
+def _results(made: Sequence[Made]) -> list[str]:
+    rows = []
+    for run in made:
+        for place in _stages(run):
+            found = _json(place.folder / 'done.json')
+            if 'accuracy' in found or 'sampled_accuracy' in found:
+                length = found.get('mean_length')
+                rows.append([place.name, percent(found.get('accuracy'), found.get('ci95')),
+                             percent(found.get('sampled_accuracy'), found.get('sampled_ci95')),
+                             '-' if length is None else f'{length:.1f}', str(found.get('problems', '-'))])  # fmt: skip
+    if not rows:
+        return ['## Results', 'No stage was evaluated.']
+    task = ', '.join(dict.fromkeys(_call(run.config.evaluation.task) for run in made))
+    heads = ['after stage', 'greedy [95 %]', 'sampled [95 %]', 'mean length, tokens', 'problems']
+    return ['## Results', f'Task: `{task}`. Intervals are over problems.', _table(heads, rows)]
+
+
+def _told(made: Made) -> list[str]:
+    """Stages, data, seed, environment and config of one run."""
+    config = made.config
+    rows = [[place.name, *_stage_row(settings(config, place))] for place in _stages(made)]
+    environment = _json(made.workdir / 'environment.json')
+    facts = [f'- seed: {config.seed}', f'- started from: {config.init or "fresh parameters"}']
+    if 'command' in environment:
+        facts.append(f'- command: `{environment["command"]}`')
+    if {'device_count', 'device_kind', 'platform', 'python'} <= environment.keys():
+        device = f'{environment["device_count"]} x {environment["device_kind"]} ({environment["platform"]})'
+        facts.append(f'- on: {device}, Python {environment["python"]}')
+    if isinstance(environment.get('versions'), dict):
+        facts.append(f'- versions: {", ".join(f"{name} {version}" for name, version in environment["versions"].items())}')
+    resolved = f'<details><summary>Config, resolved</summary>\n\n```json\n{configs.to_json(config)}\n```\n\n</details>'
+    heads = ['stage', 'kind', 'steps', 'data', 'objective', 'rewards', 'adapter', 'trained']
+    return [f'### Run {made.workdir.resolve().name}', _table(heads, rows), '\n'.join(facts), resolved]
+
+
+def _stage_row(stage: ml_collections.ConfigDict) -> list[str]:
+    def called(key: str) -> str:
+        return f'`{_call(stage[key])}`' if key in stage and stage[key].name != 'none' else '-'
+
+    data = f'`{_call(stage.data.source)}`' if 'data' in stage else '-'
+    rewards = ', '.join(f'`{_call(node)}`' for node in stage.get('rewards', {}).values()) or '-'
+    return [stage.kind, str(stage.get('steps', '-')), data, called('objective'), rewards, called('adapter'), called('filter')]
+
+
+def _call(node: Mapping[str, Any]) -> str:
+    """A function node as a call, without knobs that are empty."""
+    return f'{node["name"]}({", ".join(f"{k}={v!r}" for k, v in node.items() if k != "name" and v not in (None, "", ()))})'
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ['---'] * len(heads), *([cell.replace('|', '\\|') for cell in row] for row in rows)]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def _json(path: pathlib.Path) -> dict:
+    """What a file holds that a card can do without: {} where it is not there, or damaged."""
+    try:
+        return files.json_object(path) if path.is_file() else {}
+    except UserError as error:
+        print(f'warning: {error} The card leaves out what it says.', file=sys.stderr)
+        return {}

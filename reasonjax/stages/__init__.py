@@ -1,1 +1,0 @@
-"""The only imperative code: what a run does, stage by stage."""

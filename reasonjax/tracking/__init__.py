@@ -1,0 +1,1 @@
+"""What a run writes down: metrics, completions, TensorBoard events, progress on the screen."""

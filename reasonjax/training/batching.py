@@ -1,0 +1,233 @@
+"""Rollouts -> the batches that a step trains on."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reasonjax.errors import UserError
+from reasonjax.parallel import mesh as meshes
+from reasonjax.parallel.layout import ROWS
+from reasonjax.sampling.sampler import Rollout
+
+# Ratio of neighbouring numbers of bins, and the shortest bin: every shape that comes up is a program to compile.
+RATIO = 1.25
+SHORTEST = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How the sequences of a rollout are laid out.
+
+    Attributes:
+      share_prompts: rows are completions and prompts stand beside them; otherwise each row holds its prompt.
+      copies: of each prompt, every one with an equal part of its completions, so that they divide over devices and micro-batches.
+      packing: completions are packed into bins.
+      shards: parts of a step's batch that are packed apart: row shards x micro-batches x minibatches.
+    """
+
+    share_prompts: bool = True
+    copies: int = 1
+    packing: bool = False
+    shards: int = 1
+
+
+def form_of(stage: Mapping[str, Any], mesh: jax.sharding.Mesh, name: str) -> Form:
+    """The form of an online stage's batches.
+
+    Args:
+      stage: its config.
+      mesh: of training.
+      name: of the stage, for error messages.
+
+    Raises:
+      UserError: packing without shared prompts, prompts shared where tokens of a row are split over devices, or completions that do not
+        divide over devices and micro-batches.
+    """
+    if stage.packing and not stage.share_prompts:
+        raise UserError(f'config.{name}.packing=True: completions are packed beside the prompt that they share; set share_prompts=True.')
+    if not stage.share_prompts:
+        return Form(share_prompts=False)
+    if mesh.shape['sequence'] > 1:
+        raise UserError(
+            f'config.{name}.share_prompts=True: mesh.sequence={mesh.shape["sequence"]} splits the tokens of a row, which then has to hold '
+            f'its prompt. Set {name}.share_prompts=False, or mesh.sequence=1.'
+        )
+    ways = math.prod(mesh.shape[axis] for axis in ROWS) * stage.accumulation
+    prompts, number = stage.num_prompts // stage.minibatches, stage.num_generations
+    copies = next((c for c in range(1, number + 1) if number % c == 0 and prompts * c % ways == 0), None)
+    if copies is None:
+        raise UserError(
+            f'config.{name}: {prompts} prompts x {number} completions of an update do not divide over {ways} row shards x micro-batches.'
+        )
+    return Form(copies=copies, packing=stage.packing, shards=ways * stage.minibatches)
+
+
+def assemble(prompts: dict, rollout: Rollout, advantage_PxG: Any, form: Form = Form(), *, mask_truncated: bool = False) -> dict:
+    """Lays a rollout out as a batch, weight 1 on tokens that were drawn; on the host of host arrays, else as part of a program.
+
+    Args:
+      prompts: `tokens`, `segments`, `positions` [P, Tp], padded on the left.
+      rollout: of G completions each, up to C tokens.
+      advantage_PxG: float32.
+      form: see `Form`; packing is a step of its own, see `Packer`.
+      mask_truncated: completions cut at the limit get weight 0 (they still count as rows).
+
+    Returns:
+      `tokens`, `segments`, `positions` int32, `weights`, `logprob_sampled` float32 [B, C], B = P * G, and `advantage` [B] float32. Beside
+      them `prompt_tokens`, `prompt_segments`, `prompt_positions` [P * copies, Tp] int32; or, where prompts are not shared, rows
+      [left-padded prompt | completion] of Tp + C.
+    """
+    xp: Any = np if isinstance(rollout.tokens, np.ndarray) else jnp
+    (P, G, C), Tp = rollout.tokens.shape, prompts['tokens'].shape[1]
+    alive_BxC = xp.arange(C) < rollout.length.reshape(P * G, 1)
+    weights_BxC = alive_BxC & (rollout.terminated.reshape(P * G, 1) | (not mask_truncated))
+    if rollout.forced is not None:
+        weights_BxC = weights_BxC & ~rollout.forced.reshape(P * G, C)
+    after_BxC = xp.repeat(prompts['positions'][:, -1], G)[:, None] + 1 + xp.arange(C)
+    rows = {
+        'tokens': rollout.tokens.reshape(P * G, C).astype(xp.int32),
+        'segments': alive_BxC.astype(xp.int32),
+        'positions': (after_BxC * alive_BxC).astype(xp.int32),
+        'weights': weights_BxC.astype(xp.float32),
+        'logprob_sampled': rollout.logprob.reshape(P * G, C).astype(xp.float32),
+    }
+    of_prompts = {name: prompts[name].astype(xp.int32) for name in ('tokens', 'segments', 'positions')}
+    advantage = {'advantage': advantage_PxG.reshape(P * G).astype(xp.float32)}
+    if form.share_prompts:
+        return rows | advantage | {f'prompt_{name}': xp.repeat(x, form.copies, axis=0) for name, x in of_prompts.items()}
+    of_rows = {name: xp.repeat(x, G, axis=0) for name, x in of_prompts.items()}
+    empty = xp.zeros((P * G, Tp), xp.float32)
+    return {name: xp.concatenate([of_rows.get(name, empty), x], axis=1) for name, x in rows.items()} | advantage
+
+
+def shapes(stage: Mapping[str, Any], number: int, form: Form, mesh: jax.sharding.Mesh, *, old: bool, reference: bool) -> dict:
+    """Shapes, placed, of the batch that `minibatches` makes of a rollout.
+
+    Args:
+      stage: config of an online stage.
+      number: of prompts in the batch.
+      form: of the batch. What is packed has no shape before it is sampled: at worst every completion is long, and that is this one.
+      mesh: of training.
+      old, reference: which log-probs it holds besides those of the sampler.
+    """
+    (P, G), C, Tp = (number, stage.num_generations), stage.max_completion_length, stage.data.max_prompt_length
+    prompts = {name: jax.ShapeDtypeStruct((P, Tp), np.int32) for name in ('tokens', 'segments', 'positions')}
+    kinds = {'length': ((P, G), np.int32), 'terminated': ((P, G), np.bool_), 'tokens': ((P, G, C), np.int32)}
+    kinds |= dict.fromkeys(('logprob', 'entropy'), ((P, G, C), np.float32))
+    rollout = Rollout(**{name: jax.ShapeDtypeStruct(*kind) for name, kind in kinds.items()})
+    made = jax.eval_shape(functools.partial(assemble, form=form), prompts, rollout, jax.ShapeDtypeStruct((P, G), np.float32))
+    made |= dict.fromkeys(('logprob_old',) * old + ('logprob_ref',) * reference, made['logprob_sampled'])
+    placed = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.of_batch(x.shape, mesh)) for name, x in made.items()}
+    return placed | {'max_completion_length': jax.ShapeDtypeStruct((), np.float32)}
+
+
+def minibatches(batch: dict, stage: Mapping[str, Any]) -> list[dict]:
+    """The batches of each update: `minibatches` parts, whole groups each, gone over `num_iterations` times."""
+    number, limit = stage.minibatches, jnp.asarray(stage.max_completion_length, jnp.float32)
+    parts = [batch]
+    if number > 1:
+        parts = [{name: x[i * (len(x) // number) : (i + 1) * (len(x) // number)] for name, x in batch.items()} for i in range(number)]
+    return [part | {'max_completion_length': limit} for part in parts] * stage.num_iterations
+
+
+class Packer:
+    """Packs the completions of batches into bins, so that a step costs the tokens there are and not the longest completion times rows.
+
+    Bins are as long as the longest completion, and as many in each shard as the fullest needs; both are rounded up to few values. A bin
+    holds completions of one prompt, the longest placed first, each into the fullest bin that has room.
+    """
+
+    def __init__(self, form: Form):
+        self._form = form
+        self._shapes: set[tuple[int, ...]] = set()
+
+    def __call__(self, batch: dict) -> tuple[dict, dict[str, float]]:
+        """Adds to a host batch of `assemble` where its tokens go, nothing where the form has no packing.
+
+        Returns:
+          The batch with `packed_from` [S, n, L] and `packed_at` [B, C] int32, see `model.groups.shards_of`; and metrics: `packing/fill`,
+          the share of places in bins that hold a token, `packing/bins`, `packing/length`, and `packing/shapes`, how many shapes came up
+          so far.
+        """
+        if not self._form.packing:
+            return batch, {}
+        length_B = batch['segments'].sum(axis=1)
+        source, places = packed(length_B, batch['tokens'].shape[1], self._form.shards, len(batch['prompt_tokens']))
+        self._shapes.add(source.shape)
+        S, n, L = source.shape
+        metrics = {'fill': length_B.sum() / source.size, 'bins': S * n, 'length': L, 'shapes': len(self._shapes)}
+        measured = {f'packing/{name}': float(value) for name, value in metrics.items()}
+        return batch | {'packed_from': source, 'packed_at': places}, measured
+
+
+def packed(length_B: np.ndarray, C: int, shards: int, prompts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the tokens of rows go, and what places in bins hold.
+
+    Args:
+      length_B: tokens of each row.
+      C: its width.
+      shards: S, packed apart.
+      prompts: each with B / prompts adjacent rows.
+
+    Returns:
+      `packed_from` [S, n, L] and `packed_at` [B, C] int32.
+    """
+    R, group = len(length_B) // shards, len(length_B) // prompts
+    L = bin_length(int(length_B.max()), C)
+    bins_of = [
+        [[first + row for row in one] for first in range(s * R, (s + 1) * R, group) for one in best_fit(length_B[first : first + group], L)]
+        for s in range(shards)
+    ]
+    n = min(R, rounded_up(max(map(len, bins_of))))
+    source, places = np.full((shards, n, L), -1, np.int32), np.full((len(length_B), C), -1, np.int32)
+    for s, bins in enumerate(bins_of):
+        for i, rows in enumerate(bins):
+            at = 0
+            for row in rows:
+                size = length_B[row]
+                source[s, i, at : at + size] = (row - s * R) * C + np.arange(size)
+                places[row, :size] = i * L + at + np.arange(size)
+                at += size
+    return source, places
+
+
+def best_fit(lengths: np.ndarray, room: int) -> list[list[int]]:
+    """Packs items into bins, the longest first, each into the fullest bin with room for it; returns the items of each bin."""
+    bins: list[list[int]] = []
+    left: list[int] = []
+    for item in np.argsort(-lengths, kind='stable').tolist():
+        size = int(lengths[item])
+        fitting = [i for i, free in enumerate(left) if free >= size]
+        if not size:
+            continue
+        if fitting:
+            at = min(fitting, key=left.__getitem__)
+        else:
+            at = len(bins)
+            bins.append([])
+            left.append(room)
+        bins[at].append(item)
+        left[at] -= size
+    return bins
+
+
+def bin_length(longest: int, C: int) -> int:
+    """The smallest of C, C / 2, C / 4, ..., rounded up, that holds the longest completion."""
+    length = C
+    while (half := -(-length // 2)) >= max(longest, SHORTEST):
+        length = half
+    return length
+
+
+def rounded_up(number: int) -> int:
+    """The next of few numbers: 1, 2, ..., 8, 10, 12, 15, 18, 22, ..., from 4 on each at most a quarter above the one before."""
+    step = 1
+    while step < number:
+        step = max(step + 1, int(step * RATIO))
+    return step

@@ -1,0 +1,181 @@
+"""The files of a checkpoint: a checksum of each, what is wrong with a damaged folder, and putting one aside.
+
+A folder is named by its step alone (`120`) once it is whole. Other names are not checkpoints: `120.orbax-checkpoint-tmp` is being
+written, `120.damaged` was put aside.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+
+from reasonjax import files
+from reasonjax.errors import UserError
+from reasonjax.parallel import processes
+
+LISTED = 12  # how many files or leaves an error lists by name
+SUMS = 'checksums.json'
+RECORD = 'meta/metadata'
+STRAY = '.stray'
+STAMPS = '_CHECKPOINT_METADATA'  # times, of which Orbax writes the last when all is done
+_STEP = re.compile('0|[1-9][0-9]*')
+_WRITING = '.orbax-checkpoint-tmp'
+_CHUNK = 2**22
+# Hashing a file lets other threads run; more than this many wait for the disk.
+_THREADS = min(8, os.cpu_count() or 1)
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+    """The steps that have a folder, in order; other names ('007', '12.old'), and files, are none of ours."""
+    return sorted(int(path.name) for path in folder.iterdir() if _STEP.fullmatch(path.name) and path.is_dir())
+
+
+def strays(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What has the name of a step and is no folder, so that a checkpoint of that step could not be written."""
+    return sorted(path for path in folder.iterdir() if _STEP.fullmatch(path.name) and not path.is_dir())
+
+
+def writing(folder: pathlib.Path, step: int) -> pathlib.Path:
+    """Where a step is while it is being written."""
+    temporary = folder / f'{step}{_WRITING}'
+    # Where the file system cannot rename a folder, Orbax writes in place.
+    return temporary if temporary.is_dir() else folder / str(step)
+
+
+def sweep(folder: pathlib.Path) -> None:
+    """Removes what a save that failed has left."""
+    for path in folder.glob(f'*{_WRITING}*'):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def write_sums(folder: pathlib.Path) -> None:
+    """Writes `checksums.json`: length in bytes and SHA-256 of every file in the folder as it is now."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file() and path.name not in (STAMPS, SUMS))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        sums = pool.map(lambda name: _sha256(folder / name), names)
+        files = {name: {'bytes': (folder / name).stat().st_size, 'sha256': found} for name, found in zip(names, sums, strict=True)}
+    with (folder / SUMS).open('w', encoding='utf-8') as file:
+        json.dump({'files': files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def damage(folder: pathlib.Path, *, read: bool, share: tuple[int, int] = (0, 1)) -> list[str]:
+    """What is wrong with a checkpoint: one text per file, nothing where all is well.
+
+    Args:
+      folder: of one step.
+      read: whether to read every file and compare its checksum; without, only the record, and of the others whether they are there and
+        as long as they were.
+      share: (index, number) of the process, where several divide the files.
+
+    Returns:
+      Texts such as 'params/manifest.ocdbt: missing'. A checkpoint that was written before there were checksums passes if it has
+      parameters and a readable record.
+    """
+    if not (folder / SUMS).is_file():
+        return _without_sums(folder)
+    try:
+        sums = json.loads((folder / SUMS).read_text(encoding='utf-8'))['files']
+        lengths = {name: (int(entry['bytes']), str(entry['sha256'])) for name, entry in sums.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return [f'{SUMS}: cannot be read ({error})']
+    found = {name: _length(folder / name, length) for name, (length, _) in lengths.items()}
+    if not any(found.values()):
+        names = sorted(lengths)[share[0] :: share[1]] if read else [RECORD]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found = dict(zip(names, pool.map(lambda name: _change(folder / name, lengths[name][1]), names), strict=True))
+    return [f'{name}: {text}' for name, text in found.items() if text]
+
+
+def damage_all(folder: pathlib.Path) -> list[str]:
+    """`damage`, every file read, as all processes together find; each reads a part."""
+    unchecked = processes.on_main(lambda: not (folder / SUMS).is_file() and not damage(folder, read=True))
+    if unchecked and processes.is_main():
+        print(f'note: checkpoint {folder} has no {SUMS}, so its bytes cannot be checked.', file=sys.stderr)
+    found = processes.gather(damage(folder, read=True, share=(jax.process_index(), jax.process_count())))
+    return sorted({text for texts in found for text in texts})
+
+
+def damaged(folder: pathlib.Path, wrong: list[str]) -> str:
+    """The sentence that names a damaged checkpoint and what is wrong with it."""
+    more = f' and {len(wrong) - LISTED} files more' if len(wrong) > LISTED else ''
+    return f'checkpoint {folder} is damaged: {"; ".join(wrong[:LISTED])}{more}.'
+
+
+def refuse(folder: pathlib.Path, wrong: list[str]) -> None:
+    """Raises a UserError where something is wrong."""
+    if wrong:
+        raise UserError(damaged(folder, wrong))
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be written, in the words of the system where it says why."""
+    code = error.errno if isinstance(error, OSError) else None
+    if code is None:
+        found = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's way
+        code = int(found[1]) if found else None
+    return os.strerror(code) if code else str(error).splitlines()[0]
+
+
+def remove(folder: pathlib.Path) -> None:
+    """Deletes a folder with all that is in it."""
+    shutil.rmtree(folder)
+
+
+def read_record(folder: pathlib.Path) -> dict:
+    """The JSON of a checkpoint.
+
+    Raises:
+      UserError: it cannot be read, or is another's.
+    """
+    record = files.json_object(folder / RECORD)
+    if not all(isinstance(record.get(name), dict) for name in ('meta', 'static')):
+        raise UserError(f'{folder / RECORD}: is not the record of a checkpoint (it lacks "meta" or "static").')
+    return record
+
+
+def aside(folder: pathlib.Path) -> list[str]:
+    """The names of what was put aside."""
+    return sorted(path.name for path in folder.glob(f'*{files.DAMAGED}*'))
+
+
+def _without_sums(folder: pathlib.Path) -> list[str]:
+    wrong = [] if (folder / 'params').is_dir() else ['params: missing']
+    if not (folder / RECORD).is_file():
+        return [*wrong, f'{RECORD}: missing']
+    try:
+        read_record(folder)
+    except UserError as error:
+        wrong.append(f'{RECORD}: {str(error).partition(f"{RECORD}: ")[2] or error}')
+    return wrong
+
+
+def _change(path: pathlib.Path, expected: str) -> str:
+    try:
+        return '' if _sha256(path) == expected else 'its bytes have changed (another SHA-256)'
+    except OSError as error:
+        return f'cannot be read ({reason(error)})'
+
+
+def _length(path: pathlib.Path, expected: int) -> str:
+    if not path.is_file():
+        return 'missing'
+    length = path.stat().st_size
+    if length == expected:
+        return ''
+    return f'{"truncated" if length < expected else "too long"}: {length} bytes of {expected}'
+
+
+def _sha256(path: pathlib.Path) -> str:
+    found = hashlib.sha256()
+    with path.open('rb') as file:
+        while chunk := file.read(_CHUNK):
+            found.update(chunk)
+    return found.hexdigest()

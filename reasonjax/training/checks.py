@@ -1,0 +1,113 @@
+"""What a run refuses, as early as it can be known: of the config alone, then of a run that is opened and has no parameters yet."""
+
+import pathlib
+
+import ml_collections
+
+from reasonjax import config as configs
+from reasonjax.errors import UserError, listing, nearest
+from reasonjax.model.config import check_fields
+from reasonjax.training import counters, evaluate, fused, offload, samplers, supervised
+from reasonjax.training.batching import form_of
+from reasonjax.training.context import Place, Run, abstract_params, check_stages, places, settings
+from reasonjax.training.samplers import of_stage
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError where a config cannot work, as far as it shows without data, a tokenizer, a model or a device."""
+    check_stages(config)
+    # Once more, for a config that was changed after it was loaded.
+    configs.check(config)
+    check_fields(config.model)
+    _check_init(config.init)
+    if config.evaluation.enabled:
+        evaluate.check(config.evaluation)
+    for number, name in enumerate(config.stages):
+        stage = config[name]
+        if stage.kind == 'evaluate' and not config.evaluation.enabled:
+            raise UserError(f'config.{name}: an evaluate stage needs config.evaluation.enabled=True.')
+        if stage.get('iterations_per_call', 1) != 1 and not stage.on_device:
+            raise UserError(f'config.{name}.iterations_per_call={stage.iterations_per_call}: needs config.{name}.on_device=True.')
+        if 'max_completion_length' in stage:
+            samplers.check(stage, name)
+        if 'learning_rate' in stage:
+            _check_decay(stage, name)
+        _check_kind(config, name)
+        if 'data' in stage:
+            _check_collected(config, number)
+
+
+def check_opened(run: Run) -> None:
+    """Raises UserError where a stage cannot work with the run's tokenizer, mesh or weights: all that would else be an error once the stage
+    starts, after the stages before it are done."""
+    for place in places(run.config, run.workdir):
+        stage = settings(run.config, place)
+        if stage.kind in ('online', 'collect'):
+            of_stage(stage, run.tokenizer, place.name)
+        if stage.kind == 'online':
+            form_of(stage, run.mesh, place.name)
+        if stage.kind in ('online', 'supervised'):
+            _check_training(run, place, stage)
+
+
+def _check_training(run: Run, place: Place, stage: ml_collections.ConfigDict) -> None:
+    # In shapes alone: adapters and filters say which of their patterns match nothing.
+    params, chosen = abstract_params(run, place.number), configs.resolve(stage.filter, 'filter')
+    if chosen.func.__module__.startswith('reasonjax.'):  # one of the user's own may look at values
+        chosen(run.specs, params)
+    optimizer = configs.resolve(stage.optimizer, 'optimizer')(configs.resolve(stage.learning_rate, 'learning_rate')(stage.steps))
+    if stage.offload_optimizer:
+        offload.check(run.mesh.devices.flat[0], optimizer, f'config.{place.name}.offload_optimizer')
+
+
+def _check_decay(stage: ml_collections.ConfigDict, name: str) -> None:
+    """Raises UserError where weight decay alone would turn the sign of weights round at every update."""
+    peak, decay = stage.learning_rate.get('peak', 0.0), stage.optimizer.get('weight_decay', 0.0)
+    if peak * decay >= 1:
+        raise UserError(
+            f'config.{name}.optimizer.weight_decay={decay:g}: with learning_rate.peak={peak:g} an update takes {peak * decay:g} times each '
+            f'weight away; must be below {1 / peak:g}.'
+        )
+
+
+def _check_kind(config: ml_collections.ConfigDict, name: str) -> None:
+    stage = config[name]
+    if stage.kind == 'supervised':
+        supervised.check(stage, name)
+    if stage.kind == 'online' and stage.on_device:
+        fused.check(stage, name)
+    if stage.kind in ('supervised', 'online'):
+        counters.check(stage, name, config.evaluation.enabled)
+        if stage.keep_best:
+            known = evaluate.metric_names(config.evaluation)
+            if stage.keep_best not in known:
+                raise UserError(
+                    f'config.{name}.keep_best="{stage.keep_best}": the evaluation gives no such metric.{nearest(stage.keep_best, known)} '
+                    f'It gives: {listing(known)}.'
+                )
+
+
+def _check_init(init: str) -> None:
+    scheme, _, place = init.partition(':')
+    if init and (scheme not in ('checkpoint', 'hf') or not place):
+        raise UserError(
+            f'config.init="{init}": expected "" (fresh), "hf:FOLDER" (a Hugging Face model), or "checkpoint:WORKDIR", '
+            'with ":STAGE" behind it to take that stage.'
+        )
+
+
+def _check_collected(config: ml_collections.ConfigDict, number: int) -> None:
+    """Raises UserError where a stage reads what no stage before it collects."""
+    name, path = config.stages[number], config[config.stages[number]].data.source.get('path', '')
+    if not str(path).startswith('stage:'):
+        return
+    wanted, every = path.removeprefix('stage:'), places(config, pathlib.Path())
+    names = [place.name for place in every]
+    if wanted not in names:
+        raise UserError(f'config.{name}: data.source.path="{path}": no such stage.{nearest(wanted, names)} Stages: {listing(names)}.')
+    if settings(config, every[names.index(wanted)]).kind != 'collect' or names.index(wanted) >= number:
+        earlier = [place.name for place in every[:number] if settings(config, place).kind == 'collect']
+        raise UserError(
+            f'config.{name}: data.source.path="{path}": stage {wanted} collects nothing before stage {names[number]} starts; stages that '
+            f'do: {listing(earlier) or "none"}.'
+        )

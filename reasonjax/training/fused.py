@@ -1,0 +1,230 @@
+"""Reinforcement with nothing on the host but prompts: sampling, the task's rule, advantages and updates are one compiled program.
+
+`on_device` of an online stage asks for it, where the answers of the stage's task can be checked on tokens. What comes out is what `online`
+gives, to rounding; `iterations_per_call` steps are dispatched together.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from reasonjax import config as configs
+from reasonjax import reduce
+from reasonjax.errors import UserError, divisor
+from reasonjax.parallel import mesh as meshes
+from reasonjax.protocols import Task, TokenRule, needed
+from reasonjax.sampling import reward_functions, sampler
+from reasonjax.sampling.reward_pool import Rewards, RewardSpec
+from reasonjax.sampling.sampler import Rollout
+from reasonjax.sampling.text import completions
+from reasonjax.tracking.metrics import Timers
+from reasonjax.training import online, rollouts, samplers
+from reasonjax.training.batching import assemble, form_of, minibatches
+from reasonjax.training.context import Place, Run, at_once, check_data, settings
+from reasonjax.training.feed import Feed
+from reasonjax.training.iteration import Given, Inside
+from reasonjax.training.loop import Trained, dropped, train
+from reasonjax.training.samplers import of_stage, on_rollout_mesh
+from reasonjax.training.step import make_score
+
+PERIODS = ('steps', 'eval_every', 'checkpoint_every')
+# What needs the host within a step, and why.
+WITHOUT = {
+    'packing': 'whose rows are as long whatever is in them',
+    'pipelined': 'where the host does nothing that could be overlapped',
+    'dynamic_sampling': 'whose program draws as many batches as it is compiled for',
+    'offload_optimizer': 'whose program does not leave the device',
+}
+
+
+class Reward(NamedTuple):
+    """The reward of a stage: its name in the metrics, its weight in the total, how it is computed, and the columns it cannot do without."""
+
+    name: str
+    weight: float
+    rule: TokenRule
+    required: frozenset[str]
+
+
+def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callable | None) -> Trained:
+    """Runs the stage; see `loop.train`, and `online.run`, whose results these are.
+
+    Raises:
+      UserError: settings that need the host within a step, or that cannot work at all.
+    """
+    stage = settings(run.config, place)
+    samplers.check(stage, place.name)
+    check(stage, place.name)
+    reward = reward_of(run, place)
+    fixed = None
+    if 'logprob_ref' in needed(configs.resolve(stage.objective, 'objective')):
+        # The reference is the model as this stage found it, adapters of earlier stages included; it stays in memory.
+        fixed = incoming()
+        incoming = lambda: fixed  # noqa: E731
+    data, watch = rollouts.open_data(run, place, reward.rule.columns), online.Watcher(place.name)
+    check_data(place, data)
+
+    def feed(step: int, params: Any, timers: Timers) -> Given:
+        with timers('data'):
+            drawn, host = [], []
+            for _ in range(stage.iterations_per_call):
+                drawn.append(next(data))
+                host.append({'rows': drawn[-1]['rows'], 'dropped': dropped(data)})
+            return Given(arrays(drawn, reward.rule, run.mesh), host)
+
+    told = functools.partial(report, run, place, reward, watch)
+    inside = Inside(make_produce(run, place, reward), fixed, told, stage.iterations_per_call)
+    updates = stage.num_iterations * stage.minibatches
+    return train(run, place, incoming, Feed(feed, data, updates, stage.temperature, memory=watch, inside=inside), evaluation)
+
+
+def make_produce(run: Run, place: Place, reward: Reward) -> Callable:
+    """What `iteration.Inside` calls `produce`, of an online stage: `(params, reference, given, key) -> (batches, seen, kept)`."""
+    stage, name = settings(run.config, place), place.name
+    every = 'logprob_old' in needed(configs.resolve(stage.objective, 'objective'))
+    advantage = configs.resolve(stage.advantage, 'advantage')
+    generate, form = make_generate(run, stage, name), form_of(stage, run.mesh, name)
+    logprob = make_score(run.model, micro=stage.minibatches * stage.accumulation, temperature=stage.temperature)
+
+    def produce(params: Any, reference: Any, given: Mapping, key: jax.Array) -> tuple[list[dict], dict, dict]:
+        prompts = given['prompts']
+        rollout = generate(params, prompts, key)
+        of_group = {name: x[:, None] for name, x in given['columns'].items()}
+        reward_PxG = reward.rule.reward(rollout.tokens, rollout.length, rollout.terminated, of_group)
+        valid_PxG = ~jnp.isnan(reward_PxG)
+        advantage_PxG, metrics = advantage(jnp.where(valid_PxG, reward.weight * reward_PxG, 0), valid_PxG)
+        batch = assemble(prompts, rollout, advantage_PxG, form, mask_truncated=stage.mask_truncated_completions)
+        if stage.num_iterations * stage.minibatches > 1:
+            # The sampler's are the policy's own, unless the objective is to tell the two apart.
+            batch['logprob_old'] = logprob(params, batch) if every else batch['logprob_sampled']
+        if reference is not None:
+            batch['logprob_ref'] = logprob(reference, batch)
+        seen = {'reward': reward_PxG, 'length': rollout.length, 'terminated': rollout.terminated, 'metrics': reduce.values(metrics)}
+        kept = {'tokens': rollout.tokens, 'advantage': advantage_PxG} if stage.log_completions_every else {}
+        return minibatches(batch, stage)[: stage.minibatches], seen, kept
+
+    return produce
+
+
+def make_generate(run: Run, stage: ml_collections.ConfigDict, name: str) -> Callable[[Any, Mapping[str, jax.Array], jax.Array], Rollout]:
+    """The sampler within a program: prompts on the mesh for training to a rollout there, as many at a time as the stage takes."""
+    sampling = of_stage(stage, run.tokenizer, name)
+    drawn = on_rollout_mesh(run, lambda params, prompts, key: sampler.generate(params, run.model, prompts, key, sampling))
+    parts, back = stage.num_prompts // at_once(stage), meshes.replicated(run.mesh)
+
+    def part(params: Any, prompts: dict, key: jax.Array) -> Rollout:
+        if run.rollout_mesh == run.mesh:
+            return drawn(params, prompts, key)
+        there = {name: meshes.placed(('batch', None)[: x.ndim], x.shape, run.rollout_mesh) for name, x in prompts.items()}
+        prompts, key = jax.lax.with_sharding_constraint((prompts, key), (there, meshes.replicated(run.rollout_mesh)))
+        return jax.lax.with_sharding_constraint(drawn(params, prompts, key), back)
+
+    def generate(params: Any, prompts: Mapping[str, jax.Array], key: jax.Array) -> Rollout:
+        if parts == 1:
+            return part(params, prompts, key)
+        split = {name: x.reshape(parts, -1, *x.shape[1:]) for name, x in prompts.items()}
+        found = jax.lax.map(lambda some: part(params, some, key), split)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+
+    return generate
+
+
+def arrays(drawn: Sequence[Mapping], rule: TokenRule, mesh: jax.sharding.Mesh) -> dict[str, dict[str, jax.Array]]:
+    """Batches of prompts, one a step, as `produce` takes them: the first axis over steps, the second over prompts."""
+    prompts = [{name: x[name] for name in ('tokens', 'segments', 'positions')} | {'index': np.arange(len(x['rows']))} for x in drawn]
+    columns = [_stacked([rule.columns(row) for row in x['rows']]) for x in drawn]
+    return {'prompts': _put(_stacked(prompts), mesh), 'columns': _put(_stacked(columns), mesh)}
+
+
+def _stacked(dicts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([x[name] for x in dicts]) for name in dicts[0]}
+
+
+def _put(given: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    homes = {name: meshes.placed((None, 'batch', *(None,) * x.ndim)[: x.ndim], x.shape, mesh) for name, x in given.items()}
+    if mesh.is_multi_process:
+        return {name: jax.make_array_from_callback(x.shape, homes[name], lambda index, x=x: x[index]) for name, x in given.items()}
+    return jax.device_put(dict(given), homes)
+
+
+def report(
+    run: Run, place: Place, reward: Reward, watch: Callable[[dict], None], step: int, host: dict, seen: dict, kept: Callable[[], dict]
+) -> tuple[dict[str, float], int]:
+    """The metrics of a step, those of `online`, and its tokens; writes the table of completions where it is due."""
+    stage, values = settings(run.config, place), seen['reward'].reshape(-1, 1).astype(np.float64)
+    none = np.isnan(values)
+    counts = {f'rewards/{reward.name}/{kind}': 0 for kind in ('errors', 'timeouts', 'nan')}
+    rewards = Rewards((reward.name,), values, reward.weight * values[:, 0], counts | {f'rewards/{reward.name}/dropped': int(none.sum())})
+    if none.all() and not all(any(rollouts.is_unknown(row, name) for name in reward.required) for row in host['rows']):
+        raise UserError(f'stage {place.name}, step {step}: no sample has a reward ({rewards.counts}).')
+    rollout = Rollout(None, None, None, seen['length'], seen['terminated'])
+    metrics = {name: float(value) for name, value in seen['metrics'].items()}
+    metrics |= online.rollout_metrics(rollout) | online.reward_metrics(rewards)
+    watch(metrics)
+    if stage.log_completions_every and step % stage.log_completions_every == 0:
+        rollout = rollout.replace(tokens=kept()['tokens'])
+        drawn = rollouts.Drawn(host, rollout, completions(rollout, run.tokenizer), rewards, np.full(len(host['rows']), step))
+        run.writer.completions(place.name, step, online.rows_of(drawn, kept()['advantage']))
+    return metrics | host['dropped'], int(seen['length'].sum())
+
+
+def reward_of(run: Run, place: Place) -> Reward:
+    """The reward of a stage as its task checks it on tokens.
+
+    Raises:
+      UserError: the problems are of no task with such a rule, the stage has other rewards, or the tokenizer does not fit.
+    """
+    stage, key = settings(run.config, place), f'config.{place.name}.on_device'
+    source = stage.data.source
+    task = None if str(source.get('path', '')).startswith('stage:') else configs.resolve(source, 'source', 'data.source')()
+    if not isinstance(task, Task) or task.on_tokens is None:
+        raise UserError(
+            f'{key}: the prompts come from "{source.name}", and on the device only a task checks answers whose rule runs on tokens (it has '
+            '`on_tokens`, as addition does). Take such a task, or on_device=False.'
+        )
+    wanted = task.on_tokens.reward
+    others = {name: node for name, node in stage.rewards.items() if _bound(node) != _bound(wanted)}
+    if others or len(stage.rewards) > 1:
+        raise UserError(
+            f'{key}: reward functions are Python and cannot run on the device. There, {task.name} has one that equals its rule, '
+            f'{_shown(wanted)}; config.{place.name}.rewards has {", ".join(_shown(node) for node in (others or stage.rewards).values())}. '
+            'Take only the former, or on_device=False.'
+        )
+    ((name, node),) = stage.rewards.items()
+    required = frozenset(reward_functions.list_required(RewardSpec(*_bound(node)), f'rewards.{name}'))
+    try:
+        return Reward(name, node.get('weight', 1.0), task.on_tokens.build(run.tokenizer, stage.max_completion_length), required)
+    except UserError as error:
+        raise UserError(f'{key}: {error} Or set on_device=False.') from error
+
+
+def _bound(node: Mapping) -> tuple[Callable, dict]:
+    """A reward function and all its knobs."""
+    found = configs.resolve({name: x for name, x in node.items() if name != 'weight'}, 'rewards')
+    return found.func, configs.knobs(found.func) | found.keywords
+
+
+def _shown(node: Mapping) -> str:
+    return 'dict({})'.format(', '.join(f'{name}={value!r}' for name, value in node.items()))
+
+
+def check(stage: Mapping[str, Any], name: str) -> None:
+    """Raises UserError where a stage asks for what one program cannot do, or its periods do not fit its calls."""
+    together = stage.iterations_per_call
+    if together < 1:
+        raise UserError(f'config.{name}.iterations_per_call={together}: must be at least 1.')
+    for period in PERIODS:
+        if stage[period] % together:
+            best = divisor(stage[period], together)
+            raise UserError(
+                f'config.{name}.iterations_per_call={together}: does not divide {name}.{period}={stage[period]}, and between two calls '
+                f'only is there something to evaluate or to save; nearest: {best}.'
+            )
+    for key, why in WITHOUT.items():
+        if stage.get(key):
+            raise UserError(f'config.{name}.{key}={stage[key]}: not with on_device, {why}; set one of the two to its neutral value.')

@@ -1,0 +1,400 @@
+"""The one training loop: restore, step, record, evaluate, save. Stages differ in the feed they hand in.
+
+What a kill at any moment may cost is the time since the newest checkpoint, and nothing else: see docs/RELIABILITY.md.
+"""
+
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from reasonjax import config as configs
+from reasonjax import randomness
+from reasonjax.errors import Stopped, UserError
+from reasonjax.model import config as model_config
+from reasonjax.model.placement import shardings
+from reasonjax.parallel import mesh as meshes
+from reasonjax.parallel import processes
+from reasonjax.protocols import Context
+from reasonjax.tracking import records
+from reasonjax.tracking.metrics import Progress, Timers
+from reasonjax.training import cautions, claim, evaluate, offload, stopping
+from reasonjax.training.checkpoint import Checkpoints
+from reasonjax.training.checkpoint_trees import abstract
+from reasonjax.training.compile_ahead import Ahead, shapes_of
+from reasonjax.training.context import Place, Run, adapt, settings
+from reasonjax.training.counters import Ledger, better, check, due_at, read_counts, spent
+from reasonjax.training.feed import Fed, Feed
+from reasonjax.training.iteration import Given, Measured, fetch, make_iterations
+from reasonjax.training.step import State, create, make_update
+from reasonjax.weights import finite
+from reasonjax.weights.partition import combine, partition
+
+
+class Trained(NamedTuple):
+    """A finished stage: parameters, seconds (of killed attempts up to a checkpoint too), last step, best {'step', 'value'} if kept."""
+
+    params: Any
+    seconds: float
+    last: int
+    best: dict[str, Any] | None = None
+
+
+def train(run: Run, place: Place, incoming: Callable[[], Any], feed: Feed, evaluation: Callable | None) -> Trained:
+    """Runs a training stage to its end, from its newest checkpoint where there is one.
+
+    Args:
+      run: what stages share.
+      place: of this stage.
+      incoming: returns the parameters that the stage starts from; called at the start, and by a rollback to it. They are not changed, and
+        not kept here but for what does not train.
+      feed: source of batches.
+      evaluation: what `evaluate.make` returned, or None.
+
+    Raises:
+      UserError: settings that cannot work, a checkpoint that cannot be written, or a stage that goes on failing.
+      Stopped: the program was asked to stop; everything is saved.
+    """
+    stage = settings(run.config, place)
+    check(stage, place.name, evaluation is not None)
+    with Checkpoints(place.folder / 'checkpoints', keep=stage.keep_checkpoints) as checkpoints:
+        return _Training(run, place, incoming, feed, evaluation, checkpoints).to_the_end()
+
+
+class _Training:
+    """A training stage under way: the state of the step and everything beside it that changes."""
+
+    def __init__(
+        self, run: Run, place: Place, incoming: Callable[[], Any], feed: Feed, evaluation: Callable | None, checkpoints: Checkpoints
+    ):
+        self.run, self.place, self.stage = run, place, settings(run.config, place)
+        self.incoming, self.feed, self.evaluation, self.checkpoints = incoming, feed, evaluation, checkpoints
+        self.started = time.perf_counter()
+        self.earlier = 0.0  # seconds of attempts before this one
+        total_updates = self.stage.steps * feed.updates
+        self.schedule = configs.resolve(self.stage.learning_rate, 'learning_rate')(total_updates)
+        self.optimizer = configs.resolve(self.stage.optimizer, 'optimizer')(self.schedule)
+        if self.stage.offload_optimizer:
+            offload.check(run.mesh.devices.flat[0], self.optimizer, f'config.{place.name}.offload_optimizer')
+        self.state, self.frozen, self.chosen = self._start()
+        self.update = compile_update(run, self.stage, feed, self.optimizer, self.state, total_updates, place)
+        self.ledger, self.timers = Ledger(), Timers()
+        self.pending: Callable[[], list[Measured]] | None = None  # fetches the metrics of what was dispatched last
+        self.failing = False  # the last steps were not finite, one more than are tolerated
+        self.last = self.stage.steps  # the last step: an earlier one once a limit is reached
+        self.begin = 0  # the step that this process goes on from
+        self.mark = claim.fingerprint(run.config)
+        self.limited = bool(self.stage.get('token_limit', 0) or self.stage.get('time_limit', 0))
+        self.compiled, self.stepped = False, 0.0  # whether the first step of this process is over; seconds of all others
+
+    def to_the_end(self) -> Trained:
+        """Goes on from the newest checkpoint."""
+        unevaluated = self._resume()
+        if not self.begin:
+            cautions.say(self.stage, self.place.name, self.state.trainable, self.stage.steps * self.feed.updates)
+        self.ahead = self._compile_ahead()
+        with Progress(self.place.name, self.stage.steps, start=self.begin) as self.progress:
+            self.clock = time.perf_counter()
+            if unevaluated:
+                self._conclude(self.begin, {'evaluate'})
+            if self._spent() or self.begin >= self.stage.steps:
+                self.last = self.begin
+            for step in range(self.begin + self.feed.steps, self.stage.steps + 1, self.feed.steps):
+                if step > self.last:
+                    break
+                self._step(step)
+        return Trained(self._params(), self._seconds(), self.last, self.ledger.best)
+
+    def _step(self, step: int) -> None:
+        """Does a step, or as many as are dispatched together, of which this is the last."""
+        self._dispatch(step - self.feed.steps + 1)
+        stop = stopping.asked()
+        due = functools.partial(due_at, step, self.stage, evaluating=self.evaluation is not None)
+        if stop or due(self.last) or self.feed.record is not None or self._watchful():
+            with self.timers('update'):
+                jax.block_until_ready(self.state)
+            self._settle()
+        if self.feed.record is not None:
+            self.feed.record(step)
+        if self.failing:
+            self._roll_back(step)
+        self._conclude(step, due(self.last))
+        if stop:
+            self._save(step, regular=False)
+            raise Stopped(f'{self._where(step)} is done and saved')
+        if due(self.last):
+            self.clock = time.perf_counter()
+
+    def _dispatch(self, step: int) -> None:
+        """Starts a step, or several from this one on, and settles what came before while it runs."""
+        fed = self.feed.next(step, self._params(), self.timers)
+        with self.timers('update'):
+            start = self._start_updates if self.feed.inside is None else self._start_program
+            measured = start(step, fed)
+            self._settle()
+        self.pending = measured
+
+    def _start_updates(self, step: int, fed: Fed) -> Callable[[], list[Measured]]:
+        # Read now: when the metrics are fetched, the feed may be a batch further.
+        known, tokens, device = fed.metrics | dropped(self.feed.data), fed.tokens, []
+        self.ahead.finish()
+        for i, batch in enumerate(fed.batches):
+            key = self._key((step - 1) * self.feed.updates + i)
+            self.state, metrics = self.update(self.state, self.frozen, batch, key)
+            device.append(metrics)
+        return lambda: [Measured(step, _average(jax.device_get(device)) | known, tokens)]
+
+    def _compile_ahead(self) -> Ahead:
+        ahead = Ahead()
+        if self.feed.shapes is not None:
+            ahead.start(self.update, *shapes_of((self.state, self.frozen)), self.feed.shapes, shapes_of(self._key(0)))
+        return ahead
+
+    def _key(self, update: int) -> jax.Array:
+        return randomness.key(self.run.config.seed, self.place.number, update, 'update')
+
+    def _start_program(self, step: int, given: Given) -> Callable[[], list[Measured]]:
+        inside = self.feed.inside
+        self.state, device = self.update(self.state, self.frozen, inside.fixed, given.arrays, np.int32(step))
+        return functools.partial(fetch, inside, step, given.host, device)
+
+    def _settle(self) -> None:
+        """Fetches the metrics of what was dispatched last, if that has not been done; counts and writes them down."""
+        if self.pending is None:
+            return
+        found, self.pending = self.pending(), None
+        seconds, self.clock = time.perf_counter() - self.clock, time.perf_counter()
+        for measured in found:
+            self._count(measured, seconds / len(found), last=measured is found[-1])
+
+    def _count(self, measured: Measured, seconds: float, last: bool) -> None:
+        """Counts a step and writes it down; `last` of those that were dispatched together."""
+        step, metrics, tokens = measured
+        ledger, stage = self.ledger, self.stage
+        ledger.count(self.feed.updates, tokens, metrics.pop('nonfinite'), metrics.pop('spike', 0.0))
+        # Between two dispatches, where weights can change hands: a bad stretch that is over by then is over.
+        self.failing = last and ledger.nonfinite_in_a_row > stage.max_nonfinite
+        over = self.failing and ledger.rollbacks == stage.max_rollbacks
+        ledger.rollbacks += self.failing and not over
+        metrics |= {'num_tokens': ledger.num_tokens, 'skipped_updates': ledger.skipped_updates}
+        if stage.spike_zscore:
+            metrics['skipped_spikes'] = ledger.skipped_spikes
+        if stage.max_rollbacks:
+            metrics['rollbacks'] = ledger.rollbacks
+        # An update that was skipped leaves the optimiser's own count where it was.
+        rate = float(self.schedule(max(0, ledger.applied_updates - 1)))
+        metrics |= {'learning_rate': rate, 'step_time': seconds, 'tokens_per_second': tokens / seconds}
+        self.stepped += seconds * self.compiled
+        self.compiled = True
+        if last and self._spent():
+            self.last = step
+        if step % stage.log_every == 0 or step == self.last:
+            self.run.writer.write(self.place.name, step, metrics | (self.timers.take() if last else {}))
+        self.progress.update(step, metrics)
+        if over or ledger.spikes_in_a_row > stage.spike_window:
+            raise UserError(self._complaint(step, metrics))
+
+    def _complaint(self, step: int, metrics: dict) -> str:
+        ledger, name = self.ledger, self.place.name
+        numbers = f'(loss {metrics["loss"]}, grad_norm {metrics["grad_norm"]}); those updates were skipped'
+        if not self.failing:
+            return (
+                f'stage {name}, step {step}: the gradient norm stood out {ledger.spikes_in_a_row} steps in a row {numbers}. That is its '
+                f'new level: raise {name}.spike_zscore, or lower {name}.learning_rate.peak.'
+            )
+        back = f', after {ledger.rollbacks} rollbacks' if ledger.rollbacks else ''
+        return (
+            f'stage {name}, step {step}: loss or gradient was not finite {ledger.nonfinite_in_a_row} steps in a row{back} {numbers}. Lower '
+            f'{name}.learning_rate.peak or set {name}.optimizer.clip_norm; max_nonfinite says how many are tolerated, max_rollbacks how '
+            'often to go back to a checkpoint and go on with the next data.'
+        )
+
+    def _watchful(self) -> bool:
+        """Whether each step is to be settled at once, so that a rollback always comes before the same step, and a limit ends the stage."""
+        return self.limited or self.stage.max_rollbacks > 0 and (self.ledger.nonfinite_in_a_row > 0 or self.stage.max_nonfinite == 0)
+
+    def _conclude(self, step: int, due: set[str]) -> None:
+        """Evaluates and saves where it is due."""
+        best = 'evaluate' in due and self._evaluate(step, due)
+        if best or 'save' in due:
+            every = self.stage.checkpoint_every
+            # The end is no place to save for a stage that was longer from the start: one that goes on from here decides as that one does.
+            self._save(step, regular=best or bool(every and step % every == 0))
+
+    def _evaluate(self, step: int, due: set[str]) -> bool:
+        """Evaluates; returns whether that makes this the checkpoint to keep."""
+        try:
+            with self.timers('evaluate'):
+                summary = evaluate.summarise(self.evaluation(self._params()))
+        except Stopped as stop:
+            self._save(step, regular='save' in due, unevaluated=True)
+            raise Stopped(f'{self._where(step)} is done and saved; {stop}') from None
+        measured = evaluate.as_metrics(summary)
+        # Where this process goes on, another may have written it down before it was killed.
+        self.run.writer.write(self.place.name, step, measured, once=step == self.begin)
+        before, self.ledger.best = self.ledger.best, better(self.ledger.best, step, measured, self.stage, self.place.name)
+        return self.ledger.best != before
+
+    def _save(self, step: int, *, regular: bool = True, unevaluated: bool = False) -> None:
+        """Saves everything.
+
+        Args:
+          step: that was done.
+          regular: whether an undisturbed run saves here too.
+          unevaluated: the evaluation of this step is still to be done.
+        """
+        self._check_finite(f'stage {self.place.name}, step {step}')
+        if regular:
+            self.ledger.newest = step
+        self.checkpoints.retain(self.ledger.retained(self.stage.max_rollbacks > 0))
+        self.run.writer.sync()
+        meta = {
+            'stage': self.place.name, 'model': model_config.to_dict(self.run.model), 'counted': dataclasses.asdict(self.ledger),
+            'clock': {'seconds': self._seconds(), 'steps': self.stepped, 'phases': self.timers.seconds}, 'unevaluated': unevaluated,
+            'config': self.mark, 'steps': self.stage.steps, **self.run.writer.written(self.place.name),
+        }  # fmt: skip
+        self.checkpoints.save(step, params=self._params(), train=_rest(self.state), data=self.feed.data, memory=self.feed.memory, meta=meta)
+
+    def _check_finite(self, where: str) -> None:
+        """Raises UserError where a weight is not finite: such weights are never saved, so a stage never ends with them."""
+        name = self.place.name
+        advice = f'An update overflowed: lower {name}.learning_rate.peak, or raise {name}.optimizer.eps. Earlier checkpoints stay.'
+        finite.check(self._params(), where, advice, self.run.model.compute_dtype)
+
+    def _resume(self) -> bool:
+        """Restores the newest checkpoint, if there is one. Returns whether its evaluation is still to be done."""
+        begin = self.checkpoints.latest()
+        if begin is None:
+            self.run.writer.resume(self.place.name, None)
+            return False
+        self.begin, meta = begin, self._restore(begin, data=self.feed.data, memory=self.feed.memory)
+        where = self.place.folder / 'checkpoints' / str(begin)
+        if meta.get('config', self.mark) != self.mark:
+            raise UserError(f'checkpoint {where} is of another config than {claim.CONFIG}; was it put there from elsewhere?')
+        self.ledger, clock = read_counts(meta, where)
+        self._check_finite(f'stage {self.place.name}: its checkpoint of step {begin}')
+        self.run.writer.resume(self.place.name, begin, meta)
+        self.earlier, self.stepped = clock['seconds'], clock['steps']
+        self.timers.seconds.update(clock['phases'])
+        before, steps, every = meta.get('steps', self.stage.steps), self.stage.steps, self.stage.eval_every
+        if before != steps:
+            self._report_length(before)
+        # What was the last step is not evaluated by the loop; now it is one like others.
+        was_last = before == begin < steps and self.evaluation is not None and every and begin % every == 0
+        return bool(meta.get('unevaluated') or was_last) and begin < steps
+
+    def _report_length(self, before: int) -> None:
+        """Says on the screen and in a record what another number of steps than until now means."""
+        self.run.writer.write(self.place.name, self.begin, {'steps': self.stage.steps, records.STEPS_BEFORE: before}, once=True)
+        if processes.is_main():
+            counts = dict(begin=self.begin, update=self.ledger.applied_updates, updates=self.feed.updates)
+            print(claim.describe_length(self.run.config, self.place, before, **counts), flush=True)
+
+    def _restore(self, step: int, **position: Any) -> dict:
+        """Puts the parameters, the optimiser and the step's own count of a checkpoint in place of those there are. Returns its `meta`."""
+        params, train = abstract(self._params()), abstract(_rest(self.state))
+        # Given up first: there may not be room for both.
+        jax.tree.map(lambda x: x.delete(), self.state)
+        restored = self.checkpoints.restore(step, params=params, train=train, **position)
+        self.state = State(trainable=partition(restored.params, self.chosen)[0], **restored.train)
+        return restored.meta
+
+    def _roll_back(self, step: int) -> None:
+        """Goes back to weights that are known to be good. Step, position in the data and counters move on: the bad stretch is over."""
+        ledger, bad = self.ledger, self.ledger.nonfinite_in_a_row
+        target = None if ledger.proven is None else self.checkpoints.latest(upto=ledger.proven)
+        count = np.asarray(jax.device_get(self.state.step))
+        if target is None:
+            jax.tree.map(lambda x: x.delete(), self.state)
+            self.state, self.frozen, _ = self._start()
+            ledger.applied_updates = 0
+        else:
+            ledger.applied_updates = self._restore(target)['counted']['applied_updates']
+        self.state = self.state.replace(step=jax.device_put(count, self.state.step.sharding))
+        ledger.newest, ledger.proven, ledger.nonfinite_in_a_row, self.failing = target, target, 0, False
+        if processes.is_main():
+            where = 'where the stage began' if target is None else f'the checkpoint of step {target}'
+            print(
+                f'warning: stage {self.place.name}, step {step}: loss or gradient was not finite {bad} steps in a row; weights and '
+                f'optimiser go back to {where}, and training goes on with step {step + 1} and new data (rollback {ledger.rollbacks} of at '
+                f'most {self.stage.max_rollbacks}). The learning rate is as it was then.',
+                file=sys.stderr,
+            )
+
+    def _start(self) -> tuple[State, Any, Any]:
+        """The state before the first step, the frozen part, and which weights train."""
+        params = adapt(self.run, self.place, self.incoming())
+        placed = shardings(self.run.specs, params, self.run.mesh)
+        params = jax.device_put(params, placed)
+        chosen = configs.resolve(self.stage.filter, 'filter')(self.run.specs, params)
+        trainable, frozen = partition(params, chosen)
+        window = self.stage.spike_window if self.stage.spike_zscore else 0
+        homes = partition(placed, chosen)[0]
+        settled = dict(spike_window=window, offload=self.stage.offload_optimizer)
+        return create(trainable, self.optimizer, homes, meshes.replicated(self.run.mesh), **settled), frozen, chosen
+
+    def _spent(self) -> bool:
+        return spent(self.stage, self.ledger.num_tokens, self.stepped)
+
+    def _where(self, step: int) -> str:
+        return f'stage {self.place.name}: step {step} of {self.stage.steps}'
+
+    def _params(self) -> Any:
+        return combine(self.state.trainable, self.frozen)
+
+    def _seconds(self) -> float:
+        return self.earlier + time.perf_counter() - self.started
+
+
+def dropped(data: Any) -> dict[str, int]:
+    """The rows that an iterator has dropped so far, by reason."""
+    return {f'data/{name}': value for name, value in data.counters.items() if name.startswith('dropped')}
+
+
+def build_update(run: Run, stage: Any, feed: Feed, optimizer: Any, updates: int) -> Callable:
+    """The update of a stage as its config says, see `step.make_update`; `updates` are those of the whole stage."""
+    context = Context(updates, run.tokenizer.pad_id, run.tokenizer.mask_id, run.tokenizer.vocab_size)
+    corruption = configs.resolve(stage.corruption, 'corruption') if stage.corruption.name != 'none' else None
+    return make_update(
+        run.model,
+        configs.resolve(stage.objective, 'objective'),
+        optimizer,
+        corruption=corruption,
+        context=context,
+        accumulation=stage.accumulation,
+        together=feed.together,
+        temperature=feed.temperature,
+        spike_zscore=stage.spike_zscore,
+        apply=offload.streamed(optimizer, moving=run.mesh.devices.flat[0].platform != 'cpu') if stage.offload_optimizer else None,
+    )
+
+
+def compile_update(
+    run: Run, stage: Any, feed: Feed, optimizer: Any, state: State, updates: int, place: Place | None = None
+) -> Callable:
+    """The compiled update of a stage, or with `feed.inside` its whole steps, for which `place` says which stage it is.
+
+    Of `state` (arrays, or shapes with shardings) only the shardings are read.
+    """
+    update = build_update(run, stage, feed, optimizer, updates)
+    if feed.inside is not None:
+        steps = make_iterations(feed.inside.produce, update, updates=feed.updates, stage=place.number)
+        update = lambda now, frozen, fixed, given, first: steps(now, frozen, fixed, given, np.uint32(run.config.seed), first)  # noqa: E731
+    # Pinned, or the compiler may choose other shardings for the output and compile once more. Metrics are whole everywhere, because every
+    # process reads them.
+    placed = jax.tree.map(lambda x: x.sharding, state)
+    return offload.placing(meshes.on(run.mesh, update), (placed, meshes.replicated(run.mesh)), donate_argnums=0)
+
+
+def _rest(state: State) -> dict:
+    return {'step': state.step, 'optimizer': state.optimizer, 'norms': state.norms}
+
+
+def _average(updates: list[dict]) -> dict[str, float]:
+    names = updates[0].keys()
+    return {name: float(np.mean([u[name] for u in updates])) for name in names}

@@ -1,0 +1,237 @@
+"""Reinforcement from own samples: prompts -> rollouts -> rewards -> advantages -> the same step as any other stage."""
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reasonjax import config as configs
+from reasonjax import reduce
+from reasonjax.errors import UserError
+from reasonjax.model.config import ModelConfig
+from reasonjax.model.score import READ
+from reasonjax.parallel import mesh as meshes
+from reasonjax.parallel import processes
+from reasonjax.protocols import needed
+from reasonjax.sampling.reward_pool import Rewards
+from reasonjax.sampling.sampler import Rollout
+from reasonjax.tracking.metrics import Timers
+from reasonjax.training import samplers
+from reasonjax.training.batching import Packer, assemble, form_of, minibatches
+from reasonjax.training.batching import shapes as shapes_of_batch
+from reasonjax.training.checkpoint import Remembers
+from reasonjax.training.compile_ahead import Ahead, shapes_of
+from reasonjax.training.context import Place, Run, settings
+from reasonjax.training.feed import Fed, Feed
+from reasonjax.training.group_buffer import Supply
+from reasonjax.training.loop import Trained, train
+from reasonjax.training.rollouts import Drawn, open_rollouts
+from reasonjax.training.step import make_score
+
+FLAT_STEPS = 10
+CUT_SHARE = 0.5
+LARGEST_REWARD = 1e37  # differences of two are finite in float32
+
+
+def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callable | None) -> Trained:
+    """Runs the stage; see `loop.train`, and `Supply` for where the groups come from that a step trains on.
+
+    The metrics of the advantage (`reward`, `frac_reward_zero_std`, ...) are of these groups; `rewards/*` and `completions/*` are of all
+    that was sampled for the step.
+
+    Raises:
+      UserError: fewer than two generations per prompt, or a minibatch count that does not divide the prompts.
+    """
+    stage = settings(run.config, place)
+    samplers.check(stage, place.name)
+    objective = configs.resolve(stage.objective, 'objective')
+    advantages_of = _on_host(configs.resolve(stage.advantage, 'advantage'), place.name)
+    form = form_of(stage, run.mesh, place.name)
+    pack = Packer(form)
+    updates, micro = stage.num_iterations * stage.minibatches, stage.minibatches * stage.accumulation
+    rows = stage.num_prompts * stage.num_generations
+    width = stage.max_completion_length + (0 if form.share_prompts else stage.data.max_prompt_length)
+    score, ahead = _compiled_score(run.model, run.mesh, (rows, width), micro, stage.temperature), Ahead()
+
+    def logprob(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        ahead.finish()
+        return score(params, {name: batch[name] for name in READ if name in batch})
+
+    every, wants_reference = 'logprob_old' in needed(objective), 'logprob_ref' in needed(objective)
+    shapes = None
+    if not (form.packing or stage.minibatches > 1 or stage.pipelined or stage.dynamic_sampling > 1):
+        shapes = shapes_of_batch(stage, stage.num_prompts, form, run.mesh, old=updates > 1, reference=wants_reference)
+    if wants_reference:
+        # The reference is the model as this stage found it, adapters of earlier stages included; it stays in memory.
+        reference = incoming()
+        incoming = lambda: reference  # noqa: E731
+        if shapes is not None:
+            ahead.start(score, shapes_of(reference), {name: x for name, x in shapes.items() if name in READ})
+    table: list[dict] = []
+    watch = Watcher(place.name)
+
+    with open_rollouts(run, place) as rollouts:
+        supply = Supply(
+            rollouts, num_prompts=stage.num_prompts, steps=stage.steps, pipelined=stage.pipelined, dynamic_sampling=stage.dynamic_sampling
+        )
+
+        def feed(step: int, params: Any, timers: Timers) -> Fed:
+            drawn, landed, origin = supply.next(step, params, timers)
+            with timers('score'):
+                advantage_PxG, metrics = advantages_of(drawn.total_PxG)
+                batch = assemble(drawn.prompts, drawn.rollout, advantage_PxG, form, mask_truncated=stage.mask_truncated_completions)
+                batch, packing = pack(batch)
+                age_B = np.repeat(step - drawn.steps, stage.num_generations)
+                if supply.may_be_stale:
+                    batch['staleness'] = age_B.astype(np.float32)
+                batch = meshes.place_batch(batch, run.mesh)
+                if wants_reference:
+                    batch['logprob_ref'] = logprob(reference, batch)
+            if updates > 1:
+                # The sampler's are the policy's own where it sampled (one forward, a test holds them together): no second pass.
+                batch['logprob_old'] = batch['logprob_sampled']
+                if every or age_B.any():
+                    with timers('old_logprob'):
+                        own = logprob(params, batch)
+                        batch['logprob_old'] = own if every else jnp.where(batch['staleness'][:, None] > 0, own, batch['logprob_sampled'])
+                        if not stage.pipelined:
+                            jax.block_until_ready(own)  # for the clock; pipelined, it would wait for the rollout in flight
+            if stage.log_completions_every and step % stage.log_completions_every == 0:
+                table[:] = rows_of(drawn, advantage_PxG)
+            measured = metrics | origin | packing | rollout_metrics(landed.rollout) | reward_metrics(landed.rewards)
+            watch(measured)
+            return Fed(minibatches(batch, stage), measured, int(landed.rollout.length.sum()))
+
+        def record(step: int) -> None:
+            if table:
+                run.writer.completions(place.name, step, table)
+                table.clear()
+
+        # Waiting for each step makes the clock of its phases exact; pipelined, it would wait for nothing but tables.
+        tables = record if stage.log_completions_every or not stage.pipelined else None
+        source = Feed(feed, rollouts.data, updates, stage.temperature, tables, memory=Memory(watch, supply), shapes=shapes)
+        return train(run, place, incoming, source, evaluation)
+
+
+class Memory:
+    """What the stage remembers from step to step, as one thing that a checkpoint holds: the warnings and the rollouts that wait."""
+
+    def __init__(self, *parts: Remembers):
+        self._parts = parts
+
+    def get_state(self) -> dict:
+        return {name: value for part in self._parts for name, value in part.get_state().items()}
+
+    def set_state(self, state: dict) -> None:
+        for part in self._parts:
+            part.set_state(state)
+
+
+class Watcher:
+    """Called with a step's metrics, it warns, once each, of the two ways a run silently learns nothing. A checkpoint holds its state."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._flat, self._said = 0, []
+
+    def get_state(self) -> dict:
+        return {'flat': self._flat, 'said': list(self._said)}
+
+    def set_state(self, state: dict) -> None:
+        self._flat, self._said = state['flat'], list(state['said'])
+
+    def __call__(self, metrics: Mapping[str, float]) -> None:
+        self._flat = self._flat + 1 if metrics.get('frac_reward_zero_std') == 1 else 0
+        cut = metrics['completions/clipped_ratio']
+        texts = {}
+        if self._flat >= FLAT_STEPS:
+            texts['flat'] = (
+                f'every prompt had equal rewards for {self._flat} steps (now {metrics["reward"]:.3g}), so there is nothing to learn from. '
+                'Look at the completions, and at what the reward function reads.'
+            )
+        if cut > CUT_SHARE:
+            texts['cut'] = (
+                f'{cut:.0%} of the completions were cut at max_completion_length: they have no end and seldom an answer. Raise it, or '
+                'set mask_truncated_completions.'
+            )
+        for kind, text in texts.items():
+            if kind not in self._said:
+                self._said.append(kind)
+                if processes.is_main():
+                    print(f'warning: stage {self._name}: {text}', file=sys.stderr)
+
+
+def rollout_metrics(rollout: Rollout) -> dict[str, float]:
+    """Lengths under TRL's names."""
+    length, ended = rollout.length.ravel(), rollout.terminated.ravel()
+    functions = {'mean': np.mean, 'min': np.min, 'max': np.max}
+    metrics = {f'completions/{name}_length': float(of(length)) for name, of in functions.items()}
+    if ended.any():
+        metrics |= {f'completions/{name}_terminated_length': float(of(length[ended])) for name, of in functions.items()}
+    return metrics | {'completions/clipped_ratio': float(1 - ended.mean())}
+
+
+def reward_metrics(rewards: Rewards) -> dict[str, float]:
+    """Mean and deviation of each reward, and the samples each lost."""
+    metrics: dict[str, float] = dict(rewards.counts)
+    for name, values in zip(rewards.names, rewards.values.T, strict=True):
+        kept = values[~np.isnan(values)]
+        metrics[f'rewards/{name}/mean'] = float(kept.mean()) if len(kept) else float('nan')
+        metrics[f'rewards/{name}/std'] = float(kept.std(ddof=1)) if len(kept) > 1 else 0.0
+    return metrics
+
+
+def rows_of(drawn: Drawn, advantage_PxG: np.ndarray) -> list[dict]:
+    """The completions table: one row per sample, with its rewards and its advantage."""
+    flat = [(row, c) for row, group in zip(drawn.prompts['rows'], drawn.texts, strict=True) for c in group]
+    return [
+        {'prompt': row['prompt'], 'completion': c.text}
+        | {name: float(drawn.rewards.values[i, j]) for j, name in enumerate(drawn.rewards.names)}
+        | {'solution': row.get('solution'), 'length': c.length, 'terminated': c.terminated}
+        | {'advantage': float(advantage_PxG.reshape(-1)[i])}
+        for i, (row, c) in enumerate(flat)
+    ]
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_score(model: ModelConfig, mesh: jax.sharding.Mesh, shape: tuple[int, int], micro: int, temperature: float) -> Callable:
+    score = meshes.on(mesh, make_score(model, micro=micro, temperature=temperature))
+    return jax.jit(score, out_shardings=meshes.of_batch(shape, mesh))
+
+
+def _on_host(advantage: Callable, name: str) -> Callable[[np.ndarray], tuple[np.ndarray, dict[str, float]]]:
+    """Returns `(total_PxG, nan where there is none) -> (advantage_PxG, metrics)`, computed by the host's own device where it has one.
+
+    An accelerator does one thing after the other: the few numbers there are here would wait for a rollout in flight.
+    What is returned raises UserError where a reward is too large for float32; `name` is that of the stage.
+    """
+
+    def compute(rewards_PxG: jax.Array, valid_PxG: jax.Array) -> tuple[jax.Array, dict]:
+        advantage_PxG, metrics = advantage(rewards_PxG, valid_PxG)
+        return advantage_PxG, reduce.values(metrics)
+
+    compiled, device = jax.jit(compute), _processor()
+
+    def of(total_PxG: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+        valid_PxG = ~np.isnan(total_PxG)
+        if len(large := total_PxG[np.abs(total_PxG) > LARGEST_REWARD]):
+            raise UserError(
+                f'stage {name}: a total reward of {large[0]:g}; advantages are worked out in float32, for rewards of at most '
+                f'{LARGEST_REWARD:g} either way. Scale the reward function, or config.{name}.rewards.NAME.weight.'
+            )
+        with jax.default_device(device):
+            advantage_PxG, metrics = jax.device_get(compiled(np.where(valid_PxG, total_PxG, 0.0), valid_PxG))
+        return advantage_PxG, {name: float(value) for name, value in metrics.items()}
+
+    return of
+
+
+def _processor() -> jax.Device | None:
+    try:
+        return jax.local_devices(backend='cpu')[0]
+    except RuntimeError:  # jax was told to start the accelerator's backend only
+        return None

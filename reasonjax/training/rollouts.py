@@ -1,0 +1,330 @@
+"""Prompts -> rollout -> rewards: what online training and collecting have in common."""
+
+import contextlib
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from reasonjax import config as configs
+from reasonjax import randomness
+from reasonjax.data import pipeline, stream
+from reasonjax.data.sources import Source
+from reasonjax.data.tokenizers import Tokenizer
+from reasonjax.errors import UserError
+from reasonjax.parallel import mesh as meshes
+from reasonjax.parallel import processes
+from reasonjax.sampling import reward_functions
+from reasonjax.sampling.reward_pool import RewardPool, Rewards, RewardSpec, joined
+from reasonjax.sampling.sampler import Rollout
+from reasonjax.sampling.text import Completion, completions
+from reasonjax.tracking.metrics import Timers
+from reasonjax.training.context import Place, Run, at_once, check_data, data_functions, settings
+from reasonjax.training.samplers import of_stage, sampler
+
+
+class Flight(NamedTuple):
+    """A rollout that the devices may still be computing.
+
+    Attributes:
+      prompts: the batch of prompts, `rows` with all their columns.
+      parts: rollouts of some of the prompts each, in order.
+      step: with the parameters at whose start it is drawn.
+    """
+
+    prompts: dict
+    parts: list[Rollout]
+    step: int
+
+
+class Drawn(NamedTuple):
+    """A rollout on the host, of P prompts.
+
+    Attributes:
+      prompts: the batch of prompts, `rows` with all their columns.
+      rollout: arrays [P, G, C].
+      texts: P lists of G completions.
+      rewards: of the P * G samples, those of a prompt adjacent.
+      steps: [P] int, the step with whose first parameters each prompt was answered.
+    """
+
+    prompts: dict
+    rollout: Rollout
+    texts: list[list[Completion]]
+    rewards: Rewards
+    steps: np.ndarray
+
+    @property
+    def total_PxG(self) -> np.ndarray:
+        """[P, G] float64, total rewards; nan where there is none."""
+        return self.rewards.total.reshape(len(self.texts), -1)
+
+
+def taken(drawn: Drawn, index: np.ndarray) -> Drawn:
+    """The prompts of these numbers, in this order. What reward functions failed on is counted where it was drawn, not here."""
+    P, G = drawn.total_PxG.shape
+    rewards = drawn.rewards
+    values = rewards.values.reshape(P, G, -1)[index].reshape(len(index) * G, -1)
+    return Drawn(
+        {name: [x[i] for i in index] if isinstance(x, list) else x[index] for name, x in drawn.prompts.items()},
+        jax.tree.map(lambda x: x[index], drawn.rollout),
+        [drawn.texts[i] for i in index],
+        Rewards(rewards.names, values, drawn.total_PxG[index].reshape(-1), dict.fromkeys(rewards.counts, 0)),
+        drawn.steps[index],
+    )
+
+
+def together(parts: Sequence[Drawn]) -> Drawn:
+    """The prompts of all, in order."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def of(name: str) -> Any:
+        columns = [part.prompts[name] for part in parts]
+        return sum(columns, []) if isinstance(columns[0], list) else np.concatenate(columns)
+
+    return Drawn(
+        {name: of(name) for name in parts[0].prompts},
+        concatenated([part.rollout for part in parts]),
+        [group for part in parts for group in part.texts],
+        joined([part.rewards for part in parts]),
+        np.concatenate([part.steps for part in parts]),
+    )
+
+
+def open_data(run: Run, place: Place, check: Callable[[dict], Any] = lambda row: None) -> pipeline.Batches:
+    """The prompts a stage samples from.
+
+    Args:
+      run: what stages share.
+      place: of the stage.
+      check: raises UserError for a row that cannot be rewarded, beside what `reward_functions.make_row_check` finds.
+
+    Raises:
+      UserError: a reward function needs a column that no row has, or a setting is wrong; later, a row that cannot be used, with its place.
+    """
+    stage = settings(run.config, place)
+    source, transforms = data_functions(run, stage.data)
+    seed = randomness.host_seed(run.config.seed, place.number)
+    functions = {key: reward_functions.load(spec, f'rewards.{key}') for key, spec in reward_specs(stage).items()}
+    _check_columns(functions, source, transforms, seed)
+    check_row = reward_functions.make_row_check(functions)
+
+    def checked(example: dict, _: np.random.Generator) -> list[dict]:
+        check_row(example)
+        check(example)
+        return [example]
+
+    return pipeline.prompts(
+        source,
+        [*transforms, checked],  # the last, so that it changes no draw of the others; errors name the row
+        run.tokenizer,
+        max_prompt_length=stage.data.max_prompt_length,
+        num_prompts=stage.num_prompts,
+        seed=seed,
+        overlong=stage.data.overlong,
+    )
+
+
+def _check_columns(functions: Mapping[str, RewardSpec], source: Source, transforms: Sequence[stream.Transform], seed: int) -> None:
+    """Raises UserError where a reward function needs a column that no row has a value in. It reads rows until it has seen one in each."""
+    needed = {name: key for key, spec in functions.items() for name in reward_functions.list_required(spec, f'rewards.{key}')}
+    as_it_is = stream.Measure(0, 'drop', '', lambda row: [row], lambda _: 0)
+    seen: set[str] = set()
+    for i in range(len(source) if needed else 0):
+        try:
+            examples = [example for example, _ in stream.transformed(source, transforms, as_it_is, seed, i, i).kept]
+        except UserError:  # raised with its place where the row is reached
+            continue
+        seen = seen.union(*examples)
+        needed = {name: key for name, key in needed.items() if all(is_unknown(example, name) for example in examples)}
+        if not needed:
+            return
+    for name, key in needed.items() if 'prompt' in seen else ():  # rows without a prompt are refused when they are read
+        where = ', and no row of the data has a value in it' if name in seen else ', which no row of the data has'
+        raise reward_functions.missing_column(functions[key], f'rewards.{key}', name, seen, where)
+
+
+def is_unknown(row: Mapping[str, Any], column: str) -> bool:
+    """Whether a row has nothing in a column."""
+    value = row.get(column)
+    return value is None or (isinstance(value, str) and not value)
+
+
+class _Ending:
+    """Notes when the devices are done with an array."""
+
+    def __init__(self, array: jax.Array):
+        self._at = math.inf
+        threading.Thread(target=self._wait, args=(array,)).start()
+
+    def _wait(self, array: jax.Array) -> None:
+        jax.block_until_ready(array)
+        self._at = time.perf_counter()
+
+    def within(self, begin: float, end: float) -> float:
+        """Seconds from `begin` to `end` in which it was not there yet."""
+        return min(max(self._at, begin), end) - begin
+
+
+class Rollouts:
+    """The prompts of a stage, the compiled sampler, and the reward functions in their worker processes.
+
+    Attributes:
+      data: the iterator over prompts.
+    """
+
+    def __init__(self, run: Run, place: Place, pool: RewardPool, check: Callable[[dict], Any] = lambda row: None):
+        stage = settings(run.config, place)
+        self._run, self._place, self._pool = run, place, pool
+        self._generate = sampler(run, of_stage(stage, run.tokenizer, place.name))
+        self._at_once = at_once(stage)
+        self._whole = jax.jit(lambda x: x, out_shardings=meshes.replicated(run.rollout_mesh))
+        self._sampling: _Ending | None = None  # of the rollout that was started last
+        self.data = open_data(run, place, check)
+        check_data(place, self.data)
+
+    def draw(self, step: int, params: Any, timers: Timers, number: int = 0) -> Drawn:
+        """Samples the next prompts and scores the completions: `launch`, then `land`."""
+        return self.land(self.launch(step, params, timers, (step, number)), timers)
+
+    def launch(self, step: int, params: Any, timers: Timers, label: tuple[int, int]) -> Flight:
+        """Starts to sample the next prompts, and does not wait for it. The parameters may be donated afterwards.
+
+        Args:
+          step: that is about to begin.
+          params: its first.
+          timers: of the step.
+          label: what the draws are counted by: a step, and how many batches have been drawn for it already.
+        """
+        with timers('data'):
+            prompts = next(self.data)
+            P, (of, number) = len(prompts['rows']), label
+            arrays = {name: prompts[name] for name in ('tokens', 'segments', 'positions')}
+            arrays['index'] = number * P + np.arange(P)
+        with timers('generate'):
+            key = randomness.key(self._run.config.seed, self._place.number, of, 'rollout')
+            parts = [
+                self._generate(params, {name: x[i : i + self._at_once] for name, x in arrays.items()}, key)
+                for i in range(0, P, self._at_once)
+            ]
+            if jax.process_count() > 1:
+                # Gathered now: a program of several processes that is asked for later waits behind all that is in flight by then.
+                parts = [self._whole(part) for part in parts]
+        self._sampling = _Ending(parts[-1].length)
+        return Flight(prompts, parts, step)
+
+    def land(self, flight: Flight, timers: Timers) -> Drawn:
+        """Waits for a rollout and scores its completions, those of a part while the next one is being computed.
+
+        Several processes score everything at the end: they have to exchange rewards, which would wait for the parts under way.
+        What the host spends on scoring goes to the phase `reward_hidden` as long as devices are sampling meanwhile, these prompts or those
+        of the next rollout, then to `reward`; so phases add up to the time that the step took.
+
+        Raises:
+          UserError: a reward function fails, or no sample got a reward.
+        """
+        rows, rollouts, texts, rewards = flight.prompts['rows'], [], [], []
+        columns = list_columns(self._pool, rows)
+        rendered = render_prompts(flight.prompts, self._run.tokenizer) if self._pool.reads('rendered_prompts') else None
+        for parts in [[part] for part in flight.parts] if jax.process_count() == 1 else [flight.parts]:
+            with timers('generate'):
+                rollouts.append(concatenated(processes.fetch(parts)))
+            begin, first = time.perf_counter(), len(texts)
+            said = completions(rollouts[-1], self._run.tokenizer)
+            texts += said
+            given = rendered and rendered[first : len(texts)]
+            rewards.append(score_completions(self._pool, rows[first : len(texts)], said, first, columns, given))
+            end = time.perf_counter()
+            hidden = 0.0 if self._sampling is None else self._sampling.within(begin, end)
+            for phase, seconds in (('reward', end - begin - hidden), ('reward_hidden', hidden)):
+                timers.seconds[phase] = timers.seconds.get(phase, 0.0) + seconds
+        found = joined(rewards)
+        # Rows without a solution teach nothing; that a function says nothing of any other is a mistake.
+        if np.isnan(found.total).all() and not all(any(is_unknown(row, name) for name in self._pool.required) for row in rows):
+            raise UserError(f'stage {self._place.name}, step {flight.step}: no sample has a reward ({found.counts}).')
+        return Drawn(flight.prompts, concatenated(rollouts), texts, found, np.full(len(rows), flight.step))
+
+    def restored(self, prompts: dict, rollout: Rollout, rewards: Rewards | None, steps: np.ndarray) -> Flight | Drawn:
+        """What a checkpoint held: a rollout in flight, or one that has its rewards."""
+        if rewards is None:
+            return Flight(prompts, [rollout], int(steps[0]))
+        return Drawn(prompts, rollout, completions(rollout, self._run.tokenizer), rewards, steps)
+
+    def skip(self) -> None:
+        """Passes over the prompts of a step that is done already."""
+        next(self.data)
+
+
+@contextlib.contextmanager
+def open_rollouts(run: Run, place: Place, check_row: Callable[[dict], Any] = lambda row: None) -> Iterator[Rollouts]:
+    """Starts the reward workers of a stage, and ends them; for `check_row` see `open_data`."""
+    stage = settings(run.config, place)
+    limits = (stage.reward_time_limit, stage.rewards_on_error, stage.reward_memory_limit)
+    with RewardPool(reward_specs(stage), stage.reward_workers, *limits) as pool:
+        yield Rollouts(run, place, pool, check_row)
+
+
+def reward_specs(stage: Mapping[str, Any]) -> dict[str, RewardSpec]:
+    """The reward functions of a stage, knobs bound."""
+    return {
+        key: RewardSpec(configs.resolve(node, 'rewards', f'rewards.{key}'), weight=node.get('weight', 1.0))
+        for key, node in stage.rewards.items()
+    }
+
+
+def score_completions(
+    pool: RewardPool,
+    rows: list[dict],
+    texts: list[list[Completion]],
+    first: int = 0,
+    columns: frozenset[str] | None = None,
+    rendered: list[str] | None = None,
+) -> Rewards:
+    """Calls the reward functions with TRL's arguments: every prompt repeated for its completions, extra columns beside.
+
+    Each process scores its share of the prompts, and all get all rewards.
+
+    Args:
+      pool: of the functions.
+      rows: of the prompts.
+      texts: of their completions, G each.
+      first: number of the first prompt in errors, where these are a part of a batch.
+      columns: what functions are given of a row, None where it has no such column; None: `list_columns` these rows.
+      rendered: the prompts as the model was given them, where a function reads them.
+    """
+    G, columns = len(texts[0]), list_columns(pool, rows) if columns is None else columns
+
+    def of(part: slice) -> Rewards:
+        flat = [(row, c) for row, group in zip(rows[part], texts[part], strict=True) for c in group]
+        given = {name: [row.get(name) for row, _ in flat] for name in sorted(columns)}
+        given |= {'completion_ids': [c.ids for _, c in flat], 'terminated': [c.terminated for _, c in flat]}
+        if rendered is not None:
+            given['rendered_prompts'] = [text for text in rendered[part] for _ in range(G)]
+        # A row's completions have the form of its own prompt.
+        formed = [c.text if isinstance(row['prompt'], str) else [{'role': 'assistant', 'content': c.text}] for row, c in flat]
+        return pool.score([row['prompt'] for row, _ in flat], formed, given, G, first=(first + part.start) * G)
+
+    return joined(processes.divided(len(rows), of))
+
+
+def list_columns(pool: RewardPool, rows: list[dict]) -> frozenset[str]:
+    """What reward functions are given of these rows: every column that one of them has, and those that a function cannot do without."""
+    return pool.required.union(*rows) - {*reward_functions.RESERVED, *reward_functions.WITHHELD}
+
+
+def render_prompts(prompts: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
+    """The prompts of a batch as the model was given them: a text as it is, of a conversation what the chat template has made of it."""
+    return [
+        row['prompt'] if isinstance(row['prompt'], str) else tokenizer.decode(tokens[segments > 0].tolist())
+        for row, tokens, segments in zip(prompts['rows'], prompts['tokens'], prompts['segments'], strict=True)
+    ]
+
+
+def concatenated(parts: list[Rollout]) -> Rollout:
+    """Parts of a rollout, on the host, as one."""
+    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: np.concatenate(x), *parts)

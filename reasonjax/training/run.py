@@ -1,0 +1,266 @@
+"""A run: its stages in order, each at most once, then one table."""
+
+import functools
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+
+from reasonjax import __version__, files
+from reasonjax import config as configs
+from reasonjax.config_names import model_source
+from reasonjax.errors import UserError
+from reasonjax.model.config import to_dict
+from reasonjax.parallel import processes
+from reasonjax.terminal import printable
+from reasonjax.tracking import metrics
+from reasonjax.training import checks, collect, evaluate, fused, locks, online, supervised
+from reasonjax.training import claim as claims
+from reasonjax.training.checkpoint import Checkpoints, load_params
+from reasonjax.training.context import SAVING, Place, Run, abstract_params, fresh_params, open_run, places, settings
+from reasonjax.training.counters import better, spent
+from reasonjax.training.saved_run import trained
+from reasonjax.weights import finite
+from reasonjax.weights.linear import merge_tree
+from reasonjax.weights.partition import path_name
+
+TRAINING = {'supervised': supervised.run, 'online': online.run}
+LISTED = 12
+SHOWN = 300
+
+
+def run(
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike,
+    trust: Sequence[str] = (),
+    report: Callable[[pathlib.Path], Any] | None = None,
+) -> dict:
+    """Runs every stage of a config that is not finished yet.
+
+    Args:
+      config: resolved, as `config.load` returns it.
+      workdir: made where it does not exist; one that holds a run of another config is refused.
+      trust: see `saved_run.open_saved`, of a run that `config.init` names.
+      report: called with the workdir after each stage, in the first process, to draw a page of what is there so far.
+
+    Returns:
+      What is written to `summary.json`: `stages`, a list of results, and `examples`, problems with each stage's answer.
+
+    Raises:
+      UserError: anything wrong with config, data or workdir.
+    """
+    workdir = pathlib.Path(workdir)
+    checks.check(config)
+    started = (__version__, jax.__version__, configs.to_json(config))
+    processes.check_equal(started, 'the config, or the version of reasonjax or jax,', 'Give all hosts equal copies and the same command.')
+    processes.on_main(lambda: _make_folder(workdir))
+    processes.check_shared(workdir)
+    with locks.hold(workdir):
+        return _run_all(config, workdir, trust, report or (lambda workdir: None))
+
+
+def _run_all(config: ml_collections.ConfigDict, workdir: pathlib.Path, trust: Sequence[str], report: Callable) -> dict:
+    """Runs what is left, in a workdir that nobody else writes."""
+    processes.on_main(lambda: claims.claim(config, workdir))
+    context = open_run(config, workdir, trust=trust)
+    checks.check_opened(context)
+    with context.writer:
+        context.writer.environment()
+        evaluation = evaluate.make(context) if config.evaluation.enabled else None
+        finished = processes.on_main(lambda: claims.finished(config, workdir))
+        for name, done in finished.items():
+            state = done.get(claims.STATE, {})
+            context.writer.confirm(name, state.get('last', 0), state)
+        left, results, concluded = None, [], False
+        for place in places(config, workdir):
+            if place.name in finished:
+                results.append(finished[place.name])
+                left = None
+                continue
+            found = Arriving(functools.partial(arriving, context, place, evaluation), left)
+            left = None  # only the stage has them now
+            left, result = _run_stage(context, place, found, evaluation)
+            results.append(result)
+            processes.on_main(functools.partial(_conclude, workdir, results, report, place))
+            concluded = True
+    if not concluded:
+        # All stages were done already, but the process that did the last may have been killed before it concluded.
+        processes.on_main(lambda: _conclude(workdir, results, report))
+    return summary_of(results)
+
+
+def _conclude(workdir: pathlib.Path, results: list[dict], report: Callable, place: Place | None = None) -> None:
+    """Writes down that the stage at `place` is done, and what the run has reached."""
+    if place is not None:
+        place.folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(place.folder / claims.DONE, json.dumps(results[-1], indent=2) + '\n')
+    files.write_text(workdir / 'summary.json', json.dumps(summary_of(results), indent=2) + '\n')
+    report(workdir)
+
+
+def _make_folder(workdir: pathlib.Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        why = files.reason(error) if isinstance(error, OSError) else error
+        nowhere = isinstance(error, FileExistsError) and os.path.islink(workdir) and not os.path.exists(workdir)
+        what = 'is a link to nowhere' if nowhere else f'cannot be made ({why})'
+        raise UserError(f'--workdir={workdir}: {what}.') from error
+
+
+class Arriving:
+    """Hands a stage the parameters it starts from. It keeps none: a stage that trains all weights can let go of those it started from,
+    and one that has to begin again calls again, which loads them.
+
+    Args:
+      load: loads them.
+      params: those that the stage before has left, if it ran just now.
+    """
+
+    def __init__(self, load: Callable[[], Any], params: Any = None):
+        self._load, self._params = load, params
+
+    def __call__(self) -> Any:
+        params, self._params = self._params, None
+        return self._load() if params is None else params
+
+
+def arriving(run: Run, place: Place, evaluation: Callable | None) -> Any:
+    """Parameters as a stage finds them: those of the last stage before it that saved some, else those `config.init` names.
+
+    Where the last checkpoint of that stage is damaged, what followed the one before is done again.
+    """
+    before = [p for p in places(run.config, run.workdir)[: place.number] if settings(run.config, p).kind in SAVING]
+    if before:
+        last = before[-1]
+        params, meta, step = load_params(last.folder / 'checkpoints', abstract_params(run, last.number))
+        finite.check(params, f'stage {last.name}: its checkpoint of step {step}', dtype=run.model.compute_dtype)
+        stage = settings(run.config, last)
+        clocked = meta.get('clock', {}).get('steps', 0.0)
+        ended = processes.on_main(lambda: (claims.read_done(last) or {}).get(claims.STATE, {}).get('last', 0))
+        complete = step >= (ended or stage.get('steps', 0)) or spent(stage, meta.get('counted', {}).get('num_tokens', 0), clocked)
+        return params if complete else _run_stage(run, last, Arriving(functools.partial(arriving, run, last, evaluation)), evaluation)[0]
+    return initial(run)
+
+
+def initial(run: Run) -> Any:
+    """Parameters before the first stage: fresh, of a Hugging Face folder, or of another run, its adapters merged.
+
+    Raises:
+      UserError: no such folder or run, or a model of another shape.
+    """
+    init = run.config.init
+    if not init:
+        return fresh_params(run)
+    scheme, _, place = init.partition(':')
+    if scheme == 'hf':
+        with metrics.Progress('import', 100, waiting='') as progress:
+            source = model_source(scheme)
+            folder = source.read_folder(place)
+            return source.load(folder, run.model, run.mesh, lambda done, of: progress.update(100 * done // of, {}))
+    workdir, _, stage = place.partition(':')
+    return _fitting(run, *trained(workdir, stage, run.trust))
+
+
+def _fitting(run: Run, theirs: Run, params: Any) -> Any:
+    """Another run's parameters, adapters merged, if they are a model of this run's shape and vocabulary."""
+    if theirs.tokenizer.fingerprint() != run.tokenizer.fingerprint():
+        raise UserError(
+            f'config.init: {theirs.workdir} was trained with another tokenizer ({theirs.config.tokenizer.name}); use the same settings, '
+            'or name its vocabulary file in config.tokenizer.path.'
+        )
+    dense, wanted = jax.jit(merge_tree)(params), abstract_params(run, -1)
+    theirs_by_name = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(dense)}
+    ours_by_name = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(wanted)}
+    wrong = [
+        f'{name}: expected {ours_by_name.get(name, "nothing")}, found {theirs_by_name.get(name, "nothing")}'
+        for name in sorted({*ours_by_name, *theirs_by_name})
+        if ours_by_name.get(name) != theirs_by_name.get(name)
+    ]
+    if wrong:
+        raise UserError('config.init: the checkpoint is of another model shape (config.model):\n  ' + '\n  '.join(wrong[:LISTED]))
+    fitting = jax.tree.map(lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding), dense, wanted)
+    finite.check(fitting, f'config.init: {theirs.workdir}, in {run.model.param_dtype}', dtype=run.model.compute_dtype)
+    return fitting
+
+
+def _run_stage(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callable | None) -> tuple[Any, dict]:
+    stage = settings(run.config, place)
+    started = time.perf_counter()
+    params = None if stage.kind in TRAINING else incoming()
+    state = {'config': claims.fingerprint(run.config)} | ({'steps': stage.steps} if 'steps' in stage else {})
+    if stage.kind == 'collect':
+        result, last = collect.run(run, place, params)
+        state |= {'last': last, 'dataset': processes.on_main(lambda: claims.digest(place.folder / collect.FILE))}
+        state |= run.writer.written(place.name)
+        return params, {'name': place.name} | result | {'seconds': time.perf_counter() - started, claims.STATE: state}
+    if stage.kind == 'keep':
+        run.writer.resume(place.name, None)
+        params, seconds, last, best = keep(run, place, params), 0.0, 0, None
+    elif stage.kind in TRAINING:
+        train = fused.run if stage.get('on_device') else TRAINING[stage.kind]
+        params, seconds, last, best = train(run, place, incoming, evaluation)
+    else:
+        run.writer.resume(place.name, None)
+        seconds, last, best = 0.0, 0, None
+    result = {'name': place.name}
+    if evaluation is not None:
+        started = time.perf_counter()
+        found = evaluation(params)
+        summary = evaluate.summarise(found)
+        measured = evaluate.as_metrics(summary)
+        # No checkpoint follows it: a run that was killed right after it writes it once more.
+        run.writer.write(place.name, last, measured, once=True)
+        if stage.get('keep_best'):
+            result['best'] = better(best, last, measured, stage, place.name)
+        result |= summary | {'examples': evaluate.examples(found)}
+        seconds += time.perf_counter() - started
+    run.writer.sync()
+    return params, result | {'seconds': seconds, claims.STATE: state | {'last': last} | run.writer.written(place.name)}
+
+
+def keep(run: Run, place: Place, params: Any) -> Any:
+    """A stage that only writes a checkpoint of the parameters as they arrive."""
+    finite.check(params, f'stage {place.name}', 'They are not saved.', run.model.compute_dtype)
+    with Checkpoints(place.folder / 'checkpoints') as checkpoints:
+        meta = {'stage': place.name, 'model': to_dict(run.model), 'config': claims.fingerprint(run.config)}
+        checkpoints.save(0, params=params, meta=meta)
+    return params
+
+
+def summary_of(results: list[dict]) -> dict:
+    """What `summary.json` holds: per stage its results, and per problem the answers of all stages."""
+    stages = [{k: v for k, v in r.items() if k not in ('examples', claims.STATE)} for r in results]
+    shown = [(r['name'], r['examples']) for r in results if 'examples' in r]
+    examples = [
+        {
+            'prompt': first['prompt'],
+            'solution': first['solution'],
+            'answers': {name: theirs[i]['answer'] for name, theirs in shown},
+            'correct': {name: theirs[i]['correct'] for name, theirs in shown},
+        }
+        for i, first in enumerate(shown[0][1] if shown else [])
+    ]
+    return {'stages': stages, 'examples': examples}
+
+
+def show(summary: dict) -> None:
+    """Prints the final table, and the first problems as each stage answers them."""
+    metrics.table(summary['stages'])
+    for example in summary['examples']:
+        problem = f'{_excerpt(example["prompt"])}  (solution {_excerpt(example["solution"])})'
+        print(printable(f'The same problem, answered by each stage: {problem}'))
+        width = max(len(name) for name in example['answers'])
+        for name, answer in example['answers'].items():
+            print(printable(f'  {name:{width}}  {"right" if example["correct"][name] else "wrong"}  {_excerpt(answer)}'))
+
+
+def _excerpt(text: Any) -> str:
+    """What fits a terminal; the report has all of it."""
+    text = str(text)
+    return text if len(text) <= SHOWN else f'{text[:SHOWN]} [and {len(text) - SHOWN} characters more]'

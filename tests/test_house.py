@@ -1,0 +1,62 @@
+"""The three zones of the package: what may import what, and how large the core may be."""
+
+import ast
+import pathlib
+
+PACKAGE = pathlib.Path(__file__).parent.parent / 'reasonjax'
+# The core, lowest first: each may import those before it, and the files beside the packages.
+CORE = ('parallel', 'weights', 'model', 'data', 'sampling', 'tracking', 'training')
+# Functions that a config names. Of the core they know what is below `training`.
+NAMED = ('tasks', 'methods')
+# Around the core, which knows them by dotted names alone.
+AROUND = ('interop', 'planning', 'reporting', 'arena')
+FILES = {
+    'bounds', 'config', 'config_files', 'config_names', 'errors', 'files', 'protocols', 'randomness', 'reduce', 'selfcheck', 'terminal',
+}  # fmt: skip
+COMMAND_LINE = {'programs', 'smoke'}
+PROGRAMS = {'__init__', 'api', 'compare', 'convert', 'evaluate', 'inspect', 'plan', 'sample', 'train'}
+LINES = 18_000
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """The first parts below `reasonjax` of what a file imports, inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f'{node.module}.{alias.name}' for alias in node.names} if node.module == 'reasonjax' else {node.module}
+    parts = {name.split('.')[1] for name in names if name.startswith('reasonjax.')}
+    return {part for part in parts if (PACKAGE / part).is_dir() or (PACKAGE / f'{part}.py').is_file()}
+
+
+def allowed(part: str) -> set[str]:
+    if part in FILES:
+        return FILES
+    if part in CORE:
+        return FILES | {*CORE[: CORE.index(part) + 1]}
+    if part in NAMED:
+        return FILES | {*CORE[: CORE.index('training')]} | {*NAMED[: NAMED.index(part) + 1]}
+    core = FILES | {*CORE} | {*NAMED} | COMMAND_LINE
+    if part in COMMAND_LINE:
+        return core
+    if part in AROUND:
+        return core | {*AROUND[: AROUND.index(part) + 1]}
+    return core | {*AROUND} | PROGRAMS
+
+
+def part_of(path: pathlib.Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+
+
+def test_imports_point_one_way():
+    files = sorted(PACKAGE.rglob('*.py'))
+    assert {part_of(path) for path in files} == {*FILES, *CORE, *NAMED, *AROUND, *COMMAND_LINE, *PROGRAMS}
+    wrong = [f'{path.relative_to(PACKAGE)} imports {one}' for path in files for one in imports(path) - allowed(part_of(path))]
+    assert not wrong
+
+
+def test_the_core_stays_small():
+    sizes = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob('*.py')}
+    assert sum(size for path, size in sizes.items() if part_of(path) not in (*NAMED, *AROUND)) <= LINES
+    assert not {str(path): size for path, size in sizes.items() if size > 400}

@@ -1,0 +1,24 @@
+"""What all tests of stages share."""
+
+import pytest
+from small_runs import compile_update, share_updates
+
+from reasonjax.reporting import report
+from reasonjax.training import loop, online, samplers
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_runs():
+    """Runs draw no report, which takes longer than they do, and share updates; a test that counts programs asks for `own_programs`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, 'write', lambda workdir: None)
+        share_updates(patch)
+        yield
+
+
+@pytest.fixture
+def own_programs(monkeypatch):
+    """Every program is compiled anew, as in a process of its own."""
+    monkeypatch.setattr(loop, 'compile_update', compile_update)
+    online._compiled_score.cache_clear()
+    samplers._compiled.cache_clear()
