@@ -32,6 +32,7 @@ from reasonjax.weights.partition import path_name
 TRAINING = {'supervised': supervised.run, 'online': online.run}
 LISTED = 12
 SHOWN = 300
+LONG_STAGE = 30  # seconds
 
 
 def run(
@@ -46,7 +47,7 @@ def run(
       config: resolved, as `config.load` returns it.
       workdir: made where it does not exist; one that holds a run of another config is refused.
       trust: see `saved_run.open_saved`, of a run that `config.init` names.
-      report: called with the workdir after each stage, in the first process, to draw a page of what is there so far.
+      report: called with the workdir, in the first process, to draw a page of what is there: at the end, and after long stages.
 
     Returns:
       What is written to `summary.json`: `stages`, a list of results, and `examples`, problems with each stage's answer.
@@ -61,7 +62,7 @@ def run(
     processes.on_main(lambda: _make_folder(workdir))
     processes.check_shared(workdir)
     with locks.hold(workdir):
-        return _run_all(config, workdir, trust, report or (lambda workdir: None))
+        return _run_all(config, workdir, trust, report or _draw_nothing)
 
 
 def _run_all(config: ml_collections.ConfigDict, workdir: pathlib.Path, trust: Sequence[str], report: Callable) -> dict:
@@ -77,7 +78,9 @@ def _run_all(config: ml_collections.ConfigDict, workdir: pathlib.Path, trust: Se
             state = done.get(claims.STATE, {})
             context.writer.confirm(name, state.get('last', 0), state)
         left, results, concluded = None, [], False
-        for place in places(config, workdir):
+        stages = places(config, workdir)
+        final = next((place for place in reversed(stages) if place.name not in finished), None)
+        for place in stages:
             if place.name in finished:
                 results.append(finished[place.name])
                 left = None
@@ -86,7 +89,9 @@ def _run_all(config: ml_collections.ConfigDict, workdir: pathlib.Path, trust: Se
             left = None  # only the stage has them now
             left, result = _run_stage(context, place, found, evaluation)
             results.append(result)
-            processes.on_main(functools.partial(_conclude, workdir, results, report, place))
+            # Drawing takes seconds, more than a short stage.
+            due = place is final or result['seconds'] > LONG_STAGE
+            processes.on_main(functools.partial(_conclude, workdir, results, report if due else _draw_nothing, place))
             concluded = True
     if not concluded:
         # All stages were done already, but the process that did the last may have been killed before it concluded.
@@ -101,6 +106,10 @@ def _conclude(workdir: pathlib.Path, results: list[dict], report: Callable, plac
         files.write_text(place.folder / claims.DONE, json.dumps(results[-1], indent=2) + '\n')
     files.write_text(workdir / 'summary.json', json.dumps(summary_of(results), indent=2) + '\n')
     report(workdir)
+
+
+def _draw_nothing(workdir: pathlib.Path) -> None:
+    """Stands for a report where none is wanted."""
 
 
 def _make_folder(workdir: pathlib.Path) -> None:
