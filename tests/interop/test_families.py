@@ -25,8 +25,8 @@ ROUNDED = (*SCANNED, 'llama-3.2', 'qwen-3', 'olmo-2', 'phi-3', 'gemma-2')
 def test_equals_torch(case):
     rounded = case.name in ROUNDED
     row = measure(case, scans=(case.name in SCANNED,), quick=True, rounded=rounded)
-    assert ('sampler_bf16' in row) == rounded
-    row = {'sampler_bf16': 0.0, 'sampler_bf16_mean': 0.0} | row
+    assert ('sampler_bf16' in row) == ('bits' in row) == rounded
+    row = {'sampler_bf16': 0.0, 'sampler_bf16_mean': 0.0, 'bits': True} | row
     assert not failures(case, row)
     assert not {name: row[name] for name, bound in TIGHT.items() if not row[name] <= bound}
     # A model whose logits say something, and no greedy token that rounding could have chosen.

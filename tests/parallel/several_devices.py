@@ -81,7 +81,6 @@ def run(sizes: dict[str, int], config) -> dict[str, np.ndarray]:
     near = {name: rng.normal(-3, 0.3, (16, 12)).astype(np.float32) for name in ('logprob_old', 'logprob_ref')}
     kinds = {'supervised': (toys.nll, rows, 1)}
     if not config.experts:
-        kinds['reinforcement'] = (reinforcement, rows | near | {'advantage': rng.normal(size=16)}, 1)
         kinds['preferences'] = (preferences, rows | {'logprob_ref': near['logprob_ref']}, 2)
     kinds['groups'] = (reinforcement, grouped(mesh, packing=not config.experts), 1)
     for kind, (objective, given, together) in kinds.items():

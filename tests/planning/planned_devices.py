@@ -29,7 +29,7 @@ CASES = {
         'configs/grpo.py', {'grpo.objective.beta': '0.1', 'grpo.minibatches': '2', 'rollout.mesh.data': '8'},
         ('train', 'decode', 'iteration'),
     ),
-    'parts': ('configs/grpo.py', {'grpo.prompts_at_once': '8', 'rollout.mesh.data': '8'}, ('prefill', 'decode', 'iteration')),
+    'parts': ('configs/grpo.py', {'grpo.prompts_at_once': '8', 'rollout.mesh.data': '8'}, ('prefill', 'decode')),
     'lora': ('configs/grpo.py', {'grpo.adapter.name': 'lora', 'grpo.filter.name': 'lora', 'grpo.objective.beta': '0.1'}, ('train',)),
     'sft': ('configs/sft.py', {'train.accumulation': '2'}, ()),
 }  # fmt: skip

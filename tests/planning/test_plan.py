@@ -22,8 +22,7 @@ COUNT = L * (sum(MATRICES.values()) + 2 * D) + 2 * V * D + D
 @pytest.fixture(scope='module')
 def eight(tmp_path_factory):
     out = tmp_path_factory.mktemp('plan') / 'plan.json'
-    # Nothing of it is run, so that machine code need not be fast.
-    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': '--xla_backend_optimization_level=0'}
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
     command = [sys.executable, str(HERE / 'planned_devices.py'), str(out)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -136,4 +135,3 @@ def test_a_quarter_of_the_prompts_at_once(eight):
     for name in ('prefill', 'decode'):
         assert parts[name]['flops'] == plain[name]['flops'] / 4 and parts[name]['tokens'] == plain[name]['tokens'] / 4
     assert parts['decode']['memory']['of_which_cache'] == plain['decode']['memory']['of_which_cache'] / 4
-    assert parts['iteration']['flops'] == plain['iteration']['flops']

@@ -1,6 +1,7 @@
 """Tokens that are put rather than drawn, on models small enough to write down every completion; stop sequences; several models."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -18,21 +19,26 @@ from reasonjax.sampling.sampler import Companion, Sampling, generate
 END, WAIT = 6, (8, 9)
 
 
-def script(*tokens):
-    """A processor that lets only these tokens be drawn, in turn, the last of them again and again."""
-    wanted = jnp.asarray(tokens)
+@functools.partial(jax.jit, static_argnames='sampling')
+def scripted(params, wanted, prompts, sampling):
+    """A rollout in which only these tokens [C] can be drawn, in turn."""
 
     def only(logits, progress):
-        token_R = wanted[jnp.minimum(progress.step, len(tokens) - 1)]
+        token_R = wanted[jnp.minimum(progress.step, len(wanted) - 1)]
         return jnp.where(jnp.arange(13) == token_R[:, None], logits, -1e30)
 
-    return only
+    return generate(params, SMALL, prompts, KEY, sampling, (only,))
+
+
+def script(*tokens):
+    """As many tokens as a completion may have: these, the last of them again and again."""
+    return jnp.asarray([*tokens, *[tokens[-1]] * (C - len(tokens))])
 
 
 def forced(forcing, *drawn, **settings):
     """The completion, and what of it was put, where these tokens would be drawn."""
     sampling = Sampling(1, C, eos_ids=EOS, forcing=forcing, **settings)
-    rollout = generate(toys.params(SMALL), SMALL, left_padded([PROMPTS[0]]), KEY, sampling, (script(*drawn),))
+    rollout = scripted(toys.params(SMALL), script(*drawn), left_padded([PROMPTS[0]]), sampling)
     n = int(rollout.length[0, 0])
     assert not np.any(rollout.forced[0, 0, n:])
     return np.asarray(rollout.tokens)[0, 0, :n].tolist(), np.flatnonzero(rollout.forced[0, 0]).tolist()
@@ -133,7 +139,7 @@ def test_stop_sequences():
 
 
 def test_the_prompt_is_no_part_of_a_stop_sequence():
-    rollout = generate(toys.params(SMALL), SMALL, left_padded([[3, 4]]), KEY, Sampling(1, 3, stop=((4, 9),)), (script(9, 3, 3),))
+    rollout = scripted(toys.params(SMALL), script(9, 3, 3), left_padded([[3, 4]]), Sampling(1, 3, stop=((4, 9),)))
     assert rollout.length[0, 0] == 3
 
 
@@ -155,9 +161,13 @@ def test_companions_read_the_same_completions():
     prompts, theirs = left_padded(PROMPTS), left_padded([[1, *p, 7, 7] for p in PROMPTS])
     greedy = Sampling(2, C, temperature=0.0, eos_ids=EOS)
 
-    def run(weight, companion, sampling=greedy):
+    @functools.partial(jax.jit, static_argnames='sampling')
+    def draw(params, prompts, companion, weight, sampling):
         combine = lambda mine, others, state: mine + weight * (others[0] - mine)  # noqa: E731
-        return jax.jit(lambda p, x: generate(p, SMALL, x, KEY, sampling, companions=(companion,), combine=combine))(params, prompts)
+        return generate(params, SMALL, prompts, KEY, sampling, companions=(companion,), combine=combine)
+
+    def run(weight, companion, sampling=greedy):
+        return draw(params, prompts, companion, weight, sampling)
 
     # With all the weight on it, the companion says what it would say alone; with none, it is not heard.
     alone = jax.jit(lambda p, x: generate(p, SMALL, x, KEY, greedy))
