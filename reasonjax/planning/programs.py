@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -20,7 +19,6 @@ from reasonjax.parallel import layout
 from reasonjax.parallel import mesh as meshes
 from reasonjax.planning import flops, shapes
 from reasonjax.planning.roofline import Work
-from reasonjax.protocols import needed
 from reasonjax.sampling import sampler
 from reasonjax.sampling.sampler import Sampling
 from reasonjax.tracking.metrics import Writer
@@ -28,6 +26,7 @@ from reasonjax.training import batching, samplers, step
 from reasonjax.training.context import Place, Run, abstract_params, at_once, check_lengths, check_mesh, places, rows_per_example, settings
 from reasonjax.training.feed import Feed
 from reasonjax.training.loop import compile_update
+from reasonjax.training.rollout_step import make_generate, rollout_step, trace_rollout_step, wants_reference
 from reasonjax.training.samplers import of_stage, on_rollout_mesh
 from reasonjax.weights.partition import combine, partition
 
@@ -123,9 +122,8 @@ class Stage:
             samplers.check(c, place.name)
         self.updates = c.num_iterations * c.minibatches if self.online else 1
         self.together = 1 if self.online else rows_per_example(c)
-        self.objective = configs.resolve(c.objective, 'objective')
         self.temperature = c.temperature if self.online else 1.0
-        self.wants_reference = 'logprob_ref' in needed(self.objective)
+        self.wants_reference = wants_reference(c)
         self.rollout_mesh = run.rollout_mesh
         check_mesh(run, place)
         self.form = batching.form_of(c, run.mesh, place.name) if self.online else batching.Form(share_prompts=False)
@@ -237,19 +235,14 @@ class Stage:
         """Sampling, scoring and all updates as one program; what happens on the host in between, the rewards, is an argument."""
         c, prompts = self.settings, self._prompts(self.run.mesh, self.settings.num_prompts)
         rewards = self._placed((c.num_prompts, c.num_generations), np.float32)
-        advantage = configs.resolve(c.advantage, 'advantage')
         update = self._update()
-        generate = self._generate()
+        generate, how = make_generate(self.run, c, self.place.name), trace_rollout_step(self.run, c, self.place.name)
 
         def iteration(now: step.State, frozen: Any, incoming: Any, prompts: dict, rewards_PxG: jax.Array, key: jax.Array) -> tuple:
-            rollout = generate(combine(now.trainable, frozen), prompts, key)
-            advantage_PxG, _ = advantage(rewards_PxG, ~jnp.isnan(rewards_PxG))
-            batch = batching.assemble(prompts, rollout, advantage_PxG, self.form, mask_truncated=c.mask_truncated_completions)
-            if self.updates > 1:
-                batch['logprob_old'] = batch['logprob_sampled']
-            if self.wants_reference:
-                known = shapes.joined(self.run.specs, incoming, combine(now.trainable, frozen), self.shared)
-                batch['logprob_ref'] = self._logprob()(known, batch)
+            params = combine(now.trainable, frozen)
+            rollout = generate(params, prompts, key)
+            reference = shapes.joined(self.run.specs, incoming, params, self.shared) if self.wants_reference else None
+            batch, *_ = rollout_step(how, params, reference, prompts, rollout, rewards_PxG)
             measured = {}
             for i, part in enumerate(batching.minibatches(batch, c)):
                 now, measured = update(now, frozen, part, jax.random.fold_in(key, i))
@@ -259,7 +252,7 @@ class Stage:
         kinds = {'parameters': (self.state.trainable, self.frozen), 'optimiser': self.state.optimizer, 'batch': (prompts, rewards)}
         kinds['incoming'] = self.incoming
         rows = self.rows // c.minibatches
-        scored = [flops.forward(self._read(self.rows))] if self.wants_reference else []
+        scored = [flops.forward(self._read(self.rows))] * (self.wants_reference + (self.updates > 1 and how.recompute_old))
         trained = [(product, times * self.updates) for product, times in self._trained(rows)]
         parts = c.num_prompts // at_once(c)
         forwards = [*([(p, times * parts) for p, times in found] for found in (self._prefilled(), self._decoded())), *scored]
@@ -276,28 +269,6 @@ class Stage:
     def _update(self) -> Any:
         feed = Feed(None, None, self.updates, self.temperature, together=self.together)
         return compile_update(self.run, self.settings, feed, self.optimizer, self.state, self.settings.steps * self.updates)
-
-    def _generate(self) -> Callable:
-        """The whole sampler, from arguments on the mesh for training to a rollout there, as many prompts at a time as the stage takes."""
-        sampling, parts = self._sampling(), self.settings.num_prompts // at_once(self.settings)
-        drawn = on_rollout_mesh(self.run, lambda params, prompts, key: sampler.generate(params, self.run.model, prompts, key, sampling))
-        there, back = (meshes.replicated(mesh) for mesh in (self.rollout_mesh, self.run.mesh))
-        homes = shapes.shardings(self._prompts())
-
-        def part(params: Any, prompts: dict, key: jax.Array) -> Any:
-            if self.rollout_mesh == self.run.mesh:
-                return drawn(params, prompts, key)
-            prompts, key = jax.lax.with_sharding_constraint((prompts, key), (homes, there))
-            return jax.lax.with_sharding_constraint(drawn(params, prompts, key), back)
-
-        def generate(params: Any, prompts: dict, key: jax.Array) -> Any:
-            if parts == 1:
-                return part(params, prompts, key)
-            split = {name: x.reshape(parts, -1, *x.shape[1:]) for name, x in prompts.items()}
-            found = jax.lax.map(lambda prompts: part(params, prompts, key), split)
-            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
-
-        return generate
 
     def _sampling(self) -> Sampling:
         return of_stage(self.settings, self.run.tokenizer, self.place.name)

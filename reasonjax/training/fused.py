@@ -9,28 +9,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from reasonjax import config as configs
-from reasonjax import reduce
 from reasonjax.errors import UserError, divisor
 from reasonjax.parallel import mesh as meshes
-from reasonjax.protocols import Task, TokenRule, needed
-from reasonjax.sampling import reward_functions, sampler
+from reasonjax.protocols import Task, TokenRule
+from reasonjax.sampling import reward_functions
 from reasonjax.sampling.reward_pool import Rewards, RewardSpec
 from reasonjax.sampling.sampler import Rollout
 from reasonjax.sampling.text import completions
 from reasonjax.tracking.metrics import Timers
-from reasonjax.training import online, rollouts, samplers
-from reasonjax.training.batching import assemble, form_of, minibatches
-from reasonjax.training.context import Place, Run, at_once, check_data, settings
+from reasonjax.training import rollout_metrics, rollouts, samplers
+from reasonjax.training.batching import minibatches
+from reasonjax.training.context import Place, Run, check_data, settings
 from reasonjax.training.feed import Feed
 from reasonjax.training.iteration import Given, Inside
 from reasonjax.training.loop import Trained, dropped, train
-from reasonjax.training.samplers import of_stage, on_rollout_mesh
-from reasonjax.training.step import make_score
+from reasonjax.training.rollout_step import make_generate, rollout_step, trace_rollout_step, wants_reference
 
 PERIODS = ('steps', 'eval_every', 'checkpoint_every')
 # What needs the host within a step, and why.
@@ -62,11 +58,11 @@ def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callabl
     check(stage, place.name)
     reward = reward_of(run, place)
     fixed = None
-    if 'logprob_ref' in needed(configs.resolve(stage.objective, 'objective')):
+    if wants_reference(stage):
         # The reference is the model as this stage found it, adapters of earlier stages included; it stays in memory.
         fixed = incoming()
         incoming = lambda: fixed  # noqa: E731
-    data, watch = rollouts.open_data(run, place, reward.rule.columns), online.Watcher(place.name)
+    data, watch = rollouts.open_data(run, place, reward.rule.columns), rollout_metrics.Watcher(place.name)
     check_data(place, data)
 
     def feed(step: int, params: Any, timers: Timers) -> Given:
@@ -86,52 +82,19 @@ def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callabl
 def make_produce(run: Run, place: Place, reward: Reward) -> Callable:
     """What `iteration.Inside` calls `produce`, of an online stage: `(params, reference, given, key) -> (batches, seen, kept)`."""
     stage, name = settings(run.config, place), place.name
-    every = 'logprob_old' in needed(configs.resolve(stage.objective, 'objective'))
-    advantage = configs.resolve(stage.advantage, 'advantage')
-    generate, form = make_generate(run, stage, name), form_of(stage, run.mesh, name)
-    logprob = make_score(run.model, micro=stage.minibatches * stage.accumulation, temperature=stage.temperature)
+    generate, how = make_generate(run, stage, name), trace_rollout_step(run, stage, name)
 
     def produce(params: Any, reference: Any, given: Mapping, key: jax.Array) -> tuple[list[dict], dict, dict]:
-        prompts = given['prompts']
-        rollout = generate(params, prompts, key)
+        rollout = generate(params, given['prompts'], key)
         of_group = {name: x[:, None] for name, x in given['columns'].items()}
         reward_PxG = reward.rule.reward(rollout.tokens, rollout.length, rollout.terminated, of_group)
-        valid_PxG = ~jnp.isnan(reward_PxG)
-        advantage_PxG, metrics = advantage(jnp.where(valid_PxG, reward.weight * reward_PxG, 0), valid_PxG)
-        batch = assemble(prompts, rollout, advantage_PxG, form, mask_truncated=stage.mask_truncated_completions)
-        if stage.num_iterations * stage.minibatches > 1:
-            # The sampler's are the policy's own, unless the objective is to tell the two apart.
-            batch['logprob_old'] = logprob(params, batch) if every else batch['logprob_sampled']
-        if reference is not None:
-            batch['logprob_ref'] = logprob(reference, batch)
-        seen = {'reward': reward_PxG, 'length': rollout.length, 'terminated': rollout.terminated, 'metrics': reduce.values(metrics)}
+        total_PxG = reward.weight * reward_PxG
+        batch, advantage_PxG, metrics = rollout_step(how, params, reference, given['prompts'], rollout, total_PxG)
+        seen = {'reward': reward_PxG, 'length': rollout.length, 'terminated': rollout.terminated, 'metrics': metrics}
         kept = {'tokens': rollout.tokens, 'advantage': advantage_PxG} if stage.log_completions_every else {}
         return minibatches(batch, stage)[: stage.minibatches], seen, kept
 
     return produce
-
-
-def make_generate(run: Run, stage: ml_collections.ConfigDict, name: str) -> Callable[[Any, Mapping[str, jax.Array], jax.Array], Rollout]:
-    """The sampler within a program: prompts on the mesh for training to a rollout there, as many at a time as the stage takes."""
-    sampling = of_stage(stage, run.tokenizer, name)
-    drawn = on_rollout_mesh(run, lambda params, prompts, key: sampler.generate(params, run.model, prompts, key, sampling))
-    parts, back = stage.num_prompts // at_once(stage), meshes.replicated(run.mesh)
-
-    def part(params: Any, prompts: dict, key: jax.Array) -> Rollout:
-        if run.rollout_mesh == run.mesh:
-            return drawn(params, prompts, key)
-        there = {name: meshes.placed(('batch', None)[: x.ndim], x.shape, run.rollout_mesh) for name, x in prompts.items()}
-        prompts, key = jax.lax.with_sharding_constraint((prompts, key), (there, meshes.replicated(run.rollout_mesh)))
-        return jax.lax.with_sharding_constraint(drawn(params, prompts, key), back)
-
-    def generate(params: Any, prompts: Mapping[str, jax.Array], key: jax.Array) -> Rollout:
-        if parts == 1:
-            return part(params, prompts, key)
-        split = {name: x.reshape(parts, -1, *x.shape[1:]) for name, x in prompts.items()}
-        found = jax.lax.map(lambda some: part(params, some, key), split)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
-
-    return generate
 
 
 def arrays(drawn: Sequence[Mapping], rule: TokenRule, mesh: jax.sharding.Mesh) -> dict[str, dict[str, jax.Array]]:
@@ -164,12 +127,12 @@ def report(
         raise UserError(f'stage {place.name}, step {step}: no sample has a reward ({rewards.counts}).')
     rollout = Rollout(None, None, None, seen['length'], seen['terminated'])
     metrics = {name: float(value) for name, value in seen['metrics'].items()}
-    metrics |= online.rollout_metrics(rollout) | online.reward_metrics(rewards)
+    metrics |= rollout_metrics.rollout_metrics(rollout) | rollout_metrics.reward_metrics(rewards)
     watch(metrics)
     if stage.log_completions_every and step % stage.log_completions_every == 0:
         rollout = rollout.replace(tokens=kept()['tokens'])
         drawn = rollouts.Drawn(host, rollout, completions(rollout, run.tokenizer), rewards, np.full(len(host['rows']), step))
-        run.writer.completions(place.name, step, online.rows_of(drawn, kept()['advantage']))
+        run.writer.completions(place.name, step, rollout_metrics.rows_of(drawn, kept()['advantage']))
     return metrics | host['dropped'], int(seen['length'].sum())
 
 

@@ -1,12 +1,10 @@
 """Reinforcement from own samples: prompts -> rollouts -> rewards -> advantages -> the same step as any other stage."""
 
 import functools
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from reasonjax import config as configs
@@ -15,9 +13,6 @@ from reasonjax.errors import UserError
 from reasonjax.model.config import ModelConfig
 from reasonjax.model.score import READ
 from reasonjax.parallel import mesh as meshes
-from reasonjax.parallel import processes
-from reasonjax.protocols import needed
-from reasonjax.sampling.reward_pool import Rewards
 from reasonjax.sampling.sampler import Rollout
 from reasonjax.tracking.metrics import Timers
 from reasonjax.training import samplers
@@ -29,11 +24,11 @@ from reasonjax.training.context import Place, Run, settings
 from reasonjax.training.feed import Fed, Feed
 from reasonjax.training.group_buffer import Supply
 from reasonjax.training.loop import Trained, train
-from reasonjax.training.rollouts import Drawn, open_rollouts
+from reasonjax.training.rollout_metrics import Watcher, reward_metrics, rollout_metrics, rows_of
+from reasonjax.training.rollout_step import RolloutStep, recomputes_old, rollout_step, wants_reference
+from reasonjax.training.rollouts import open_rollouts
 from reasonjax.training.step import make_score
 
-FLAT_STEPS = 10
-CUT_SHARE = 0.5
 LARGEST_REWARD = 1e37  # differences of two are finite in float32
 
 
@@ -48,8 +43,6 @@ def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callabl
     """
     stage = settings(run.config, place)
     samplers.check(stage, place.name)
-    objective = configs.resolve(stage.objective, 'objective')
-    advantages_of = _on_host(configs.resolve(stage.advantage, 'advantage'), place.name)
     form = form_of(stage, run.mesh, place.name)
     pack = Packer(form)
     updates, micro = stage.num_iterations * stage.minibatches, stage.minibatches * stage.accumulation
@@ -57,15 +50,21 @@ def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callabl
     width = stage.max_completion_length + (0 if form.share_prompts else stage.data.max_prompt_length)
     score, ahead = _compiled_score(run.model, run.mesh, (rows, width), micro, stage.temperature), Ahead()
 
+    def lay_out(prompts: Mapping, rollout: Rollout, advantage_PxG: np.ndarray, extra: dict) -> tuple[dict, dict]:
+        batch = assemble(prompts, rollout, advantage_PxG, form, mask_truncated=stage.mask_truncated_completions)
+        batch, packing = pack(batch)
+        return meshes.place_batch(batch | extra, run.mesh), packing
+
     def logprob(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
         ahead.finish()
         return score(params, {name: batch[name] for name in READ if name in batch})
 
-    every, wants_reference = 'logprob_old' in needed(objective), 'logprob_ref' in needed(objective)
-    shapes = None
+    advantage = _on_host(configs.resolve(stage.advantage, 'advantage'), place.name)
+    how = RolloutStep(advantage, lay_out, logprob, updates, recomputes_old(stage))
+    reference, shapes = None, None
     if not (form.packing or stage.minibatches > 1 or stage.pipelined or stage.dynamic_sampling > 1):
-        shapes = shapes_of_batch(stage, stage.num_prompts, form, run.mesh, old=updates > 1, reference=wants_reference)
-    if wants_reference:
+        shapes = shapes_of_batch(stage, stage.num_prompts, form, run.mesh, old=updates > 1, reference=wants_reference(stage))
+    if wants_reference(stage):
         # The reference is the model as this stage found it, adapters of earlier stages included; it stays in memory.
         reference = incoming()
         incoming = lambda: reference  # noqa: E731
@@ -81,28 +80,15 @@ def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callabl
 
         def feed(step: int, params: Any, timers: Timers) -> Fed:
             drawn, landed, origin = supply.next(step, params, timers)
+            age_B = np.repeat(step - drawn.steps, stage.num_generations) if supply.may_be_stale else None
             with timers('score'):
-                advantage_PxG, metrics = advantages_of(drawn.total_PxG)
-                batch = assemble(drawn.prompts, drawn.rollout, advantage_PxG, form, mask_truncated=stage.mask_truncated_completions)
-                batch, packing = pack(batch)
-                age_B = np.repeat(step - drawn.steps, stage.num_generations)
-                if supply.may_be_stale:
-                    batch['staleness'] = age_B.astype(np.float32)
-                batch = meshes.place_batch(batch, run.mesh)
-                if wants_reference:
-                    batch['logprob_ref'] = logprob(reference, batch)
-            if updates > 1:
-                # The sampler's are the policy's own where it sampled (one forward, a test holds them together): no second pass.
-                batch['logprob_old'] = batch['logprob_sampled']
-                if every or age_B.any():
-                    with timers('old_logprob'):
-                        own = logprob(params, batch)
-                        batch['logprob_old'] = own if every else jnp.where(batch['staleness'][:, None] > 0, own, batch['logprob_sampled'])
-                        if not stage.pipelined:
-                            jax.block_until_ready(own)  # for the clock; pipelined, it would wait for the rollout in flight
+                made = rollout_step(how, params, reference, drawn.prompts, drawn.rollout, drawn.total_PxG, age_B)
+                batch, advantage_PxG, metrics = made
+                if updates > 1 and not stage.pipelined:
+                    jax.block_until_ready(batch['logprob_old'])  # for the clock; pipelined, it would wait for the rollout in flight
             if stage.log_completions_every and step % stage.log_completions_every == 0:
                 table[:] = rows_of(drawn, advantage_PxG)
-            measured = metrics | origin | packing | rollout_metrics(landed.rollout) | reward_metrics(landed.rewards)
+            measured = metrics | origin | rollout_metrics(landed.rollout) | reward_metrics(landed.rewards)
             watch(measured)
             return Fed(minibatches(batch, stage), measured, int(landed.rollout.length.sum()))
 
@@ -129,72 +115,6 @@ class Memory:
     def set_state(self, state: dict) -> None:
         for part in self._parts:
             part.set_state(state)
-
-
-class Watcher:
-    """Called with a step's metrics, it warns, once each, of the two ways a run silently learns nothing. A checkpoint holds its state."""
-
-    def __init__(self, name: str):
-        self._name = name
-        self._flat, self._said = 0, []
-
-    def get_state(self) -> dict:
-        return {'flat': self._flat, 'said': list(self._said)}
-
-    def set_state(self, state: dict) -> None:
-        self._flat, self._said = state['flat'], list(state['said'])
-
-    def __call__(self, metrics: Mapping[str, float]) -> None:
-        self._flat = self._flat + 1 if metrics.get('frac_reward_zero_std') == 1 else 0
-        cut = metrics['completions/clipped_ratio']
-        texts = {}
-        if self._flat >= FLAT_STEPS:
-            texts['flat'] = (
-                f'every prompt had equal rewards for {self._flat} steps (now {metrics["reward"]:.3g}), so there is nothing to learn from. '
-                'Look at the completions, and at what the reward function reads.'
-            )
-        if cut > CUT_SHARE:
-            texts['cut'] = (
-                f'{cut:.0%} of the completions were cut at max_completion_length: they have no end and seldom an answer. Raise it, or '
-                'set mask_truncated_completions.'
-            )
-        for kind, text in texts.items():
-            if kind not in self._said:
-                self._said.append(kind)
-                if processes.is_main():
-                    print(f'warning: stage {self._name}: {text}', file=sys.stderr)
-
-
-def rollout_metrics(rollout: Rollout) -> dict[str, float]:
-    """Lengths under TRL's names."""
-    length, ended = rollout.length.ravel(), rollout.terminated.ravel()
-    functions = {'mean': np.mean, 'min': np.min, 'max': np.max}
-    metrics = {f'completions/{name}_length': float(of(length)) for name, of in functions.items()}
-    if ended.any():
-        metrics |= {f'completions/{name}_terminated_length': float(of(length[ended])) for name, of in functions.items()}
-    return metrics | {'completions/clipped_ratio': float(1 - ended.mean())}
-
-
-def reward_metrics(rewards: Rewards) -> dict[str, float]:
-    """Mean and deviation of each reward, and the samples each lost."""
-    metrics: dict[str, float] = dict(rewards.counts)
-    for name, values in zip(rewards.names, rewards.values.T, strict=True):
-        kept = values[~np.isnan(values)]
-        metrics[f'rewards/{name}/mean'] = float(kept.mean()) if len(kept) else float('nan')
-        metrics[f'rewards/{name}/std'] = float(kept.std(ddof=1)) if len(kept) > 1 else 0.0
-    return metrics
-
-
-def rows_of(drawn: Drawn, advantage_PxG: np.ndarray) -> list[dict]:
-    """The completions table: one row per sample, with its rewards and its advantage."""
-    flat = [(row, c) for row, group in zip(drawn.prompts['rows'], drawn.texts, strict=True) for c in group]
-    return [
-        {'prompt': row['prompt'], 'completion': c.text}
-        | {name: float(drawn.rewards.values[i, j]) for j, name in enumerate(drawn.rewards.names)}
-        | {'solution': row.get('solution'), 'length': c.length, 'terminated': c.terminated}
-        | {'advantage': float(advantage_PxG.reshape(-1)[i])}
-        for i, (row, c) in enumerate(flat)
-    ]
 
 
 @functools.lru_cache(maxsize=16)

@@ -10,7 +10,7 @@ import pytest
 from reasonjax import config as configs
 from reasonjax.errors import UserError
 from reasonjax.smoke import shrink
-from reasonjax.training import online
+from reasonjax.training import rollout_metrics
 from reasonjax.training.run import run, trained
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -73,9 +73,9 @@ def test_completions_table(tmp_path):
 
 
 def test_a_run_that_learns_nothing_is_told_so_once(capsys):
-    watch = online.Watcher('grpo')
+    watch = rollout_metrics.Watcher('grpo')
     flat = {'frac_reward_zero_std': 1.0, 'reward': 0.0, 'completions/clipped_ratio': 0.0}
-    for _ in range(online.FLAT_STEPS - 1):
+    for _ in range(rollout_metrics.FLAT_STEPS - 1):
         watch(flat)
     assert capsys.readouterr().err == ''
     for _ in range(3):

@@ -16,7 +16,7 @@ from toys import assert_trees_equal
 from reasonjax.data import pipeline
 from reasonjax.errors import Stopped
 from reasonjax.tracking import metrics
-from reasonjax.training import online, stopping
+from reasonjax.training import rollout_metrics, stopping
 from reasonjax.training.run import run, trained
 
 
@@ -89,7 +89,7 @@ def test_stops_do_not_change_where_a_rollback_goes(tmp_path, monkeypatch):
 
 def test_online_and_collecting(tmp_path, rewards, capfd, monkeypatch):
     """The stages in one run. A warning that was given is not given again, and the steps that lead to one are counted on."""
-    monkeypatch.setattr(online, 'FLAT_STEPS', 3)
+    monkeypatch.setattr(rollout_metrics, 'FLAT_STEPS', 3)
     config = quiet(
         'configs/quickstart.py:filtered_sft', stages="('grpo', 'collect', 'resft')", collect__steps=3, collect__reward_workers=0,
         collect__rewards__accuracy__name='toy_rewards.digits', collect__min_reward=2.0, collect__max_completion_length=30,
