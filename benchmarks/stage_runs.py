@@ -47,13 +47,13 @@ def without_end(run: Run) -> Run:
     return dataclasses.replace(run, tokenizer=dataclasses.replace(run.tokenizer, eos_ids=(run.model.vocab_size + 5,)))
 
 
-def train(run: Run, place: Place, incoming: Callable[[], Any] | None = None) -> list[tuple[float, dict]]:
+def train(run: Run, place: Place, initial_params: Callable[[], Any] | None = None) -> list[tuple[float, dict]]:
     """Runs a stage to its last step.
 
     Args:
       run: what stages share.
       place: of the stage.
-      incoming: returns the parameters it starts from; fresh ones by default.
+      initial_params: returns the parameters it starts from; fresh ones by default.
 
     Returns:
       For each step the seconds from the start of the process until it was recorded, and its metrics.
@@ -61,7 +61,7 @@ def train(run: Run, place: Place, incoming: Callable[[], Any] | None = None) -> 
     stage = settings(run.config, place)
     noted = Noted(run.workdir, stage.steps)
     with contextlib.suppress(Enough), noted:
-        STAGES[stage.kind](dataclasses.replace(run, writer=noted), place, incoming or functools.partial(fresh_params, run), None)
+        STAGES[stage.kind](dataclasses.replace(run, writer=noted), place, initial_params or functools.partial(fresh_params, run), None)
     return noted.notes
 
 

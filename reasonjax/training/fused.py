@@ -47,7 +47,7 @@ class Reward(NamedTuple):
     required: frozenset[str]
 
 
-def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callable | None) -> Trained:
+def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> Trained:
     """Runs the stage; see `loop.train`, and `online.run`, whose results these are.
 
     Raises:
@@ -60,8 +60,8 @@ def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callabl
     fixed = None
     if wants_reference(stage):
         # The reference is the model as this stage found it, adapters of earlier stages included; it stays in memory.
-        fixed = incoming()
-        incoming = lambda: fixed  # noqa: E731
+        fixed = initial_params()
+        initial_params = lambda: fixed  # noqa: E731
     data, watch = rollouts.open_data(run, place, reward.rule.columns), rollout_metrics.Watcher(place.name)
     check_data(place, data)
 
@@ -76,7 +76,7 @@ def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callabl
     told = functools.partial(report, run, place, reward, watch)
     inside = Inside(make_produce(run, place, reward), fixed, told, stage.iterations_per_call)
     updates = stage.num_iterations * stage.minibatches
-    return train(run, place, incoming, Feed(feed, data, updates, stage.temperature, memory=watch, inside=inside), evaluation)
+    return train(run, place, initial_params, Feed(feed, data, updates, stage.temperature, memory=watch, inside=inside), evaluation)
 
 
 def make_produce(run: Run, place: Place, reward: Reward) -> Callable:

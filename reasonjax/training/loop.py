@@ -45,14 +45,14 @@ class Trained(NamedTuple):
     best: dict[str, Any] | None = None
 
 
-def train(run: Run, place: Place, incoming: Callable[[], Any], feed: Feed, evaluation: Callable | None) -> Trained:
+def train(run: Run, place: Place, initial_params: Callable[[], Any], feed: Feed, evaluation: Callable | None) -> Trained:
     """Runs a training stage to its end, from its newest checkpoint where there is one.
 
     Args:
       run: what stages share.
       place: of this stage.
-      incoming: returns the parameters that the stage starts from; called at the start, and by a rollback to it. They are not changed, and
-        not kept here but for what does not train.
+      initial_params: returns the parameters that the stage starts from; called at the start, and by a rollback to it. They
+        are not changed, and only those that do not train are kept.
       feed: source of batches.
       evaluation: what `evaluate.make` returned, or None.
 
@@ -63,17 +63,17 @@ def train(run: Run, place: Place, incoming: Callable[[], Any], feed: Feed, evalu
     stage = settings(run.config, place)
     check(stage, place.name, evaluation is not None)
     with Checkpoints(place.folder / 'checkpoints', keep=stage.keep_checkpoints) as checkpoints:
-        return _Training(run, place, incoming, feed, evaluation, checkpoints).to_the_end()
+        return _Training(run, place, initial_params, feed, evaluation, checkpoints).to_the_end()
 
 
 class _Training:
     """A training stage under way: the state of the step and everything beside it that changes."""
 
     def __init__(
-        self, run: Run, place: Place, incoming: Callable[[], Any], feed: Feed, evaluation: Callable | None, checkpoints: Checkpoints
+        self, run: Run, place: Place, initial_params: Callable[[], Any], feed: Feed, evaluation: Callable | None, checkpoints: Checkpoints
     ):
         self.run, self.place, self.stage = run, place, settings(run.config, place)
-        self.incoming, self.feed, self.evaluation, self.checkpoints = incoming, feed, evaluation, checkpoints
+        self.initial_params, self.feed, self.evaluation, self.checkpoints = initial_params, feed, evaluation, checkpoints
         self.started = time.perf_counter()
         self.earlier = 0.0  # seconds of attempts before this one
         total_updates = self.stage.steps * feed.updates
@@ -328,7 +328,7 @@ class _Training:
 
     def _start(self) -> tuple[State, Any, Any]:
         """The state before the first step, the frozen part, and which weights train."""
-        params = adapt(self.run, self.place, self.incoming())
+        params = adapt(self.run, self.place, self.initial_params())
         placed = shardings(self.run.specs, params, self.run.mesh)
         params = jax.device_put(params, placed)
         chosen = configs.resolve(self.stage.filter, 'filter')(self.run.specs, params)

@@ -32,7 +32,7 @@ from reasonjax.training.step import make_score
 LARGEST_REWARD = 1e37  # differences of two are finite in float32
 
 
-def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callable | None) -> Trained:
+def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> Trained:
     """Runs the stage; see `loop.train`, and `Supply` for where the groups come from that a step trains on.
 
     The metrics of the advantage (`reward`, `frac_reward_zero_std`, ...) are of these groups; `rewards/*` and `completions/*` are of all
@@ -66,8 +66,8 @@ def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callabl
         shapes = shapes_of_batch(stage, stage.num_prompts, form, run.mesh, old=updates > 1, reference=wants_reference(stage))
     if wants_reference(stage):
         # The reference is the model as this stage found it, adapters of earlier stages included; it stays in memory.
-        reference = incoming()
-        incoming = lambda: reference  # noqa: E731
+        reference = initial_params()
+        initial_params = lambda: reference  # noqa: E731
         if shapes is not None:
             ahead.start(score, shapes_of(reference), {name: x for name, x in shapes.items() if name in READ})
     table: list[dict] = []
@@ -100,7 +100,7 @@ def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callabl
         # Waiting for each step makes the clock of its phases exact; pipelined, it would wait for nothing but tables.
         tables = record if stage.log_completions_every or not stage.pipelined else None
         source = Feed(feed, rollouts.data, updates, stage.temperature, tables, memory=Memory(watch, supply), shapes=shapes)
-        return train(run, place, incoming, source, evaluation)
+        return train(run, place, initial_params, source, evaluation)
 
 
 class Memory:

@@ -85,9 +85,9 @@ def _run_all(config: ml_collections.ConfigDict, workdir: pathlib.Path, trust: Se
                 results.append(finished[place.name])
                 left = None
                 continue
-            found = Arriving(functools.partial(arriving, context, place, evaluation), left)
+            initial_params = InitialParams(functools.partial(load_initial_params, context, place, evaluation), left)
             left = None  # only the stage has them now
-            left, result = _run_stage(context, place, found, evaluation)
+            left, result = _run_stage(context, place, initial_params, evaluation)
             results.append(result)
             # Drawing takes seconds, more than a short stage.
             due = place is final or result['seconds'] > LONG_STAGE
@@ -122,9 +122,9 @@ def _make_folder(workdir: pathlib.Path) -> None:
         raise UserError(f'--workdir={workdir}: {what}.') from error
 
 
-class Arriving:
-    """Hands a stage the parameters it starts from. It keeps none: a stage that trains all weights can let go of those it started from,
-    and one that has to begin again calls again, which loads them.
+class InitialParams:
+    """Returns the parameters that a stage starts from. The first call hands over what the stage before has left, without keeping it, so
+    that a stage that trains all weights can free those it started from; each later call loads them.
 
     Args:
       load: loads them.
@@ -139,7 +139,7 @@ class Arriving:
         return self._load() if params is None else params
 
 
-def arriving(run: Run, place: Place, evaluation: Callable | None) -> Any:
+def load_initial_params(run: Run, place: Place, evaluation: Callable | None) -> Any:
     """Parameters as a stage finds them: those of the last stage before it that saved some, else those `config.init` names.
 
     Where the last checkpoint of that stage is damaged, what followed the one before is done again.
@@ -153,7 +153,10 @@ def arriving(run: Run, place: Place, evaluation: Callable | None) -> Any:
         clocked = meta.get('clock', {}).get('steps', 0.0)
         ended = processes.on_main(lambda: (claims.read_done(last) or {}).get(claims.STATE, {}).get('last', 0))
         complete = step >= (ended or stage.get('steps', 0)) or spent(stage, meta.get('counted', {}).get('num_tokens', 0), clocked)
-        return params if complete else _run_stage(run, last, Arriving(functools.partial(arriving, run, last, evaluation)), evaluation)[0]
+        if complete:
+            return params
+        again = InitialParams(functools.partial(load_initial_params, run, last, evaluation))
+        return _run_stage(run, last, again, evaluation)[0]
     return initial(run)
 
 
@@ -198,10 +201,10 @@ def _fitting(run: Run, theirs: Run, params: Any) -> Any:
     return fitting
 
 
-def _run_stage(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callable | None) -> tuple[Any, dict]:
+def _run_stage(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> tuple[Any, dict]:
     stage = settings(run.config, place)
     started = time.perf_counter()
-    params = None if stage.kind in TRAINING else incoming()
+    params = None if stage.kind in TRAINING else initial_params()
     state = {'config': claims.fingerprint(run.config)} | ({'steps': stage.steps} if 'steps' in stage else {})
     if stage.kind == 'collect':
         result, last = collect.run(run, place, params)
@@ -213,7 +216,7 @@ def _run_stage(run: Run, place: Place, incoming: Callable[[], Any], evaluation: 
         params, seconds, last, best = keep(run, place, params), 0.0, 0, None
     elif stage.kind in TRAINING:
         train = fused.run if stage.get('on_device') else TRAINING[stage.kind]
-        params, seconds, last, best = train(run, place, incoming, evaluation)
+        params, seconds, last, best = train(run, place, initial_params, evaluation)
     else:
         run.writer.resume(place.name, None)
         seconds, last, best = 0.0, 0, None

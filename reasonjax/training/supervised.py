@@ -17,7 +17,7 @@ from reasonjax.training.feed import Fed, Feed
 from reasonjax.training.loop import Trained, train
 
 
-def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callable | None) -> Trained:
+def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> Trained:
     """Runs the stage; see `loop.train`.
 
     Raises:
@@ -35,7 +35,7 @@ def run(run: Run, place: Place, incoming: Callable[[], Any], evaluation: Callabl
             filled = {'data/fill': tokens / batch['segments'].size}
             return Fed([meshes.place_batch(batch, run.mesh)], filled, tokens)
 
-    return train(run, place, incoming, Feed(feed, data, updates=1, together=rows_per_example(stage)), evaluation)
+    return train(run, place, initial_params, Feed(feed, data, updates=1, together=rows_per_example(stage)), evaluation)
 
 
 def open_data(run: Run, place: Place) -> pipeline.Batches:

@@ -15,7 +15,7 @@ from reasonjax.errors import UserError
 from reasonjax.smoke import shrink
 from reasonjax.training import load_config
 from reasonjax.training.context import open_run
-from reasonjax.training.run import arriving, initial, places, run, trained
+from reasonjax.training.run import initial, load_initial_params, places, run, trained
 
 ROWS = [{'prompt': [{'role': 'user', 'content': f'{a}+{b}'}], 'completion': [{'role': 'assistant', 'content': str(a + b)}]}
         for a in range(4) for b in range(4)]  # fmt: skip
@@ -84,7 +84,7 @@ def test_a_run_from_a_folder_and_a_run_from_that_run(folder, rows, tmp_path):
     second = shrink(load_config.load(str(ROOT / 'configs/sft.py'), overrides))
     assert second.model.to_dict() == first.model.to_dict() and second.tokenizer.path == str(folder)
     opened = open_run(second, tmp_path / 'second')
-    toys.assert_trees_equal(arriving(opened, places(second, tmp_path / 'second')[0], None), params)
+    toys.assert_trees_equal(load_initial_params(opened, places(second, tmp_path / 'second')[0], None), params)
 
 
 def test_a_kept_model_is_a_run(folder, tmp_path):
