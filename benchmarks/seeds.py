@@ -45,11 +45,11 @@ from reasonjax.parallel import mesh as meshes
 from reasonjax.tasks import TokenRule
 from reasonjax.tracking.metrics import environment
 from reasonjax.training import fused, rollouts
+from reasonjax.training.batch_source import BatchSource
 from reasonjax.training.context import Place, Run, adapt, fresh_params, open_run, places, settings
-from reasonjax.training.feed import Feed
 from reasonjax.training.iteration import make_iterations
-from reasonjax.training.loop import build_update
 from reasonjax.training.step import create
+from reasonjax.training.updates import build_update
 from reasonjax.weights.partition import partition, path_name
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -85,7 +85,7 @@ def work(path: str, overrides: list[tuple[str, str]], seeds: list[int], iteratio
     updates = stage.num_iterations * stage.minibatches
     schedule = configs.resolve(stage.learning_rate, 'learning_rate')(stage.steps * updates)
     optimizer = configs.resolve(stage.optimizer, 'optimizer')(schedule)
-    update = build_update(run, stage, Feed(None, None, updates, stage.temperature), optimizer, stage.steps * updates)
+    update = build_update(run, stage, BatchSource(None, None, updates, stage.temperature), optimizer, stage.steps * updates)
     steps = make_iterations(fused.make_produce(run, place, reward), update, updates=updates, stage=place.number)
 
     def iterate(one: Seed) -> Any:

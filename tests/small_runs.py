@@ -83,16 +83,16 @@ _UPDATES: dict = {}
 def share_updates(patch: pytest.MonkeyPatch) -> None:
     """Stages of the same settings share one compiled update: to trace it takes longer than the few steps of a test."""
 
-    def shared(run, stage, feed, optimizer, state, updates, place):
-        if feed.inside is not None:  # it closes over the prompts of its run
-            return compile_update(run, stage, feed, optimizer, state, updates, place)
+    def shared(run, stage, source, optimizer, state, updates, place):
+        if source.on_device is not None:  # it closes over the prompts of its run
+            return compile_update(run, stage, source, optimizer, state, updates, place)
         settings = json.dumps({name: stage[name] for name in SHAPING}, default=lambda group: group.to_dict(), sort_keys=True)
         length = None if (stage.learning_rate.name, stage.corruption.name) == ('constant', 'none') else updates
         ids = (run.tokenizer.pad_id, run.tokenizer.mask_id, run.tokenizer.vocab_size)
         form = (jax.tree.structure(state), *((x.shape, x.dtype, x.sharding) for x in jax.tree.leaves(state)))
-        key = (run.model, run.mesh, settings, length, ids, feed.together, feed.temperature, form)
+        key = (run.model, run.mesh, settings, length, ids, source.together, source.temperature, form)
         if key not in _UPDATES:
-            _UPDATES[key] = compile_update(run, stage, feed, optimizer, state, updates, place)
+            _UPDATES[key] = compile_update(run, stage, source, optimizer, state, updates, place)
         return _UPDATES[key]
 
     patch.setattr(loop, 'compile_update', shared)

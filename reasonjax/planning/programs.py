@@ -23,11 +23,11 @@ from reasonjax.sampling import sampler
 from reasonjax.sampling.sampler import Sampling
 from reasonjax.tracking.metrics import Writer
 from reasonjax.training import batching, samplers, step
+from reasonjax.training.batch_source import BatchSource
 from reasonjax.training.context import Place, Run, abstract_params, at_once, check_lengths, check_mesh, places, rows_per_example, settings
-from reasonjax.training.feed import Feed
-from reasonjax.training.loop import compile_update
 from reasonjax.training.rollout_step import make_generate, rollout_step, trace_rollout_step, wants_reference
 from reasonjax.training.samplers import of_stage, on_rollout_mesh
+from reasonjax.training.updates import compile_update
 from reasonjax.weights.partition import combine, partition
 
 PROGRAMS = {'online': ('train', 'score', 'prefill', 'decode', 'iteration'), 'supervised': ('train', 'score')}
@@ -267,8 +267,8 @@ class Stage:
         return Program('iteration', function, arguments, kinds, {}, cache, phases, more, useful, tokens)
 
     def _update(self) -> Any:
-        feed = Feed(None, None, self.updates, self.temperature, together=self.together)
-        return compile_update(self.run, self.settings, feed, self.optimizer, self.state, self.settings.steps * self.updates)
+        source = BatchSource(None, None, self.updates, self.temperature, together=self.together)
+        return compile_update(self.run, self.settings, source, self.optimizer, self.state, self.settings.steps * self.updates)
 
     def _sampling(self) -> Sampling:
         return of_stage(self.settings, self.run.tokenizer, self.place.name)

@@ -21,10 +21,10 @@ from reasonjax.sampling.sampler import Rollout
 from reasonjax.sampling.text import completions
 from reasonjax.tracking.metrics import Timers
 from reasonjax.training import rollout_metrics, rollouts, samplers
+from reasonjax.training.batch_source import BatchSource
 from reasonjax.training.batching import minibatches
 from reasonjax.training.context import Place, Run, check_data, settings
-from reasonjax.training.feed import Feed
-from reasonjax.training.iteration import Given, Inside
+from reasonjax.training.iteration import OnDeviceSource, StepInputs
 from reasonjax.training.loop import Trained, dropped, train
 from reasonjax.training.rollout_step import make_generate, rollout_step, trace_rollout_step, wants_reference
 
@@ -57,30 +57,31 @@ def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: C
     samplers.check(stage, place.name)
     check(stage, place.name)
     reward = reward_of(run, place)
-    fixed = None
+    reference = None
     if wants_reference(stage):
         # The reference is the model as this stage found it, adapters of earlier stages included; it stays in memory.
-        fixed = initial_params()
-        initial_params = lambda: fixed  # noqa: E731
+        reference = initial_params()
+        initial_params = lambda: reference  # noqa: E731
     data, watch = rollouts.open_data(run, place, reward.rule.columns), rollout_metrics.Watcher(place.name)
     check_data(place, data)
 
-    def feed(step: int, params: Any, timers: Timers) -> Given:
+    def next_batches(step: int, params: Any, timers: Timers) -> StepInputs:
         with timers('data'):
             drawn, host = [], []
             for _ in range(stage.iterations_per_call):
                 drawn.append(next(data))
                 host.append({'rows': drawn[-1]['rows'], 'dropped': dropped(data)})
-            return Given(arrays(drawn, reward.rule, run.mesh), host)
+            return StepInputs(arrays(drawn, reward.rule, run.mesh), host)
 
-    told = functools.partial(report, run, place, reward, watch)
-    inside = Inside(make_produce(run, place, reward), fixed, told, stage.iterations_per_call)
+    report_step = functools.partial(report, run, place, reward, watch)
+    on_device = OnDeviceSource(make_produce(run, place, reward), reference, report_step, stage.iterations_per_call)
     updates = stage.num_iterations * stage.minibatches
-    return train(run, place, initial_params, Feed(feed, data, updates, stage.temperature, memory=watch, inside=inside), evaluation)
+    source = BatchSource(next_batches, data, updates, stage.temperature, memory=watch, on_device=on_device)
+    return train(run, place, initial_params, source, evaluation)
 
 
 def make_produce(run: Run, place: Place, reward: Reward) -> Callable:
-    """What `iteration.Inside` calls `produce`, of an online stage: `(params, reference, given, key) -> (batches, seen, kept)`."""
+    """What `iteration.OnDeviceSource` calls `produce`, of an online stage: `(params, reference, given, key) -> (batches, seen, kept)`."""
     stage, name = settings(run.config, place), place.name
     generate, how = make_generate(run, stage, name), trace_rollout_step(run, stage, name)
 

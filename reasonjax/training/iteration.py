@@ -13,8 +13,8 @@ from reasonjax.training.step import State
 from reasonjax.weights.partition import combine
 
 
-class Inside(NamedTuple):
-    """The part of a feed that is compiled into one program with the updates.
+class OnDeviceSource(NamedTuple):
+    """The part of a source of batches that is compiled into one program with the updates.
 
     Attributes:
       produce: `(params, fixed, given, key) -> (batches, seen, kept)`, traced: what one step trains on, from what the host gives it. Of
@@ -31,12 +31,12 @@ class Inside(NamedTuple):
     iterations: int = 1
 
 
-class Given(NamedTuple):
-    """What the host gives to a call of a program that makes its own batches, see `Inside`.
+class StepInputs(NamedTuple):
+    """What the host gives to a call of a program that makes its own batches, see `OnDeviceSource`.
 
     Attributes:
       arrays: on the mesh, the first axis of each over the steps of the call.
-      host: per step, what `Inside.report` is to know.
+      host: per step, what `OnDeviceSource.report` is to know.
     """
 
     arrays: Any
@@ -57,7 +57,7 @@ def make_iterations(
     """Builds a run of steps as one function.
 
     Args:
-      produce: see `Inside`.
+      produce: see `OnDeviceSource`.
       update: what `step.make_update` returns.
       updates: per step; they go over the batches of `produce` in turn, as often as needed.
       stage: number of the stage in the run.
@@ -101,13 +101,13 @@ def make_iterations(
     return iterations
 
 
-def fetch(inside: Inside, first: int, host: list, device: tuple) -> list[Measured]:
-    """What came of the steps from `first` on: `device` is what the program of `make_iterations` returned, `host` is of its `Given`."""
+def fetch(on_device: OnDeviceSource, first: int, host: list, device: tuple) -> list[Measured]:
+    """What came of the steps from `first` on: `device` is what the program of `make_iterations` returned, `host` is of its `StepInputs`."""
     (metrics, seen), found = jax.device_get(device[:2]), []
     kept = functools.cache(lambda: jax.device_get(device[2]))
     for i, known in enumerate(host):
-        told, tokens = inside.report(first + i, known, _at(seen, i), lambda i=i: _at(kept(), i))
-        found.append(Measured(first + i, {name: float(np.mean(x[i])) for name, x in metrics.items()} | told, tokens))
+        known_metrics, tokens = on_device.report(first + i, known, _at(seen, i), lambda i=i: _at(kept(), i))
+        found.append(Measured(first + i, {name: float(np.mean(x[i])) for name, x in metrics.items()} | known_metrics, tokens))
     return found
 
 

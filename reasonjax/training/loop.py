@@ -1,4 +1,4 @@
-"""The one training loop: restore, step, record, evaluate, save. Stages differ in the feed they hand in.
+"""The one training loop: restore, step, record, evaluate, save. Stages differ in the source of batches they hand in.
 
 What a kill at any moment may cost is the time since the newest checkpoint, and nothing else: see docs/RELIABILITY.md.
 """
@@ -20,18 +20,18 @@ from reasonjax.model import config as model_config
 from reasonjax.model.placement import shardings
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
-from reasonjax.protocols import Context
 from reasonjax.tracking import records
 from reasonjax.tracking.metrics import Progress, Timers
 from reasonjax.training import cautions, claim, evaluate, offload, stopping
+from reasonjax.training.batch_source import BatchSource, StepBatches
 from reasonjax.training.checkpoint import Checkpoints
 from reasonjax.training.checkpoint_trees import abstract
 from reasonjax.training.compile_ahead import Ahead, shapes_of
 from reasonjax.training.context import Place, Run, adapt, settings
 from reasonjax.training.counters import Ledger, better, check, due_at, read_counts, spent
-from reasonjax.training.feed import Fed, Feed
-from reasonjax.training.iteration import Given, Measured, fetch, make_iterations
-from reasonjax.training.step import State, create, make_update
+from reasonjax.training.iteration import Measured, StepInputs, fetch
+from reasonjax.training.step import State, create
+from reasonjax.training.updates import compile_update
 from reasonjax.weights import finite
 from reasonjax.weights.partition import combine, partition
 
@@ -45,7 +45,7 @@ class Trained(NamedTuple):
     best: dict[str, Any] | None = None
 
 
-def train(run: Run, place: Place, initial_params: Callable[[], Any], feed: Feed, evaluation: Callable | None) -> Trained:
+def train(run: Run, place: Place, initial_params: Callable[[], Any], source: BatchSource, evaluation: Callable | None) -> Trained:
     """Runs a training stage to its end, from its newest checkpoint where there is one.
 
     Args:
@@ -53,7 +53,7 @@ def train(run: Run, place: Place, initial_params: Callable[[], Any], feed: Feed,
       place: of this stage.
       initial_params: returns the parameters that the stage starts from; called at the start, and by a rollback to it. They
         are not changed, and only those that do not train are kept.
-      feed: source of batches.
+      source: of batches.
       evaluation: what `evaluate.make` returned, or None.
 
     Raises:
@@ -63,26 +63,32 @@ def train(run: Run, place: Place, initial_params: Callable[[], Any], feed: Feed,
     stage = settings(run.config, place)
     check(stage, place.name, evaluation is not None)
     with Checkpoints(place.folder / 'checkpoints', keep=stage.keep_checkpoints) as checkpoints:
-        return _Training(run, place, initial_params, feed, evaluation, checkpoints).to_the_end()
+        return _Training(run, place, initial_params, source, evaluation, checkpoints).to_the_end()
 
 
 class _Training:
     """A training stage under way: the state of the step and everything beside it that changes."""
 
     def __init__(
-        self, run: Run, place: Place, initial_params: Callable[[], Any], feed: Feed, evaluation: Callable | None, checkpoints: Checkpoints
+        self,
+        run: Run,
+        place: Place,
+        initial_params: Callable[[], Any],
+        source: BatchSource,
+        evaluation: Callable | None,
+        checkpoints: Checkpoints,
     ):
         self.run, self.place, self.stage = run, place, settings(run.config, place)
-        self.initial_params, self.feed, self.evaluation, self.checkpoints = initial_params, feed, evaluation, checkpoints
+        self.initial_params, self.source, self.evaluation, self.checkpoints = initial_params, source, evaluation, checkpoints
         self.started = time.perf_counter()
         self.earlier = 0.0  # seconds of attempts before this one
-        total_updates = self.stage.steps * feed.updates
+        total_updates = self.stage.steps * source.updates
         self.schedule = configs.resolve(self.stage.learning_rate, 'learning_rate')(total_updates)
         self.optimizer = configs.resolve(self.stage.optimizer, 'optimizer')(self.schedule)
         if self.stage.offload_optimizer:
             offload.check(run.mesh.devices.flat[0], self.optimizer, f'config.{place.name}.offload_optimizer')
         self.state, self.frozen, self.chosen = self._start()
-        self.update = compile_update(run, self.stage, feed, self.optimizer, self.state, total_updates, place)
+        self.update = compile_update(run, self.stage, source, self.optimizer, self.state, total_updates, place)
         self.ledger, self.timers = Ledger(), Timers()
         self.pending: Callable[[], list[Measured]] | None = None  # fetches the metrics of what was dispatched last
         self.failing = False  # the last steps were not finite, one more than are tolerated
@@ -96,7 +102,7 @@ class _Training:
         """Goes on from the newest checkpoint."""
         unevaluated = self._resume()
         if not self.begin:
-            cautions.say(self.stage, self.place.name, self.state.trainable, self.stage.steps * self.feed.updates)
+            cautions.say(self.stage, self.place.name, self.state.trainable, self.stage.steps * self.source.updates)
         self.ahead = self._compile_ahead()
         with Progress(self.place.name, self.stage.steps, start=self.begin) as self.progress:
             self.clock = time.perf_counter()
@@ -104,7 +110,7 @@ class _Training:
                 self._conclude(self.begin, {'evaluate'})
             if self._spent() or self.begin >= self.stage.steps:
                 self.last = self.begin
-            for step in range(self.begin + self.feed.steps, self.stage.steps + 1, self.feed.steps):
+            for step in range(self.begin + self.source.steps, self.stage.steps + 1, self.source.steps):
                 if step > self.last:
                     break
                 self._step(step)
@@ -112,15 +118,15 @@ class _Training:
 
     def _step(self, step: int) -> None:
         """Does a step, or as many as are dispatched together, of which this is the last."""
-        self._dispatch(step - self.feed.steps + 1)
+        self._dispatch(step - self.source.steps + 1)
         stop = stopping.asked()
         due = functools.partial(due_at, step, self.stage, evaluating=self.evaluation is not None)
-        if stop or due(self.last) or self.feed.record is not None or self._watchful():
+        if stop or due(self.last) or self.source.record is not None or self._watchful():
             with self.timers('update'):
                 jax.block_until_ready(self.state)
             self._settle()
-        if self.feed.record is not None:
-            self.feed.record(step)
+        if self.source.record is not None:
+            self.source.record(step)
         if self.failing:
             self._roll_back(step)
         self._conclude(step, due(self.last))
@@ -132,36 +138,36 @@ class _Training:
 
     def _dispatch(self, step: int) -> None:
         """Starts a step, or several from this one on, and settles what came before while it runs."""
-        fed = self.feed.next(step, self._params(), self.timers)
+        fed = self.source.next(step, self._params(), self.timers)
         with self.timers('update'):
-            start = self._start_updates if self.feed.inside is None else self._start_program
+            start = self._start_updates if self.source.on_device is None else self._start_program
             measured = start(step, fed)
             self._settle()
         self.pending = measured
 
-    def _start_updates(self, step: int, fed: Fed) -> Callable[[], list[Measured]]:
-        # Read now: when the metrics are fetched, the feed may be a batch further.
-        known, tokens, device = fed.metrics | dropped(self.feed.data), fed.tokens, []
+    def _start_updates(self, step: int, fed: StepBatches) -> Callable[[], list[Measured]]:
+        # Read now: when the metrics are fetched, the source may be a batch further.
+        known, tokens, device = fed.metrics | dropped(self.source.data), fed.tokens, []
         self.ahead.finish()
         for i, batch in enumerate(fed.batches):
-            key = self._key((step - 1) * self.feed.updates + i)
+            key = self._key((step - 1) * self.source.updates + i)
             self.state, metrics = self.update(self.state, self.frozen, batch, key)
             device.append(metrics)
         return lambda: [Measured(step, _average(jax.device_get(device)) | known, tokens)]
 
     def _compile_ahead(self) -> Ahead:
         ahead = Ahead()
-        if self.feed.shapes is not None:
-            ahead.start(self.update, *shapes_of((self.state, self.frozen)), self.feed.shapes, shapes_of(self._key(0)))
+        if self.source.shapes is not None:
+            ahead.start(self.update, *shapes_of((self.state, self.frozen)), self.source.shapes, shapes_of(self._key(0)))
         return ahead
 
     def _key(self, update: int) -> jax.Array:
         return randomness.key(self.run.config.seed, self.place.number, update, 'update')
 
-    def _start_program(self, step: int, given: Given) -> Callable[[], list[Measured]]:
-        inside = self.feed.inside
-        self.state, device = self.update(self.state, self.frozen, inside.fixed, given.arrays, np.int32(step))
-        return functools.partial(fetch, inside, step, given.host, device)
+    def _start_program(self, step: int, given: StepInputs) -> Callable[[], list[Measured]]:
+        on_device = self.source.on_device
+        self.state, device = self.update(self.state, self.frozen, on_device.fixed, given.arrays, np.int32(step))
+        return functools.partial(fetch, on_device, step, given.host, device)
 
     def _settle(self) -> None:
         """Fetches the metrics of what was dispatched last, if that has not been done; counts and writes them down."""
@@ -176,7 +182,7 @@ class _Training:
         """Counts a step and writes it down; `last` of those that were dispatched together."""
         step, metrics, tokens = measured
         ledger, stage = self.ledger, self.stage
-        ledger.count(self.feed.updates, tokens, metrics.pop('nonfinite'), metrics.pop('spike', 0.0))
+        ledger.count(self.source.updates, tokens, metrics.pop('nonfinite'), metrics.pop('spike', 0.0))
         # Between two dispatches, where weights can change hands: a bad stretch that is over by then is over.
         self.failing = last and ledger.nonfinite_in_a_row > stage.max_nonfinite
         over = self.failing and ledger.rollbacks == stage.max_rollbacks
@@ -258,7 +264,8 @@ class _Training:
             'clock': {'seconds': self._seconds(), 'steps': self.stepped, 'phases': self.timers.seconds}, 'unevaluated': unevaluated,
             'config': self.mark, 'steps': self.stage.steps, **self.run.writer.written(self.place.name),
         }  # fmt: skip
-        self.checkpoints.save(step, params=self._params(), train=_rest(self.state), data=self.feed.data, memory=self.feed.memory, meta=meta)
+        position = dict(data=self.source.data, memory=self.source.memory)
+        self.checkpoints.save(step, params=self._params(), train=_rest(self.state), meta=meta, **position)
 
     def _check_finite(self, where: str) -> None:
         """Raises UserError where a weight is not finite: such weights are never saved, so a stage never ends with them."""
@@ -272,7 +279,7 @@ class _Training:
         if begin is None:
             self.run.writer.resume(self.place.name, None)
             return False
-        self.begin, meta = begin, self._restore(begin, data=self.feed.data, memory=self.feed.memory)
+        self.begin, meta = begin, self._restore(begin, data=self.source.data, memory=self.source.memory)
         where = self.place.folder / 'checkpoints' / str(begin)
         if meta.get('config', self.mark) != self.mark:
             raise UserError(f'checkpoint {where} is of another config than {claim.CONFIG}; was it put there from elsewhere?')
@@ -292,7 +299,7 @@ class _Training:
         """Says on the screen and in a record what another number of steps than until now means."""
         self.run.writer.write(self.place.name, self.begin, {'steps': self.stage.steps, records.STEPS_BEFORE: before}, once=True)
         if processes.is_main():
-            counts = dict(begin=self.begin, update=self.ledger.applied_updates, updates=self.feed.updates)
+            counts = dict(begin=self.begin, update=self.ledger.applied_updates, updates=self.source.updates)
             print(claim.describe_length(self.run.config, self.place, before, **counts), flush=True)
 
     def _restore(self, step: int, **position: Any) -> dict:
@@ -354,41 +361,6 @@ class _Training:
 def dropped(data: Any) -> dict[str, int]:
     """The rows that an iterator has dropped so far, by reason."""
     return {f'data/{name}': value for name, value in data.counters.items() if name.startswith('dropped')}
-
-
-def build_update(run: Run, stage: Any, feed: Feed, optimizer: Any, updates: int) -> Callable:
-    """The update of a stage as its config says, see `step.make_update`; `updates` are those of the whole stage."""
-    context = Context(updates, run.tokenizer.pad_id, run.tokenizer.mask_id, run.tokenizer.vocab_size)
-    corruption = configs.resolve(stage.corruption, 'corruption') if stage.corruption.name != 'none' else None
-    return make_update(
-        run.model,
-        configs.resolve(stage.objective, 'objective'),
-        optimizer,
-        corruption=corruption,
-        context=context,
-        accumulation=stage.accumulation,
-        together=feed.together,
-        temperature=feed.temperature,
-        spike_zscore=stage.spike_zscore,
-        apply=offload.streamed(optimizer, moving=run.mesh.devices.flat[0].platform != 'cpu') if stage.offload_optimizer else None,
-    )
-
-
-def compile_update(
-    run: Run, stage: Any, feed: Feed, optimizer: Any, state: State, updates: int, place: Place | None = None
-) -> Callable:
-    """The compiled update of a stage, or with `feed.inside` its whole steps, for which `place` says which stage it is.
-
-    Of `state` (arrays, or shapes with shardings) only the shardings are read.
-    """
-    update = build_update(run, stage, feed, optimizer, updates)
-    if feed.inside is not None:
-        steps = make_iterations(feed.inside.produce, update, updates=feed.updates, stage=place.number)
-        update = lambda now, frozen, fixed, given, first: steps(now, frozen, fixed, given, np.uint32(run.config.seed), first)  # noqa: E731
-    # Pinned, or the compiler may choose other shardings for the output and compile once more. Metrics are whole everywhere, because every
-    # process reads them.
-    placed = jax.tree.map(lambda x: x.sharding, state)
-    return offload.placing(meshes.on(run.mesh, update), (placed, meshes.replicated(run.mesh)), donate_argnums=0)
 
 
 def _rest(state: State) -> dict:

@@ -16,12 +16,12 @@ from reasonjax.parallel import mesh as meshes
 from reasonjax.sampling.sampler import Rollout
 from reasonjax.tracking.metrics import Timers
 from reasonjax.training import samplers
+from reasonjax.training.batch_source import BatchSource, StepBatches
 from reasonjax.training.batching import Packer, assemble, form_of, minibatches
 from reasonjax.training.batching import shapes as shapes_of_batch
 from reasonjax.training.checkpoint import Remembers
 from reasonjax.training.compile_ahead import Ahead, shapes_of
 from reasonjax.training.context import Place, Run, settings
-from reasonjax.training.feed import Fed, Feed
 from reasonjax.training.group_buffer import Supply
 from reasonjax.training.loop import Trained, train
 from reasonjax.training.rollout_metrics import Watcher, reward_metrics, rollout_metrics, rows_of
@@ -78,7 +78,7 @@ def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: C
             rollouts, num_prompts=stage.num_prompts, steps=stage.steps, pipelined=stage.pipelined, dynamic_sampling=stage.dynamic_sampling
         )
 
-        def feed(step: int, params: Any, timers: Timers) -> Fed:
+        def next_batches(step: int, params: Any, timers: Timers) -> StepBatches:
             drawn, landed, origin = supply.next(step, params, timers)
             age_B = np.repeat(step - drawn.steps, stage.num_generations) if supply.may_be_stale else None
             with timers('score'):
@@ -90,7 +90,7 @@ def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: C
                 table[:] = rows_of(drawn, advantage_PxG)
             measured = metrics | origin | rollout_metrics(landed.rollout) | reward_metrics(landed.rewards)
             watch(measured)
-            return Fed(minibatches(batch, stage), measured, int(landed.rollout.length.sum()))
+            return StepBatches(minibatches(batch, stage), measured, int(landed.rollout.length.sum()))
 
         def record(step: int) -> None:
             if table:
@@ -99,7 +99,7 @@ def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: C
 
         # Waiting for each step makes the clock of its phases exact; pipelined, it would wait for nothing but tables.
         tables = record if stage.log_completions_every or not stage.pipelined else None
-        source = Feed(feed, rollouts.data, updates, stage.temperature, tables, memory=Memory(watch, supply), shapes=shapes)
+        source = BatchSource(next_batches, rollouts.data, updates, stage.temperature, tables, memory=Memory(watch, supply), shapes=shapes)
         return train(run, place, initial_params, source, evaluation)
 
 

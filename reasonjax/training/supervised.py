@@ -12,8 +12,8 @@ from reasonjax.errors import UserError, listing
 from reasonjax.parallel import mesh as meshes
 from reasonjax.protocols import forms
 from reasonjax.tracking.metrics import Timers
+from reasonjax.training.batch_source import BatchSource, StepBatches
 from reasonjax.training.context import Place, Run, check_data, data_functions, rows_per_example, settings
-from reasonjax.training.feed import Fed, Feed
 from reasonjax.training.loop import Trained, train
 
 
@@ -28,14 +28,14 @@ def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: C
     data = open_data(run, place)
     check_data(place, data)
 
-    def feed(step: int, params: Any, timers: Timers) -> Fed:
+    def next_batches(step: int, params: Any, timers: Timers) -> StepBatches:
         with timers('data'):
             batch = next(data)
             tokens = int((batch['segments'] > 0).sum())
             filled = {'data/fill': tokens / batch['segments'].size}
-            return Fed([meshes.place_batch(batch, run.mesh)], filled, tokens)
+            return StepBatches([meshes.place_batch(batch, run.mesh)], filled, tokens)
 
-    return train(run, place, initial_params, Feed(feed, data, updates=1, together=rows_per_example(stage)), evaluation)
+    return train(run, place, initial_params, BatchSource(next_batches, data, updates=1, together=rows_per_example(stage)), evaluation)
 
 
 def open_data(run: Run, place: Place) -> pipeline.Batches:

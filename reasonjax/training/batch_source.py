@@ -5,15 +5,15 @@ from typing import Any, NamedTuple
 
 from reasonjax.tracking.metrics import Timers
 from reasonjax.training.checkpoint import Remembers
-from reasonjax.training.iteration import Given, Inside
+from reasonjax.training.iteration import OnDeviceSource, StepInputs
 
 
-class Fed(NamedTuple):
+class StepBatches(NamedTuple):
     """What one step of a stage trains on.
 
     Attributes:
       batches: of the updates of this step, in order, on the mesh.
-      metrics: what the feed measured, numbers on the host.
+      metrics: what was measured to make them, numbers on the host.
       tokens: how many were produced or read to make them, for tokens per second.
     """
 
@@ -22,32 +22,32 @@ class Fed(NamedTuple):
     tokens: int
 
 
-class Feed(NamedTuple):
+class BatchSource(NamedTuple):
     """Where batches come from.
 
     Attributes:
-      next: `(step, params, timers) -> Fed`, or with `inside` `-> Given` for the steps from this one on.
+      next: `(step, params, timers) -> StepBatches`, or with `on_device` `-> StepInputs` for the steps from this one on.
       data: the iterator whose position is saved; it has `counters`.
       updates: optimiser updates per step.
       temperature: of the log-probs that the objective sees.
       record: `(step) -> None`, writes what is worth keeping of the last step besides its metrics.
       together: adjacent rows that the objective compares.
       memory: what the method remembers from step to step, if anything; saved and restored with everything else.
-      inside: what makes the batches, where that is in one program with the updates.
+      on_device: what makes the batches, where that is in one program with the updates.
       shapes: of the batches, where they are known before there is one: the update is compiled while the first is made.
     """
 
-    next: Callable[[int, Any, Timers], Fed | Given]
+    next: Callable[[int, Any, Timers], StepBatches | StepInputs]
     data: Any
     updates: int
     temperature: float = 1.0
     record: Callable[[int], None] | None = None
     together: int = 1
     memory: Remembers | None = None
-    inside: Inside | None = None
+    on_device: OnDeviceSource | None = None
     shapes: dict | None = None
 
     @property
     def steps(self) -> int:
         """Steps that are dispatched together."""
-        return self.inside.iterations if self.inside else 1
+        return self.on_device.iterations if self.on_device else 1

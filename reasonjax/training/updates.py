@@ -1,0 +1,51 @@
+"""The update of a stage: what its config names, bound and compiled."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from reasonjax import config as configs
+from reasonjax.parallel import mesh as meshes
+from reasonjax.protocols import Context
+from reasonjax.training import offload
+from reasonjax.training.batch_source import BatchSource
+from reasonjax.training.context import Place, Run
+from reasonjax.training.iteration import make_iterations
+from reasonjax.training.step import State, make_update
+
+
+def build_update(run: Run, stage: Any, source: BatchSource, optimizer: Any, updates: int) -> Callable:
+    """The update of a stage as its config says, see `step.make_update`; `updates` are those of the whole stage."""
+    context = Context(updates, run.tokenizer.pad_id, run.tokenizer.mask_id, run.tokenizer.vocab_size)
+    corruption = configs.resolve(stage.corruption, 'corruption') if stage.corruption.name != 'none' else None
+    return make_update(
+        run.model,
+        configs.resolve(stage.objective, 'objective'),
+        optimizer,
+        corruption=corruption,
+        context=context,
+        accumulation=stage.accumulation,
+        together=source.together,
+        temperature=source.temperature,
+        spike_zscore=stage.spike_zscore,
+        apply=offload.streamed(optimizer, moving=run.mesh.devices.flat[0].platform != 'cpu') if stage.offload_optimizer else None,
+    )
+
+
+def compile_update(
+    run: Run, stage: Any, source: BatchSource, optimizer: Any, state: State, updates: int, place: Place | None = None
+) -> Callable:
+    """The compiled update of a stage, or with `source.on_device` its whole steps, for which `place` says which stage it is.
+
+    Of `state` (arrays, or shapes with shardings) only the shardings are read.
+    """
+    update = build_update(run, stage, source, optimizer, updates)
+    if source.on_device is not None:
+        steps = make_iterations(source.on_device.produce, update, updates=source.updates, stage=place.number)
+        update = lambda now, frozen, fixed, given, first: steps(now, frozen, fixed, given, np.uint32(run.config.seed), first)  # noqa: E731
+    # Pinned, or the compiler may choose other shardings for the output and compile once more. Metrics are whole everywhere, because every
+    # process reads them.
+    placed = jax.tree.map(lambda x: x.sharding, state)
+    return offload.placing(meshes.on(run.mesh, update), (placed, meshes.replicated(run.mesh)), donate_argnums=0)
