@@ -114,7 +114,7 @@ def _sample(run: Any, place: Any) -> dict:
     with open_rollouts(run, place) as rollouts:
         for call in range(1 + workload.SAMPLE['calls']):
             start = time.perf_counter()
-            parts = jax.device_get(rollouts.launch(call + 1, params, Timers(), (call + 1, 0)).parts)
+            parts = jax.device_get(rollouts.start_sampling(call + 1, params, Timers(), (call + 1, 0)).parts)
             seconds.append(time.perf_counter() - start)
     tokens = sum(int(part.length.sum()) for part in parts)
     if tokens != stage.num_prompts * stage.num_generations * stage.max_completion_length:

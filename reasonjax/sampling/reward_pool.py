@@ -23,7 +23,7 @@ from reasonjax.sampling import reward_functions, reward_worker
 from reasonjax.sampling.reward_functions import RewardSpec
 from reasonjax.sampling.reward_worker import Failure, Outcome
 
-__all__ = ['RewardPool', 'RewardSpec', 'Rewards', 'joined']
+__all__ = ['RewardPool', 'RewardSpec', 'Rewards', 'concat_rewards']
 
 GROUPS_PER_JOB = 8  # enough to hide the queue's fraction of a millisecond, few enough to keep the workers evenly busy
 ON_ERROR = ('raise', 'drop')
@@ -46,7 +46,7 @@ class Rewards(NamedTuple):
     counts: dict[str, int]
 
 
-def joined(parts: Sequence[Rewards]) -> Rewards:
+def concat_rewards(parts: Sequence[Rewards]) -> Rewards:
     """The rewards of parts of a batch, as those of the batch."""
     return Rewards(
         parts[0].names,

@@ -25,7 +25,7 @@ from reasonjax.sampling.text import Completion
 from reasonjax.tracking.metrics import Progress, Timers
 from reasonjax.training import claim, counters, stopping
 from reasonjax.training.context import Place, Run, settings
-from reasonjax.training.rollouts import Drawn, open_rollouts
+from reasonjax.training.rollouts import ScoredRollout, open_rollouts
 
 FILE = 'dataset.jsonl'
 PART = re.compile(r'[0-9]{5,}\.json')
@@ -160,7 +160,7 @@ def _join(parts: pathlib.Path, last: int, target: pathlib.Path) -> None:
     _write(target, ''.join(_json(row) + '\n' for row in rows))
 
 
-def _part(drawn: Drawn, stage: Any) -> dict:
+def _part(drawn: ScoredRollout, stage: Any) -> dict:
     rows, counts = [], dict(NOTHING)
     rewards = drawn.rewards.total.reshape(len(drawn.texts), -1)
     for row, group, of_group in zip(drawn.prompts['rows'], drawn.texts, rewards, strict=True):

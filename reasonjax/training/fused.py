@@ -132,7 +132,7 @@ def report(
     watch(metrics)
     if stage.log_completions_every and step % stage.log_completions_every == 0:
         rollout = rollout.replace(tokens=kept()['tokens'])
-        drawn = rollouts.Drawn(host, rollout, completions(rollout, run.tokenizer), rewards, np.full(len(host['rows']), step))
+        drawn = rollouts.ScoredRollout(host, rollout, completions(rollout, run.tokenizer), rewards, np.full(len(host['rows']), step))
         run.writer.completions(place.name, step, rollout_metrics.rows_of(drawn, kept()['advantage']))
     return metrics | host['dropped'], int(seen['length'].sum())
 

@@ -22,7 +22,7 @@ from reasonjax.training.batching import shapes as shapes_of_batch
 from reasonjax.training.checkpoint import Remembers
 from reasonjax.training.compile_ahead import Ahead, shapes_of
 from reasonjax.training.context import Place, Run, settings
-from reasonjax.training.group_buffer import Supply
+from reasonjax.training.group_buffer import GroupBuffer
 from reasonjax.training.loop import Trained, train
 from reasonjax.training.rollout_metrics import Watcher, reward_metrics, rollout_metrics, rows_of
 from reasonjax.training.rollout_step import RolloutStep, recomputes_old, rollout_step, wants_reference
@@ -33,7 +33,7 @@ LARGEST_REWARD = 1e37  # differences of two are finite in float32
 
 
 def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> Trained:
-    """Runs the stage; see `loop.train`, and `Supply` for where the groups come from that a step trains on.
+    """Runs the stage; see `loop.train`, and `GroupBuffer` for where the groups come from that a step trains on.
 
     The metrics of the advantage (`reward`, `frac_reward_zero_std`, ...) are of these groups; `rewards/*` and `completions/*` are of all
     that was sampled for the step.
@@ -74,23 +74,23 @@ def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: C
     watch = Watcher(place.name)
 
     with open_rollouts(run, place) as rollouts:
-        supply = Supply(
+        buffer = GroupBuffer(
             rollouts, num_prompts=stage.num_prompts, steps=stage.steps, pipelined=stage.pipelined, dynamic_sampling=stage.dynamic_sampling
         )
 
         def next_batches(step: int, params: Any, timers: Timers) -> StepBatches:
-            drawn, landed, origin = supply.next(step, params, timers)
-            age_B = np.repeat(step - drawn.steps, stage.num_generations) if supply.may_be_stale else None
+            scored, sampled, origin = buffer.next(step, params, timers)
+            age_B = np.repeat(step - scored.steps, stage.num_generations) if buffer.may_be_stale else None
             with timers('score'):
-                made = rollout_step(how, params, reference, drawn.prompts, drawn.rollout, drawn.total_PxG, age_B)
+                made = rollout_step(how, params, reference, scored.prompts, scored.rollout, scored.total_PxG, age_B)
                 batch, advantage_PxG, metrics = made
                 if updates > 1 and not stage.pipelined:
                     jax.block_until_ready(batch['logprob_old'])  # for the clock; pipelined, it would wait for the rollout in flight
             if stage.log_completions_every and step % stage.log_completions_every == 0:
-                table[:] = rows_of(drawn, advantage_PxG)
-            measured = metrics | origin | rollout_metrics(landed.rollout) | reward_metrics(landed.rewards)
+                table[:] = rows_of(scored, advantage_PxG)
+            measured = metrics | origin | rollout_metrics(sampled.rollout) | reward_metrics(sampled.rewards)
             watch(measured)
-            return StepBatches(minibatches(batch, stage), measured, int(landed.rollout.length.sum()))
+            return StepBatches(minibatches(batch, stage), measured, int(sampled.rollout.length.sum()))
 
         def record(step: int) -> None:
             if table:
@@ -99,7 +99,7 @@ def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: C
 
         # Waiting for each step makes the clock of its phases exact; pipelined, it would wait for nothing but tables.
         tables = record if stage.log_completions_every or not stage.pipelined else None
-        source = BatchSource(next_batches, rollouts.data, updates, stage.temperature, tables, memory=Memory(watch, supply), shapes=shapes)
+        source = BatchSource(next_batches, rollouts.data, updates, stage.temperature, tables, memory=Memory(watch, buffer), shapes=shapes)
         return train(run, place, initial_params, source, evaluation)
 
 

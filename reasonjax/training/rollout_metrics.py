@@ -8,7 +8,7 @@ import numpy as np
 from reasonjax.parallel import processes
 from reasonjax.sampling.reward_pool import Rewards
 from reasonjax.sampling.sampler import Rollout
-from reasonjax.training.rollouts import Drawn
+from reasonjax.training.rollouts import ScoredRollout
 
 FLAT_STEPS = 10
 CUT_SHARE = 0.5
@@ -68,12 +68,12 @@ def reward_metrics(rewards: Rewards) -> dict[str, float]:
     return metrics
 
 
-def rows_of(drawn: Drawn, advantage_PxG: np.ndarray) -> list[dict]:
+def rows_of(scored: ScoredRollout, advantage_PxG: np.ndarray) -> list[dict]:
     """The completions table: one row per sample, with its rewards and its advantage."""
-    flat = [(row, c) for row, group in zip(drawn.prompts['rows'], drawn.texts, strict=True) for c in group]
+    flat = [(row, c) for row, group in zip(scored.prompts['rows'], scored.texts, strict=True) for c in group]
     return [
         {'prompt': row['prompt'], 'completion': c.text}
-        | {name: float(drawn.rewards.values[i, j]) for j, name in enumerate(drawn.rewards.names)}
+        | {name: float(scored.rewards.values[i, j]) for j, name in enumerate(scored.rewards.names)}
         | {'solution': row.get('solution'), 'length': c.length, 'terminated': c.terminated}
         | {'advantage': float(advantage_PxG.reshape(-1)[i])}
         for i, (row, c) in enumerate(flat)

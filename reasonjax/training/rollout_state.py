@@ -14,26 +14,26 @@ from reasonjax.errors import UserError
 from reasonjax.parallel import processes
 from reasonjax.sampling.reward_pool import Rewards
 from reasonjax.sampling.sampler import Rollout
-from reasonjax.training.rollouts import Drawn, Flight, Rollouts, concatenated
+from reasonjax.training.rollouts import PendingRollout, Rollouts, ScoredRollout, concat_rollouts
 
 _TAGS = ('__tuple__', '__bytes__', '__array__', '__scalar__', '__items__')
 
 
-def as_state(held: Flight | Drawn) -> dict[str, Any]:
+def to_state(held: PendingRollout | ScoredRollout) -> dict[str, Any]:
     """A state of plain values and arrays; waits for a rollout that is in flight. Called by all processes together."""
     prompts = {name: x for name, x in held.prompts.items() if name != 'rows'}
-    state = {'rows': as_text(held.prompts['rows']), 'prompts': prompts, 'rewards': None}
-    if isinstance(held, Flight):
-        rollout = concatenated(processes.fetch(held.parts))
+    state = {'rows': rows_to_json(held.prompts['rows']), 'prompts': prompts, 'rewards': None}
+    if isinstance(held, PendingRollout):
+        rollout = concat_rollouts(processes.fetch(held.parts))
         return state | {'rollout': _arrays(rollout), 'steps': np.full(len(rollout.length), held.step)}
     rewards = held.rewards._asdict() | {'names': list(held.rewards.names)}
     return state | {'rollout': _arrays(held.rollout), 'steps': held.steps, 'rewards': rewards}
 
 
-def from_state(state: dict[str, Any], rollouts: Rollouts) -> Flight | Drawn:
-    """What `as_state` was given; a flight has landed by now."""
+def from_state(state: dict[str, Any], rollouts: Rollouts) -> PendingRollout | ScoredRollout:
+    """Returns what `to_state` was given; a rollout that was pending is complete by now."""
     rewards = state['rewards'] and Rewards(**(state['rewards'] | {'names': tuple(state['rewards']['names'])}))
-    prompts = state['prompts'] | {'rows': from_text(state['rows'])}
+    prompts = state['prompts'] | {'rows': rows_from_json(state['rows'])}
     return rollouts.restored(prompts, Rollout(**state['rollout']), rewards, state['steps'])
 
 
@@ -41,7 +41,7 @@ def _arrays(rollout: Rollout) -> dict[str, np.ndarray | None]:
     return {field.name: getattr(rollout, field.name) for field in dataclasses.fields(Rollout)}
 
 
-def as_text(rows: list[dict]) -> str:
+def rows_to_json(rows: list[dict]) -> str:
     """Rows as JSON, types included: tuples, bytes, NumPy arrays and scalars beside what JSON knows.
 
     Raises:
@@ -50,8 +50,8 @@ def as_text(rows: list[dict]) -> str:
     return json.dumps([_encoded(row, '') for row in rows], ensure_ascii=False)
 
 
-def from_text(text: str) -> list[dict]:
-    """The rows that `as_text` was given."""
+def rows_from_json(text: str) -> list[dict]:
+    """The rows that `rows_to_json` was given."""
     return [_decoded(row) for row in json.loads(text)]
 
 

@@ -19,7 +19,7 @@ from reasonjax.errors import UserError
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
 from reasonjax.sampling import reward_functions
-from reasonjax.sampling.reward_pool import RewardPool, Rewards, RewardSpec, joined
+from reasonjax.sampling.reward_pool import RewardPool, Rewards, RewardSpec, concat_rewards
 from reasonjax.sampling.sampler import Rollout
 from reasonjax.sampling.text import Completion, completions
 from reasonjax.tracking.metrics import Timers
@@ -27,7 +27,7 @@ from reasonjax.training.context import Place, Run, at_once, check_data, data_fun
 from reasonjax.training.samplers import of_stage, sampler
 
 
-class Flight(NamedTuple):
+class PendingRollout(NamedTuple):
     """A rollout that the devices may still be computing.
 
     Attributes:
@@ -41,7 +41,7 @@ class Flight(NamedTuple):
     step: int
 
 
-class Drawn(NamedTuple):
+class ScoredRollout(NamedTuple):
     """A rollout on the host, of P prompts.
 
     Attributes:
@@ -64,21 +64,21 @@ class Drawn(NamedTuple):
         return self.rewards.total.reshape(len(self.texts), -1)
 
 
-def taken(drawn: Drawn, index: np.ndarray) -> Drawn:
+def select_groups(scored: ScoredRollout, index: np.ndarray) -> ScoredRollout:
     """The prompts of these numbers, in this order. What reward functions failed on is counted where it was drawn, not here."""
-    P, G = drawn.total_PxG.shape
-    rewards = drawn.rewards
+    P, G = scored.total_PxG.shape
+    rewards = scored.rewards
     values = rewards.values.reshape(P, G, -1)[index].reshape(len(index) * G, -1)
-    return Drawn(
-        {name: [x[i] for i in index] if isinstance(x, list) else x[index] for name, x in drawn.prompts.items()},
-        jax.tree.map(lambda x: x[index], drawn.rollout),
-        [drawn.texts[i] for i in index],
-        Rewards(rewards.names, values, drawn.total_PxG[index].reshape(-1), dict.fromkeys(rewards.counts, 0)),
-        drawn.steps[index],
+    return ScoredRollout(
+        {name: [x[i] for i in index] if isinstance(x, list) else x[index] for name, x in scored.prompts.items()},
+        jax.tree.map(lambda x: x[index], scored.rollout),
+        [scored.texts[i] for i in index],
+        Rewards(rewards.names, values, scored.total_PxG[index].reshape(-1), dict.fromkeys(rewards.counts, 0)),
+        scored.steps[index],
     )
 
 
-def together(parts: Sequence[Drawn]) -> Drawn:
+def concat_groups(parts: Sequence[ScoredRollout]) -> ScoredRollout:
     """The prompts of all, in order."""
     if len(parts) == 1:
         return parts[0]
@@ -87,11 +87,11 @@ def together(parts: Sequence[Drawn]) -> Drawn:
         columns = [part.prompts[name] for part in parts]
         return sum(columns, []) if isinstance(columns[0], list) else np.concatenate(columns)
 
-    return Drawn(
+    return ScoredRollout(
         {name: of(name) for name in parts[0].prompts},
-        concatenated([part.rollout for part in parts]),
+        concat_rollouts([part.rollout for part in parts]),
         [group for part in parts for group in part.texts],
-        joined([part.rewards for part in parts]),
+        concat_rewards([part.rewards for part in parts]),
         np.concatenate([part.steps for part in parts]),
     )
 
@@ -188,11 +188,11 @@ class Rollouts:
         self.data = open_data(run, place, check)
         check_data(place, self.data)
 
-    def draw(self, step: int, params: Any, timers: Timers, number: int = 0) -> Drawn:
-        """Samples the next prompts and scores the completions: `launch`, then `land`."""
-        return self.land(self.launch(step, params, timers, (step, number)), timers)
+    def draw(self, step: int, params: Any, timers: Timers, number: int = 0) -> ScoredRollout:
+        """Samples the next prompts and scores the completions: `start_sampling`, then `finish`."""
+        return self.finish(self.start_sampling(step, params, timers, (step, number)), timers)
 
-    def launch(self, step: int, params: Any, timers: Timers, label: tuple[int, int]) -> Flight:
+    def start_sampling(self, step: int, params: Any, timers: Timers, label: tuple[int, int]) -> PendingRollout:
         """Starts to sample the next prompts, and does not wait for it. The parameters may be donated afterwards.
 
         Args:
@@ -216,9 +216,9 @@ class Rollouts:
                 # Gathered now: a program of several processes that is asked for later waits behind all that is in flight by then.
                 parts = [self._whole(part) for part in parts]
         self._sampling = _Ending(parts[-1].length)
-        return Flight(prompts, parts, step)
+        return PendingRollout(prompts, parts, step)
 
-    def land(self, flight: Flight, timers: Timers) -> Drawn:
+    def finish(self, pending: PendingRollout, timers: Timers) -> ScoredRollout:
         """Waits for a rollout and scores its completions, those of a part while the next one is being computed.
 
         Several processes score everything at the end: they have to exchange rewards, which would wait for the parts under way.
@@ -228,12 +228,12 @@ class Rollouts:
         Raises:
           UserError: a reward function fails, or no sample got a reward.
         """
-        rows, rollouts, texts, rewards = flight.prompts['rows'], [], [], []
+        rows, rollouts, texts, rewards = pending.prompts['rows'], [], [], []
         columns = list_columns(self._pool, rows)
-        rendered = render_prompts(flight.prompts, self._run.tokenizer) if self._pool.reads('rendered_prompts') else None
-        for parts in [[part] for part in flight.parts] if jax.process_count() == 1 else [flight.parts]:
+        rendered = render_prompts(pending.prompts, self._run.tokenizer) if self._pool.reads('rendered_prompts') else None
+        for parts in [[part] for part in pending.parts] if jax.process_count() == 1 else [pending.parts]:
             with timers('generate'):
-                rollouts.append(concatenated(processes.fetch(parts)))
+                rollouts.append(concat_rollouts(processes.fetch(parts)))
             begin, first = time.perf_counter(), len(texts)
             said = completions(rollouts[-1], self._run.tokenizer)
             texts += said
@@ -243,17 +243,17 @@ class Rollouts:
             hidden = 0.0 if self._sampling is None else self._sampling.within(begin, end)
             for phase, seconds in (('reward', end - begin - hidden), ('reward_hidden', hidden)):
                 timers.seconds[phase] = timers.seconds.get(phase, 0.0) + seconds
-        found = joined(rewards)
+        found = concat_rewards(rewards)
         # Rows without a solution teach nothing; that a function says nothing of any other is a mistake.
         if np.isnan(found.total).all() and not all(any(is_unknown(row, name) for name in self._pool.required) for row in rows):
-            raise UserError(f'stage {self._place.name}, step {flight.step}: no sample has a reward ({found.counts}).')
-        return Drawn(flight.prompts, concatenated(rollouts), texts, found, np.full(len(rows), flight.step))
+            raise UserError(f'stage {self._place.name}, step {pending.step}: no sample has a reward ({found.counts}).')
+        return ScoredRollout(pending.prompts, concat_rollouts(rollouts), texts, found, np.full(len(rows), pending.step))
 
-    def restored(self, prompts: dict, rollout: Rollout, rewards: Rewards | None, steps: np.ndarray) -> Flight | Drawn:
+    def restored(self, prompts: dict, rollout: Rollout, rewards: Rewards | None, steps: np.ndarray) -> PendingRollout | ScoredRollout:
         """What a checkpoint held: a rollout in flight, or one that has its rewards."""
         if rewards is None:
-            return Flight(prompts, [rollout], int(steps[0]))
-        return Drawn(prompts, rollout, completions(rollout, self._run.tokenizer), rewards, steps)
+            return PendingRollout(prompts, [rollout], int(steps[0]))
+        return ScoredRollout(prompts, rollout, completions(rollout, self._run.tokenizer), rewards, steps)
 
     def skip(self) -> None:
         """Passes over the prompts of a step that is done already."""
@@ -309,7 +309,7 @@ def score_completions(
         formed = [c.text if isinstance(row['prompt'], str) else [{'role': 'assistant', 'content': c.text}] for row, c in flat]
         return pool.score([row['prompt'] for row, _ in flat], formed, given, G, first=(first + part.start) * G)
 
-    return joined(processes.divided(len(rows), of))
+    return concat_rewards(processes.divided(len(rows), of))
 
 
 def list_columns(pool: RewardPool, rows: list[dict]) -> frozenset[str]:
@@ -325,6 +325,6 @@ def render_prompts(prompts: Mapping[str, Any], tokenizer: Tokenizer) -> list[str
     ]
 
 
-def concatenated(parts: list[Rollout]) -> Rollout:
+def concat_rollouts(parts: list[Rollout]) -> Rollout:
     """Parts of a rollout, on the host, as one."""
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: np.concatenate(x), *parts)

@@ -10,7 +10,7 @@ import pytest
 
 from reasonjax.errors import UserError
 from reasonjax.methods import rewards
-from reasonjax.sampling.reward_pool import RewardPool, RewardSpec, joined
+from reasonjax.sampling.reward_pool import RewardPool, RewardSpec, concat_rewards
 
 LIMIT = 0.5  # seconds; far above what the honest functions below need
 
@@ -120,7 +120,7 @@ def test_parts_of_a_batch_make_the_batch(dropping):
     completions = ['a', 'bbb', 'raise', 'cc', 'none', 'array']
     whole = run(dropping, completions, group=2)
     parts = [run(dropping, completions[i:j], group=2) for i, j in ((0, 2), (2, 2), (2, 6))]
-    found = joined(parts)
+    found = concat_rewards(parts)
     assert found.names == whole.names and found.counts == whole.counts
     np.testing.assert_array_equal(found.values, whole.values)
     np.testing.assert_array_equal(found.total, whole.total)

@@ -42,7 +42,7 @@ def sampler(config, sampling, processors=()):
     return jax.jit(lambda params, prompts, key: generate(params, config, prompts, key, sampling, processors))
 
 
-def joined(prompts, rollout):
+def concat_rewards(prompts, rollout):
     """The batch that a trainer makes of a rollout: one row per sample, prompt and completion as one document."""
     P, G, C = rollout.tokens.shape
     repeated = {name: np.repeat(x, G, axis=0) for name, x in prompts.items()}
@@ -59,7 +59,7 @@ def joined(prompts, rollout):
 
 def assert_equals_scoring(config, params, prompts, rollout, temperature, atol=1e-5):
     P, G, C = rollout.tokens.shape
-    batch = joined(prompts, rollout)
+    batch = concat_rewards(prompts, rollout)
     scored = toys.scorer(config, temperature)(params, batch)
     inside = batch['weights'][:, -C:] > 0
     for field in ('logprob', 'entropy'):

@@ -15,9 +15,9 @@ from reasonjax.sampling.sampler import Rollout
 from reasonjax.tracking.metrics import Timers
 from reasonjax.training import rollout_state
 from reasonjax.training.checkpoint_trees import join_arrays, split_arrays
-from reasonjax.training.group_buffer import Supply
-from reasonjax.training.informative import choose, informative
-from reasonjax.training.rollouts import Drawn, Flight, taken, together
+from reasonjax.training.group_buffer import GroupBuffer
+from reasonjax.training.reward_spread import fill_batch, has_reward_spread
+from reasonjax.training.rollouts import PendingRollout, ScoredRollout, concat_groups, select_groups
 from reasonjax.training.run import run
 
 P, G, C = 4, 2, 3
@@ -26,22 +26,22 @@ NAN = float('nan')
 
 def test_equal_means_equal():
     rewards = [[0.5, 0.5], [0.5, 0.5 + 1e-6], [NAN, 0.5], [NAN, NAN], [-1.0, -1.0], [0.0, -0.0]]
-    assert informative(np.array(rewards)).tolist() == [False, True, False, False, False, False]
+    assert has_reward_spread(np.array(rewards)).tolist() == [False, True, False, False, False, False]
     three = [[NAN, 1.0, 1.0], [NAN, 1.0, 0.0], [1.0, 1.0, 0.0]]
-    assert informative(np.array(three)).tolist() == [False, True, True]
+    assert has_reward_spread(np.array(three)).tolist() == [False, True, True]
     # Sums of weighted rewards that differ in float64 only have advantages of exactly 0.
-    assert informative(np.array([[0.1 + 0.2, 0.3]])).tolist() == [False]
+    assert has_reward_spread(np.array([[0.1 + 0.2, 0.3]])).tolist() == [False]
 
 
 def test_choices_by_hand():
     has = np.array([0, 1, 1, 0, 1, 0], bool)
-    trained, carried, dropped, filled = choose(has, 2)
+    trained, carried, dropped, filled = fill_batch(has, 2)
     assert (trained.tolist(), carried.tolist(), dropped.tolist(), filled) == ([1, 2], [4], [0, 3, 5], 0)
-    trained, carried, dropped, filled = choose(has, 4)
+    trained, carried, dropped, filled = fill_batch(has, 4)
     assert (trained.tolist(), carried.tolist(), dropped.tolist(), filled) == ([1, 2, 4, 5], [], [0, 3], 1)
-    trained, carried, dropped, filled = choose(has, 6)
+    trained, carried, dropped, filled = fill_batch(has, 6)
     assert (trained.tolist(), carried.tolist(), dropped.tolist(), filled) == ([0, 1, 2, 3, 4, 5], [], [], 3)
-    assert choose(np.zeros(3, bool), 2)[0].tolist() == [1, 2]
+    assert fill_batch(np.zeros(3, bool), 2)[0].tolist() == [1, 2]
 
 
 class Fake:
@@ -52,7 +52,7 @@ class Fake:
         self.labels: list[tuple[int, int]] = []
         self.under_way: list[int] = []
 
-    def launch(self, step, params, timers, label):
+    def start_sampling(self, step, params, timers, label):
         del timers
         assert params == step, 'drawn with the first parameters of the step'
         self.labels.append(label)
@@ -62,25 +62,25 @@ class Fake:
         tokens = np.broadcast_to(number[:, None, None], (P, G, C)).astype(np.int32)
         ones = np.ones((P, G))
         rollout = Rollout(tokens, -0.1 * tokens.astype(np.float32), tokens.astype(np.float32), ones.astype(np.int32), ones.astype(bool))
-        return Flight(prompts, [rollout], step)
+        return PendingRollout(prompts, [rollout], step)
 
-    def land(self, flight, timers):
-        number = flight.prompts['tokens'][:, 0]
+    def finish(self, pending, timers):
+        number = pending.prompts['tokens'][:, 0]
         # Decided by the prompt alone: a resumed run scores again.
         values = np.array([[0.0, float(np.random.default_rng(i).random() < self.share)] for i in number])
         rewards = Rewards(('r',), values.reshape(-1, 1), values.reshape(-1), {'rewards/r/errors': 0})
-        return self.restored(flight.prompts, flight.parts[0], rewards, np.full(P, flight.step))
+        return self.restored(pending.prompts, pending.parts[0], rewards, np.full(P, pending.step))
 
     def draw(self, step, params, timers, number):
-        return self.land(self.launch(step, params, timers, (step, number)), timers)
+        return self.finish(self.start_sampling(step, params, timers, (step, number)), timers)
 
     def restored(self, prompts, rollout, rewards, steps):
         if rewards is None:
-            return Flight(prompts, [rollout], int(steps[0]))
-        return Drawn(prompts, rollout, [[str(row)] * G for row in prompts['rows']], rewards, steps)
+            return PendingRollout(prompts, [rollout], int(steps[0]))
+        return ScoredRollout(prompts, rollout, [[str(row)] * G for row in prompts['rows']], rewards, steps)
 
 
-def numbers(drawn: Drawn) -> list[int]:
+def numbers(drawn: ScoredRollout) -> list[int]:
     """The prompts of a drawn rollout, after a look at whether all its parts still belong together."""
     found = drawn.prompts['tokens'][:, 0]
     assert [row['prompt'] for row in drawn.prompts['rows']] == [str(i) for i in found]
@@ -105,15 +105,15 @@ def test_no_group_is_lost(share, most, pipelined):
     for interrupted in (False, True):
         fake, last = Fake(share, 0), 12
         settings = dict(num_prompts=P, steps=last, pipelined=pipelined, dynamic_sampling=most)
-        supply, trained, dropped, filled, ages = Supply(fake, **settings), [], 0, 0, []
+        buffer, trained, dropped, filled, ages = GroupBuffer(fake, **settings), [], 0, 0, []
         for step in range(1, last + 1):
             before = fake.at
-            drawn, landed, metrics = supply.next(step, step, Timers())
-            numbers(landed)
+            drawn, sampled, metrics = buffer.next(step, step, Timers())
+            numbers(sampled)
             assert len(numbers(drawn)) == P and fake.at - before <= P * (max(most, 1) + 1)
             trained += numbers(drawn)
             ages.append(step - drawn.steps)
-            kept = informative(drawn.total_PxG)
+            kept = has_reward_spread(drawn.total_PxG)
             if most:
                 assert metrics['dynamic/batches'] <= most
                 assert (~kept).sum() == metrics['dynamic/filled_groups'], 'nothing uninformative but what fills the batch'
@@ -124,11 +124,11 @@ def test_no_group_is_lost(share, most, pipelined):
             if pipelined or most > 1:
                 assert metrics['sampling/staleness'] == ages[-1].mean() and metrics['sampling/staleness_max'] == ages[-1].max()
             if interrupted:
-                state = through_json(supply.get_state())
-                supply = Supply(fake, **settings)
-                supply.set_state(state)
-        state = supply.get_state()
-        waiting = [] if not state.get('carried') else rollout_state.from_text(state['carried']['rows'])
+                state = through_json(buffer.get_state())
+                buffer = GroupBuffer(fake, **settings)
+                buffer.set_state(state)
+        state = buffer.get_state()
+        waiting = [] if not state.get('carried') else rollout_state.rows_from_json(state['carried']['rows'])
         assert not state.get('flying'), 'nothing is drawn for a step that does not come'
         assert len(set(trained)) == len(trained), 'no group is trained on twice'
         assert not set(trained) & {int(row['prompt']) for row in waiting}
@@ -146,7 +146,7 @@ def test_no_group_is_lost(share, most, pipelined):
 
 def test_one_batch_is_the_batch():
     """n = 1 keeps everything and its order."""
-    one, none = (Supply(Fake(0.4, 0), num_prompts=P, steps=9, pipelined=False, dynamic_sampling=n) for n in (1, 0))
+    one, none = (GroupBuffer(Fake(0.4, 0), num_prompts=P, steps=9, pipelined=False, dynamic_sampling=n) for n in (1, 0))
     for step in range(1, 5):
         assert numbers(one.next(step, step, Timers())[0]) == numbers(none.next(step, step, Timers())[0])
     assert one.get_state() == none.get_state() == {}
@@ -154,9 +154,9 @@ def test_one_batch_is_the_batch():
 
 def test_draws_are_counted_on_within_a_step():
     fake = Fake(0.3, 0)
-    supply = Supply(fake, num_prompts=P, steps=9, pipelined=False, dynamic_sampling=9)
+    buffer = GroupBuffer(fake, num_prompts=P, steps=9, pipelined=False, dynamic_sampling=9)
     for step in (1, 2, 3):
-        supply.next(step, step, Timers())
+        buffer.next(step, step, Timers())
     for step, group in itertools.groupby(fake.labels, lambda label: label[0]):
         found = [number for _, number in group]
         assert found == list(range(len(found))), step
@@ -165,9 +165,9 @@ def test_draws_are_counted_on_within_a_step():
 def test_taken_and_together_undo_each_other():
     fake = Fake(0.5, 0)
     parts = [fake.draw(step, step, None, 0) for step in (1, 2)]
-    both = together(parts)
+    both = concat_groups(parts)
     assert numbers(both) == list(range(8)) and both.steps.tolist() == [1] * 4 + [2] * 4
-    mixed = taken(both, np.array([6, 1, 3]))
+    mixed = select_groups(both, np.array([6, 1, 3]))
     assert numbers(mixed) == [6, 1, 3] and mixed.steps.tolist() == [2, 1, 1]
     np.testing.assert_array_equal(mixed.total_PxG, both.total_PxG[[6, 1, 3]])
     assert mixed.rewards.values.shape == (6, 1)
@@ -179,7 +179,7 @@ def test_rows_come_back_as_they_were():
         {'prompt': [{'role': 'user'}], 't': (1, (2, [3])), 'b': b'\x00\xff', 'd': {'__tuple__': [1]}, 'k': {1: 'one', (2,): 2}},
         {'prompt': '', 'a': np.arange(6, dtype=np.float16).reshape(2, 3), 's': np.float32(0.1), 'u': np.str_('ü'), 'e': np.zeros((0, 2))},
     ]
-    found = rollout_state.from_text(json.loads(json.dumps(rollout_state.as_text(rows))))
+    found = rollout_state.rows_from_json(json.loads(json.dumps(rollout_state.rows_to_json(rows))))
     assert found[:2] == rows[:2] and [type(x) for x in found[1].values()] == [type(x) for x in rows[1].values()]
     for name, value in rows[2].items():
         other = found[2][name]
@@ -187,7 +187,7 @@ def test_rows_come_back_as_they_were():
     with pytest.raises(UserError, match='column "when" holds datetime.date'):
         import datetime
 
-        rollout_state.as_text([{'prompt': '', 'when': [datetime.date(2026, 1, 1)]}])
+        rollout_state.rows_to_json([{'prompt': '', 'when': [datetime.date(2026, 1, 1)]}])
 
 
 COARSE = """

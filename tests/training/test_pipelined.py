@@ -84,29 +84,29 @@ def test_a_policy_that_does_not_move_gives_the_same_run(tmp_path):
 def test_what_is_drawn_with_what(tmp_path, monkeypatch):
     """The next rollout is started before this one is waited for, with the first parameters of the step, which are donated meanwhile."""
     events, given = [], {}
-    launch, land = rollouts.Rollouts.launch, rollouts.Rollouts.land
+    start_sampling, finish = rollouts.Rollouts.start_sampling, rollouts.Rollouts.finish
 
     def launching(self, step, params, timers, label):
         events.append(('launch', step, label))
-        flight = launch(self, step, params, timers, label)
+        pending = start_sampling(self, step, params, timers, label)
         # A copy taken afterwards, so that the rollout is queued without it.
-        given[label] = (step, jax.tree.map(np.array, params), flight)
-        return flight
+        given[label] = (step, jax.tree.map(np.array, params), pending)
+        return pending
 
-    def landing(self, flight, timers):
-        (label,) = [label for label, (_, _, other) in given.items() if other is flight]
-        events.append(('land', flight.step, label))
-        drawn = land(self, flight, timers)
+    def landing(self, pending, timers):
+        (label,) = [label for label, (_, _, other) in given.items() if other is pending]
+        events.append(('land', pending.step, label))
+        drawn = finish(self, pending, timers)
         # Sampled again, with the copy and in peace.
-        prompts = {name: flight.prompts[name] for name in ('tokens', 'segments', 'positions')} | {'index': np.arange(4)}
+        prompts = {name: pending.prompts[name] for name in ('tokens', 'segments', 'positions')} | {'index': np.arange(4)}
         key = rollouts.randomness.key(self._run.config.seed, self._place.number, label[0], 'rollout')
         again = self._generate(given[label][1], prompts, key)
         for name in ('tokens', 'logprob'):
             np.testing.assert_array_equal(getattr(drawn.rollout, name), getattr(again, name))
         return drawn
 
-    monkeypatch.setattr(rollouts.Rollouts, 'launch', launching)
-    monkeypatch.setattr(rollouts.Rollouts, 'land', landing)
+    monkeypatch.setattr(rollouts.Rollouts, 'start_sampling', launching)
+    monkeypatch.setattr(rollouts.Rollouts, 'finish', landing)
     run(config(grpo__pipelined=True, grpo__checkpoint_every=1), tmp_path)
     assert events == [
         ('launch', 1, (1, 0)), ('launch', 1, (2, 0)), ('land', 1, (1, 0)), ('launch', 2, (3, 0)), ('land', 1, (2, 0)),
@@ -192,7 +192,7 @@ def test_resume(tmp_path):
     deaths = [
         asked_at(1),  # after step 1
         crash_in_update(4),  # in step 3, after the regular checkpoint of step 2
-        crash(rollouts.Rollouts, 'launch', after=True),  # in step 3, what was in flight lands
+        crash(rollouts.Rollouts, 'start_sampling', after=True),  # in step 3, what was in flight lands
         crash(Checkpoints, 'save', after=True),  # of step 4
         crash(rollouts, 'score_completions'),  # of step 5
         asked_at(1),  # after step 5
