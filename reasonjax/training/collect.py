@@ -79,7 +79,7 @@ def run(run: Run, place: Place, params: Any) -> tuple[dict, int]:
             dropped = {f'data/{name}': value for name, value in rollouts.data.counters.items() if name.startswith('dropped')}
             run.writer.write(place.name, step, totals | measured | dropped | {'step_time': seconds} | timers.take())
             progress.update(step, measured)
-            if counters.spent(stage, totals['num_tokens'], stepped):
+            if counters.limit_reached(stage, totals['num_tokens'], stepped):
                 break
     if not totals['kept']:
         raise UserError(

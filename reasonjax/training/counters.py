@@ -11,7 +11,7 @@ from reasonjax.parallel import processes
 
 
 @dataclasses.dataclass
-class Ledger:
+class Counters:
     """Counts of a stage.
 
     Attributes:
@@ -63,7 +63,7 @@ class Ledger:
         return {step for step in (self.proven if rolling_back else None, self.best and self.best['step']) if step is not None}
 
 
-def read_counts(meta: Mapping[str, Any], where: str | os.PathLike) -> tuple[Ledger, dict[str, Any]]:
+def read_counts(meta: Mapping[str, Any], where: str | os.PathLike) -> tuple[Counters, dict[str, Any]]:
     """Reads the counts of a checkpoint from its `meta`, and its clock: `seconds`, `steps` (seconds of steps) and `phases`.
 
     Raises:
@@ -74,21 +74,21 @@ def read_counts(meta: Mapping[str, Any], where: str | os.PathLike) -> tuple[Ledg
         seconds, steps, phases = (kind(clock[name]) for name, kind in (('seconds', float), ('steps', float), ('phases', dict)))
         if any(type(meta.get(name, 0)) is not int for name in ('records', 'completions', 'steps')):
             raise TypeError('a number is none')
-        return Ledger(**meta['counted']), {'seconds': seconds, 'steps': steps, 'phases': phases}
+        return Counters(**meta['counted']), {'seconds': seconds, 'steps': steps, 'phases': phases}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f'checkpoint {where}: its counts are damaged, or those of another version of reasonjax ({type(error).__name__}: {error}).'
         ) from error
 
 
-def spent(stage: Any, tokens: float, seconds: float) -> bool:
+def limit_reached(stage: Any, tokens: float, seconds: float) -> bool:
     """Whether a stage has reached a limit of tokens, or of seconds of its steps, that it has. All processes ask, and hear the same."""
     late = 0 < stage.get('time_limit', 0) <= seconds
     # Clocks differ between processes; tokens do not.
     return 0 < stage.get('token_limit', 0) <= tokens or bool(stage.get('time_limit', 0)) and processes.agree(late)
 
 
-def due_at(step: int, stage: Any, last: int, *, evaluating: bool = True) -> set[str]:
+def actions_due(step: int, stage: Any, last: int, *, evaluating: bool = True) -> set[str]:
     """What follows a step: an evaluation, a checkpoint; the last step is always saved, and evaluated when the stage is over."""
     every = {'evaluate': stage.eval_every, 'save': stage.checkpoint_every}
     due = {name for name, period in every.items() if period and step % period == 0}
@@ -97,7 +97,7 @@ def due_at(step: int, stage: Any, last: int, *, evaluating: bool = True) -> set[
     return due | ({'save'} if step == last else set())
 
 
-def better(before: dict[str, Any] | None, step: int, measured: Mapping[str, Any], stage: Any, name: str) -> dict[str, Any] | None:
+def update_best(before: dict[str, Any] | None, step: int, measured: Mapping[str, Any], stage: Any, name: str) -> dict[str, Any] | None:
     """The best evaluation after one more at `step`: the later one has to be strictly better.
 
     Args:

@@ -28,7 +28,7 @@ from reasonjax.training.checkpoint import Checkpoints
 from reasonjax.training.checkpoint_trees import abstract
 from reasonjax.training.compile_ahead import Ahead, shapes_of
 from reasonjax.training.context import Place, Run, adapt, settings
-from reasonjax.training.counters import Ledger, better, check, due_at, read_counts, spent
+from reasonjax.training.counters import Counters, actions_due, check, limit_reached, read_counts, update_best
 from reasonjax.training.iteration import Measured, StepInputs, fetch
 from reasonjax.training.step import State, create
 from reasonjax.training.updates import compile_update
@@ -89,7 +89,7 @@ class _Training:
             offload.check(run.mesh.devices.flat[0], self.optimizer, f'config.{place.name}.offload_optimizer')
         self.state, self.frozen, self.chosen = self._start()
         self.update = compile_update(run, self.stage, source, self.optimizer, self.state, total_updates, place)
-        self.ledger, self.timers = Ledger(), Timers()
+        self.counters, self.timers = Counters(), Timers()
         self.pending: Callable[[], list[Measured]] | None = None  # fetches the metrics of what was dispatched last
         self.failing = False  # the last steps were not finite, one more than are tolerated
         self.last = self.stage.steps  # the last step: an earlier one once a limit is reached
@@ -108,19 +108,19 @@ class _Training:
             self.clock = time.perf_counter()
             if unevaluated:
                 self._conclude(self.begin, {'evaluate'})
-            if self._spent() or self.begin >= self.stage.steps:
+            if self._limit_reached() or self.begin >= self.stage.steps:
                 self.last = self.begin
             for step in range(self.begin + self.source.steps, self.stage.steps + 1, self.source.steps):
                 if step > self.last:
                     break
                 self._step(step)
-        return Trained(self._params(), self._seconds(), self.last, self.ledger.best)
+        return Trained(self._params(), self._seconds(), self.last, self.counters.best)
 
     def _step(self, step: int) -> None:
         """Does a step, or as many as are dispatched together, of which this is the last."""
         self._dispatch(step - self.source.steps + 1)
         stop = stopping.asked()
-        due = functools.partial(due_at, step, self.stage, evaluating=self.evaluation is not None)
+        due = functools.partial(actions_due, step, self.stage, evaluating=self.evaluation is not None)
         if stop or due(self.last) or self.source.record is not None or self._watchful():
             with self.timers('update'):
                 jax.block_until_ready(self.state)
@@ -181,48 +181,48 @@ class _Training:
     def _count(self, measured: Measured, seconds: float, last: bool) -> None:
         """Counts a step and writes it down; `last` of those that were dispatched together."""
         step, metrics, tokens = measured
-        ledger, stage = self.ledger, self.stage
-        ledger.count(self.source.updates, tokens, metrics.pop('nonfinite'), metrics.pop('spike', 0.0))
+        counters, stage = self.counters, self.stage
+        counters.count(self.source.updates, tokens, metrics.pop('nonfinite'), metrics.pop('spike', 0.0))
         # Between two dispatches, where weights can change hands: a bad stretch that is over by then is over.
-        self.failing = last and ledger.nonfinite_in_a_row > stage.max_nonfinite
-        over = self.failing and ledger.rollbacks == stage.max_rollbacks
-        ledger.rollbacks += self.failing and not over
-        metrics |= {'num_tokens': ledger.num_tokens, 'skipped_updates': ledger.skipped_updates}
+        self.failing = last and counters.nonfinite_in_a_row > stage.max_nonfinite
+        over = self.failing and counters.rollbacks == stage.max_rollbacks
+        counters.rollbacks += self.failing and not over
+        metrics |= {'num_tokens': counters.num_tokens, 'skipped_updates': counters.skipped_updates}
         if stage.spike_zscore:
-            metrics['skipped_spikes'] = ledger.skipped_spikes
+            metrics['skipped_spikes'] = counters.skipped_spikes
         if stage.max_rollbacks:
-            metrics['rollbacks'] = ledger.rollbacks
+            metrics['rollbacks'] = counters.rollbacks
         # An update that was skipped leaves the optimiser's own count where it was.
-        rate = float(self.schedule(max(0, ledger.applied_updates - 1)))
+        rate = float(self.schedule(max(0, counters.applied_updates - 1)))
         metrics |= {'learning_rate': rate, 'step_time': seconds, 'tokens_per_second': tokens / seconds}
         self.stepped += seconds * self.compiled
         self.compiled = True
-        if last and self._spent():
+        if last and self._limit_reached():
             self.last = step
         if step % stage.log_every == 0 or step == self.last:
             self.run.writer.write(self.place.name, step, metrics | (self.timers.take() if last else {}))
         self.progress.update(step, metrics)
-        if over or ledger.spikes_in_a_row > stage.spike_window:
+        if over or counters.spikes_in_a_row > stage.spike_window:
             raise UserError(self._complaint(step, metrics))
 
     def _complaint(self, step: int, metrics: dict) -> str:
-        ledger, name = self.ledger, self.place.name
+        counters, name = self.counters, self.place.name
         numbers = f'(loss {metrics["loss"]}, grad_norm {metrics["grad_norm"]}); those updates were skipped'
         if not self.failing:
             return (
-                f'stage {name}, step {step}: the gradient norm stood out {ledger.spikes_in_a_row} steps in a row {numbers}. That is its '
+                f'stage {name}, step {step}: the gradient norm stood out {counters.spikes_in_a_row} steps in a row {numbers}. That is its '
                 f'new level: raise {name}.spike_zscore, or lower {name}.learning_rate.peak.'
             )
-        back = f', after {ledger.rollbacks} rollbacks' if ledger.rollbacks else ''
+        back = f', after {counters.rollbacks} rollbacks' if counters.rollbacks else ''
         return (
-            f'stage {name}, step {step}: loss or gradient was not finite {ledger.nonfinite_in_a_row} steps in a row{back} {numbers}. Lower '
-            f'{name}.learning_rate.peak or set {name}.optimizer.clip_norm; max_nonfinite says how many are tolerated, max_rollbacks how '
+            f'stage {name}, step {step}: loss or gradient was not finite {counters.nonfinite_in_a_row} steps in a row{back} {numbers}. '
+            f'Lower {name}.learning_rate.peak or set {name}.optimizer.clip_norm; max_nonfinite says how many are tolerated, max_rollbacks how '
             'often to go back to a checkpoint and go on with the next data.'
         )
 
     def _watchful(self) -> bool:
         """Whether each step is to be settled at once, so that a rollback always comes before the same step, and a limit ends the stage."""
-        return self.limited or self.stage.max_rollbacks > 0 and (self.ledger.nonfinite_in_a_row > 0 or self.stage.max_nonfinite == 0)
+        return self.limited or self.stage.max_rollbacks > 0 and (self.counters.nonfinite_in_a_row > 0 or self.stage.max_nonfinite == 0)
 
     def _conclude(self, step: int, due: set[str]) -> None:
         """Evaluates and saves where it is due."""
@@ -243,8 +243,8 @@ class _Training:
         measured = evaluate.as_metrics(summary)
         # Where this process goes on, another may have written it down before it was killed.
         self.run.writer.write(self.place.name, step, measured, once=step == self.begin)
-        before, self.ledger.best = self.ledger.best, better(self.ledger.best, step, measured, self.stage, self.place.name)
-        return self.ledger.best != before
+        before, self.counters.best = self.counters.best, update_best(self.counters.best, step, measured, self.stage, self.place.name)
+        return self.counters.best != before
 
     def _save(self, step: int, *, regular: bool = True, unevaluated: bool = False) -> None:
         """Saves everything.
@@ -256,11 +256,11 @@ class _Training:
         """
         self._check_finite(f'stage {self.place.name}, step {step}')
         if regular:
-            self.ledger.newest = step
-        self.checkpoints.retain(self.ledger.retained(self.stage.max_rollbacks > 0))
+            self.counters.newest = step
+        self.checkpoints.retain(self.counters.retained(self.stage.max_rollbacks > 0))
         self.run.writer.sync()
         meta = {
-            'stage': self.place.name, 'model': model_config.to_dict(self.run.model), 'counted': dataclasses.asdict(self.ledger),
+            'stage': self.place.name, 'model': model_config.to_dict(self.run.model), 'counted': dataclasses.asdict(self.counters),
             'clock': {'seconds': self._seconds(), 'steps': self.stepped, 'phases': self.timers.seconds}, 'unevaluated': unevaluated,
             'config': self.mark, 'steps': self.stage.steps, **self.run.writer.written(self.place.name),
         }  # fmt: skip
@@ -283,7 +283,7 @@ class _Training:
         where = self.place.folder / 'checkpoints' / str(begin)
         if meta.get('config', self.mark) != self.mark:
             raise UserError(f'checkpoint {where} is of another config than {claim.CONFIG}; was it put there from elsewhere?')
-        self.ledger, clock = read_counts(meta, where)
+        self.counters, clock = read_counts(meta, where)
         self._check_finite(f'stage {self.place.name}: its checkpoint of step {begin}')
         self.run.writer.resume(self.place.name, begin, meta)
         self.earlier, self.stepped = clock['seconds'], clock['steps']
@@ -299,7 +299,7 @@ class _Training:
         """Says on the screen and in a record what another number of steps than until now means."""
         self.run.writer.write(self.place.name, self.begin, {'steps': self.stage.steps, records.STEPS_BEFORE: before}, once=True)
         if processes.is_main():
-            counts = dict(begin=self.begin, update=self.ledger.applied_updates, updates=self.source.updates)
+            counts = dict(begin=self.begin, update=self.counters.applied_updates, updates=self.source.updates)
             print(claim.describe_length(self.run.config, self.place, before, **counts), flush=True)
 
     def _restore(self, step: int, **position: Any) -> dict:
@@ -313,23 +313,23 @@ class _Training:
 
     def _roll_back(self, step: int) -> None:
         """Goes back to weights that are known to be good. Step, position in the data and counters move on: the bad stretch is over."""
-        ledger, bad = self.ledger, self.ledger.nonfinite_in_a_row
-        target = None if ledger.proven is None else self.checkpoints.latest(upto=ledger.proven)
+        counters, bad = self.counters, self.counters.nonfinite_in_a_row
+        target = None if counters.proven is None else self.checkpoints.latest(upto=counters.proven)
         count = np.asarray(jax.device_get(self.state.step))
         if target is None:
             jax.tree.map(lambda x: x.delete(), self.state)
             self.state, self.frozen, _ = self._start()
-            ledger.applied_updates = 0
+            counters.applied_updates = 0
         else:
-            ledger.applied_updates = self._restore(target)['counted']['applied_updates']
+            counters.applied_updates = self._restore(target)['counted']['applied_updates']
         self.state = self.state.replace(step=jax.device_put(count, self.state.step.sharding))
-        ledger.newest, ledger.proven, ledger.nonfinite_in_a_row, self.failing = target, target, 0, False
+        counters.newest, counters.proven, counters.nonfinite_in_a_row, self.failing = target, target, 0, False
         if processes.is_main():
             where = 'where the stage began' if target is None else f'the checkpoint of step {target}'
             print(
                 f'warning: stage {self.place.name}, step {step}: loss or gradient was not finite {bad} steps in a row; weights and '
-                f'optimiser go back to {where}, and training goes on with step {step + 1} and new data (rollback {ledger.rollbacks} of at '
-                f'most {self.stage.max_rollbacks}). The learning rate is as it was then.',
+                f'optimiser go back to {where}, and training goes on with step {step + 1} and new data (rollback {counters.rollbacks} of '
+                f'at most {self.stage.max_rollbacks}). The learning rate is as it was then.',
                 file=sys.stderr,
             )
 
@@ -345,8 +345,8 @@ class _Training:
         settled = dict(spike_window=window, offload=self.stage.offload_optimizer)
         return create(trainable, self.optimizer, homes, meshes.replicated(self.run.mesh), **settled), frozen, chosen
 
-    def _spent(self) -> bool:
-        return spent(self.stage, self.ledger.num_tokens, self.stepped)
+    def _limit_reached(self) -> bool:
+        return limit_reached(self.stage, self.counters.num_tokens, self.stepped)
 
     def _where(self, step: int) -> str:
         return f'stage {self.place.name}: step {step} of {self.stage.steps}'

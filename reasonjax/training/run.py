@@ -23,7 +23,7 @@ from reasonjax.training import checks, collect, evaluate, fused, locks, online, 
 from reasonjax.training import claim as claims
 from reasonjax.training.checkpoint import Checkpoints, load_params
 from reasonjax.training.context import SAVING, Place, Run, abstract_params, fresh_params, open_run, places, settings
-from reasonjax.training.counters import better, spent
+from reasonjax.training.counters import limit_reached, update_best
 from reasonjax.training.saved_run import trained
 from reasonjax.weights import finite
 from reasonjax.weights.linear import merge_tree
@@ -152,7 +152,7 @@ def load_initial_params(run: Run, place: Place, evaluation: Callable | None) -> 
         stage = settings(run.config, last)
         clocked = meta.get('clock', {}).get('steps', 0.0)
         ended = processes.on_main(lambda: (claims.read_done(last) or {}).get(claims.STATE, {}).get('last', 0))
-        complete = step >= (ended or stage.get('steps', 0)) or spent(stage, meta.get('counted', {}).get('num_tokens', 0), clocked)
+        complete = step >= (ended or stage.get('steps', 0)) or limit_reached(stage, meta.get('counted', {}).get('num_tokens', 0), clocked)
         if complete:
             return params
         again = InitialParams(functools.partial(load_initial_params, run, last, evaluation))
@@ -229,7 +229,7 @@ def _run_stage(run: Run, place: Place, initial_params: Callable[[], Any], evalua
         # No checkpoint follows it: a run that was killed right after it writes it once more.
         run.writer.write(place.name, last, measured, once=True)
         if stage.get('keep_best'):
-            result['best'] = better(best, last, measured, stage, place.name)
+            result['best'] = update_best(best, last, measured, stage, place.name)
         result |= summary | {'examples': evaluate.examples(found)}
         seconds += time.perf_counter() - started
     run.writer.sync()

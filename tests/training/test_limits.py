@@ -93,13 +93,13 @@ def test_seconds_are_those_of_steps_without_the_first(tmp_path):
 def test_processes_end_together_though_their_clocks_differ(monkeypatch):
     heard = []
     monkeypatch.setattr(counters.processes, 'agree', lambda flag: heard.append(flag) or True)
-    assert counters.spent({'time_limit': 5.0}, 0, 1.0), 'another process is late'
+    assert counters.limit_reached({'time_limit': 5.0}, 0, 1.0), 'another process is late'
     assert heard == [False]
-    assert not counters.spent({'token_limit': 9}, 3, 1e9) and counters.spent({'token_limit': 9}, 9, 0.0)
+    assert not counters.limit_reached({'token_limit': 9}, 3, 1e9) and counters.limit_reached({'token_limit': 9}, 9, 0.0)
     assert heard == [False], 'tokens need no agreement'
 
 
 def test_limits_are_off_at_zero_and_refused_below(tmp_path):
-    assert not counters.spent({}, 1e9, 1e9)
+    assert not counters.limit_reached({}, 1e9, 1e9)
     with pytest.raises(UserError, match='config.train.token_limit=-1: must be from 0 to 9007199254740992; nearest: 0'):
         run(quiet('configs/sft.py', train__token_limit=-1), tmp_path)

@@ -287,6 +287,6 @@ def test_due():
     class Stage:
         eval_every, checkpoint_every, steps = 2, 3, 7
 
-    assert [sorted(counters.due_at(step, Stage, 7)) for step in range(1, 8)] == [
+    assert [sorted(counters.actions_due(step, Stage, 7)) for step in range(1, 8)] == [
         [], ['evaluate'], ['save'], ['evaluate'], [], ['evaluate', 'save'], ['save'],
     ]  # fmt: skip
