@@ -126,7 +126,7 @@ class Stage:
         self.wants_reference = wants_reference(c)
         self.rollout_mesh = run.rollout_mesh
         check_mesh(run, place)
-        self.form = batching.form_of(c, run.mesh, place.name) if self.online else batching.Form(share_prompts=False)
+        self.layout = batching.layout_of(c, run.mesh, place.name) if self.online else batching.BatchLayout(share_prompts=False)
         self.params = abstract_params(run, place.number)
         self.chosen = configs.resolve(c.filter, 'filter')(run.specs, self.params)
         trainable, self.frozen = partition(self.params, self.chosen)
@@ -167,18 +167,18 @@ class Stage:
     def widest(self) -> int:
         """Tokens of the longest row that is trained on: of a sequence, or of its longer part where prompts are read apart."""
         c = self.settings
-        return max(c.data.max_prompt_length, c.max_completion_length) if self.form.share_prompts else self.length
+        return max(c.data.max_prompt_length, c.max_completion_length) if self.layout.share_prompts else self.length
 
     def tokens(self, rows: int) -> int:
         """Tokens that are read to train on so many rows: shared prompts once."""
         c = self.settings
-        if not self.form.share_prompts:
+        if not self.layout.share_prompts:
             return rows * self.length
         return self._shared(rows) * c.data.max_prompt_length + rows * c.max_completion_length
 
     def _shared(self, rows: int) -> int:
         """Prompts beside so many rows."""
-        return rows // self.settings.num_generations * self.form.copies
+        return rows // self.settings.num_generations * self.layout.copies
 
     def programs(self, names: tuple[str, ...] = ()) -> Iterator[Program]:
         """The programs of these names, by default all there are."""
@@ -279,7 +279,7 @@ class Stage:
 
     def _read(self, rows: int) -> list[flops.Product]:
         """The products of a forward pass over a batch of so many rows."""
-        if not self.form.share_prompts:
+        if not self.layout.share_prompts:
             return self._products(rows, self.length)
         c, model = self.settings, self.run.model
         predicting = rows * c.max_completion_length
@@ -311,7 +311,7 @@ class Stage:
             sizes, fields = {'rows': rows, 'time': self.length}, shapes.supervised_fields(c.data.form)
             return {name: self._placed(tuple(sizes[axis] for axis in ('rows', *axes)), dtype) for name, (axes, dtype) in fields.items()}
         number = rows // c.num_generations
-        batch = batching.shapes(c, number, self.form, self.run.mesh, old=self.updates > 1, reference=self.wants_reference)
+        batch = batching.shapes(c, number, self.layout, self.run.mesh, old=self.updates > 1, reference=self.wants_reference)
         # What is not placed goes where the rest is, on every device.
         whole = meshes.replicated(self.run.mesh)
         return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or whole) for name, x in batch.items()}

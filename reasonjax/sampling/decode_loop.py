@@ -17,7 +17,7 @@ from reasonjax.sampling.slots import Progress, is_cache, taken
 
 
 @dataclasses.dataclass(frozen=True)
-class Fixed:
+class DecodeConstants:
     """What holds for a whole call.
 
     Attributes:
@@ -39,7 +39,7 @@ class Fixed:
     aligned: bool
 
 
-class Read(NamedTuple):
+class PromptCache(NamedTuple):
     """A prompt as one model has read it, of each of P prompts or R rows.
 
     Attributes:
@@ -55,27 +55,27 @@ class Read(NamedTuple):
     first: jax.Array
 
 
-class View(NamedTuple):
+class RowView(NamedTuple):
     """What holds for rows as long as none takes another completion.
 
     Attributes:
       read: per model; of prompts that an equal number of adjacent rows share, or one of each row.
-      start, first: per model [R] int32, as in `Read`.
+      start, first: per model [R] int32, as in `PromptCache`.
       uniform: [R, C, 2] float32, the numbers that each token of the rows' completions is drawn by; None where decoding is greedy.
     """
 
-    read: tuple[Read, ...]
+    read: tuple[PromptCache, ...]
     start: tuple[jax.Array, ...]
     first: tuple[jax.Array, ...]
     uniform: jax.Array | None
 
 
-def of_rows(read: Read, prompt_R: jax.Array) -> Read:
+def of_rows(read: PromptCache, prompt_R: jax.Array) -> PromptCache:
     """The prompts of each row."""
-    return Read([taken(cache, prompt_R) for cache in read.cache], read.mask[prompt_R], read.start[prompt_R], read.first[prompt_R])
+    return PromptCache([taken(cache, prompt_R) for cache in read.cache], read.mask[prompt_R], read.start[prompt_R], read.first[prompt_R])
 
 
-def run(fixed: Fixed, view: View, s: Progress, go_on: Callable[[Progress], jax.Array]) -> Progress:
+def run(fixed: DecodeConstants, view: RowView, s: Progress, go_on: Callable[[Progress], jax.Array]) -> Progress:
     """Steps while `go_on(state)`; a row that has ended draws nothing and writes nothing."""
     return jax.lax.while_loop(go_on, lambda s: advance(fixed, view, s), s)
 
@@ -85,7 +85,7 @@ def grown(s: Progress, length: int) -> Progress:
     return s.replace(own=jax.tree.map(lambda cache: decoding.placed(decoding.grown(cache, length)), s.own, is_leaf=is_cache))
 
 
-def advance(fixed: Fixed, view: View, s: Progress) -> Progress:
+def advance(fixed: DecodeConstants, view: RowView, s: Progress) -> Progress:
     """Draws one token for every row that has not ended."""
     sampling, greedy = fixed.sampling, fixed.sampling.temperature == 0
     scale = 1.0 if greedy else sampling.temperature
@@ -117,7 +117,7 @@ def advance(fixed: Fixed, view: View, s: Progress) -> Progress:
     return _record(fixed, s, token_R, forced_R, policy).replace(time=s.time + 1, memory=memory, own=own)
 
 
-def _put(fixed: Fixed, token_R: jax.Array, s: Progress) -> tuple[jax.Array, jax.Array, tuple]:
+def _put(fixed: DecodeConstants, token_R: jax.Array, s: Progress) -> tuple[jax.Array, jax.Array, tuple]:
     """What forcings make of the drawn tokens, in turn: tokens, whether they were put, and what each remembers."""
     forced_R, memory = jnp.zeros_like(s.done), []
     for force, remembered in zip(fixed.sampling.forcing, s.memory, strict=True):
@@ -127,7 +127,7 @@ def _put(fixed: Fixed, token_R: jax.Array, s: Progress) -> tuple[jax.Array, jax.
     return token_R, forced_R, tuple(memory)
 
 
-def _record(fixed: Fixed, s: Progress, token_R: jax.Array, forced_R: jax.Array, policy: drawing.Distribution) -> Progress:
+def _record(fixed: DecodeConstants, s: Progress, token_R: jax.Array, forced_R: jax.Array, policy: drawing.Distribution) -> Progress:
     C, eos, stop = s.tokens.shape[1], fixed.sampling.eos_ids, fixed.sampling.stop
     active = ~s.done
     tail = jnp.concatenate([s.tail[:, 1:], token_R[:, None]], axis=1) if stop else s.tail

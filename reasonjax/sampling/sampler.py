@@ -131,7 +131,7 @@ def decode(
     read += [_read(other.prompts, prefill(other.params, other.config, other.prompts, sampling)) for other in companions]
     P, G, C = len(prompts['tokens']), sampling.num_generations, sampling.max_tokens
     rows = min(sampling.slots or P * G, P * G)
-    fixed = decode_loop.Fixed(
+    fixed = decode_loop.DecodeConstants(
         sampling, configs, params, combine if companions else None, _processors(sampling) + processors,
         pad=max(config.pad_id, 0), aligned=rows == P * G,
     )  # fmt: skip
@@ -146,7 +146,7 @@ class _Jobs:
     """All completions of a call: their prompts, as they are and as each model has read them, and the numbers they are drawn by."""
 
     prompts: dict[str, jax.Array]
-    read: tuple[decode_loop.Read, ...]
+    read: tuple[decode_loop.PromptCache, ...]
     uniform: jax.Array | None
     G: int
     C: int
@@ -158,26 +158,26 @@ class _Jobs:
     def prompt_of(self, job_R: jax.Array) -> jax.Array:
         return jnp.minimum(job_R, self.number - 1) // self.G
 
-    def begin(self, fixed: decode_loop.Fixed, job_R: jax.Array) -> dict[str, Any]:
+    def begin(self, fixed: decode_loop.DecodeConstants, job_R: jax.Array) -> dict[str, Any]:
         """The state of rows at the start of these."""
         prompt_R = self.prompt_of(job_R)
         text_PxTp = jnp.where(self.prompts['segments'] > 0, self.prompts['tokens'], -1)
         shape = self.C, max(map(len, fixed.sampling.stop), default=0), fixed.pad
         return slots.fresh(self.read[0].first[prompt_R], text_PxTp[prompt_R], job_R, self.number, shape, fixed.sampling.forcing)
 
-    def whole(self) -> decode_loop.View:
+    def whole(self) -> decode_loop.RowView:
         """Of a row for each, in order: the rows of a prompt share it."""
         start, first = (tuple(jnp.repeat(getattr(one, name), self.G) for one in self.read) for name in ('start', 'first'))
-        return decode_loop.View(self.read, start, first, self.uniform)
+        return decode_loop.RowView(self.read, start, first, self.uniform)
 
-    def view(self, s: Progress) -> decode_loop.View:
+    def view(self, s: Progress) -> decode_loop.RowView:
         """Of rows that may be at any of them."""
         read = tuple(decode_loop.of_rows(one, self.prompt_of(s.job)) for one in self.read)
         uniform = None if self.uniform is None else self.uniform[jnp.minimum(s.job, self.number - 1)]
-        return decode_loop.View(read, tuple(one.start for one in read), tuple(one.first for one in read), uniform)
+        return decode_loop.RowView(read, tuple(one.start for one in read), tuple(one.first for one in read), uniform)
 
 
-def _drawn(fixed: decode_loop.Fixed, jobs: _Jobs, rows: int) -> Rollout:
+def _drawn(fixed: decode_loop.DecodeConstants, jobs: _Jobs, rows: int) -> Rollout:
     """All completions [N, C], by so many rows, fewer at the end."""
     sampling, lengths = fixed.sampling, fixed.sampling.lengths()
     int8 = sampling.cache_dtype == 'int8'
@@ -198,7 +198,7 @@ def _drawn(fixed: decode_loop.Fixed, jobs: _Jobs, rows: int) -> Rollout:
     return slots.completions(s) if fixed.aligned and len(left) == 1 else slots.collected(results, s)
 
 
-def _refilled(fixed: decode_loop.Fixed, jobs: _Jobs, s: Progress, results: Rollout, enough: int) -> tuple[Progress, Rollout]:
+def _refilled(fixed: decode_loop.DecodeConstants, jobs: _Jobs, s: Progress, results: Rollout, enough: int) -> tuple[Progress, Rollout]:
     """Bursts of steps; between two, rows that have ended take the next completions. Until none waits and few enough rows draw."""
     lengths = fixed.sampling.lengths()
 
@@ -240,12 +240,12 @@ def _processors(sampling: Sampling) -> tuple[Processor, ...]:
     return tuple(process for process, on in wanted.items() if on)
 
 
-def _read(prompts: dict[str, jax.Array], cache: list[decoding.Cache]) -> decode_loop.Read:
+def _read(prompts: dict[str, jax.Array], cache: list[decoding.Cache]) -> decode_loop.PromptCache:
     # The last prompt token is fed again as each row's first input: every token then comes from the same code, and the prompt part of the
     # attention covers the tokens before it.
     Tp = prompts['tokens'].shape[1]
     mask = (prompts['segments'] > 0) & (jnp.arange(Tp) < Tp - 1)
-    return decode_loop.Read(cache, mask, prompts['positions'][:, -1], prompts['tokens'][:, -1])
+    return decode_loop.PromptCache(cache, mask, prompts['positions'][:, -1], prompts['tokens'][:, -1])
 
 
 def _ready(params: dict, config: ModelConfig) -> tuple[dict, ModelConfig]:

@@ -21,7 +21,7 @@ SHORTEST = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class BatchLayout:
     """How the sequences of a rollout are laid out.
 
     Attributes:
@@ -37,8 +37,8 @@ class Form:
     shards: int = 1
 
 
-def form_of(stage: Mapping[str, Any], mesh: jax.sharding.Mesh, name: str) -> Form:
-    """The form of an online stage's batches.
+def layout_of(stage: Mapping[str, Any], mesh: jax.sharding.Mesh, name: str) -> BatchLayout:
+    """Returns how the batches of an online stage are laid out.
 
     Args:
       stage: its config.
@@ -52,7 +52,7 @@ def form_of(stage: Mapping[str, Any], mesh: jax.sharding.Mesh, name: str) -> For
     if stage.packing and not stage.share_prompts:
         raise UserError(f'config.{name}.packing=True: completions are packed beside the prompt that they share; set share_prompts=True.')
     if not stage.share_prompts:
-        return Form(share_prompts=False)
+        return BatchLayout(share_prompts=False)
     if mesh.shape['sequence'] > 1:
         raise UserError(
             f'config.{name}.share_prompts=True: mesh.sequence={mesh.shape["sequence"]} splits the tokens of a row, which then has to hold '
@@ -65,17 +65,19 @@ def form_of(stage: Mapping[str, Any], mesh: jax.sharding.Mesh, name: str) -> For
         raise UserError(
             f'config.{name}: {prompts} prompts x {number} completions of an update do not divide over {ways} row shards x micro-batches.'
         )
-    return Form(copies=copies, packing=stage.packing, shards=ways * stage.minibatches)
+    return BatchLayout(copies=copies, packing=stage.packing, shards=ways * stage.minibatches)
 
 
-def assemble(prompts: dict, rollout: Rollout, advantage_PxG: Any, form: Form = Form(), *, mask_truncated: bool = False) -> dict:
+def assemble(
+    prompts: dict, rollout: Rollout, advantage_PxG: Any, layout: BatchLayout = BatchLayout(), *, mask_truncated: bool = False
+) -> dict:
     """Lays a rollout out as a batch, weight 1 on tokens that were drawn; on the host of host arrays, else as part of a program.
 
     Args:
       prompts: `tokens`, `segments`, `positions` [P, Tp], padded on the left.
       rollout: of G completions each, up to C tokens.
       advantage_PxG: float32.
-      form: see `Form`; packing is a step of its own, see `Packer`.
+      layout: see `BatchLayout`; packing is a step of its own, see `Packer`.
       mask_truncated: completions cut at the limit get weight 0 (they still count as rows).
 
     Returns:
@@ -99,20 +101,20 @@ def assemble(prompts: dict, rollout: Rollout, advantage_PxG: Any, form: Form = F
     }
     of_prompts = {name: prompts[name].astype(xp.int32) for name in ('tokens', 'segments', 'positions')}
     advantage = {'advantage': advantage_PxG.reshape(P * G).astype(xp.float32)}
-    if form.share_prompts:
-        return rows | advantage | {f'prompt_{name}': xp.repeat(x, form.copies, axis=0) for name, x in of_prompts.items()}
+    if layout.share_prompts:
+        return rows | advantage | {f'prompt_{name}': xp.repeat(x, layout.copies, axis=0) for name, x in of_prompts.items()}
     of_rows = {name: xp.repeat(x, G, axis=0) for name, x in of_prompts.items()}
     empty = xp.zeros((P * G, Tp), xp.float32)
     return {name: xp.concatenate([of_rows.get(name, empty), x], axis=1) for name, x in rows.items()} | advantage
 
 
-def shapes(stage: Mapping[str, Any], number: int, form: Form, mesh: jax.sharding.Mesh, *, old: bool, reference: bool) -> dict:
+def shapes(stage: Mapping[str, Any], number: int, layout: BatchLayout, mesh: jax.sharding.Mesh, *, old: bool, reference: bool) -> dict:
     """Shapes, placed, of the batch that `minibatches` makes of a rollout.
 
     Args:
       stage: config of an online stage.
       number: of prompts in the batch.
-      form: of the batch. What is packed has no shape before it is sampled: at worst every completion is long, and that is this one.
+      layout: of the batch. What is packed has no shape before it is sampled: at worst every completion is long, and that is this one.
       mesh: of training.
       old, reference: which log-probs it holds besides those of the sampler.
     """
@@ -121,7 +123,7 @@ def shapes(stage: Mapping[str, Any], number: int, form: Form, mesh: jax.sharding
     kinds = {'length': ((P, G), np.int32), 'terminated': ((P, G), np.bool_), 'tokens': ((P, G, C), np.int32)}
     kinds |= dict.fromkeys(('logprob', 'entropy'), ((P, G, C), np.float32))
     rollout = Rollout(**{name: jax.ShapeDtypeStruct(*kind) for name, kind in kinds.items()})
-    made = jax.eval_shape(functools.partial(assemble, form=form), prompts, rollout, jax.ShapeDtypeStruct((P, G), np.float32))
+    made = jax.eval_shape(functools.partial(assemble, layout=layout), prompts, rollout, jax.ShapeDtypeStruct((P, G), np.float32))
     made |= dict.fromkeys(('logprob_old',) * old + ('logprob_ref',) * reference, made['logprob_sampled'])
     placed = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.of_batch(x.shape, mesh)) for name, x in made.items()}
     return placed | {'max_completion_length': jax.ShapeDtypeStruct((), np.float32)}
@@ -143,12 +145,12 @@ class Packer:
     holds completions of one prompt, the longest placed first, each into the fullest bin that has room.
     """
 
-    def __init__(self, form: Form):
-        self._form = form
+    def __init__(self, layout: BatchLayout):
+        self._form = layout
         self._shapes: set[tuple[int, ...]] = set()
 
     def __call__(self, batch: dict) -> tuple[dict, dict[str, float]]:
-        """Adds to a host batch of `assemble` where its tokens go, nothing where the form has no packing.
+        """Adds to a host batch of `assemble` where its tokens go, nothing where the layout has no packing.
 
         Returns:
           The batch with `packed_from` [S, n, L] and `packed_at` [B, C] int32, see `model.groups.shards_of`; and metrics: `packing/fill`,

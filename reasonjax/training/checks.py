@@ -8,7 +8,7 @@ from reasonjax import config as configs
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.model.config import check_fields
 from reasonjax.training import counters, evaluate, fused, offload, samplers, supervised
-from reasonjax.training.batching import form_of
+from reasonjax.training.batching import layout_of
 from reasonjax.training.context import Place, Run, abstract_params, check_stages, places, settings
 from reasonjax.training.samplers import of_stage
 
@@ -45,7 +45,7 @@ def check_opened(run: Run) -> None:
         if stage.kind in ('online', 'collect'):
             of_stage(stage, run.tokenizer, place.name)
         if stage.kind == 'online':
-            form_of(stage, run.mesh, place.name)
+            layout_of(stage, run.mesh, place.name)
         if stage.kind in ('online', 'supervised'):
             _check_training(run, place, stage)
 

@@ -216,8 +216,8 @@ class _Training:
         back = f', after {counters.rollbacks} rollbacks' if counters.rollbacks else ''
         return (
             f'stage {name}, step {step}: loss or gradient was not finite {counters.nonfinite_in_a_row} steps in a row{back} {numbers}. '
-            f'Lower {name}.learning_rate.peak or set {name}.optimizer.clip_norm; max_nonfinite says how many are tolerated, max_rollbacks how '
-            'often to go back to a checkpoint and go on with the next data.'
+            f'Lower {name}.learning_rate.peak or set {name}.optimizer.clip_norm; max_nonfinite says how many are tolerated, max_rollbacks '
+            'how often to go back to a checkpoint and continue with the next data.'
         )
 
     def _watchful(self) -> bool:

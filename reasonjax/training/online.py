@@ -17,7 +17,7 @@ from reasonjax.sampling.sampler import Rollout
 from reasonjax.tracking.metrics import Timers
 from reasonjax.training import samplers
 from reasonjax.training.batch_source import BatchSource, StepBatches
-from reasonjax.training.batching import Packer, assemble, form_of, minibatches
+from reasonjax.training.batching import Packer, assemble, layout_of, minibatches
 from reasonjax.training.batching import shapes as shapes_of_batch
 from reasonjax.training.checkpoint import Remembers
 from reasonjax.training.compile_ahead import Ahead, shapes_of
@@ -43,15 +43,15 @@ def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: C
     """
     stage = settings(run.config, place)
     samplers.check(stage, place.name)
-    form = form_of(stage, run.mesh, place.name)
-    pack = Packer(form)
+    layout = layout_of(stage, run.mesh, place.name)
+    pack = Packer(layout)
     updates, micro = stage.num_iterations * stage.minibatches, stage.minibatches * stage.accumulation
     rows = stage.num_prompts * stage.num_generations
-    width = stage.max_completion_length + (0 if form.share_prompts else stage.data.max_prompt_length)
+    width = stage.max_completion_length + (0 if layout.share_prompts else stage.data.max_prompt_length)
     score, ahead = _compiled_score(run.model, run.mesh, (rows, width), micro, stage.temperature), Ahead()
 
     def lay_out(prompts: Mapping, rollout: Rollout, advantage_PxG: np.ndarray, extra: dict) -> tuple[dict, dict]:
-        batch = assemble(prompts, rollout, advantage_PxG, form, mask_truncated=stage.mask_truncated_completions)
+        batch = assemble(prompts, rollout, advantage_PxG, layout, mask_truncated=stage.mask_truncated_completions)
         batch, packing = pack(batch)
         return meshes.place_batch(batch | extra, run.mesh), packing
 
@@ -62,8 +62,8 @@ def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: C
     advantage = _on_host(configs.resolve(stage.advantage, 'advantage'), place.name)
     how = RolloutStep(advantage, lay_out, logprob, updates, recomputes_old(stage))
     reference, shapes = None, None
-    if not (form.packing or stage.minibatches > 1 or stage.pipelined or stage.dynamic_sampling > 1):
-        shapes = shapes_of_batch(stage, stage.num_prompts, form, run.mesh, old=updates > 1, reference=wants_reference(stage))
+    if not (layout.packing or stage.minibatches > 1 or stage.pipelined or stage.dynamic_sampling > 1):
+        shapes = shapes_of_batch(stage, stage.num_prompts, layout, run.mesh, old=updates > 1, reference=wants_reference(stage))
     if wants_reference(stage):
         # The reference is the model as this stage found it, adapters of earlier stages included; it stays in memory.
         reference = initial_params()

@@ -18,7 +18,7 @@ from reasonjax.parallel import mesh as meshes
 from reasonjax.protocols import needed
 from reasonjax.sampling import sampler
 from reasonjax.sampling.sampler import Rollout
-from reasonjax.training.batching import assemble, form_of
+from reasonjax.training.batching import assemble, layout_of
 from reasonjax.training.context import Run, at_once
 from reasonjax.training.samplers import of_stage, on_rollout_mesh
 from reasonjax.training.step import make_score
@@ -93,7 +93,7 @@ def trace_rollout_step(run: Run, stage: ml_collections.ConfigDict, name: str) ->
       stage: config of an online stage.
       name: of the stage, for messages.
     """
-    advantage, form = configs.resolve(stage.advantage, 'advantage'), form_of(stage, run.mesh, name)
+    advantage, layout = configs.resolve(stage.advantage, 'advantage'), layout_of(stage, run.mesh, name)
 
     def weigh(total_PxG: jax.Array) -> tuple[jax.Array, dict]:
         valid_PxG = ~jnp.isnan(total_PxG)
@@ -101,7 +101,7 @@ def trace_rollout_step(run: Run, stage: ml_collections.ConfigDict, name: str) ->
         return advantage_PxG, reduce.values(metrics)
 
     def lay_out(prompts: Mapping, rollout: Rollout, advantage_PxG: jax.Array, extra: dict) -> tuple[dict, dict]:
-        return assemble(prompts, rollout, advantage_PxG, form, mask_truncated=stage.mask_truncated_completions) | extra, {}
+        return assemble(prompts, rollout, advantage_PxG, layout, mask_truncated=stage.mask_truncated_completions) | extra, {}
 
     logprob = make_score(run.model, micro=stage.minibatches * stage.accumulation, temperature=stage.temperature)
     return RolloutStep(weigh, lay_out, logprob, stage.num_iterations * stage.minibatches, recomputes_old(stage))

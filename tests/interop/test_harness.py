@@ -32,7 +32,7 @@ lm_eval = pytest.importorskip('lm_eval')
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from reasonjax.interop.lm_eval import Harness, bucket, cut_at, way_of  # noqa: E402
+from reasonjax.interop.lm_eval import Harness, bucket, cut_at, request_of  # noqa: E402
 
 PROMPTS = ['12+34=', '5+6=', '99+1=', '1234+5678=', '7+8=', '0+0=', '31+4=']
 LONGEST = 48
@@ -195,14 +195,14 @@ def test_prompts_without_room(opened, caplog):
 
 def test_generation_settings(opened, caplog):
     tokenizer = opened[0].tokenizer
-    assert way_of({}, tokenizer, 5).sampling == Sampling(max_tokens=5, temperature=0.0, eos_ids=tokenizer.eos_ids)
-    greedy, plain = (way_of({'do_sample': drawn, 'top_p': 0.3}, tokenizer, 5).sampling for drawn in (False, True))
+    assert request_of({}, tokenizer, 5).sampling == Sampling(max_tokens=5, temperature=0.0, eos_ids=tokenizer.eos_ids)
+    greedy, plain = (request_of({'do_sample': drawn, 'top_p': 0.3}, tokenizer, 5).sampling for drawn in (False, True))
     assert (greedy.temperature, greedy.top_p) == (0, 1) and (plain.temperature, plain.top_p) == (1, 0.3)
-    drawn = way_of({'temperature': 0.3, 'top_k': -1}, tokenizer, 5).sampling
+    drawn = request_of({'temperature': 0.3, 'top_k': -1}, tokenizer, 5).sampling
     assert drawn == Sampling(max_tokens=5, temperature=0.3, eos_ids=tokenizer.eos_ids)
-    stopped = way_of({'until': ['#', '##', 'Z'], 'max_tokens': 7}, tokenizer, 5).sampling
+    stopped = request_of({'until': ['#', '##', 'Z'], 'max_tokens': 7}, tokenizer, 5).sampling
     assert stopped.max_tokens == 7 and stopped.eos_ids == (*tokenizer.eos_ids, *tokenizer.encode('#'))
-    assert not caplog.text and way_of({'do_sample': False, 'temperature': 0.3}, tokenizer, 5).sampling.temperature == 0
+    assert not caplog.text and request_of({'do_sample': False, 'temperature': 0.3}, tokenizer, 5).sampling.temperature == 0
     assert 'decoding is greedy' in caplog.text
     assert cut_at('a b c', ['c', 'b']) == 'a ' and cut_at('abc', []) == 'abc'
     assert all(n <= bucket(n) <= max(n + 15, 1.25 * n) for n in range(1, 5000)) and len({bucket(n) for n in range(1, 4097)}) < 32

@@ -16,16 +16,16 @@ from reasonjax.model import groups
 from reasonjax.model.score import score
 from reasonjax.sampling.sampler import Rollout
 from reasonjax.training import step
-from reasonjax.training.batching import Form, Packer, assemble
+from reasonjax.training.batching import BatchLayout, Packer, assemble
 
 P, G, C, TP = 4, 4, 9, 5
-PADDED = Form(share_prompts=False)
+PADDED = BatchLayout(share_prompts=False)
 FORMS = {
-    'shared': Form(),
-    'copies': Form(copies=2),
-    'packed': Form(packing=True),
-    'packed apart': Form(packing=True, shards=2),
-    'packed by copies': Form(packing=True, copies=2, shards=8),
+    'shared': BatchLayout(),
+    'copies': BatchLayout(copies=2),
+    'packed': BatchLayout(packing=True),
+    'packed apart': BatchLayout(packing=True, shards=2),
+    'packed by copies': BatchLayout(packing=True, copies=2, shards=8),
 }
 ONE = toys.changed(layers=1)
 LOSSES = (
@@ -49,8 +49,8 @@ def drawn():
     return prompts, rollout, rng.standard_normal((P, G))
 
 
-def batch_of(form, mask_truncated=True):
-    batch, _ = Packer(form)(assemble(*drawn(), form, mask_truncated=mask_truncated))
+def batch_of(layout, mask_truncated=True):
+    batch, _ = Packer(layout)(assemble(*drawn(), layout, mask_truncated=mask_truncated))
     near = {'logprob_old': 0.98 * batch['logprob_sampled'], 'logprob_ref': 1.05 * batch['logprob_sampled']}
     return batch | near | {'max_completion_length': np.float32(C)}
 
@@ -121,7 +121,7 @@ def test_what_a_corruption_changed_is_read():
 MIXTURE = toys.changed(experts=4, mlp_dim=8, router_balance_weight=0.3, router_z_weight=0.02, layers=1)
 
 
-def updated(form, accumulation):
+def updated(layout, accumulation):
     """Metrics and gradient of a step of a mixture of experts."""
 
     def keep(grads, _, params=None):
@@ -131,7 +131,7 @@ def updated(form, accumulation):
     objective = functools.partial(policy, loss_type='dapo', beta=0.1)
     update = jax.jit(step.make_update(MIXTURE, objective, catching, accumulation=accumulation))
     params = toys.params(MIXTURE)
-    after, metrics = update(step.fresh(params, catching, 0), jax.tree.map(lambda _: None, params), batch_of(form), jax.random.key(0))
+    after, metrics = update(step.fresh(params, catching, 0), jax.tree.map(lambda _: None, params), batch_of(layout), jax.random.key(0))
     return metrics, after.optimizer
 
 

@@ -22,7 +22,7 @@ from reasonjax.model.placement import shardings
 from reasonjax.parallel import mesh as meshes
 from reasonjax.sampling.sampler import Rollout, Sampling, generate
 from reasonjax.training import step as state
-from reasonjax.training.batching import Packer, assemble, form_of
+from reasonjax.training.batching import Packer, assemble, layout_of
 from reasonjax.weights import partition
 
 # Chunks that do not divide the 12 tokens of a row evenly.
@@ -55,8 +55,8 @@ def grouped(mesh, packing: bool) -> dict:
     rollout = Rollout(rng.integers(1, 16, (8, 2, C)) * alive, logprob, alive * 1.0, length, rng.random((8, 2)) < 0.8)
     share = mesh.shape['sequence'] == 1
     stage = dict(num_prompts=8, num_generations=2, minibatches=1, accumulation=2, share_prompts=share, packing=packing and share)
-    form = form_of(SimpleNamespace(**stage), mesh, 'grpo')
-    batch, _ = Packer(form)(assemble(prompts, rollout, rng.normal(size=(8, 2)), form, mask_truncated=True))
+    layout = layout_of(SimpleNamespace(**stage), mesh, 'grpo')
+    batch, _ = Packer(layout)(assemble(prompts, rollout, rng.normal(size=(8, 2)), layout, mask_truncated=True))
     return batch | {'logprob_old': batch['logprob_sampled'], 'logprob_ref': 1.1 * batch['logprob_sampled']}
 
 

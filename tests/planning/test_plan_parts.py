@@ -199,7 +199,7 @@ def test_prompts_that_are_shared_are_counted_once():
     # As many copies as devices and micro-batches need, and no more.
     config = tiny(**{'grpo.num_generations': '4', 'grpo.accumulation': '8'})
     copied = plan_programs.Stage(plan_programs.plan_run(config, jax.devices()[:1]), plan_programs.planned_stage(config))
-    assert copied.form.copies == 2 and copied.tokens(16) == 16 * 8 + 8 * 10
+    assert copied.layout.copies == 2 and copied.tokens(16) == 16 * 8 + 8 * 10
 
 
 @needs_libtpu

@@ -10,7 +10,7 @@ import pytest
 from reasonjax.errors import UserError
 from reasonjax.sampling.sampler import Rollout
 from reasonjax.training import batching
-from reasonjax.training.batching import Form, Packer, assemble
+from reasonjax.training.batching import BatchLayout, Packer, assemble
 
 PROMPTS = {
     'tokens': np.array([[0, 5, 6], [7, 8, 9]]),
@@ -43,7 +43,7 @@ def test_shared_prompts_by_hand():
 
 def test_rows_with_their_prompts_by_hand():
     drawn = rollout([[2, 4], [1, 3]])
-    batch = assemble(PROMPTS, drawn, np.array([[0.5, -0.5], [1.0, -1.0]]), Form(share_prompts=False))
+    batch = assemble(PROMPTS, drawn, np.array([[0.5, -0.5], [1.0, -1.0]]), BatchLayout(share_prompts=False))
     assert batch['tokens'][0].tolist() == [0, 5, 6, 1, 2, 0, 0]
     assert batch['segments'][0].tolist() == [0, 1, 1, 1, 1, 0, 0]
     assert batch['weights'][0].tolist() == [0, 0, 0, 1, 1, 0, 0]
@@ -56,8 +56,8 @@ def test_rows_with_their_prompts_by_hand():
 
 def test_truncated_rows_can_be_masked():
     drawn = rollout([[2, 4], [1, 4]], terminated=[[True, False], [True, True]])
-    for form in (Form(), Form(share_prompts=False)):
-        batch = assemble(PROMPTS, drawn, np.zeros((2, 2)), form, mask_truncated=True)
+    for layout in (BatchLayout(), BatchLayout(share_prompts=False)):
+        batch = assemble(PROMPTS, drawn, np.zeros((2, 2)), layout, mask_truncated=True)
         assert batch['weights'].sum(1).tolist() == [2, 0, 1, 4]
         assert batch['segments'][1, -4:].tolist() == [1, 1, 1, 1]
 
@@ -71,7 +71,7 @@ def test_minibatches_keep_groups_whole_and_lose_nothing():
 
 
 def test_copies_of_prompts_stand_together():
-    batch = assemble(PROMPTS, rollout([[2, 4], [1, 3]]), np.zeros((2, 2)), Form(copies=2))
+    batch = assemble(PROMPTS, rollout([[2, 4], [1, 3]]), np.zeros((2, 2)), BatchLayout(copies=2))
     assert batch['prompt_tokens'].tolist() == [[0, 5, 6], [0, 5, 6], [7, 8, 9], [7, 8, 9]]
     assert batch['tokens'].shape == (4, 4)
 
@@ -83,12 +83,12 @@ def test_tokens_that_were_put_rather_than_drawn_have_no_weight():
     assert batch['weights'][1].tolist() == [1, 1, 0, 1] and batch['weights'].sum() == 9 and batch['segments'][1].tolist() == [1] * 4
 
 
-@pytest.mark.parametrize('form', [Form(), Form(copies=2), Form(share_prompts=False)])
-def test_a_program_lays_out_what_the_host_does(form):
+@pytest.mark.parametrize('layout', [BatchLayout(), BatchLayout(copies=2), BatchLayout(share_prompts=False)])
+def test_a_program_lays_out_what_the_host_does(layout):
     drawn, advantage = rollout([[2, 4], [1, 3]], terminated=[[True, False], [False, True]]), np.array([[0.5, -0.5], [1.0, -1.0]])
     for mask in (False, True):
-        wanted = assemble(PROMPTS, drawn, advantage, form, mask_truncated=mask)
-        found = jax.jit(functools.partial(assemble, form=form, mask_truncated=mask))(PROMPTS, drawn, advantage)
+        wanted = assemble(PROMPTS, drawn, advantage, layout, mask_truncated=mask)
+        found = jax.jit(functools.partial(assemble, layout=layout, mask_truncated=mask))(PROMPTS, drawn, advantage)
         assert found.keys() == wanted.keys() and wanted['weights'].sum() == (5 if mask else 10)
         for name, x in wanted.items():
             assert isinstance(x, np.ndarray) and found[name].dtype == x.dtype
@@ -116,7 +116,7 @@ def mesh(**sizes):
     ],
 )
 def test_prompts_are_copied_no_oftener_than_devices_and_micro_batches_need(changes, sizes, copies, shards):
-    assert batching.form_of(stage(**changes), mesh(**sizes), 'grpo') == Form(True, copies, False, shards)
+    assert batching.layout_of(stage(**changes), mesh(**sizes), 'grpo') == BatchLayout(True, copies, False, shards)
 
 
 @pytest.mark.parametrize(
@@ -129,11 +129,11 @@ def test_prompts_are_copied_no_oftener_than_devices_and_micro_batches_need(chang
 )
 def test_forms_that_cannot_be(changes, sizes, said):
     with pytest.raises(UserError, match=said):
-        batching.form_of(stage(**changes), mesh(**sizes), 'grpo')
+        batching.layout_of(stage(**changes), mesh(**sizes), 'grpo')
 
 
 def test_rows_of_their_own_go_on_any_mesh():
-    assert batching.form_of(stage(share_prompts=False), mesh(sequence=4), 'grpo') == Form(share_prompts=False)
+    assert batching.layout_of(stage(share_prompts=False), mesh(sequence=4), 'grpo') == BatchLayout(share_prompts=False)
 
 
 SIZES = [(4, 3, 20, 1, 1), (4, 3, 20, 2, 1), (4, 4, 40, 8, 2), (1, 1, 1, 1, 1), (2, 8, 33, 2, 1)]
@@ -183,22 +183,22 @@ def test_a_long_tail_is_packed_and_measured():
     C = 256
     length = np.full((4, 8), 32)
     length[[0, 0, 1, 2, 3, 3], [1, 5, 2, 0, 3, 4]] = 256
-    pack = Packer(Form(packing=True))
+    pack = Packer(BatchLayout(packing=True))
     prompts = {name: np.repeat(x, 2, axis=0) for name, x in PROMPTS.items()}
-    batch, metrics = pack(assemble(prompts, rollout(length, C), np.zeros((4, 8)), Form(packing=True)))
+    batch, metrics = pack(assemble(prompts, rollout(length, C), np.zeros((4, 8)), BatchLayout(packing=True)))
     # 26 short ones go into a bin a prompt, 6 long ones into one each.
     assert batch['packed_from'].shape == (1, 10, 256) and batch['packed_at'].shape == (32, 256)
     assert metrics == {'packing/fill': (26 * 32 + 6 * 256) / 2560, 'packing/bins': 10.0, 'packing/length': 256.0, 'packing/shapes': 1.0}
-    _, metrics = pack(assemble(prompts, rollout(np.full((4, 8), 32), C), np.zeros((4, 8)), Form(packing=True)))
+    _, metrics = pack(assemble(prompts, rollout(np.full((4, 8), 32), C), np.zeros((4, 8)), BatchLayout(packing=True)))
     assert metrics['packing/shapes'] == 2 and metrics['packing/length'] == 32 and metrics['packing/fill'] == 1
     plain = assemble(PROMPTS, rollout([[2, 4], [1, 3]]), np.zeros((2, 2)))
-    assert Packer(Form())(plain) == (plain, {})
+    assert Packer(BatchLayout())(plain) == (plain, {})
 
 
 def test_minibatches_are_packed_apart():
-    form, lengths = Form(packing=True, shards=4), random_lengths(4, 6, 20)
+    layout, lengths = BatchLayout(packing=True, shards=4), random_lengths(4, 6, 20)
     prompts = {name: np.repeat(x, 2, axis=0) for name, x in PROMPTS.items()}
-    batch, _ = Packer(form)(assemble(prompts, rollout(lengths, 20), np.zeros((4, 6)), form))
+    batch, _ = Packer(layout)(assemble(prompts, rollout(lengths, 20), np.zeros((4, 6)), layout))
     settings = SimpleNamespace(minibatches=2, num_iterations=3, max_completion_length=20)
     parts = batching.minibatches(batch, settings)
     assert len(parts) == 6 and parts[0] is not parts[1] and parts[2]['tokens'] is parts[0]['tokens']

@@ -43,7 +43,7 @@ ARGUMENTS = ('workdir', 'stage', 'batch_size', 'max_length', 'max_gen_toks', 'se
 KNOWN = ('until', *LIMITS, 'do_sample', 'temperature', 'top_k', 'top_p', 'min_p')
 
 
-class Way(NamedTuple):
+class GenerationRequest(NamedTuple):
     """How an answer is wanted: the sampler's settings, and the strings that end the text."""
 
     sampling: Sampling
@@ -241,14 +241,14 @@ class Harness(TemplateLM):
         return totals
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
-        """Answers to (context, generation settings), each cut before the first of its `until` strings; see `way_of`.
+        """Answers to (context, generation settings), each cut before the first of its `until` strings; see `request_of`.
 
         A stop string that is one id ends the answer there. One that is several does not: the answer is cut when it is done.
         """
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(repr(request.args[1]), []).append(i)
-        ways = [way_of(requests[members[0]].args[1], self.tokenizer, self.max_gen_toks) for members in groups.values()]
+        ways = [request_of(requests[members[0]].args[1], self.tokenizer, self.max_gen_toks) for members in groups.values()]
         answers = [''] * len(requests)
         with tqdm(total=len(requests), desc='Generating', disable=disable_tqdm) as bar:
             for way, members in zip(ways, groups.values()):
@@ -258,7 +258,7 @@ class Harness(TemplateLM):
                     bar.update(1)
         return answers
 
-    def _answers(self, way: Way, members: list[int], requests: list) -> Iterator[tuple[int, str]]:
+    def _answers(self, way: GenerationRequest, members: list[int], requests: list) -> Iterator[tuple[int, str]]:
         room = self.max_length - way.sampling.max_tokens
         if room < 1:
             raise UserError(f'max_gen_toks={way.sampling.max_tokens} leaves no room for a prompt in max_length={self.max_length}.')
@@ -291,7 +291,7 @@ class Harness(TemplateLM):
             log.warning(text, kind, number, len(cut), self.max_length, max(cut))
 
 
-def way_of(given: Mapping[str, Any], tokenizer: Tokenizer, max_gen_toks: int) -> Way:
+def request_of(given: Mapping[str, Any], tokenizer: Tokenizer, max_gen_toks: int) -> GenerationRequest:
     """Reads the generation settings of a task: `KNOWN`, of which `LIMITS` are names of one thing.
 
     Without `do_sample`, a temperature above 0 samples; `do_sample=False` is greedy; `do_sample=True` alone has temperature 1.
@@ -317,7 +317,7 @@ def way_of(given: Mapping[str, Any], tokenizer: Tokenizer, max_gen_toks: int) ->
         raise UserError(f'generation_kwargs: until must be a string or a list of strings, got {until!r}.')
     ends = dict.fromkeys((*tokenizer.eos_ids, *_stop_ids(until, tokenizer)))
     drawing = _drawing({name: set_[name] for name in ('do_sample', 'temperature', 'top_k', 'top_p', 'min_p') if name in set_})
-    return Way(Sampling(max_tokens=next(iter(limits.values()), max_gen_toks), eos_ids=tuple(ends), **drawing), until)
+    return GenerationRequest(Sampling(max_tokens=next(iter(limits.values()), max_gen_toks), eos_ids=tuple(ends), **drawing), until)
 
 
 def _drawing(given: dict) -> dict:
