@@ -99,13 +99,13 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict:
     return {name: _put(x, mesh) for name, x in arrays.items()}
 
 
-def of_batch(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+def batch_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     """Where an array of a batch lives."""
     return placed(('batch', 'time', *(None,) * len(shape))[: len(shape)], shape, mesh)
 
 
 def _put(x: np.ndarray, mesh: Mesh) -> jax.Array:
-    sharding = of_batch(x.shape, mesh)
+    sharding = batch_sharding(x.shape, mesh)
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])

@@ -26,7 +26,7 @@ from reasonjax.training import batching, samplers, step
 from reasonjax.training.batch_source import BatchSource
 from reasonjax.training.context import Place, Run, abstract_params, at_once, check_lengths, check_mesh, places, rows_per_example, settings
 from reasonjax.training.rollout_step import make_generate, rollout_step, trace_rollout_step, wants_reference
-from reasonjax.training.samplers import of_stage, on_rollout_mesh
+from reasonjax.training.samplers import on_rollout_mesh, sampling_from_config
 from reasonjax.training.updates import compile_update
 from reasonjax.weights.partition import combine, partition
 
@@ -271,7 +271,7 @@ class Stage:
         return compile_update(self.run, self.settings, source, self.optimizer, self.state, self.settings.steps * self.updates)
 
     def _sampling(self) -> Sampling:
-        return of_stage(self.settings, self.run.tokenizer, self.place.name)
+        return sampling_from_config(self.settings, self.run.tokenizer, self.place.name)
 
     def _products(self, rows: int, length: int) -> list[flops.Product]:
         weights = flops.matrices(self.run.model, self.run.specs, self.params, self.chosen, rows * length)

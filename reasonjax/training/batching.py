@@ -125,7 +125,7 @@ def shapes(stage: Mapping[str, Any], number: int, layout: BatchLayout, mesh: jax
     rollout = Rollout(**{name: jax.ShapeDtypeStruct(*kind) for name, kind in kinds.items()})
     made = jax.eval_shape(functools.partial(assemble, layout=layout), prompts, rollout, jax.ShapeDtypeStruct((P, G), np.float32))
     made |= dict.fromkeys(('logprob_old',) * old + ('logprob_ref',) * reference, made['logprob_sampled'])
-    placed = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.of_batch(x.shape, mesh)) for name, x in made.items()}
+    placed = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.batch_sharding(x.shape, mesh)) for name, x in made.items()}
     return placed | {'max_completion_length': jax.ShapeDtypeStruct((), np.float32)}
 
 

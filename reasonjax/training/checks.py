@@ -10,7 +10,7 @@ from reasonjax.model.config import check_fields
 from reasonjax.training import counters, evaluate, fused, offload, samplers, supervised
 from reasonjax.training.batching import layout_of
 from reasonjax.training.context import Place, Run, abstract_params, check_stages, places, settings
-from reasonjax.training.samplers import of_stage
+from reasonjax.training.samplers import sampling_from_config
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -43,7 +43,7 @@ def check_opened(run: Run) -> None:
     for place in places(run.config, run.workdir):
         stage = settings(run.config, place)
         if stage.kind in ('online', 'collect'):
-            of_stage(stage, run.tokenizer, place.name)
+            sampling_from_config(stage, run.tokenizer, place.name)
         if stage.kind == 'online':
             layout_of(stage, run.mesh, place.name)
         if stage.kind in ('online', 'supervised'):

@@ -17,7 +17,7 @@ from reasonjax.sampling.text import Completion, completions
 from reasonjax.tracking.metrics import Progress
 from reasonjax.training import samplers, statistics, stopping
 from reasonjax.training.context import Run
-from reasonjax.training.samplers import of_stage, sampler
+from reasonjax.training.samplers import sampler, sampling_from_config
 from reasonjax.weights import finite
 
 SHOWN = 3
@@ -68,9 +68,9 @@ def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
     key = randomness.key(run.config.seed, 0, 0, 'evaluate')
     ways = {}
     if c.greedy:
-        ways['greedy'] = of_stage(c, run.tokenizer, 'evaluation', temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
+        ways['greedy'] = sampling_from_config(c, run.tokenizer, 'evaluation', temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
     if c.samples:
-        ways['sampled'] = of_stage(c, run.tokenizer, 'evaluation', num_generations=c.samples)
+        ways['sampled'] = sampling_from_config(c, run.tokenizer, 'evaluation', num_generations=c.samples)
     programs = {name: sampler(run, settings) for name, settings in ways.items()}
 
     def evaluate(params: Any) -> Evaluation:

@@ -120,7 +120,7 @@ class Memory:
 @functools.lru_cache(maxsize=16)
 def _compiled_score(model: ModelConfig, mesh: jax.sharding.Mesh, shape: tuple[int, int], micro: int, temperature: float) -> Callable:
     score = meshes.on(mesh, make_score(model, micro=micro, temperature=temperature))
-    return jax.jit(score, out_shardings=meshes.of_batch(shape, mesh))
+    return jax.jit(score, out_shardings=meshes.batch_sharding(shape, mesh))
 
 
 def _on_host(advantage: Callable, name: str) -> Callable[[np.ndarray], tuple[np.ndarray, dict[str, float]]]:

@@ -20,7 +20,7 @@ from reasonjax.sampling import sampler
 from reasonjax.sampling.sampler import Rollout
 from reasonjax.training.batching import assemble, layout_of
 from reasonjax.training.context import Run, at_once
-from reasonjax.training.samplers import of_stage, on_rollout_mesh
+from reasonjax.training.samplers import on_rollout_mesh, sampling_from_config
 from reasonjax.training.step import make_score
 
 
@@ -119,7 +119,7 @@ def wants_reference(stage: ml_collections.ConfigDict) -> bool:
 
 def make_generate(run: Run, stage: ml_collections.ConfigDict, name: str) -> Callable[[Any, Mapping[str, jax.Array], jax.Array], Rollout]:
     """Returns the sampler within a program: prompts on the mesh for training to a rollout there, as many at a time as the stage takes."""
-    sampling = of_stage(stage, run.tokenizer, name)
+    sampling = sampling_from_config(stage, run.tokenizer, name)
     drawn = on_rollout_mesh(run, lambda params, prompts, key: sampler.generate(params, run.model, prompts, key, sampling))
     parts, back = stage.num_prompts // at_once(stage), meshes.replicated(run.mesh)
 

@@ -24,7 +24,7 @@ from reasonjax.sampling.sampler import Rollout
 from reasonjax.sampling.text import Completion, completions
 from reasonjax.tracking.metrics import Timers
 from reasonjax.training.context import Place, Run, at_once, check_data, data_functions, settings
-from reasonjax.training.samplers import of_stage, sampler
+from reasonjax.training.samplers import sampler, sampling_from_config
 
 
 class PendingRollout(NamedTuple):
@@ -181,7 +181,7 @@ class Rollouts:
     def __init__(self, run: Run, place: Place, pool: RewardPool, check: Callable[[dict], Any] = lambda row: None):
         stage = settings(run.config, place)
         self._run, self._place, self._pool = run, place, pool
-        self._generate = sampler(run, of_stage(stage, run.tokenizer, place.name))
+        self._generate = sampler(run, sampling_from_config(stage, run.tokenizer, place.name))
         self._at_once = at_once(stage)
         self._whole = jax.jit(lambda x: x, out_shardings=meshes.replicated(run.rollout_mesh))
         self._sampling: _Ending | None = None  # of the rollout that was started last

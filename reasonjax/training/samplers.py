@@ -20,7 +20,7 @@ Draw = Callable[[Any, Mapping[str, np.ndarray], jax.Array], Rollout]
 SAME = ('temperature', 'top_k', 'top_p', 'min_p', 'min_tokens', 'no_repeat_ngram_size', 'repetition_penalty')
 
 
-def of_stage(stage: Mapping[str, Any], tokenizer: Tokenizer, name: str, **changes: Any) -> Sampling:
+def sampling_from_config(stage: Mapping[str, Any], tokenizer: Tokenizer, name: str, **changes: Any) -> Sampling:
     """The sampler's settings of a group of the config that has them; what the group leaves out is off, as in runs older than a setting.
 
     Args:

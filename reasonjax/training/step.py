@@ -128,8 +128,8 @@ def make_update(
         loss, metrics = objective(scoring, batch, key)
         if config.experts and scored:
             penalties = []
-            for of_batch, found in scored:
-                penalties.append(experts.penalty(config, found.routing, groups.tokens_of_rows(of_batch), batch['step_tokens']))
+            for batch_sharding, found in scored:
+                penalties.append(experts.penalty(config, found.routing, groups.tokens_of_rows(batch_sharding), batch['step_tokens']))
             loss = loss + sum(extra for extra, _ in penalties)
             # An objective may score several batches.
             metrics = metrics | reduce.over(jax.tree.map(lambda *x: jnp.stack(x), *(routed for _, routed in penalties)))

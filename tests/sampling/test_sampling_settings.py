@@ -10,7 +10,7 @@ from reasonjax.data.tokenizers import characters
 from reasonjax.errors import UserError
 from reasonjax.sampling.forcing import Span, Thinking
 from reasonjax.sampling.sampler import Sampling
-from reasonjax.training.samplers import of_stage
+from reasonjax.training.samplers import sampling_from_config
 
 KNOBS = {name: value for name, value in base.addition_tokenizer().items() if name != 'name'}
 
@@ -31,10 +31,10 @@ def stage(**changes):
 
 def test_defaults_are_neutral():
     wanted = Sampling(8, 30, eos_ids=tokenizer().eos_ids)
-    assert of_stage(stage(), tokenizer(), 'train') == wanted
+    assert sampling_from_config(stage(), tokenizer(), 'train') == wanted
     # A group of before there were these settings.
     old = {name: stage()[name] for name in ('num_generations', 'max_completion_length', 'temperature', 'top_k', 'top_p', 'min_p')}
-    assert of_stage(old, tokenizer(), 'train') == wanted
+    assert sampling_from_config(old, tokenizer(), 'train') == wanted
 
 
 def test_everything_arrives():
@@ -42,7 +42,7 @@ def test_everything_arrives():
         temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, min_tokens=3, stop=('#1', '+'), no_repeat_ngram_size=4, repetition_penalty=1.2,
         sampler=dict(slots=12, burst=4, cache_length=8, halvings=2, prefill_chunk=5, cache_dtype='int8'),
     )  # fmt: skip
-    found = of_stage(changed, tokenizer(), 'train', num_generations=2)
+    found = sampling_from_config(changed, tokenizer(), 'train', num_generations=2)
     assert found == Sampling(
         2, 30, 0.7, 5, 0.9, 0.1, tokenizer().eos_ids, 3, (ids('#1'), ids('+')), 4, 1.2, (), 'int8', 12, 4, 8, 2, 5
     )
@@ -50,9 +50,9 @@ def test_everything_arrives():
 
 def test_texts_become_forcings():
     changed = stage(forced_prefix='1+', thinking=dict(end='#', closing='=#', budget=9, extension='..', times=2))
-    found = of_stage(changed, tokenizer(), 'train').forcing
+    found = sampling_from_config(changed, tokenizer(), 'train').forcing
     assert found == (Span(ids('1+'), place=0), Thinking(ids('#'), ids('=#'), 9, ids('..'), 2))
-    assert of_stage(stage(thinking=dict(end='#', budget=3)), tokenizer(), 'x').forcing == (Thinking(ids('#'), ids('#'), 3),)
+    assert sampling_from_config(stage(thinking=dict(end='#', budget=3)), tokenizer(), 'x').forcing == (Thinking(ids('#'), ids('#'), 3),)
 
 
 @pytest.mark.parametrize(
@@ -72,4 +72,4 @@ def test_texts_become_forcings():
 )
 def test_what_cannot_be_is_refused(changes, words):
     with pytest.raises(UserError, match=words):
-        of_stage(stage(**changes), tokenizer(), 'train')
+        sampling_from_config(stage(**changes), tokenizer(), 'train')
