@@ -160,8 +160,8 @@ def online(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     stage.packing = False  # several completions of a prompt in a row, where lengths differ much; every shape that comes up is compiled
     stage.pipelined = False  # train on what was sampled a step ago, while the devices sample for the next one
     stage.dynamic_sampling = 0  # batches of prompts a step may draw until num_prompts groups have unequal rewards; 0: off
-    stage.advantage = dict(name='group')
-    stage.objective = dict(name='policy')
+    stage.advantage = dict(name='group_relative')
+    stage.objective = dict(name='clipped_policy_gradient')
     stage.log_completions_every = 10  # steps between tables of completions; 0: none
     stage.optimizer.weight_decay = 0.0
     stage.learning_rate = dict(name='constant', peak=2e-4, warmup_steps=10)

@@ -27,7 +27,7 @@ def load_config(
 
     Args:
       config: a file, or the name of a config that comes with reasonjax ('quickstart'), with ':VARIANT' behind it where it has some.
-      overrides: {'grpo.steps': 20, 'grpo.objective.name': 'policy'}: what `--config.KEY=VALUE` sets.
+      overrides: {'grpo.steps': 20, 'grpo.objective.name': 'clipped_policy_gradient'}: what `--config.KEY=VALUE` sets.
       smoke: shrink the model to one layer and each stage to two steps, to see whether it runs.
       trust: see `load_model`, of a run that `init` names.
 

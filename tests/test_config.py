@@ -132,7 +132,7 @@ def test_a_new_name_brings_its_knobs(load):
     config = load('learning_rate.name=constant', 'learning_rate.warmup_steps=5')
     assert config.learning_rate.to_dict() == {'name': 'constant', 'peak': 1e-3, 'warmup_steps': 5}
     assert load('learning_rate.warmup_steps=5', 'learning_rate.name=constant').learning_rate.warmup_steps == 5
-    config = load('objective.name=policy', 'objective.epsilon=0.3')
+    config = load('objective.name=clipped_policy_gradient', 'objective.epsilon=0.3')
     assert config.objective.epsilon == 0.3 and 'kind' not in config.objective
     config = load('rewards.second.name=own_functions.reward', 'rewards.second.bonus=1')
     assert config.rewards.second.to_dict() == {'name': 'own_functions.reward', 'bonus': 1.0, 'weight': 2.0}
@@ -164,7 +164,7 @@ def test_a_new_name_may_need_a_knob(load):
         ('train.data=3', ['--config.train.data', 'group of keys', 'path']),
         ('steps.more=3', ['--config.steps.more', 'config.steps is a value (10)']),
         ('transforms[0].kep=1', ['config.transforms[0] has no key "kep"', 'Did you mean "keep"?']),
-        ('objective.name=nl', ['config.objective.name', 'unknown objective "nl"', 'Did you mean "nll"?', 'policy', 'dotted name']),
+        ('objective.name=nl', ['config.objective.name', 'unknown objective "nl"', 'Did you mean "nll"?', 'clipped_policy']),
         ('learning_rate.name=cosin', ['config.learning_rate.name', 'Did you mean "cosine"?', 'linear']),
         ('objective.name=own_functions.los', ['config.objective.name', 'own_functions', '"los"']),
         ('objective.name=own_functions.constant', ['config.objective.name', '"constant"']),

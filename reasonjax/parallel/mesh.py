@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from reasonjax.errors import UserError
 from reasonjax.parallel.layout import AXES, ROWS, on, partition_spec
 
-__all__ = ['AXES', 'filled', 'make_mesh', 'of_batch', 'on', 'place_batch', 'placed', 'replicated', 'reshaped']
+__all__ = ['AXES', 'batch_sharding', 'filled', 'make_mesh', 'on', 'place_batch', 'placed', 'replicated', 'reshaped']
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence | None = None, key: str = 'mesh') -> Mesh:

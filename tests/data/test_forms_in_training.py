@@ -74,7 +74,7 @@ def test_a_run_on_preferences(config, tmp_path):
 
 
 def test_objectives_of_demonstrations_do_not_learn_rejected_answers(config, tmp_path):
-    for name in ('nll', 'policy', 'toy_preferences.margin_blind'):
+    for name in ('nll', 'clipped_policy_gradient', 'toy_preferences.margin_blind'):
         with pytest.raises(UserError, match=f'config.train: data.form is "preference", but the objective {name} reads demonstration only'):
             run(config(train__objective__name=name), tmp_path / name)
     with pytest.raises(UserError, match='config.train: data.form is "demonstration", but the objective .* reads preference only'):

@@ -7,7 +7,7 @@ import pytest
 
 from reasonjax import reduce
 from reasonjax.errors import UserError
-from reasonjax.methods.advantages import group
+from reasonjax.methods.advantages import group_relative
 
 
 def deviation(values: list[float]) -> float:
@@ -45,7 +45,7 @@ def make(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize('scale', ['group', 'batch', 'none'])
 def test_advantages_equal_the_definition(scale: str, seed: int):
     rewards, valid = make(seed)
-    advantage, _ = jax.jit(lambda r, v: group(r, v, scale_rewards=scale, epsilon=1e-3))(rewards, valid)
+    advantage, _ = jax.jit(lambda r, v: group_relative(r, v, scale_rewards=scale, epsilon=1e-3))(rewards, valid)
     assert advantage.dtype == jnp.float32
     np.testing.assert_allclose(advantage, oracle(rewards, valid, scale, 1e-3), rtol=1e-5, atol=1e-6)
     assert not np.any(np.asarray(advantage)[~valid])
@@ -53,7 +53,7 @@ def test_advantages_equal_the_definition(scale: str, seed: int):
 
 def test_metrics():
     rewards, valid = make()
-    _, metrics = jax.jit(group)(rewards, valid)
+    _, metrics = jax.jit(group_relative)(rewards, valid)
     values = reduce.values(metrics)
     groups = [rewards[p][valid[p]].astype(np.float64) for p in range(6)]
     scored = [g for g in groups if len(g) >= 2]
@@ -73,7 +73,7 @@ def test_equal_rewards_give_exactly_zero(scale: str):
     valid[:, 3] = False
     rewards[:, 3] = 9.0
     assert np.any(rewards[:3].mean(1, dtype=np.float32) != rewards[:3, 0])
-    advantage, metrics = jax.jit(lambda r, v: group(r, v, scale_rewards=scale))(rewards, valid)
+    advantage, metrics = jax.jit(lambda r, v: group_relative(r, v, scale_rewards=scale))(rewards, valid)
     np.testing.assert_array_equal(advantage[:6], np.zeros((6, 7)))
     assert advantage[6, 1] > 0
     np.testing.assert_allclose(reduce.values(metrics)['frac_reward_zero_std'], 6 / 7, rtol=1e-6)
@@ -81,21 +81,21 @@ def test_equal_rewards_give_exactly_zero(scale: str):
 
 def test_tiny_differences_are_not_called_equal():
     rewards = jnp.array([[0.0, 1e-30]])
-    _, metrics = jax.jit(group)(rewards, jnp.ones((1, 2), bool))
+    _, metrics = jax.jit(group_relative)(rewards, jnp.ones((1, 2), bool))
     assert reduce.values(metrics)['frac_reward_zero_std'] == 0
 
 
 def test_neither_a_shift_of_the_rewards_nor_the_order_of_the_samples_matters():
     rewards, valid = make()
-    plain, _ = group(jnp.asarray(rewards), jnp.asarray(valid))
-    shifted, _ = group(jnp.asarray(rewards) + 4.0, jnp.asarray(valid))
+    plain, _ = group_relative(jnp.asarray(rewards), jnp.asarray(valid))
+    shifted, _ = group_relative(jnp.asarray(rewards) + 4.0, jnp.asarray(valid))
     np.testing.assert_allclose(plain, shifted, rtol=1e-4, atol=1e-5)
-    reversed_, _ = group(jnp.asarray(rewards[:, ::-1].copy()), jnp.asarray(valid[:, ::-1].copy()))
+    reversed_, _ = group_relative(jnp.asarray(rewards[:, ::-1].copy()), jnp.asarray(valid[:, ::-1].copy()))
     np.testing.assert_allclose(plain, reversed_[:, ::-1], rtol=1e-5, atol=1e-6)
 
 
 def test_errors():
     with pytest.raises(UserError, match='num_generations is 1'):
-        group(jnp.zeros((4, 1)), jnp.ones((4, 1), bool))
+        group_relative(jnp.zeros((4, 1)), jnp.ones((4, 1), bool))
     with pytest.raises(UserError, match='scale_rewards "groups".*mean "group".*batch, group, none'):
-        group(jnp.zeros((4, 2)), jnp.ones((4, 2), bool), scale_rewards='groups')
+        group_relative(jnp.zeros((4, 2)), jnp.ones((4, 2), bool), scale_rewards='groups')

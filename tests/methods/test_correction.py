@@ -9,7 +9,7 @@ import pytest
 
 from reasonjax import reduce
 from reasonjax.errors import UserError
-from reasonjax.methods.objectives import policy
+from reasonjax.methods.objectives import clipped_policy_gradient
 from reasonjax.methods.objectives.correction import MODES, importance_weights
 from reasonjax.model.logprobs import Scored
 from reasonjax.protocols import needed
@@ -82,7 +82,7 @@ def test_weights_equal_the_definition(mode, high, low, which):
 @functools.cache
 def compiled(**knobs):
     def loss(table: jax.Array, batch: dict) -> tuple:
-        return policy(lambda _: Scored(table, jnp.ones((B, T)), jnp.zeros((B, T), bool)), batch, None, **knobs)
+        return clipped_policy_gradient(lambda _: Scored(table, jnp.ones((B, T)), jnp.zeros((B, T), bool)), batch, None, **knobs)
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
@@ -137,7 +137,7 @@ def test_micro_batches_add_up():
     def part(i: int) -> tuple:
         def loss(table: jax.Array) -> tuple:
             score = lambda _: Scored(table[i : i + 2], jnp.ones((2, T)), jnp.zeros((2, T), bool))  # noqa: E731
-            return policy(score, {name: x[i : i + 2] for name, x in rows.items()} | scalars, None)
+            return clipped_policy_gradient(score, {name: x[i : i + 2] for name, x in rows.items()} | scalars, None)
 
         return jax.value_and_grad(loss, has_aux=True)(jnp.asarray(logprob))
 
@@ -171,5 +171,5 @@ def test_what_cannot_work_is_refused():
 
 
 def test_who_needs_a_second_pass():
-    assert needed(functools.partial(policy, importance_sampling_correction='always')) == {'logprob_old'}
-    assert needed(policy) == frozenset()
+    assert needed(functools.partial(clipped_policy_gradient, importance_sampling_correction='always')) == {'logprob_old'}
+    assert needed(clipped_policy_gradient) == frozenset()

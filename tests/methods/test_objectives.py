@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from reasonjax import reduce
-from reasonjax.methods.objectives import nll, policy
+from reasonjax.methods.objectives import clipped_policy_gradient, nll
 from reasonjax.model.logprobs import Scored
 from reasonjax.protocols import needed
 
@@ -85,6 +85,6 @@ def test_nll_does_not_see_tokens_without_weight():
 
 def test_an_objective_says_what_it_needs_given_its_knobs():
     assert needed(nll) == frozenset()
-    assert needed(policy) == frozenset()
-    assert needed(functools.partial(policy, beta=0.0, loss_type='grpo')) == frozenset()
-    assert needed(functools.partial(policy, beta=0.04)) == {'logprob_ref'}
+    assert needed(clipped_policy_gradient) == frozenset()
+    assert needed(functools.partial(clipped_policy_gradient, beta=0.0, loss_type='grpo')) == frozenset()
+    assert needed(functools.partial(clipped_policy_gradient, beta=0.04)) == {'logprob_ref'}

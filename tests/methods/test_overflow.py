@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from reasonjax.errors import UserError
-from reasonjax.methods.advantages import group
-from reasonjax.methods.objectives import nll, policy
+from reasonjax.methods.advantages import group_relative
+from reasonjax.methods.objectives import clipped_policy_gradient, nll
 from reasonjax.methods.objectives.correction import MODES, importance_weights
 from reasonjax.methods.objectives.sums import LARGEST, bounded_exp, bounded_expm1
 from reasonjax.model.logprobs import Scored
@@ -27,7 +27,7 @@ B = len(ADVANTAGES)
 def compiled(**knobs):
     def loss(apart, batch):
         scored = Scored(apart, jnp.zeros((B, T)), jnp.zeros((B, T), bool))
-        return policy(lambda _: scored, batch, KEY, **knobs)[0]
+        return clipped_policy_gradient(lambda _: scored, batch, KEY, **knobs)[0]
 
     return jax.jit(jax.value_and_grad(loss))
 
@@ -135,15 +135,15 @@ REWARDS = np.array([[0.0, 1.0, 1.0, -2.5], [0.5, 0.5, 0.5, 0.5], [3.0, 0.0, 0.0,
 def test_rewards_of_any_size_give_the_same_advantages(scale, size):
     valid = np.array([[True] * 4, [True] * 4, [True, True, False, True]])
     knobs = dict(scale_rewards=scale, epsilon=1e-30)
-    wanted, _ = group(REWARDS, valid, **knobs)
-    found, metrics = group(REWARDS * np.float32(size), valid, **knobs)
+    wanted, _ = group_relative(REWARDS, valid, **knobs)
+    found, metrics = group_relative(REWARDS * np.float32(size), valid, **knobs)
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
     assert np.abs(found).max() > 1 and all(np.isfinite(metric.value()) for metric in metrics.values())
 
 
 @pytest.mark.parametrize('reward', [1e38, -1e38, 1e200])
 def test_rewards_that_float32_does_not_hold_are_refused(reward):
-    advantages = online._on_host(group, 'grpo')
+    advantages = online._on_host(group_relative, 'grpo')
     advantages(np.array([[1e36, 0.0], [np.nan, 1.0]]))
     with pytest.raises(UserError, match=rf'stage grpo: a total reward of {reward:g}'.replace('+', r'\+')):
         advantages(np.array([[reward, 0.0], [np.nan, 1.0]]))

@@ -11,8 +11,8 @@ import pytest
 
 from reasonjax import config, reduce
 from reasonjax.errors import UserError
-from reasonjax.methods.advantages import group
-from reasonjax.methods.objectives import policy
+from reasonjax.methods.advantages import group_relative
+from reasonjax.methods.objectives import clipped_policy_gradient
 from reasonjax.model.logprobs import Scored
 
 B, T, LIMIT = 6, 9, 8
@@ -63,7 +63,7 @@ def compiled(**knobs) -> Callable:
         def score(b: dict) -> Scored:
             return Scored(table[b['row']], b['entropy'], jnp.zeros(b['entropy'].shape, bool))
 
-        return policy(score, batch, KEY, **knobs)
+        return clipped_policy_gradient(score, batch, KEY, **knobs)
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
@@ -186,7 +186,7 @@ def test_gradient_of_the_expected_reward_of_an_enumerable_policy():
     batch = {'weights': weights, 'advantage': reward, 'step_weight': 1.0}
 
     def loss(x: jax.Array) -> jax.Array:
-        return policy(lambda _: Scored(zeros.at[:, 1].set(jax.nn.log_softmax(x)), zeros, zeros > 0), batch, KEY)[0]
+        return clipped_policy_gradient(lambda _: Scored(zeros.at[:, 1].set(jax.nn.log_softmax(x)), zeros, zeros > 0), batch, KEY)[0]
 
     expected = jax.grad(lambda x: -jnp.dot(jax.nn.softmax(x), reward))(logits)
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(logits), expected, rtol=1e-5, atol=1e-7)
@@ -196,7 +196,7 @@ def test_gradient_of_the_expected_reward_of_an_enumerable_policy():
 def test_equal_rewards_in_each_group_give_exactly_no_gradient(loss_type: str):
     logprob, batch = make_batch()
     rewards = jnp.array([[0.1] * 3, [1 / 3] * 3])
-    advantage, _ = group(rewards, jnp.ones((2, 3), bool))
+    advantage, _ = group_relative(rewards, jnp.ones((2, 3), bool))
     loss, gradient, _ = run(logprob, batch | totals(batch) | {'advantage': advantage.reshape(-1)}, loss_type=loss_type)
     assert loss == 0
     np.testing.assert_array_equal(gradient, np.zeros((B, T)))
@@ -302,7 +302,7 @@ def test_metrics(level: str):
 
 
 def test_the_defaults_are_those_of_trl():
-    assert config.knobs(policy) == {
+    assert config.knobs(clipped_policy_gradient) == {
         'loss_type': 'dapo', 'epsilon': 0.2, 'epsilon_high': None, 'beta': 0.0, 'importance_sampling_level': 'token',
         # Of stale rows only, and truncated rather than masked: TRL corrects everything that vLLM samples, by sequences.
         'importance_sampling_correction': 'stale', 'importance_sampling_mode': 'token_truncate', 'importance_sampling_clip_max': 3.0,
@@ -336,7 +336,7 @@ def test_distance_to_the_sampler_is_reported():
     scored = Scored(jnp.asarray(logprob), jnp.asarray(batch['entropy']), jnp.zeros((B, T), bool))
     moved = np.where(batch['weights'] > 0, 0.25 * np.arange(B)[:, None], 100.0).astype(np.float32)
     full = batch | totals(batch) | {'logprob_sampled': logprob + moved}
-    values = reduce.values(policy(lambda _: scored, full, KEY)[1])
+    values = reduce.values(clipped_policy_gradient(lambda _: scored, full, KEY)[1])
     weights = batch['weights'].astype(np.float64)
     np.testing.assert_allclose(
         values['sampling/sampling_logp_difference/mean'], (weights * moved).sum() / weights.sum(), rtol=1e-5

@@ -11,7 +11,7 @@ import toys
 
 from reasonjax.errors import UserError
 from reasonjax.methods import adapters
-from reasonjax.methods.objectives import policy
+from reasonjax.methods.objectives import clipped_policy_gradient
 from reasonjax.model import groups
 from reasonjax.model.score import score
 from reasonjax.sampling.sampler import Rollout
@@ -59,7 +59,7 @@ def losses(params, config, batch):
     """Each loss; their sum by uneven weights, whose gradient is that of all; and the scores."""
     scored = score(params, config, batch, temperature=0.7)
     with_all = step.with_totals(batch, 1)
-    found = jnp.stack([policy(lambda _: scored, with_all, jax.random.key(0), **knobs)[0] for knobs in LOSSES])
+    found = jnp.stack([clipped_policy_gradient(lambda _: scored, with_all, jax.random.key(0), **knobs)[0] for knobs in LOSSES])
     of_entropy = jnp.sum(batch['weights'] * scored.entropy) / with_all['step_weight']
     return found @ jnp.array([1.0, -0.7, 0.4, 1.3]) + 0.3 * of_entropy, (found, scored)
 
@@ -128,7 +128,7 @@ def updated(layout, accumulation):
         return jax.tree.map(jnp.zeros_like, grads), grads
 
     catching = optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), keep)
-    objective = functools.partial(policy, loss_type='dapo', beta=0.1)
+    objective = functools.partial(clipped_policy_gradient, loss_type='dapo', beta=0.1)
     update = jax.jit(step.make_update(MIXTURE, objective, catching, accumulation=accumulation))
     params = toys.params(MIXTURE)
     after, metrics = update(step.fresh(params, catching, 0), jax.tree.map(lambda _: None, params), batch_of(layout), jax.random.key(0))

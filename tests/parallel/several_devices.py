@@ -16,7 +16,7 @@ import optax
 import toys
 
 from reasonjax.methods import adapters, filters
-from reasonjax.methods.objectives import policy
+from reasonjax.methods.objectives import clipped_policy_gradient
 from reasonjax.model import spec
 from reasonjax.model.placement import shardings
 from reasonjax.parallel import mesh as meshes
@@ -41,7 +41,7 @@ def preferences(score, batch, key):
 
 
 def reinforcement(score, batch, key):
-    return policy(score, batch, key, beta=0.1, epsilon_high=0.3)
+    return clipped_policy_gradient(score, batch, key, beta=0.1, epsilon_high=0.3)
 
 
 def grouped(mesh, packing: bool) -> dict:

@@ -93,7 +93,7 @@ def test_planned_programs_run_and_agree():
 
     cache = programs['prefill'].function(params, prompts)
     rollout = jax.device_get(programs['decode'].function(params, prompts, cache, key))
-    advantage, _ = advantages.group(jnp.asarray(rewards), jnp.ones((4, 2), bool))
+    advantage, _ = advantages.group_relative(jnp.asarray(rewards), jnp.ones((4, 2), bool))
     batch = batching.minibatches(batching.assemble(prompts, rollout, np.asarray(advantage)), stage.settings)[0]
     assert {name: (np.shape(x), np.asarray(x).dtype) for name, x in batch.items()} == {
         name: (x.shape, x.dtype) for name, x in programs['train'].arguments[2].items()

@@ -4,6 +4,6 @@ Row p of the arguments is prompt p, column g its g-th completion. `valid` is Fal
 to say.
 """
 
-from reasonjax.methods.advantages.groupwise import group
+from reasonjax.methods.advantages.groupwise import group_relative
 
-__all__ = ['group']
+__all__ = ['group_relative']

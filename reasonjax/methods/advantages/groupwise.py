@@ -11,7 +11,7 @@ SCALES = ('group', 'batch', 'none')
 LARGE = 1e15
 
 
-def group(
+def group_relative(
     rewards_PxG: jax.Array, valid_PxG: jax.Array, *, scale_rewards: OneOf(*SCALES) = 'group', epsilon: PositiveFraction = 1e-4
 ) -> tuple[jax.Array, dict]:
     """A = (r - mean of the prompt's valid rewards) / (std + epsilon): GRPO's (arXiv 2402.03300), in TRL's form.
@@ -36,10 +36,10 @@ def group(
     """
     if scale_rewards not in SCALES:
         hint = nearest(str(scale_rewards), SCALES)
-        raise UserError(f'advantage group: unknown scale_rewards "{scale_rewards}".{hint} Known: {listing(SCALES)}.')
+        raise UserError(f'advantage group_relative: unknown scale_rewards "{scale_rewards}".{hint} Known: {listing(SCALES)}.')
     G = rewards_PxG.shape[1]
     if G < 2:
-        raise UserError(f'advantage group: num_generations is {G}; comparing completions of a prompt takes at least 2.')
+        raise UserError(f'advantage group_relative: num_generations is {G}; comparing completions of a prompt takes at least 2.')
     rewards_PxG = jnp.asarray(rewards_PxG, jnp.float32)
     centred_PxG, std_Px1, spread_Px1 = _moments(rewards_PxG, valid_PxG, 1)
     advantage_PxG = centred_PxG

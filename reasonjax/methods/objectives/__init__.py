@@ -13,6 +13,6 @@ demonstrations (preferences, say) names the forms in a function attribute `forms
 """
 
 from reasonjax.methods.objectives.likelihood import nll
-from reasonjax.methods.objectives.policy import policy
+from reasonjax.methods.objectives.policy import clipped_policy_gradient
 
-__all__ = ['nll', 'policy']
+__all__ = ['clipped_policy_gradient', 'nll']

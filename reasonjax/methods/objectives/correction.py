@@ -48,7 +48,7 @@ def importance_weights(
     if which == 'none' or (which == 'stale' and 'staleness' not in batch):
         return None, {}
     if 'logprob_sampled' not in batch:
-        raise UserError('objective policy: importance_sampling_correction needs logprob_sampled, which is not in the batch.')
+        raise UserError('clipped_policy_gradient: importance_sampling_correction needs logprob_sampled, which is not in the batch.')
     weights_BxT = batch['weights']
     target_BxT = weights_BxT > 0
     # Masked before it is exponentiated: log-probs mean nothing at positions that do not count.
@@ -78,9 +78,11 @@ def check(*, which: str, mode: str, clip_max: float | None, clip_min: float | No
     for knob, value, choices in (('correction', which, WHICH), ('mode', mode, MODES)):
         if value not in choices:
             hint = nearest(str(value), choices)
-            raise UserError(f'objective policy: unknown importance_sampling_{knob} "{value}".{hint} Known: {listing(choices)}.')
+            raise UserError(f'clipped_policy_gradient: unknown importance_sampling_{knob} "{value}".{hint} Known: {listing(choices)}.')
     for knob, value, wrong in (('clip_max', clip_max, clip_max is not None and clip_max < 1),
                                ('clip_min', clip_min, clip_min is not None and not 0 <= clip_min <= 1)):  # fmt: skip
         if wrong:
             wanted = 'at least 1' if knob == 'clip_max' else 'from 0 to 1'
-            raise UserError(f'objective policy: importance_sampling_{knob}={value}: must be {wanted}: 1 is the ratio of a fresh sample.')
+            raise UserError(
+                f'clipped_policy_gradient: importance_sampling_{knob}={value}: must be {wanted}: 1 is the ratio of a fresh sample.'
+            )

@@ -15,7 +15,7 @@ LOSS_TYPES = ('grpo', 'dapo', 'bnpo', 'dr_grpo')
 LEVELS = ('token', 'sequence')
 
 
-def policy(
+def clipped_policy_gradient(
     score: Callable,
     batch: Mapping[str, jax.Array],
     key: jax.Array,
@@ -53,7 +53,7 @@ def policy(
     Args:
       score: `score(batch) -> Scored`.
       batch: one sequence a row: `weights` [B, T], `advantage` [B] or [B, T], optionally `logprob_old` [B, T] (absent:
-        the current policy, so that every ratio is 1), `logprob_ref` [B, T] (asked for by `policy.needs`; its KL is
+        the current policy, so that every ratio is 1), `logprob_ref` [B, T] (asked for by `clipped_policy_gradient.needs`; its KL is
         reported even where beta is 0), `logprob_sampled` [B, T] (what the sampler recorded), `staleness` [B] (how many
         steps ago; absent: every row was sampled from the policy at the start of this step), and the scalars
         `step_weight`, `step_rows`, `step_micro` and, for dr_grpo, `max_completion_length`.
@@ -110,7 +110,7 @@ def policy(
 
     metrics = {'entropy': reduce.mean(scored.entropy, weights_BxT)} | metrics
     if beta and 'logprob_ref' not in batch:
-        raise UserError(f'objective policy: beta is {beta}, but the batch has no reference log-probs (logprob_ref).')
+        raise UserError(f'clipped_policy_gradient: beta is {beta}, but the batch has no reference log-probs (logprob_ref).')
     if 'logprob_ref' in batch:
         difference_BxT = jnp.where(target_BxT, batch['logprob_ref'] - logprob_BxT, 0)
         kl_BxT = bounded_expm1(difference_BxT) - difference_BxT
@@ -135,13 +135,13 @@ def _needs(knobs: Mapping) -> frozenset[str]:
     return frozenset(reference | ({'logprob_old'} if knobs['importance_sampling_correction'] == 'always' else set()))
 
 
-policy.needs = _needs
+clipped_policy_gradient.needs = _needs
 
 
 def _choose(knob: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         hint = nearest(str(value), choices)
-        raise UserError(f'objective policy: unknown {knob} "{value}".{hint} Known: {listing(choices)}.')
+        raise UserError(f'clipped_policy_gradient: unknown {knob} "{value}".{hint} Known: {listing(choices)}.')
 
 
 def _reduce(loss_type: str, sums_B: jax.Array, length_B: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -153,7 +153,7 @@ def _reduce(loss_type: str, sums_B: jax.Array, length_B: jax.Array, batch: Mappi
     if loss_type == 'bnpo':
         return sums_B.sum() / or_one(length_B.sum()) / batch['step_micro']
     if 'max_completion_length' not in batch:
-        raise UserError('objective policy: loss_type "dr_grpo" needs max_completion_length, which is not in the batch.')
+        raise UserError('clipped_policy_gradient: loss_type "dr_grpo" needs max_completion_length, which is not in the batch.')
     return sums_B.sum() / (batch['step_rows'] * batch['max_completion_length'])
 
 
