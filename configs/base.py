@@ -14,6 +14,14 @@ from configs.models import tiny
 
 
 def get_config() -> ml_collections.ConfigDict:
+    c = common()
+    c.train = supervised(c)
+    c.stages = ('train',)
+    return c
+
+
+def common() -> ml_collections.ConfigDict:
+    """What all configs have; their stages are added to it."""
     c = ml_collections.ConfigDict()
     c.seed = 0  # of parameters, data order and every draw
     # '' fresh parameters; 'hf:FOLDER' a Hugging Face model; 'checkpoint:WORKDIR[:STAGE]' those a run, or a stage of it, ended with.
@@ -25,8 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     # and vocabulary over tensor; tokens of a row over sequence; experts over expert.
     c.mesh = dict(data=-1, fsdp=1, expert=1, sequence=1, tensor=1)
     c.rollout = dict(mesh=dict(data=0, fsdp=0, expert=0, sequence=0, tensor=0))  # the same for sampling; all 0: as for training
-    c.stages = ('train',)  # run in this order; each names a group of this tree
-    c.train = supervised(c)
+    c.stages = ()  # run in this order; each names a group of this tree
     c.evaluation = evaluation(c)
     return c
 

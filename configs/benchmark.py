@@ -18,7 +18,7 @@ VARIANTS = ('', 'long_tail')
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-    c = base.get_config()
+    c = base.common()
     c.data = dict(path=f'{os.environ.get("REASONJAX_DATA", "../shared/data")}/gsm8k')  # folder with train.jsonl
     c.tokenizer = dict(name='sentencepiece', vocab_size=MODEL['vocab'])
     c.model.update({name: MODEL[name] for name in ('layers', 'dim', 'heads', 'kv_heads', 'head_dim', 'rope_theta')})
@@ -26,8 +26,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     c.model.update(activation='silu', gated=True, qk_norm='head', tied=True)
     c.evaluation.enabled = False
 
-    c.sft = c.train
-    del c.train
+    c.sft = base.supervised(c)
     c.sft.steps = SFT['steps']
     c.sft.batch_size = SFT['batch']
     c.sft.data.source = dict(name='gsm8k', path=c.data.get_oneway_ref('path'), split='train')

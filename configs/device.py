@@ -16,15 +16,14 @@ VARIANTS = ('', 'decode', 'grpo')
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-    c = base.get_config()
+    c = base.common()
     c.model = (qwen3_8b if variant == 'grpo' else qwen3_1_7b).get_config()
     if variant:
         c.model.param_dtype = 'bfloat16'  # nothing of it is trained but the adapter
     c.tokenizer = dict(name='benchmarks.device_text.tokenizer', vocab_size=c.model.get_oneway_ref('vocab_size'))
     c.evaluation.enabled = False
 
-    c.sft = c.train
-    del c.train
+    c.sft = base.supervised(c)
     c.sft.steps = 10
     c.sft.batch_size = 8
     c.sft.data.max_length = 4096

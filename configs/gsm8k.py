@@ -25,14 +25,13 @@ VARIANTS = ('', 'masked_thought', 'grpo')
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-    c = base.get_config()
+    c = base.common()
     c.data = dict(path=f'{os.environ.get("REASONJAX_DATA", "../shared/data")}/gsm8k')  # folder with train.jsonl and test.jsonl
     c.tokenizer = dict(name='sentencepiece', vocab_size=4096)
     c.model.update(dim=192, layers=4, heads=6, kv_heads=2, head_dim=32, mlp_dim=512, embed_std=0.02)
     c.model.update(activation='silu', gated=True, qk_norm='head', tied=True, logprob_chunk=128)
 
-    c.sft = c.train
-    del c.train
+    c.sft = base.supervised(c)
     c.stages = ('sft',)
     c.sft.batch_size = 8
     c.sft.data.source = dict(name='gsm8k', path=c.data.get_oneway_ref('path'), split='train')

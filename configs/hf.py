@@ -25,13 +25,12 @@ VARIANTS = ('', 'lora', 'grpo')
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-    c = base.get_config()
+    c = base.common()
     c.init = f'hf:{os.environ.get("REASONJAX_MODEL", "")}'
     c.model.update(param_dtype='float32', compute_dtype='bfloat16', scan=True, remat='full', logprob_chunk=512)
     c.data = dict(path=f'{os.environ.get("REASONJAX_DATA", "../shared/data")}/gsm8k')  # folder with train.jsonl and test.jsonl
 
-    c.sft = c.train
-    del c.train
+    c.sft = base.supervised(c)
     c.sft.steps = 230  # two epochs
     c.sft.batch_size = 64
     c.sft.accumulation = 4

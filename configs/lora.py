@@ -18,7 +18,7 @@ VARIANTS = ('', 'qlora')
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-    c = base.get_config()
+    c = base.common()
     c.pretrain = base.supervised(c)
     c.pretrain.data.source.update(levels=(1, 2, 3), answer_only=0.0)
     c.lora = base.supervised(c)
@@ -28,6 +28,5 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     if variant == 'qlora':
         c.lora.adapter.update(quantise='nf4', quantise_block=32)
     c.lora.filter = dict(name='lora')
-    del c.train
     c.stages = ('pretrain', 'lora')
     return c

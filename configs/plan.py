@@ -20,7 +20,7 @@ SIZES = ('qwen3_0_6b', 'qwen3_1_7b', 'qwen3_8b', 'qwen3_32b', 'llama3_70b')
 def get_config(size: str = 'qwen3_8b') -> ml_collections.ConfigDict:
     if size not in SIZES:
         raise UserError(f'configs/plan.py:{size}: no such model.{nearest(size, SIZES)} Models: {listing(SIZES)}.')
-    c = base.get_config()
+    c = base.common()
     c.model = importlib.import_module(f'configs.models.{size}').get_config()
     c.model.attention_chunk = 512
     c.mesh.data, c.mesh.fsdp = 1, -1
@@ -28,6 +28,5 @@ def get_config(size: str = 'qwen3_8b') -> ml_collections.ConfigDict:
     c.grpo.update(num_prompts=256, num_generations=8, max_completion_length=3072, accumulation=8)
     c.grpo.data.max_prompt_length = 1024
     c.grpo.learning_rate.peak = 1e-6
-    del c.train
     c.stages = ('grpo',)
     return c

@@ -24,7 +24,7 @@ VARIANTS = ('', 'worked_only', 'filtered_sft')
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-    c = base.get_config()
+    c = base.common()
     c.fresh = base.evaluate()
     c.sft = base.supervised(c)
     c.sft.data.source.answer_only = 0.55  # share of demonstrations without the working
@@ -37,7 +37,6 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     c.grpo.steps = 80
     c.grpo.eval_every = 20
     c.grpo.checkpoint_every = 20
-    del c.train
     c.stages = ('fresh', 'sft', 'grpo')
     if variant == 'worked_only':
         c.stages = ('fresh', 'sft')
