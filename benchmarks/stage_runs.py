@@ -12,10 +12,8 @@ import ml_collections
 
 from benchmarks import workload
 from reasonjax.tracking.metrics import Writer
-from reasonjax.training import online, supervised
 from reasonjax.training.context import Place, Run, fresh_params, open_run, places, settings
-
-STAGES = {'supervised': supervised.run, 'online': online.run}
+from reasonjax.training.kinds import KINDS
 
 
 class Enough(Exception):
@@ -61,7 +59,8 @@ def train(run: Run, place: Place, initial_params: Callable[[], Any] | None = Non
     stage = settings(run.config, place)
     noted = Noted(run.workdir, stage.steps)
     with contextlib.suppress(Enough), noted:
-        STAGES[stage.kind](dataclasses.replace(run, writer=noted), place, initial_params or functools.partial(fresh_params, run), None)
+        start = initial_params or functools.partial(fresh_params, run)
+        KINDS[stage.kind].load().run(dataclasses.replace(run, writer=noted), place, start, None)
     return noted.notes
 
 

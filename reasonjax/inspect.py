@@ -66,18 +66,18 @@ def show(config: Any, workdir: pathlib.Path, options: argparse.Namespace) -> Non
     """
     import rich.console
 
-    from reasonjax.training import rollouts, supervised
     from reasonjax.training.context import open_run, places, settings
+    from reasonjax.training.kinds import KINDS
 
     config = config.copy_and_resolve_references().unlock()
     place = _named([place for place in places(config, workdir) if 'data' in settings(config, place)], options.stage)
     stage = settings(config, place)
     # Rows do not depend on how many there are at once, nor on the devices the run is meant for.
-    stage['batch_size' if stage.kind == 'supervised' else 'num_prompts'] = options.examples
+    stage['batch_size' if 'batch_size' in stage else 'num_prompts'] = options.examples
     config.mesh = {axis: -1 if axis == 'data' else 1 for axis in config.mesh}
     run = open_run(config, workdir, active=False)
     console = rich.console.Console(highlight=False, soft_wrap=True, emoji=False, no_color=options.no_color or None)
-    data = (supervised if stage.kind == 'supervised' else rollouts).open_data(run, place)
+    data = KINDS[stage.kind].load().open_data(run, place)
     batch = next(data)
     console.print(f'stage {printable(place.name)} ({stage.kind}), rows of {batch["tokens"].shape[1]} tokens', markup=False)
     for i in range(len(batch['tokens'])):

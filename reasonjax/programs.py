@@ -176,8 +176,11 @@ def give_back_freed_memory() -> None:
 
 def has_large_steps(config: Any) -> bool:
     """Whether training on whole batches of long rows is all that a config asks for; what draws samples compiles more and holds less."""
+    from reasonjax.training.kinds import KINDS
+
     # What the stages are is checked later.
-    return all(config.get(name, {}).get('kind') in ('supervised', 'keep') for name in config.stages)
+    kinds = [KINDS.get(config.get(name, {}).get('kind')) for name in config.stages]
+    return all(kind and kind.saves and not kind.samples for kind in kinds)
 
 
 def split_cpu(number: int) -> None:

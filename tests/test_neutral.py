@@ -22,7 +22,8 @@ from reasonjax import config as configs
 from reasonjax import config_files
 from reasonjax.smoke import shrink
 from reasonjax.tracking import metrics
-from reasonjax.training.run import TRAINING, run, trained
+from reasonjax.training.kinds import KINDS
+from reasonjax.training.run import run, trained
 from reasonjax.weights.partition import path_name
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -80,11 +81,11 @@ def _outcome(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Outcom
     summary = run(config, workdir)
     records = metrics.read(workdir / 'metrics.jsonl')
     for name in config.stages:
-        if config[name].kind in TRAINING:
+        if KINDS[config[name].kind].trains:
             norms = [record['grad_norm'] for record in records if record['stage'] == name and 'grad_norm' in record]
             assert any(norm > 0 for norm in norms), f'stage {name} learns nothing, so that nothing is compared'
     assert records
-    saved = any(config[name].kind in (*TRAINING, 'keep') for name in config.stages)
+    saved = any(KINDS[config[name].kind].saves for name in config.stages)
     params = trained(workdir)[1] if saved else {}
     return Outcome(
         [{k: v for k, v in record.items() if k not in CLOCKED and not k.startswith('time/')} for record in records],

@@ -15,9 +15,10 @@ from reasonjax import config_files
 from reasonjax.arena.tasks import ALPHABET, ARENA, MODEL, ArenaTask
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.training import load_config
+from reasonjax.training.kinds import KINDS
 
-TRAINING = ('supervised', 'online')
-COSTLY = (*TRAINING, 'collect')  # stages whose tokens are counted
+TRAINING = tuple(name for name, kind in KINDS.items() if kind.trains)
+COSTLY = tuple(name for name, kind in KINDS.items() if kind.trains or kind.samples)  # stages whose tokens are counted
 WARM_SEED, WARM_DEMONSTRATIONS = 0, 8000
 RATES = {'supervised': dict(name='cosine', final_fraction=0.05), 'online': dict(name='constant')}
 EVALUATIONS = 4  # along a stage

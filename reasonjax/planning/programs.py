@@ -25,12 +25,16 @@ from reasonjax.tracking.metrics import Writer
 from reasonjax.training import batching, samplers, step
 from reasonjax.training.batch_source import BatchSource
 from reasonjax.training.context import Place, Run, abstract_params, at_once, check_lengths, check_mesh, places, rows_per_example, settings
+from reasonjax.training.kinds import KINDS
 from reasonjax.training.rollout_step import make_generate, rollout_step, trace_rollout_step, wants_reference
 from reasonjax.training.samplers import on_rollout_mesh, sampling_from_config
 from reasonjax.training.updates import compile_update
 from reasonjax.weights.partition import combine, partition
 
-PROGRAMS = {'online': ('train', 'score', 'prefill', 'decode', 'iteration'), 'supervised': ('train', 'score')}
+# By kind of stage.
+PROGRAMS = {
+    name: ('train', 'score', *(('prefill', 'decode', 'iteration') if kind.samples else ())) for name, kind in KINDS.items() if kind.trains
+}
 
 
 class Program(NamedTuple):
@@ -99,7 +103,7 @@ def planned_stage(config: ml_collections.ConfigDict, name: str = '') -> Place:
         raise UserError(f'config.stages: none of {listing(config.stages)} trains, so there is nothing to plan.')
     if name and name not in found:
         raise UserError(f'--stage {name}: no such training stage.{nearest(name, found)} Stages: {listing(found)}.')
-    online_ones = [p for p in found.values() if settings(config, p).kind == 'online']
+    online_ones = [p for p in found.values() if KINDS[settings(config, p).kind].samples]
     return found[name] if name else (online_ones or list(found.values()))[-1]
 
 
@@ -116,7 +120,7 @@ class Stage:
 
     def __init__(self, run: Run, place: Place):
         self.run, self.place, self.settings = run, place, settings(run.config, place)
-        self.online = self.settings.kind == 'online'
+        self.online = KINDS[self.settings.kind].samples
         c = self.settings
         if self.online:
             samplers.check(c, place.name)

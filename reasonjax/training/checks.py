@@ -7,9 +7,10 @@ import ml_collections
 from reasonjax import config as configs
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.model.config import check_fields
-from reasonjax.training import counters, evaluate, fused, offload, samplers, supervised
+from reasonjax.training import counters, evaluate, offload, samplers
 from reasonjax.training.batching import layout_of
 from reasonjax.training.context import Place, Run, abstract_params, check_stages, places, settings
+from reasonjax.training.kinds import KINDS
 from reasonjax.training.samplers import sampling_from_config
 
 
@@ -21,11 +22,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     check_fields(config.model)
     _check_init(config.init)
     if config.evaluation.enabled:
-        evaluate.check(config.evaluation)
+        evaluate.check_settings(config.evaluation)
     for number, name in enumerate(config.stages):
         stage = config[name]
-        if stage.kind == 'evaluate' and not config.evaluation.enabled:
-            raise UserError(f'config.{name}: an evaluate stage needs config.evaluation.enabled=True.')
         if stage.get('iterations_per_call', 1) != 1 and not stage.on_device:
             raise UserError(f'config.{name}.iterations_per_call={stage.iterations_per_call}: needs config.{name}.on_device=True.')
         if 'max_completion_length' in stage:
@@ -42,11 +41,12 @@ def check_opened(run: Run) -> None:
     starts, after the stages before it are done."""
     for place in places(run.config, run.workdir):
         stage = settings(run.config, place)
-        if stage.kind in ('online', 'collect'):
+        kind = KINDS[stage.kind]
+        if kind.samples:
             sampling_from_config(stage, run.tokenizer, place.name)
-        if stage.kind == 'online':
+        if kind.samples and kind.trains:
             layout_of(stage, run.mesh, place.name)
-        if stage.kind in ('online', 'supervised'):
+        if kind.trains:
             _check_training(run, place, stage)
 
 
@@ -72,11 +72,9 @@ def _check_decay(stage: ml_collections.ConfigDict, name: str) -> None:
 
 def _check_kind(config: ml_collections.ConfigDict, name: str) -> None:
     stage = config[name]
-    if stage.kind == 'supervised':
-        supervised.check(stage, name)
-    if stage.kind == 'online' and stage.on_device:
-        fused.check(stage, name)
-    if stage.kind in ('supervised', 'online'):
+    kind = KINDS[stage.kind]
+    kind.load().check(config, name)
+    if kind.trains:
         counters.check(stage, name, config.evaluation.enabled)
         if stage.keep_best:
             known = evaluate.metric_names(config.evaluation)

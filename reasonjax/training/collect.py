@@ -12,9 +12,10 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import ml_collections
 import numpy as np
 
 from reasonjax import files
@@ -25,14 +26,17 @@ from reasonjax.sampling.text import Completion
 from reasonjax.tracking.metrics import Progress, Timers
 from reasonjax.training import claim, counters, stopping
 from reasonjax.training.context import Place, Run, settings
-from reasonjax.training.rollouts import ScoredRollout, open_rollouts
+from reasonjax.training.kinds import StageResult
+from reasonjax.training.rollouts import ScoredRollout, open_data, open_rollouts
+
+__all__ = ['FILE', 'check', 'check_columns', 'open_data', 'run']
 
 FILE = 'dataset.jsonl'
 PART = re.compile(r'[0-9]{5,}\.json')
 NOTHING = {'sampled': 0, 'kept': 0, 'dropped': 0, 'empty': 0, 'reward': 0.0, 'num_tokens': 0}
 
 
-def run(run: Run, place: Place, params: Any) -> tuple[dict, int]:
+def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> StageResult:
     """Samples `steps` times `num_prompts` prompts and writes the different completions whose total reward is at least `min_reward`.
 
     `token_limit` and `time_limit` end it earlier: with the step that reaches them.
@@ -45,12 +49,15 @@ def run(run: Run, place: Place, params: Any) -> tuple[dict, int]:
     Where `steps` is less than what is done already, the stage ends with that.
 
     Returns:
-      What the stage did: `sampled`, `kept`, `dropped` (no reward, or cut off before its end), `empty` (good enough, but without a text
-      to learn), the mean `reward` of all but the dropped, and `num_tokens` drawn; and its last step.
+      The parameters as they were, the last step, and what the stage did: `sampled`, `kept`, `dropped` (no reward, or cut off before its
+      end), `empty` (good enough, but without a text to learn), the mean `reward` of all but the dropped, and `num_tokens` drawn.
 
     Raises:
       UserError: nothing was good enough to keep, or rows hold what JSON does not (see `check_columns`).
     """
+    del evaluation
+    started = time.perf_counter()
+    params = initial_params()
     stage, timers = settings(run.config, place), Timers()
     run.writer.resume(place.name, None)
     parts, mark = place.folder / 'parts', claim.fingerprint(run.config)
@@ -87,7 +94,13 @@ def run(run: Run, place: Place, params: Any) -> tuple[dict, int]:
         )
     processes.on_main(lambda: _join(parts, step, place.folder / FILE))
     run.writer.sync()
-    return totals | {'reward': totals['reward'] / max(1, totals['sampled'] - totals['dropped'])}, step
+    measured = totals | {'reward': totals['reward'] / max(1, totals['sampled'] - totals['dropped'])}
+    state = {'dataset': processes.on_main(lambda: claim.digest(place.folder / FILE))}
+    return StageResult(params, time.perf_counter() - started, step, measured=measured, state=state)
+
+
+def check(config: ml_collections.ConfigDict, name: str) -> None:
+    """Nothing but what all stages share can be wrong with the settings of such a stage."""
 
 
 def check_columns(row: Mapping[str, Any]) -> None:

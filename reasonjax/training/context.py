@@ -26,9 +26,8 @@ from reasonjax.model.rotary import longest
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
 from reasonjax.tracking.metrics import Writer
+from reasonjax.training.kinds import KINDS
 
-SAVING = ('supervised', 'online', 'keep')  # kinds of stages that leave a checkpoint
-KINDS = (*SAVING, 'collect', 'evaluate')
 NAME = re.compile(r'(?!\.)[\w.-]{1,100}')
 
 

@@ -16,7 +16,8 @@ from reasonjax.parallel import processes
 from reasonjax.sampling.text import Completion, completions
 from reasonjax.tracking.metrics import Progress
 from reasonjax.training import samplers, statistics, stopping
-from reasonjax.training.context import Run
+from reasonjax.training.context import Place, Run
+from reasonjax.training.kinds import StageResult
 from reasonjax.training.samplers import sampler, sampling_from_config
 from reasonjax.weights import finite
 
@@ -57,7 +58,7 @@ def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
       UserError: settings that draw no answer; the result raises it too, where a parameter is not a finite number.
     """
     c = run.config.evaluation
-    check(c)
+    check_settings(c)
     task = configs.resolve(c.task, 'task', 'evaluation.task')()
     processes.check_equal(task.examples.fingerprint(), 'config.evaluation: the problems', 'Give all hosts the same files.')
     transforms = [configs.resolve(t, 'transforms', f'evaluation.transforms[{i}]') for i, t in enumerate(c.transforms)]
@@ -110,7 +111,20 @@ def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
     return evaluate
 
 
-def check(c: ml_collections.ConfigDict) -> None:
+def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> StageResult:
+    """Leaves the model as it is; the evaluation follows, as after every stage."""
+    del evaluation
+    run.writer.resume(place.name, None)
+    return StageResult(initial_params())
+
+
+def check(config: ml_collections.ConfigDict, name: str) -> None:
+    """Raises UserError where a stage is to evaluate, and evaluations are off."""
+    if not config.evaluation.enabled:
+        raise UserError(f'config.{name}: an evaluate stage needs config.evaluation.enabled=True.')
+
+
+def check_settings(c: ml_collections.ConfigDict) -> None:
     """Raises UserError where the settings of an evaluation cannot work."""
     if not (c.greedy or c.samples):
         raise UserError(f'config.evaluation: greedy={c.greedy} with samples={c.samples} draws no answer; set greedy, or samples above 0.')

@@ -25,7 +25,8 @@ from reasonjax.training.batch_source import BatchSource
 from reasonjax.training.batching import minibatches
 from reasonjax.training.context import Place, Run, check_data, settings
 from reasonjax.training.iteration import OnDeviceSource, StepInputs
-from reasonjax.training.loop import Trained, dropped, train
+from reasonjax.training.kinds import StageResult
+from reasonjax.training.loop import dropped, train
 from reasonjax.training.rollout_step import make_generate, rollout_step, trace_rollout_step, wants_reference
 
 PERIODS = ('steps', 'eval_every', 'checkpoint_every')
@@ -47,7 +48,7 @@ class Reward(NamedTuple):
     required: frozenset[str]
 
 
-def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> Trained:
+def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> StageResult:
     """Runs the stage; see `loop.train`, and `online.run`, whose results these are.
 
     Raises:

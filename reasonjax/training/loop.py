@@ -8,7 +8,7 @@ import functools
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,22 +30,14 @@ from reasonjax.training.compile_ahead import Ahead, shapes_of
 from reasonjax.training.context import Place, Run, adapt, settings
 from reasonjax.training.counters import Counters, actions_due, check, limit_reached, read_counts, update_best
 from reasonjax.training.iteration import Measured, StepInputs, fetch
+from reasonjax.training.kinds import StageResult
 from reasonjax.training.step import State, create
 from reasonjax.training.updates import compile_update
 from reasonjax.weights import finite
 from reasonjax.weights.partition import combine, partition
 
 
-class Trained(NamedTuple):
-    """A finished stage: parameters, seconds (of killed attempts up to a checkpoint too), last step, best {'step', 'value'} if kept."""
-
-    params: Any
-    seconds: float
-    last: int
-    best: dict[str, Any] | None = None
-
-
-def train(run: Run, place: Place, initial_params: Callable[[], Any], source: BatchSource, evaluation: Callable | None) -> Trained:
+def train(run: Run, place: Place, initial_params: Callable[[], Any], source: BatchSource, evaluation: Callable | None) -> StageResult:
     """Runs a training stage to its end, from its newest checkpoint where there is one.
 
     Args:
@@ -98,7 +90,7 @@ class _Training:
         self.limited = bool(self.stage.get('token_limit', 0) or self.stage.get('time_limit', 0))
         self.compiled, self.stepped = False, 0.0  # whether the first step of this process is over; seconds of all others
 
-    def to_the_end(self) -> Trained:
+    def to_the_end(self) -> StageResult:
         """Goes on from the newest checkpoint."""
         unevaluated = self._resume()
         if not self.begin:
@@ -114,7 +106,7 @@ class _Training:
                 if step > self.last:
                     break
                 self._step(step)
-        return Trained(self._params(), self._seconds(), self.last, self.counters.best)
+        return StageResult(self._params(), self._seconds(), self.last, self.counters.best)
 
     def _step(self, step: int) -> None:
         """Does a step, or as many as are dispatched together, of which this is the last."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
 from reasonjax import config as configs
@@ -15,7 +16,7 @@ from reasonjax.model.score import READ
 from reasonjax.parallel import mesh as meshes
 from reasonjax.sampling.sampler import Rollout
 from reasonjax.tracking.metrics import Timers
-from reasonjax.training import samplers
+from reasonjax.training import fused, samplers
 from reasonjax.training.batch_source import BatchSource, StepBatches
 from reasonjax.training.batching import Packer, assemble, layout_of, minibatches
 from reasonjax.training.batching import shapes as shapes_of_batch
@@ -23,16 +24,19 @@ from reasonjax.training.checkpoint import Remembers
 from reasonjax.training.compile_ahead import Ahead, shapes_of
 from reasonjax.training.context import Place, Run, settings
 from reasonjax.training.group_buffer import GroupBuffer
-from reasonjax.training.loop import Trained, train
+from reasonjax.training.kinds import StageResult
+from reasonjax.training.loop import train
 from reasonjax.training.rollout_metrics import Watcher, reward_metrics, rollout_metrics, rows_of
 from reasonjax.training.rollout_step import RolloutStep, recomputes_old, rollout_step, wants_reference
-from reasonjax.training.rollouts import open_rollouts
+from reasonjax.training.rollouts import open_data, open_rollouts
 from reasonjax.training.step import make_score
+
+__all__ = ['check', 'open_data', 'run']
 
 LARGEST_REWARD = 1e37  # differences of two are finite in float32
 
 
-def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> Trained:
+def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> StageResult:
     """Runs the stage; see `loop.train`, and `GroupBuffer` for where the groups come from that a step trains on.
 
     The metrics of the advantage (`reward`, `frac_reward_zero_std`, ...) are of these groups; `rewards/*` and `completions/*` are of all
@@ -42,6 +46,8 @@ def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: C
       UserError: fewer than two generations per prompt, or a minibatch count that does not divide the prompts.
     """
     stage = settings(run.config, place)
+    if stage.on_device:
+        return fused.run(run, place, initial_params, evaluation)
     samplers.check(stage, place.name)
     layout = layout_of(stage, run.mesh, place.name)
     pack = Packer(layout)
@@ -101,6 +107,12 @@ def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: C
         tables = record if stage.log_completions_every or not stage.pipelined else None
         source = BatchSource(next_batches, rollouts.data, updates, stage.temperature, tables, memory=Memory(watch, buffer), shapes=shapes)
         return train(run, place, initial_params, source, evaluation)
+
+
+def check(config: ml_collections.ConfigDict, name: str) -> None:
+    """Raises UserError where the settings of a stage do not fit each other."""
+    if config[name].on_device:
+        fused.check(config[name], name)
 
 
 class Memory:

@@ -15,21 +15,20 @@ from reasonjax import __version__, files
 from reasonjax import config as configs
 from reasonjax.config_names import model_source
 from reasonjax.errors import UserError
-from reasonjax.model.config import to_dict
 from reasonjax.parallel import processes
 from reasonjax.terminal import printable
 from reasonjax.tracking import metrics
-from reasonjax.training import checks, collect, evaluate, fused, locks, online, supervised
+from reasonjax.training import checks, evaluate, locks
 from reasonjax.training import claim as claims
-from reasonjax.training.checkpoint import Checkpoints, load_params
-from reasonjax.training.context import SAVING, Place, Run, abstract_params, fresh_params, open_run, places, settings
+from reasonjax.training.checkpoint import load_params
+from reasonjax.training.context import Place, Run, abstract_params, fresh_params, open_run, places, settings
 from reasonjax.training.counters import limit_reached, update_best
+from reasonjax.training.kinds import KINDS
 from reasonjax.training.saved_run import trained
 from reasonjax.weights import finite
 from reasonjax.weights.linear import merge_tree
 from reasonjax.weights.partition import path_name
 
-TRAINING = {'supervised': supervised.run, 'online': online.run}
 LISTED = 12
 SHOWN = 300
 LONG_STAGE = 30  # seconds
@@ -144,7 +143,7 @@ def load_initial_params(run: Run, place: Place, evaluation: Callable | None) -> 
 
     Where the last checkpoint of that stage is damaged, what followed the one before is done again.
     """
-    before = [p for p in places(run.config, run.workdir)[: place.number] if settings(run.config, p).kind in SAVING]
+    before = [p for p in places(run.config, run.workdir)[: place.number] if KINDS[settings(run.config, p).kind].saves]
     if before:
         last = before[-1]
         params, meta, step = load_params(last.folder / 'checkpoints', abstract_params(run, last.number))
@@ -202,47 +201,26 @@ def _fitting(run: Run, theirs: Run, params: Any) -> Any:
 
 
 def _run_stage(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> tuple[Any, dict]:
+    """Runs a stage to its end; returns the parameters it leaves, and its entry of `summary.json`."""
     stage = settings(run.config, place)
-    started = time.perf_counter()
-    params = None if stage.kind in TRAINING else initial_params()
-    state = {'config': claims.fingerprint(run.config)} | ({'steps': stage.steps} if 'steps' in stage else {})
-    if stage.kind == 'collect':
-        result, last = collect.run(run, place, params)
-        state |= {'last': last, 'dataset': processes.on_main(lambda: claims.digest(place.folder / collect.FILE))}
-        state |= run.writer.written(place.name)
-        return params, {'name': place.name} | result | {'seconds': time.perf_counter() - started, claims.STATE: state}
-    if stage.kind == 'keep':
-        run.writer.resume(place.name, None)
-        params, seconds, last, best = keep(run, place, params), 0.0, 0, None
-    elif stage.kind in TRAINING:
-        train = fused.run if stage.get('on_device') else TRAINING[stage.kind]
-        params, seconds, last, best = train(run, place, initial_params, evaluation)
-    else:
-        run.writer.resume(place.name, None)
-        seconds, last, best = 0.0, 0, None
-    result = {'name': place.name}
-    if evaluation is not None:
+    kind = KINDS[stage.kind]
+    done = kind.load().run(run, place, initial_params, evaluation)
+    result, seconds = {'name': place.name} | done.measured, done.seconds
+    if evaluation is not None and kind.evaluates:
         started = time.perf_counter()
-        found = evaluation(params)
-        summary = evaluate.summarise(found)
+        answers = evaluation(done.params)
+        summary = evaluate.summarise(answers)
         measured = evaluate.as_metrics(summary)
         # No checkpoint follows it: a run that was killed right after it writes it once more.
-        run.writer.write(place.name, last, measured, once=True)
+        run.writer.write(place.name, done.last, measured, once=True)
         if stage.get('keep_best'):
-            result['best'] = update_best(best, last, measured, stage, place.name)
-        result |= summary | {'examples': evaluate.examples(found)}
+            result['best'] = update_best(done.best, done.last, measured, stage, place.name)
+        result |= summary | {'examples': evaluate.examples(answers)}
         seconds += time.perf_counter() - started
     run.writer.sync()
-    return params, result | {'seconds': seconds, claims.STATE: state | {'last': last} | run.writer.written(place.name)}
-
-
-def keep(run: Run, place: Place, params: Any) -> Any:
-    """A stage that only writes a checkpoint of the parameters as they arrive."""
-    finite.check(params, f'stage {place.name}', 'They are not saved.', run.model.compute_dtype)
-    with Checkpoints(place.folder / 'checkpoints') as checkpoints:
-        meta = {'stage': place.name, 'model': to_dict(run.model), 'config': claims.fingerprint(run.config)}
-        checkpoints.save(0, params=params, meta=meta)
-    return params
+    state = {'config': claims.fingerprint(run.config)} | ({'steps': stage.steps} if 'steps' in stage else {})
+    state |= done.state | {'last': done.last} | run.writer.written(place.name)
+    return done.params, result | {'seconds': seconds, claims.STATE: state}
 
 
 def summary_of(results: list[dict]) -> dict:

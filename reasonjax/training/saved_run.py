@@ -24,7 +24,8 @@ from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
 from reasonjax.training import checkpoint_files
 from reasonjax.training.checkpoint import load_params, read_meta
-from reasonjax.training.context import SAVING, Place, Run, abstract_params, check_stages, open_run, places, settings
+from reasonjax.training.context import Place, Run, abstract_params, check_stages, open_run, places, settings
+from reasonjax.training.kinds import KINDS
 from reasonjax.weights import finite
 
 CONFIG = 'config.json'
@@ -97,7 +98,7 @@ def open_saved(
         if base is not None and not file.exists():
             config.tokenizer.path = str(base if config.tokenizer.name == 'huggingface' else base / file.name)
         opened = open_run(_on_these_devices(config), workdir, active=False, texts=_no_texts, trust=trust)
-        saving = [p for p in places(config, workdir) if settings(config, p).kind in SAVING]
+        saving = [p for p in places(config, workdir) if KINDS[settings(config, p).kind].saves]
         for place in saving[-1:]:  # the adapters of all stages
             abstract_params(opened, place.number)
     names = [p.name for p in saving]

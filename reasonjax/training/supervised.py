@@ -14,17 +14,13 @@ from reasonjax.protocols import forms
 from reasonjax.tracking.metrics import Timers
 from reasonjax.training.batch_source import BatchSource, StepBatches
 from reasonjax.training.context import Place, Run, check_data, data_functions, rows_per_example, settings
-from reasonjax.training.loop import Trained, train
+from reasonjax.training.kinds import StageResult
+from reasonjax.training.loop import train
 
 
-def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> Trained:
-    """Runs the stage; see `loop.train`.
-
-    Raises:
-      UserError: an objective that does not read rows of the form that `data.form` says they have.
-    """
+def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> StageResult:
+    """Runs the stage; see `loop.train`."""
     stage = settings(run.config, place)
-    check(stage, place.name)
     data = open_data(run, place)
     check_data(place, data)
 
@@ -56,8 +52,9 @@ def open_data(run: Run, place: Place) -> pipeline.Batches:
     )
 
 
-def check(stage: ml_collections.ConfigDict, name: str) -> None:
+def check(config: ml_collections.ConfigDict, name: str) -> None:
     """Raises UserError where the objective would misread the rows: learn a rejected answer, say."""
+    stage = config[name]
     form, read = stage.data.form, forms(configs.resolve(stage.objective, 'objective'))
     if form not in read:
         raise UserError(

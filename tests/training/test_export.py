@@ -23,7 +23,7 @@ from reasonjax.interop.huggingface import card, export, exported, pretrained
 from reasonjax.methods.adapters import lora
 from reasonjax.sampling.sampler import Sampling
 from reasonjax.smoke import shrink
-from reasonjax.training import load_config, saved_run
+from reasonjax.training import keep, load_config, saved_run
 from reasonjax.training import run as stages
 from reasonjax.training.answer_prompts import sample
 from reasonjax.training.context import open_run
@@ -389,7 +389,7 @@ def test_wrong_folders_and_options(hf, lora_run, tmp_path, capsys):
 
 
 def test_an_import_that_was_killed_goes_on(hf, tmp_path, capsys):
-    with small_runs.crash(stages, 'keep'):
+    with small_runs.crash(keep, 'run'):
         converted(hf, tmp_path / 'run')
     assert not list(tmp_path.glob('run/stages/*/done.json'))
     assert converted(hf, tmp_path / 'run') == 0

@@ -1,0 +1,33 @@
+"""A stage that only writes a checkpoint of the model as it is."""
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+
+from reasonjax.model.config import to_dict
+from reasonjax.training import claim
+from reasonjax.training.checkpoint import Checkpoints
+from reasonjax.training.context import Place, Run
+from reasonjax.training.kinds import StageResult
+from reasonjax.weights import finite
+
+
+def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> StageResult:
+    """Saves the parameters as step 0.
+
+    Raises:
+      UserError: they are not finite, or cannot be written.
+    """
+    del evaluation
+    params = initial_params()
+    run.writer.resume(place.name, None)
+    finite.check(params, f'stage {place.name}', 'They are not saved.', run.model.compute_dtype)
+    with Checkpoints(place.folder / 'checkpoints') as checkpoints:
+        meta = {'stage': place.name, 'model': to_dict(run.model), 'config': claim.fingerprint(run.config)}
+        checkpoints.save(0, params=params, meta=meta)
+    return StageResult(params)
+
+
+def check(config: ml_collections.ConfigDict, name: str) -> None:
+    """Nothing of such a stage can be wrong."""
