@@ -61,7 +61,6 @@ def training(c: ml_collections.ConfigDict) -> dict:
         adapter=dict(name='none'),  # richer leaves put over the weights when the stage starts: none | lora | peft | quantise
         filter=dict(name='all'),  # which weights train: all | paths | lora
         optimizer=dict(name='adamw', b2=0.98, weight_decay=0.01, clip_norm=1.0),
-        offload_optimizer=False,  # its moments wait in the host's memory between updates
         learning_rate=dict(name='cosine', peak=3e-3, warmup_steps=30, final_fraction=0.05),
         log_every=1,  # steps between records of metrics.jsonl
         eval_every=0,  # steps between evaluations; 0: only at the end

@@ -112,7 +112,7 @@ LEAVES = {
         AtLeast(0),
     ),
     **dict.fromkeys(
-        ('offload_optimizer', 'packing', 'on_device', 'mask_truncated_completions', 'share_prompts', 'pipelined', 'enabled', 'greedy'), bool
+        ('packing', 'on_device', 'mask_truncated_completions', 'share_prompts', 'pipelined', 'enabled', 'greedy'), bool
     ),
     'token_limit': Counted,
     'time_limit': NonNegative,

@@ -75,7 +75,7 @@ def checkpoints(workdir: pathlib.Path) -> dict:
     return found
 
 
-SHAPING = ('objective', 'corruption', 'optimizer', 'learning_rate', 'accumulation', 'spike_zscore', 'spike_window', 'offload_optimizer')
+SHAPING = ('objective', 'corruption', 'optimizer', 'learning_rate', 'accumulation', 'spike_zscore', 'spike_window')
 compile_update = loop.compile_update
 _UPDATES: dict = {}
 

@@ -15,7 +15,6 @@ from reasonjax.planning.plan import Compiled, compiled
 from reasonjax.planning.programs import Stage, plan_run, planned_stage
 from reasonjax.planning.topology import Topology
 from reasonjax.training.context import at_once
-from reasonjax.training.optimizers import Separable
 
 Overrides = tuple[tuple[str, str], ...]
 SMALLEST_CHUNK, LARGEST_CHUNK = 128, 512
@@ -115,7 +114,7 @@ def candidates(planned: Stage) -> Iterator[Candidate]:
     free = [*_chunks(planned), *_accumulations(planned), *_prompts(planned), *_remat(planned.run.model)]
     free = [one for one in free if all(key.partition('.')[0] != 'model' or key.partition('.')[2] in there for key, _ in one.overrides)]
     meshes = list(_meshes(planned))
-    coarse = [*_offload(planned), *_precision(planned)]
+    coarse = list(_precision(planned))
     yield from free
     together = _joined('all of these together', [last for last in _last_of_each(free)])
     if len(together.overrides) > 1:
@@ -182,13 +181,6 @@ def _meshes(planned: Stage) -> Iterator[Candidate]:
             ('mesh.data', str(data * from_fsdp // factor)), ('mesh.fsdp', str(fsdp // from_fsdp)), ('mesh.tensor', str(wider)),
         )  # fmt: skip
         yield Candidate(f'tensor {wider}', overrides, EVERYTHING)
-
-
-def _offload(planned: Stage) -> Iterator[Candidate]:
-    device = planned.run.mesh.devices.flat[0]
-    if device.platform != 'cpu' and isinstance(planned.optimizer, Separable) and not planned.settings.offload_optimizer:
-        key = f'{planned.place.name}.offload_optimizer'
-        yield Candidate("moments in the host's memory (its link then bounds the update)", ((key, 'True'),), EVERYTHING)
 
 
 def _precision(planned: Stage) -> Iterator[Candidate]:

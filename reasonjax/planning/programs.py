@@ -138,8 +138,7 @@ class Stage:
         self.optimizer = configs.resolve(c.optimizer, 'optimizer')(schedule)
         window = c.spike_window if c.spike_zscore else 0
         homes = step.shardings(
-            trainable, self.optimizer, shapes.shardings(trainable), meshes.replicated(run.mesh), spike_window=window,
-            offload=c.offload_optimizer,
+            trainable, self.optimizer, shapes.shardings(trainable), meshes.replicated(run.mesh), spike_window=window
         )
         whole = jax.eval_shape(lambda t: step.fresh(t, self.optimizer, window), trainable)
         self.state = jax.tree.map(lambda x, home: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home), whole, homes)

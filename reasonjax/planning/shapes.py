@@ -12,7 +12,6 @@ import numpy as np
 from reasonjax import config as configs
 from reasonjax.errors import UserError
 from reasonjax.model.spec import is_spec
-from reasonjax.training import offload
 
 # Fields of a supervised batch: name -> axes besides rows, dtype.
 SUPERVISED = {name: (('time',), np.int32) for name in ('tokens', 'segments', 'positions')} | {'weights': (('time',), np.float32)}
@@ -108,9 +107,8 @@ def shardings(tree: Any) -> Any:
 
 
 def bytes_of(tree: Any) -> int:
-    """Bytes that one device holds of shapes with shardings; without the padding of layouts, and without what is in its host's memory."""
-    near = [x for x in jax.tree.leaves(tree) if x.sharding.memory_kind != offload.HOST]
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * _itemsize(x.dtype) for x in near)
+    """Bytes that one device holds of shapes with shardings; without the padding of layouts."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * _itemsize(x.dtype) for x in jax.tree.leaves(tree))
 
 
 def _itemsize(dtype: Any) -> int:

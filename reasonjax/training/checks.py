@@ -7,7 +7,7 @@ import ml_collections
 from reasonjax import config as configs
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.model.config import check_fields
-from reasonjax.training import counters, evaluate, offload, samplers
+from reasonjax.training import counters, evaluate, samplers
 from reasonjax.training.batching import layout_of
 from reasonjax.training.context import Place, Run, abstract_params, check_stages, places, settings
 from reasonjax.training.kinds import KINDS
@@ -55,9 +55,7 @@ def _check_training(run: Run, place: Place, stage: ml_collections.ConfigDict) ->
     params, chosen = abstract_params(run, place.number), configs.resolve(stage.filter, 'filter')
     if chosen.func.__module__.startswith('reasonjax.'):  # one of the user's own may look at values
         chosen(run.specs, params)
-    optimizer = configs.resolve(stage.optimizer, 'optimizer')(configs.resolve(stage.learning_rate, 'learning_rate')(stage.steps))
-    if stage.offload_optimizer:
-        offload.check(run.mesh.devices.flat[0], optimizer, f'config.{place.name}.offload_optimizer')
+    configs.resolve(stage.optimizer, 'optimizer')(configs.resolve(stage.learning_rate, 'learning_rate')(stage.steps))
 
 
 def _check_decay(stage: ml_collections.ConfigDict, name: str) -> None:

@@ -35,7 +35,6 @@ WITHOUT = {
     'packing': 'whose rows are as long whatever is in them',
     'pipelined': 'where the host does nothing that could be overlapped',
     'dynamic_sampling': 'whose program draws as many batches as it is compiled for',
-    'offload_optimizer': 'whose program does not leave the device',
 }
 
 

@@ -22,7 +22,7 @@ from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
 from reasonjax.tracking import records
 from reasonjax.tracking.metrics import Progress, Timers
-from reasonjax.training import cautions, claim, evaluate, offload, stopping
+from reasonjax.training import cautions, claim, evaluate, stopping
 from reasonjax.training.batch_source import BatchSource, StepBatches
 from reasonjax.training.checkpoint import Checkpoints
 from reasonjax.training.checkpoint_trees import abstract
@@ -77,8 +77,6 @@ class _Training:
         total_updates = self.stage.steps * source.updates
         self.schedule = configs.resolve(self.stage.learning_rate, 'learning_rate')(total_updates)
         self.optimizer = configs.resolve(self.stage.optimizer, 'optimizer')(self.schedule)
-        if self.stage.offload_optimizer:
-            offload.check(run.mesh.devices.flat[0], self.optimizer, f'config.{place.name}.offload_optimizer')
         self.state, self.frozen, self.chosen = self._start()
         self.update = compile_update(run, self.stage, source, self.optimizer, self.state, total_updates, place)
         self.counters, self.timers = Counters(), Timers()
@@ -334,8 +332,7 @@ class _Training:
         trainable, frozen = partition(params, chosen)
         window = self.stage.spike_window if self.stage.spike_zscore else 0
         homes = partition(placed, chosen)[0]
-        settled = dict(spike_window=window, offload=self.stage.offload_optimizer)
-        return create(trainable, self.optimizer, homes, meshes.replicated(self.run.mesh), **settled), frozen, chosen
+        return create(trainable, self.optimizer, homes, meshes.replicated(self.run.mesh), spike_window=window), frozen, chosen
 
     def _limit_reached(self) -> bool:
         return limit_reached(self.stage, self.counters.num_tokens, self.stepped)

@@ -1,7 +1,7 @@
 """Optimisers: `(learning_rate, *, knobs) -> optax transformation` over the trainable part of the parameters."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,21 +16,6 @@ UNDECAYED = ('*norm', '*bias')
 MOMENTS = ('float32', 'bfloat16', 'float16')
 
 
-class Separable(NamedTuple):
-    """An optax transformation that says which part of it treats every weight, and every layer of a stack, for itself.
-
-    Attributes:
-      init, update: of the transformation: `whole`, where there is one, chained with `each`.
-      whole: what looks at all gradients together, such as clipping by their norm; None where nothing does. It keeps no moments.
-      each: the rest.
-    """
-
-    init: optax.TransformInitFn
-    update: optax.TransformUpdateFn
-    whole: optax.GradientTransformation | None
-    each: optax.GradientTransformation
-
-
 def adamw(
     learning_rate: optax.Schedule,
     *,
@@ -41,7 +26,7 @@ def adamw(
     no_decay: tuple[str, ...] = UNDECAYED,
     clip_norm: PositiveOrInfinite = float('inf'),
     mu_dtype: OneOf('', *MOMENTS) = '',
-) -> Separable:
+) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) after clipping the global gradient norm.
 
     Args:
@@ -64,21 +49,19 @@ def adamw(
     decays = functools.partial(_decays, no_decay=no_decay)
     dtype = jnp.dtype(mu_dtype) if mu_dtype else None
     adam = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays, mu_dtype=dtype)
-    return _clipped(adam, clip_norm)
+    return _clip_norm(adam, clip_norm)
 
 
-def sgd(learning_rate: optax.Schedule, *, momentum: BelowOne = 0.0, clip_norm: PositiveOrInfinite = float('inf')) -> Separable:
+def sgd(
+    learning_rate: optax.Schedule, *, momentum: BelowOne = 0.0, clip_norm: PositiveOrInfinite = float('inf')
+) -> optax.GradientTransformation:
     """Gradient descent after clipping; `momentum` 0 is plain."""
-    return _clipped(optax.sgd(learning_rate, momentum=momentum or None), clip_norm)
+    return _clip_norm(optax.sgd(learning_rate, momentum=momentum or None), clip_norm)
 
 
 def _decays(params: Any, no_decay: tuple[str, ...]) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: not partition.match(partition.path_name(path), no_decay), params)
 
 
-def _clipped(each: optax.GradientTransformation, clip_norm: float) -> Separable:
-    if clip_norm == float('inf'):
-        return Separable(each.init, each.update, None, each)
-    clip = optax.clip_by_global_norm(clip_norm)
-    chained = optax.chain(clip, each)
-    return Separable(chained.init, chained.update, clip, each)
+def _clip_norm(optimizer: optax.GradientTransformation, clip_norm: float) -> optax.GradientTransformation:
+    return optimizer if clip_norm == float('inf') else optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)

@@ -15,7 +15,6 @@ from reasonjax.model.config import ModelConfig
 from reasonjax.model.logprobs import Scored
 from reasonjax.model.score import READ, score
 from reasonjax.training import spikes
-from reasonjax.training.offload import in_host, placing
 from reasonjax.weights.partition import combine
 
 
@@ -37,9 +36,7 @@ class State:
     norms: spikes.Window | None = None
 
 
-def create(
-    trainable: Any, optimizer: optax.GradientTransformation, placed: Any, replicated: Any, *, spike_window: int = 0, offload: bool = False
-) -> State:
+def create(trainable: Any, optimizer: optax.GradientTransformation, placed: Any, replicated: Any, *, spike_window: int = 0) -> State:
     """The state before the first step.
 
     Args:
@@ -48,11 +45,10 @@ def create(
       placed: sharding of each trainable parameter.
       replicated: the sharding of everything else.
       spike_window: how many gradient norms to remember; 0 where spikes are not skipped.
-      offload: moments live in the host's memory.
     """
     # A jitted init without out_shardings would put the moments on one device.
-    homes = shardings(trainable, optimizer, placed, replicated, spike_window=spike_window, offload=offload)
-    return placing(lambda t: fresh(jax.tree.map(jnp.copy, t), optimizer, spike_window), homes)(trainable)
+    homes = shardings(trainable, optimizer, placed, replicated, spike_window=spike_window)
+    return jax.jit(lambda t: fresh(jax.tree.map(jnp.copy, t), optimizer, spike_window), out_shardings=homes)(trainable)
 
 
 def fresh(trainable: Any, optimizer: optax.GradientTransformation, spike_window: int) -> State:
@@ -60,14 +56,11 @@ def fresh(trainable: Any, optimizer: optax.GradientTransformation, spike_window:
     return State(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), spikes.empty(spike_window) if spike_window else None)
 
 
-def shardings(
-    trainable: Any, optimizer: optax.GradientTransformation, placed: Any, replicated: Any, *, spike_window: int = 0, offload: bool = False
-) -> State:
+def shardings(trainable: Any, optimizer: optax.GradientTransformation, placed: Any, replicated: Any, *, spike_window: int = 0) -> State:
     """Where a state lives, moments with their parameters; the arguments are those of `create`, `trainable` may be shapes."""
     moments = jax.eval_shape(optimizer.init, trainable)
-    homes = jax.tree.map(in_host, placed) if offload else placed
-    moved = optax.tree_map_params(optimizer, lambda _, s: s, moments, homes, transform_non_params=lambda _: replicated)
-    return State(replicated, placed, moved, spikes.Window(replicated, replicated) if spike_window else None)
+    homes = optax.tree_map_params(optimizer, lambda _, s: s, moments, placed, transform_non_params=lambda _: replicated)
+    return State(replicated, placed, homes, spikes.Window(replicated, replicated) if spike_window else None)
 
 
 def with_totals(batch: Mapping[str, jax.Array], micro: int) -> dict:
@@ -92,7 +85,6 @@ def make_update(
     together: int = 1,
     temperature: float = 1.0,
     spike_zscore: float = 0.0,
-    apply: Callable | None = None,
 ) -> Callable[[State, Any, Mapping[str, jax.Array], jax.Array], tuple[State, dict]]:
     """Builds the step: corruption, forward, objective, gradient of the trainable part, update.
 
@@ -109,7 +101,6 @@ def make_update(
       together: adjacent rows that an objective compares, so that they stay in one micro-batch.
       temperature: of the log-probs the objective sees.
       spike_zscore: skip an update whose gradient norm lies more than this many standard deviations above those of late (`spikes`); 0: no.
-      apply: does the optimiser's part in its place, see `optim.offload.streamed`; None for `optimizer.update`.
 
     Returns:
       `update(state, frozen, batch, key) -> (state, metrics)`, to be jitted with the state donated and its shardings pinned (without
@@ -156,7 +147,7 @@ def make_update(
         (loss, grads), metrics = jax.lax.scan(body, start, micro)
         return loss, jax.tree.map(lambda g, x: g.astype(x.dtype), grads, trainable), reduce.over(metrics)
 
-    def everywhere(grads: Any, moments: Any, trainable: Any, applied: jax.Array) -> tuple[Any, Any]:
+    def apply(grads: Any, moments: Any, trainable: Any, applied: jax.Array) -> tuple[Any, Any]:
         changes, new = optimizer.update(grads, moments, trainable)
 
         def keep(new: Any, old: Any) -> Any:
@@ -179,7 +170,7 @@ def make_update(
             norms = spikes.put(norms, norm, applied)
             always['spike'] = (finite & ~applied).astype(jnp.float32)
 
-        trainable, moments = (apply or everywhere)(grads, state.optimizer, state.trainable, applied)
+        trainable, moments = apply(grads, state.optimizer, state.trainable, applied)
         new_state = State(step=state.step + 1, trainable=trainable, optimizer=moments, norms=norms)
         return new_state, reduce.values(corrupted) | reduce.values(metrics) | always
 

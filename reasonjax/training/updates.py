@@ -9,7 +9,6 @@ import numpy as np
 from reasonjax import config as configs
 from reasonjax.parallel import mesh as meshes
 from reasonjax.protocols import Context
-from reasonjax.training import offload
 from reasonjax.training.batch_source import BatchSource
 from reasonjax.training.context import Place, Run
 from reasonjax.training.iteration import make_iterations
@@ -30,7 +29,6 @@ def build_update(run: Run, stage: Any, source: BatchSource, optimizer: Any, upda
         together=source.together,
         temperature=source.temperature,
         spike_zscore=stage.spike_zscore,
-        apply=offload.streamed(optimizer, moving=run.mesh.devices.flat[0].platform != 'cpu') if stage.offload_optimizer else None,
     )
 
 
@@ -48,4 +46,4 @@ def compile_update(
     # Pinned, or the compiler may choose other shardings for the output and compile once more. Metrics are whole everywhere, because every
     # process reads them.
     placed = jax.tree.map(lambda x: x.sharding, state)
-    return offload.placing(meshes.on(run.mesh, update), (placed, meshes.replicated(run.mesh)), donate_argnums=0)
+    return jax.jit(meshes.on(run.mesh, update), out_shardings=(placed, meshes.replicated(run.mesh)), donate_argnums=0)

@@ -7,7 +7,6 @@ import sys
 
 import jax
 import numpy as np
-import optax
 import toys
 from several_devices import CONFIG, caught, made, parsed
 
@@ -15,7 +14,7 @@ from reasonjax.methods import adapters, filters
 from reasonjax.model import spec
 from reasonjax.model.placement import shardings
 from reasonjax.parallel import mesh as meshes
-from reasonjax.training import offload, optimizers, step
+from reasonjax.training import step
 from reasonjax.weights import partition
 
 # Blocks of 4 divide over four devices with the 16 rows they are cut from; of the two blocks of 8 each device keeps all.
@@ -24,8 +23,7 @@ TARGETS = ('layers/attention/q', 'layers/attention/o', 'layers/mlp/up')
 
 
 def run(sizes: dict[str, int]) -> dict[str, np.ndarray]:
-    """Loss and gradient of pairs over each kind of base (over dense ones: `several_devices`); where no tokens are split, parameters after
-    two steps with moments in the host's memory."""
+    """Loss and gradient of pairs over each kind of base (over dense ones: `several_devices`)."""
     mesh, tree = made(sizes), spec.specs(CONFIG)
     fresh = jax.jit(lambda key: spec.initialise(tree, key, 'float32'))(jax.random.key(0))
     rows = toys.random_batch(rows=16, length=12, config=CONFIG)
@@ -41,18 +39,10 @@ def run(sizes: dict[str, int]) -> dict[str, np.ndarray]:
         chosen = filters.lora(tree, params)
         # Of zeros in B the gradient of A is zero.
         params = jax.tree_util.tree_map_with_path(lambda p, x: x + 0.1 if partition.path_name(p).endswith('/b') else x, params)
-        now, loss = steps(params, placement, chosen, caught(), mesh, rows, number=1, offloaded=False)
+        now, loss = step_once(params, placement, chosen, caught(), mesh, rows)
         out |= {f'{kind}/gradient/{name}': x for name, x in zip(partition.names(now.optimizer), jax.tree.leaves(now.optimizer))}
         out[f'{kind}/loss'] = loss
-    if mesh.shape['sequence'] > 1:
-        return jax.tree.map(np.asarray, out)
-    optimizer = optimizers.adamw(optax.constant_schedule(0.01), clip_norm=1.0)
-    now, loss = steps(params, placement, chosen, optimizer, mesh, rows, number=2, offloaded=True)
-    moments = now.optimizer[1][0]
-    for leaf, home in zip(jax.tree.leaves(moments.mu), jax.tree.leaves(now.trainable), strict=True):
-        assert leaf.sharding.memory_kind == 'pinned_host' and leaf.sharding.spec == home.sharding.spec
-    out |= {f'offloaded/{name}': x for name, x in zip(partition.names(now.trainable), jax.tree.leaves(now.trainable))}
-    return jax.tree.map(np.asarray, out | {'offloaded/loss': loss})
+    return jax.tree.map(np.asarray, out)
 
 
 def check_places(params: dict, kind: str, sizes: dict[str, int]) -> None:
@@ -72,16 +62,13 @@ def parts(x: jax.Array) -> tuple[int, ...]:
     return tuple(whole // own for whole, own in zip(x.shape, x.sharding.shard_shape(x.shape)))
 
 
-def steps(params, placement, chosen, optimizer, mesh, rows: dict, *, number: int, offloaded: bool) -> tuple:
+def step_once(params, placement, chosen, optimizer, mesh, rows: dict) -> tuple:
     (trainable, frozen), (placed, _) = partition.partition(params, chosen), partition.partition(placement, chosen)
     whole = meshes.replicated(mesh)
-    now = step.create(trainable, optimizer, placed, whole, offload=offloaded)
+    now = step.create(trainable, optimizer, placed, whole)
     homes = jax.tree.map(lambda x: x.sharding, now)
-    apply = offload.streamed(optimizer, moving=False) if offloaded else None
-    update = meshes.on(mesh, step.make_update(CONFIG, toys.nll, optimizer, apply=apply))
-    update, batch = offload.placing(update, (homes, whole)), meshes.place_batch(rows, mesh)
-    for i in range(number):
-        now, metrics = update(now, frozen, batch, jax.random.key(i))
+    update = jax.jit(meshes.on(mesh, step.make_update(CONFIG, toys.nll, optimizer)), out_shardings=(homes, whole))
+    now, metrics = update(now, frozen, meshes.place_batch(rows, mesh), jax.random.key(0))
     return now, metrics['loss']
 
 

@@ -18,7 +18,6 @@ from reasonjax.weights import finite
 # Finite losses and gradients, and yet: the update of the step `at` spoils the weights that match.
 OPTIMIZERS = """
 import jax, jax.numpy as jnp, optax
-from reasonjax.training.optimizers import Separable
 
 def spoils(learning_rate, *, at=1, part='', value=float('nan')):
     def update(grads, count, params=None):
@@ -27,7 +26,7 @@ def spoils(learning_rate, *, at=1, part='', value=float('nan')):
             return jnp.where(hit, value, 0.0 * g)
         return jax.tree_util.tree_map_with_path(one, grads), count + 1
     init = lambda params: jnp.zeros((), jnp.int32)
-    return Separable(init, update, None, optax.GradientTransformation(init, update))
+    return optax.GradientTransformation(init, update)
 """
 
 

@@ -188,7 +188,6 @@ def test_a_bad_stretch_that_ends_within_a_call_is_only_counted(poison, tmp_path)
     (dict(dynamic_sampling=2), ['dynamic_sampling=2', 'on_device']),
     (dict(packing=True), ['packing=True', 'on_device']),
     (dict(pipelined=True), ['pipelined=True', 'on_device']),
-    (dict(offload_optimizer=True), ['offload_optimizer=True', 'on_device']),
 ])  # fmt: skip
 def test_what_cannot_be_one_program_is_refused(knobs, words, tmp_path):
     (tmp_path / 'rows.jsonl').write_text('{"prompt": "1+1=", "solution": "02"}\n')
