@@ -54,12 +54,11 @@ def costs(table: Table) -> list[list[str]]:
 def legend(table: Table) -> list[str]:
     """What the columns of `results` and `costs` mean."""
     split, mode = table.measure.split('/')
-    test = 'paired t-test' if table.test == 't' else 'exact sign-flip test'
     return [
         'Accuracies are percent, differences points; brackets are 95 % intervals over seeds and problems.',
         f'before: {split} {mode} accuracy of the checkpoint that training started from.',
-        f'difference: {split} {mode}, minus {table.baseline} with the same seeds on the same problems. p: {test} over seeds; Holm p: '
-        'adjusted for all comparisons of this table.',
+        f'difference: {split} {mode}, minus {table.baseline} with the same seeds on the same problems. p: paired t-test over seeds; '
+        'Holm p: adjusted for all comparisons of this table.',
         'verdict: better or worse where Holm p is at most 0.05 and the interval of the difference leaves out 0.',
         'detectable: the smallest true difference that so many seeds, with the spread they showed, find four times in five (p at most '
         '0.05 before Holm).',

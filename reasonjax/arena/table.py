@@ -14,7 +14,6 @@ from reasonjax.training.statistics import wilson
 
 SPLITS = ('test', 'ood')
 MEASURES = tuple(f'{split}/{mode}' for split in SPLITS for mode in MODES)
-INTERVALS = ('t', 'bootstrap')
 LEVEL = 0.05  # of the verdicts, after Holm's adjustment; intervals cover the rest
 
 BETTER, WORSE, SAME = 'better', 'worse', 'no difference seen'
@@ -87,7 +86,6 @@ class Table:
 
     baseline: str
     measure: str
-    test: str
     rows: tuple[Row, ...]
     problems: dict[str, dict[str, int]]
     notes: tuple[str, ...]
@@ -105,7 +103,7 @@ class Table:
         return next((row for row in self.rows if (row.task, row.recipe) == (task, recipe)), None)
 
 
-def build(cells: Sequence[Cell], baseline: str, *, measure: str = 'test/greedy', test: str = 't', interval: str = 't') -> Table:
+def build(cells: Sequence[Cell], baseline: str, *, measure: str = 'test/greedy') -> Table:
     """Compares recipes.
 
     A recipe is better or worse than the baseline where both hold: its p-value, adjusted after Holm over every tested (task, recipe) of
@@ -115,17 +113,15 @@ def build(cells: Sequence[Cell], baseline: str, *, measure: str = 'test/greedy',
       cells: in the order in which tasks and recipes are to be shown; failed ones as well.
       baseline: the recipe that the others are compared with.
       measure: what verdicts are about: 'test/greedy', 'test/sampled', 'ood/greedy' or 'ood/sampled'.
-      test: 't' or 'sign_flip'; see `statistics.paired`.
-      interval: of accuracies: 't' (`crossed_interval`) or 'bootstrap' (`crossed_bootstrap`, for ten seeds and more).
 
     Raises:
-      UserError: no cells, an unknown baseline, measure, test or interval, a cell that is there twice, or cells of one task that did not
+      UserError: no cells, an unknown baseline or measure, a cell that is there twice, or cells of one task that did not
         answer the same problems.
     """
     if not cells:
         raise UserError('cells: there is nothing to compare.')
     recipes = list(dict.fromkeys(cell.recipe for cell in cells))
-    for name, value, choices in (('baseline', baseline, recipes), ('measure', measure, MEASURES), ('interval', interval, INTERVALS)):
+    for name, value, choices in (('baseline', baseline, recipes), ('measure', measure, MEASURES)):
         if value not in choices:
             raise UserError(f'{name}="{value}": expected one of {listing(choices)}.{nearest(value, choices)}')
     recipes = [baseline, *(recipe for recipe in recipes if recipe != baseline)]
@@ -139,9 +135,9 @@ def build(cells: Sequence[Cell], baseline: str, *, measure: str = 'test/greedy',
     for task in dict.fromkeys(cell.task for cell in cells):
         problems[task] = _problems([cell for cell in cells if cell.task == task and cell.done])
         arms = {recipe: _Arm(found[task, recipe]) for recipe in recipes if (task, recipe) in found}
-        rows += [_row(task, recipe, arm, arms.get(baseline), recipe == baseline, test, interval) for recipe, arm in arms.items()]
+        rows += [_row(task, recipe, arm, arms.get(baseline), recipe == baseline) for recipe, arm in arms.items()]
         notes += _gaps(task, arms, baseline)
-    return Table(baseline, measure, test, tuple(_judged(rows, measure)), problems, tuple(notes))
+    return Table(baseline, measure, tuple(_judged(rows, measure)), problems, tuple(notes))
 
 
 class _Arm:
@@ -171,20 +167,20 @@ def _problems(cells: Sequence[Cell]) -> dict[str, int]:
     return {split: size for (split, _), size in (sizes[0] if sizes else {}).items()}
 
 
-def _row(task: str, recipe: str, arm: _Arm, base: _Arm | None, is_baseline: bool, test: str, interval: str) -> Row:
+def _row(task: str, recipe: str, arm: _Arm, base: _Arm | None, is_baseline: bool) -> Row:
     seeds = tuple(arm.done)
     accuracy, before, differences = {}, {}, {}
     for measure in MEASURES:
         outcome_SxN = arm.outcomes(measure, seeds)
         if outcome_SxN is None:
             continue
-        accuracy[measure] = _estimate(outcome_SxN, interval)
+        accuracy[measure] = _estimate(outcome_SxN)
         start = arm.outcomes(measure, seeds, 'before')
         if start is not None:
             before[measure] = float(start.mean())
         common = [seed for seed in seeds if base is not None and seed in base.done]
         if not is_baseline and common:
-            differences[measure] = _difference(arm.outcomes(measure, common), base.outcomes(measure, common), tuple(common), test)
+            differences[measure] = _difference(arm.outcomes(measure, common), base.outcomes(measure, common), tuple(common))
     lengths = [cell.length['test'] for cell in arm.done.values() if cell.length.get('test') is not None]
     return Row(
         task, recipe, seeds, tuple(arm.failed), next((cell.error for cell in arm.failed.values()), ''), accuracy, before, differences,
@@ -192,23 +188,21 @@ def _row(task: str, recipe: str, arm: _Arm, base: _Arm | None, is_baseline: bool
         {name: _median([cell.cost[name] for cell in arm.done.values()]) for name in COSTS})  # fmt: skip
 
 
-def _estimate(values_SxN: np.ndarray, interval: str) -> Estimate:
+def _estimate(values_SxN: np.ndarray) -> Estimate:
     mean = float(values_SxN.mean())
     S, N = values_SxN.shape
     if S < 2 or N < 2:
         return Estimate(mean, None, None)
     if mean in (0, 1):  # nothing varies; what is known is that N problems gave no other answer
         return Estimate(mean, *wilson(round(mean * N), N))
-    if interval == 'bootstrap':
-        return Estimate(mean, *comparison_statistics.crossed_bootstrap(values_SxN, 0))
     low, high = comparison_statistics.crossed_interval(values_SxN)
     return Estimate(mean, max(0.0, low), min(1.0, high))
 
 
-def _difference(values_SxN: np.ndarray, base_SxN: np.ndarray, seeds: tuple[int, ...], test: str) -> Difference:
+def _difference(values_SxN: np.ndarray, base_SxN: np.ndarray, seeds: tuple[int, ...]) -> Difference:
     if min(values_SxN.shape) < 2:
         return Difference(float((values_SxN - base_SxN).mean()), None, None, None, None, None, None, seeds)
-    found = comparison_statistics.paired(values_SxN, base_SxN, test=test)
+    found = comparison_statistics.paired(values_SxN, base_SxN)
     low, high = found.low, found.high
     if (values_SxN == base_SxN).all():  # no problem told them apart; of N, this many could have
         high = wilson(0, values_SxN.shape[1])[1]

@@ -31,9 +31,6 @@ def covered(values):
 
 @pytest.mark.parametrize('df', [1, 2, 4.5, 9, 199, 100_000])
 def test_student_t(df):
-    for t in (0.0, 1e-3, 0.5, 2.0, 7.0, -7.0, 300.0):
-        exact = 2 * scipy.stats.t.sf(abs(t), df)
-        assert cs.t_two_sided(t, df) == pytest.approx(exact, rel=1e-8, abs=1e-300)
     for level in (0.5, 0.05, 1e-4):
         assert cs.t_quantile(level, df) == pytest.approx(scipy.stats.t.isf(level / 2, df), rel=1e-8)
 
@@ -86,29 +83,6 @@ def test_interval_of_right_and_wrong_keeps_its_coverage(S):
     assert 0.95 - SLACK <= covered(np.subtract(*np.asarray(arms, np.float64))) <= 0.99
 
 
-def test_bootstrap():
-    values = tables(40, 60, 0.3, 1.0, 0.1)[0]
-    assert cs.crossed_bootstrap(values, 1) == cs.crossed_bootstrap(values, 1) != cs.crossed_bootstrap(values, 2)
-    # With many seeds and little left over it is the normal interval of the two parts.
-    half = 1.96 * math.hypot(values.mean(1).std() / math.sqrt(40), values.mean(0).std() / math.sqrt(60))
-    low, high = cs.crossed_bootstrap(values, 1)
-    assert (low - values.mean(), high - values.mean()) == pytest.approx((-half, half), rel=0.1)
-    assert cs.crossed_bootstrap(np.ones((3, 4)), 0) == (1, 1)
-
-
-def test_bootstrap_draws_what_plain_resampling_draws():
-    values = tables(3, 5, 1.0, 1.0, 1.0)[0]
-    rng = np.random.default_rng(0)
-    plain = [values[np.ix_(rng.integers(3, size=3), rng.integers(5, size=5))].mean() for _ in range(20_000)]
-    ours = cs.crossed_bootstrap(values, 0, draws=20_000, level=0.8)
-    assert ours == pytest.approx(np.quantile(plain, [0.1, 0.9]), abs=0.05 * np.std(plain))
-
-
-def test_bootstrap_is_too_narrow_with_few_seeds_as_it_says():
-    intervals = np.array([cs.crossed_bootstrap(table, 0, draws=200) for table in tables(3, 10, 1.0, 0.1, 0.1)[:400]])
-    assert 0.6 < np.mean((intervals[:, 0] <= 0) & (intervals[:, 1] >= 0)) < 0.75
-
-
 def test_paired_t():
     values, baseline = tables(6, 20, 0.5, 1.0, 1.0, seed=4)[:2]
     found = cs.paired(values + 0.3, baseline)
@@ -118,44 +92,21 @@ def test_paired_t():
     assert (found.low, found.high) == cs.crossed_interval(values + 0.3 - baseline)
 
 
-@pytest.mark.parametrize('S', [2, 5, 8])
-def test_sign_flips(S):
-    values, baseline = tables(S, 20, 1.0, 0.5, 1.0, seed=5)[:2]
-    exact = scipy.stats.permutation_test(
-        (values.mean(1) + 0.7 - baseline.mean(1),), np.mean, permutation_type='samples', n_resamples=np.inf
-    )
-    found = cs.paired(values + 0.7, baseline, test='sign_flip')
-    assert found.p == pytest.approx(exact.pvalue, abs=1e-12)
-    assert found._replace(p=0) == cs.paired(values + 0.7, baseline)._replace(p=0)
-    assert cs.sign_flip_test([0.1, 0.2, 0.3, 0.1, 0.7]) == 2**-4, 'the least that five seeds can give'
-
-
-def test_sign_flips_hold_their_level():
-    rng = np.random.default_rng(6)
-    false = np.mean([cs.sign_flip_test(rng.standard_cauchy(8)) <= 0.05 for _ in range(SIMULATIONS)])
-    assert 0.03 < false <= 0.05 + SLACK
-
-
 def test_differences_that_do_not_vary():
     ones, zeros = np.ones((3, 4)), np.zeros((3, 4))
     assert cs.paired(ones, ones) == (0, 0, 0, 1, 0, 3)
     assert cs.paired(ones, zeros) == (1, 1, 1, 0, 0, 3)
-    assert cs.sign_flip_test([0, 0, 0]) == 1
     tenths = np.tile([0.1, 0.3, 0.2], (3, 1)) * [[1], [1], [1]]
     assert cs.paired(tenths, zeros[:, :3]).sd == 0
 
 
 def test_bad_comparisons():
     ones = np.ones((2, 3))
-    for call in (cs.crossed_interval, lambda v: cs.crossed_bootstrap(v, 0), lambda v: cs.paired(v, v)):
+    for call in (cs.crossed_interval, lambda v: cs.paired(v, v)):
         with pytest.raises(UserError, match='at least two seeds, got 1'):
             call(ones[:1])
         with pytest.raises(UserError, match='at least two problems, got 1'):
             call(ones[:, :1])
-    with pytest.raises(UserError, match='sign_flip, t. Did you mean "sign_flip"?'):
-        cs.paired(ones, ones, test='sign_flips')
-    with pytest.raises(UserError, match='at most 20 seeds'):
-        cs.sign_flip_test(np.ones(21))
     with pytest.raises(ValueError, match='shapes differ'):
         cs.paired(ones, ones[:, :2])
     with pytest.raises(ValueError, match='finite'):

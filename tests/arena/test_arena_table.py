@@ -71,18 +71,13 @@ def test_numbers_against_scipy(cells, compared):
     assert [d.p_holm for d in found] == pytest.approx(statistics.holm([d.p for d in found])) and len(found) == 8
 
 
-def test_other_measures_and_tests(cells, compared):
-    on_ood = table.build(cells, 'sft', measure='ood/sampled', test='sign_flip')
+def test_other_measures(cells, compared):
+    on_ood = table.build(cells, 'sft', measure='ood/sampled')
     for row, other in zip(compared.rows, on_ood.rows):
         assert row.accuracy == other.accuracy
         if row.recipe != 'sft':
             assert row.differences['test/greedy'].p_holm is not None and other.differences['test/greedy'].p_holm is None
-            assert other.differences['ood/sampled'].p >= 2**-5
-    # Six seeds give a p-value of at least 1/32; of eight comparisons Holm then leaves none.
-    assert {row.verdict for row in on_ood.rows} == {'baseline', 'no difference seen'}
-    bootstrap = table.build(cells, 'sft', interval='bootstrap')
-    values = outcomes(cells, 'addition', 'grpo')
-    assert bootstrap.row('addition', 'grpo').accuracy['test/greedy'][1:] == statistics.crossed_bootstrap(values, 0)
+            assert other.differences['ood/sampled'].p == row.differences['ood/sampled'].p
 
 
 def test_a_difference_on_these_problems_only_is_no_verdict():
@@ -177,10 +172,6 @@ def test_refused(cells):
         table.build(cells, 'sfd')
     with pytest.raises(UserError, match='measure="test/gredy".*Did you mean "test/greedy"?'):
         table.build(cells, 'sft', measure='test/gredy')
-    with pytest.raises(UserError, match='interval="boot"'):
-        table.build(cells, 'sft', interval='boot')
-    with pytest.raises(UserError, match='test="z": expected one of sign_flip, t'):
-        table.build(cells, 'sft', test='z')
     with pytest.raises(UserError, match='sft on addition with seed 0 is there twice'):
         table.build([*cells, cells[0]], 'sft')
     short = cell('grpo', 'addition', 9, 0.5, problems=150, other=TASKS[1:2])
