@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from reasonjax.parallel import layout
@@ -11,6 +12,10 @@ from reasonjax.parallel import layout
 
 def sizes(**given):
     return {axis: given.get(axis, 1) for axis in layout.AXES}
+
+
+def abstract_mesh(*shape):
+    return AbstractMesh(shape, layout.AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 
 def test_a_spec_names_all_axes_that_divide_in_order():
@@ -24,9 +29,7 @@ def test_nothing_is_constrained_off_a_mesh():
     x = jnp.ones((4, 6))
     assert layout.size('data', 'tensor') == 1
     assert str(jax.make_jaxpr(lambda x: layout.constrain(x, 'batch', 'time'))(x)).count('sharding_constraint') == 0
-    mesh = jax.sharding.AbstractMesh((2, 1, 1, 3, 1), layout.AXES)
-    on = jax.sharding.use_abstract_mesh(mesh)
-    with on:
+    with jax.sharding.use_abstract_mesh(abstract_mesh(2, 1, 1, 3, 1)):
         assert layout.size('data', 'sequence') == 6
         assert str(jax.make_jaxpr(lambda x: layout.constrain(x, 'batch', 'time'))(x)).count('sharding_constraint') == 1
 
@@ -35,8 +38,7 @@ def test_nothing_is_constrained_off_a_mesh():
 @pytest.mark.parametrize('number', [1, 2, 4, 12])
 def test_pieces_of_time_come_together_again(ways, number):
     x = np.random.default_rng(0).normal(size=(2, 12, 3))
-    mesh = jax.sharding.AbstractMesh((1, 1, 1, ways, 1), layout.AXES)
-    with jax.sharding.use_abstract_mesh(mesh):
+    with jax.sharding.use_abstract_mesh(abstract_mesh(1, 1, 1, ways, 1)):
         pieces = np.asarray(layout.split_time(jnp.asarray(x), number))
         back = np.asarray(layout.join_time(jnp.asarray(pieces), 12))
     np.testing.assert_array_equal(back, np.float32(x))
