@@ -35,7 +35,6 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 from reasonjax.interop.lm_eval import Harness, bucket, cut_at, request_of  # noqa: E402
 
 PROMPTS = ['12+34=', '5+6=', '99+1=', '1234+5678=', '7+8=', '0+0=', '31+4=']
-LONGEST = 48
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +78,7 @@ def requests(kind, *arguments):
 def logprobs(opened, ids):
     """[T - 1, V] float64: row t is the distribution that predicts ids[t + 1]."""
     of_run, params = opened
-    z = np.asarray(toys.all_logits(of_run.model)(params, toys.batch([list(ids)], rows=1, length=LONGEST)), np.float64)[0, : len(ids) - 1]
+    z = np.asarray(toys.all_logits(of_run.model)(params, toys.batch([list(ids)], rows=1, length=48)), np.float64)[0, : len(ids) - 1]
     return z - np.log(np.exp(z - z.max(-1, keepdims=True)).sum(-1, keepdims=True)) - z.max(-1, keepdims=True)
 
 
