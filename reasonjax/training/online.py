@@ -88,8 +88,9 @@ def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: C
             scored, sampled, origin = buffer.next(step, params, timers)
             age_B = np.repeat(step - scored.steps, stage.num_generations) if buffer.may_be_stale else None
             with timers('score'):
-                made = rollout_step(how, params, reference, scored.prompts, scored.rollout, scored.total_PxG, age_B)
-                batch, advantage_PxG, metrics = made
+                batch, advantage_PxG, metrics = rollout_step(
+                    how, params, reference, scored.prompts, scored.rollout, scored.total_PxG, age_B
+                )
                 if updates > 1 and not stage.pipelined:
                     jax.block_until_ready(batch['logprob_old'])  # for the clock; pipelined, it would wait for the rollout in flight
             if stage.log_completions_every and step % stage.log_completions_every == 0:

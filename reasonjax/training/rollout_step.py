@@ -134,7 +134,7 @@ def make_generate(run: Run, stage: ml_collections.ConfigDict, name: str) -> Call
         if parts == 1:
             return part(params, prompts, key)
         split = {name: x.reshape(parts, -1, *x.shape[1:]) for name, x in prompts.items()}
-        found = jax.lax.map(lambda some: part(params, some, key), split)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+        rollouts = jax.lax.map(lambda some: part(params, some, key), split)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollouts)
 
     return generate
