@@ -11,7 +11,7 @@ from reasonjax.interop.peft import write
 from reasonjax.interop.peft.read import Pair
 from reasonjax.reporting import report
 from reasonjax.training import run as runs
-from reasonjax.training import saved_run
+from reasonjax.training import saved_run, supervised
 from reasonjax.training.run import run
 
 QUICK = '--skip_selfcheck'
@@ -88,7 +88,7 @@ def test_of_an_opened_run(case, tmp_path, patched, monkeypatch):
     settings, words = OPENED[case]
     for name in ('fresh_params', 'load_params'):
         monkeypatch.setattr(runs, name, never)
-    monkeypatch.setattr(runs.supervised, 'open_data', never)
+    monkeypatch.setattr(supervised, 'open_data', never)
     with pytest.raises(UserError) as error:
         run(quiet('configs/lora.py', **settings), tmp_path)
     assert words in str(error.value)

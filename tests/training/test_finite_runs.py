@@ -9,6 +9,7 @@ from small_runs import ROOT, checkpoints, quiet, small
 from reasonjax import evaluate, sample
 from reasonjax.config import to_json
 from reasonjax.errors import UserError
+from reasonjax.training import keep as keeping
 from reasonjax.training import loop
 from reasonjax.training import run as runs
 from reasonjax.training.run import run, trained
@@ -128,7 +129,7 @@ def test_weights_that_a_cast_makes_infinite_are_refused(tmp_path):
     run(keep(), tmp_path / 'plain')
     of_run, params = trained(tmp_path / 'plain')
     large = params | {'embed': params['embed'].at[0, 0].set(7e4)}
-    runs.keep(of_run, runs.places(of_run.config, tmp_path / 'large')[0], large)
+    keeping.run(of_run, runs.places(of_run.config, tmp_path / 'large')[0], lambda: large, None)
     (tmp_path / 'large' / 'config.json').write_text((tmp_path / 'plain' / 'config.json').read_text())
     init = f'checkpoint:{tmp_path / "large"}'
     run(keep(init=init, model__param_dtype='bfloat16', model__compute_dtype='bfloat16'), tmp_path / 'fits')
