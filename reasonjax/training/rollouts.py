@@ -243,11 +243,11 @@ class Rollouts:
             hidden = 0.0 if self._sampling is None else self._sampling.within(begin, end)
             for phase, seconds in (('reward', end - begin - hidden), ('reward_hidden', hidden)):
                 timers.seconds[phase] = timers.seconds.get(phase, 0.0) + seconds
-        found = concat_rewards(rewards)
+        scores = concat_rewards(rewards)
         # Rows without a solution teach nothing; that a function says nothing of any other is a mistake.
-        if np.isnan(found.total).all() and not all(any(is_unknown(row, name) for name in self._pool.required) for row in rows):
-            raise UserError(f'stage {self._place.name}, step {pending.step}: no sample has a reward ({found.counts}).')
-        return ScoredRollout(pending.prompts, concat_rollouts(rollouts), texts, found, np.full(len(rows), pending.step))
+        if np.isnan(scores.total).all() and not all(any(is_unknown(row, name) for name in self._pool.required) for row in rows):
+            raise UserError(f'stage {self._place.name}, step {pending.step}: no sample has a reward ({scores.counts}).')
+        return ScoredRollout(pending.prompts, concat_rollouts(rollouts), texts, scores, np.full(len(rows), pending.step))
 
     def restored(self, prompts: dict, rollout: Rollout, rewards: Rewards | None, steps: np.ndarray) -> PendingRollout | ScoredRollout:
         """What a checkpoint held: a rollout in flight, or one that has its rewards."""

@@ -109,7 +109,7 @@ def _ids(tokenizer: Tokenizer, text: str, name: str) -> tuple[int, ...]:
 
 
 def sampler(run: Run, sampling: Sampling) -> Draw:
-    """Returns `(params, prompts, key) -> Rollout`, for any number of batches of one shape; see `rollout.sampler.generate`.
+    """Returns `(params, prompts, key) -> Rollout`, for any number of batches of one shape; see `sampling.sampler.generate`.
 
     Prompts are arrays on the host, a multiple of `meshes.rows(run.rollout_mesh)` of them; parameters live where training left them. What
     is returned is on the devices and still being computed.

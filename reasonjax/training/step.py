@@ -119,8 +119,8 @@ def make_update(
         loss, metrics = objective(scoring, batch, key)
         if config.experts and scored:
             penalties = []
-            for batch_sharding, found in scored:
-                penalties.append(experts.penalty(config, found.routing, groups.tokens_of_rows(batch_sharding), batch['step_tokens']))
+            for rows, scores in scored:
+                penalties.append(experts.penalty(config, scores.routing, groups.tokens_of_rows(rows), batch['step_tokens']))
             loss = loss + sum(extra for extra, _ in penalties)
             # An objective may score several batches.
             metrics = metrics | reduce.over(jax.tree.map(lambda *x: jnp.stack(x), *(routed for _, routed in penalties)))
