@@ -8,12 +8,14 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 here = pathlib.Path(__file__).parent
-version = re.search(r"__version__ = '(.+)'", (here / 'reasonjax' / '__init__.py').read_text(encoding='utf-8')).group(1)
-
+version = re.search(
+    r"__version__ = '(.+)'", (here / 'reasonjax' / '__init__.py').read_text(encoding='utf-8')
+).group(1)
 
 
 class BuildWithConfigs(build_py):
-    """Puts the configs into the wheel, where `reasonjax.config_files.shipped` finds them; an editable install has them in the checkout.
+    """Puts the configs into the wheel, where `reasonjax.config_files.shipped` finds them; an
+    editable install has them in the checkout.
 
     Those of the benchmarks stay in the checkout, as the benchmarks do.
     """
@@ -29,7 +31,8 @@ class BuildWithConfigs(build_py):
 setup(
     name='reasonjax',
     version=version,
-    description='Fine-tune language models to reason: SFT, preference optimisation and GRPO as configs of one small JAX core.',
+    description='Fine-tune language models to reason: SFT, preference optimisation and GRPO as '
+    'configs of one small JAX core.',
     long_description=(here / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
@@ -38,7 +41,8 @@ setup(
     python_requires='>=3.11',
     install_requires=[
         # No accelerator pin: CPU, CUDA and TPU users choose their own jax (BUILD.md).
-        # jaxlib 0.10.2 silently miscomputes some CPU reductions; releases after it are admitted when they pass `reasonjax.selfcheck`.
+        # jaxlib 0.10.2 silently miscomputes some CPU reductions; releases after it are admitted
+        # when they pass `reasonjax.selfcheck`.
         'jax>=0.10.1,!=0.10.2',
         'jaxlib>=0.10.1,!=0.10.2',
         'absl-py',
@@ -61,13 +65,21 @@ setup(
     ],
     extras_require={
         'test': [
-            'pytest', 'pytest-xdist>=3.2', 'ruff>=0.12,<0.18', 'scipy', 'tensorboardX', 'torch==2.13.0', 'peft>=0.19', 'lm-eval>=0.4.13',
+            'pytest',
+            'pytest-xdist>=3.2',
+            'ruff>=0.12,<0.18',
+            'scipy',
+            'tensorboardX',
+            'torch==2.13.0',
+            'peft>=0.19',
+            'lm-eval>=0.4.13',
             'setuptools>=70.1',  # builds the wheel that is tested
             'trl>=1.16',  # for its chat templates
         ],
         'eval': ['lm-eval>=0.4.13'],
         'tasks': ['math-verify[antlr4_13_2]'],
-        'bench': ['torch==2.13.0'],  # benchmarks.families; benchmarks.peers makes environments of its own
+        # benchmarks.families; benchmarks.peers makes environments of its own
+        'bench': ['torch==2.13.0'],
         'plan': ['libtpu'],
         'kernels': ['tokamax>=0.0.12'],
     },

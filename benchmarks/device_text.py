@@ -1,4 +1,5 @@
-"""Text without files, for models whose vocabulary is far larger than any text here needs: bytes, and prompts of random letters."""
+"""Text without files, for models whose vocabulary is far larger than any text here needs: bytes,
+and prompts of random letters."""
 
 import dataclasses
 import pathlib
@@ -52,5 +53,7 @@ def letters(*, size: int, length: int) -> Source:
 
 def full_rows(*, size: int, length: int) -> Source:
     """Texts of exactly `length` tokens, BOS and EOS included."""
-    texts: Sequence[dict] = [{'text': row['prompt']} for row in letters(size=size, length=length - 1).rows]
+    texts: Sequence[dict] = [
+        {'text': row['prompt']} for row in letters(size=size, length=length - 1).rows
+    ]
     return Source(f'rows:{size}x{length}', texts, f'rows {size} {length}')

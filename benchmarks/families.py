@@ -1,4 +1,5 @@
-"""Is every Hugging Face family exact? Random tiny torch models, imported, compared, sampled from, exported and read again.
+"""Is every Hugging Face family exact? Random tiny torch models, imported, compared, sampled from,
+exported and read again.
 
     python -m benchmarks.families                                  prints the table
     python -m benchmarks.families --only qwen-3,gemma-2            some of it
@@ -64,7 +65,11 @@ weights, encoders, and mixtures in some layers only; each is an error that says 
 
 
 def cells(case: Case, row: dict) -> list[str]:
-    return [case.name, f'{case.family}: {case.about}', *(column(row) for column in COLUMNS.values())]
+    return [
+        case.name,
+        f'{case.family}: {case.about}',
+        *(column(row) for column in COLUMNS.values()),
+    ]
 
 
 def page(rows: Sequence[tuple[Case, dict]]) -> str:
@@ -74,14 +79,17 @@ def page(rows: Sequence[tuple[Case, dict]]) -> str:
 
     header = ['model', 'what it is', *COLUMNS]
     lines = [header, ['---'] * len(header), *(cells(case, row) for case, row in rows)]
-    sizes = sorted({SHAPE['num_hidden_layers']} | {case.fields.get('num_hidden_layers', 2) for case, _ in rows})
+    sizes = sorted(
+        {SHAPE['num_hidden_layers']} | {case.fields.get('num_hidden_layers', 2) for case, _ in rows}
+    )
     largest = sorted(row['largest'] for _, row in rows)
     return PAGE.format(
         layers=f'{sizes[0]} to {sizes[-1]}',
         width=SHAPE['hidden_size'],
         date=datetime.date.today(),
         backend=jax.default_backend().upper(),
-        versions=f'jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}',
+        versions=f'jax {jax.__version__}, torch {torch.__version__}, transformers '
+        f'{transformers.__version__}',
         logits=f'{largest[0]:.1f} to {largest[-1]:.1f}',
         table='\n'.join(f'| {" | ".join(line)} |' for line in lines),
         new=NEW,
@@ -97,15 +105,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import rich.table
     import transformers
 
-    parser = argparse.ArgumentParser(prog='python -m benchmarks.families', description=__doc__.splitlines()[0])
-    parser.add_argument('--only', default='', help='names, or beginnings of names, separated by commas')
+    parser = argparse.ArgumentParser(
+        prog='python -m benchmarks.families', description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        '--only', default='', help='names, or beginnings of names, separated by commas'
+    )
     parser.add_argument('--write', type=pathlib.Path, help='Markdown page to write')
     given = parser.parse_args(arguments)
     chosen = tuple(given.only.split(',')) if given.only else ('',)
     for word in chosen:
         if not any(case.name.startswith(word) for case in CASES):
             names = [case.name for case in CASES]
-            parser.error(f'--only={word}: no such model.{nearest(word, names)} Known: {listing(names)}.')
+            parser.error(
+                f'--only={word}: no such model.{nearest(word, names)} Known: {listing(names)}.'
+            )
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
 

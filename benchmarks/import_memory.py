@@ -1,9 +1,11 @@
-"""How much host memory does an import take? Writes a random bfloat16 folder and reads it in a fresh process.
+"""How much host memory does an import take? Writes a random bfloat16 folder and reads it in a fresh
+process.
 
     python -m benchmarks.import_memory --gigabytes 2
 
-The bound: at its peak the process holds, beside what it held before, at most the parameters and the largest tensor of the folder.
-On an accelerator the parameters are not in host memory, and the bound is far from being reached. Linux only: it reads /proc.
+The bound: at its peak the process holds, beside what it held before, at most the parameters and the
+largest tensor of the folder. On an accelerator the parameters are not in host memory, and the bound
+is far from being reached. Linux only: it reads /proc.
 """
 
 import argparse
@@ -24,10 +26,19 @@ from reasonjax.bounds import Positive, flag
 
 DTYPES = ('bfloat16', 'float32')
 SHAPE = dict(
-    model_type='llama', architectures=['LlamaForCausalLM'], vocab_size=64_000, hidden_size=2048, num_attention_heads=16,
-    num_key_value_heads=4, head_dim=128, intermediate_size=6144, tie_word_embeddings=False, max_position_embeddings=4096,
-    rms_norm_eps=1e-5, rope_theta=5e5,
-)  # fmt: skip
+    model_type='llama',
+    architectures=['LlamaForCausalLM'],
+    vocab_size=64_000,
+    hidden_size=2048,
+    num_attention_heads=16,
+    num_key_value_heads=4,
+    head_dim=128,
+    intermediate_size=6144,
+    tie_word_embeddings=False,
+    max_position_embeddings=4096,
+    rms_norm_eps=1e-5,
+    rope_theta=5e5,
+)
 SHARD = 2**29
 
 
@@ -42,7 +53,10 @@ def write_folder(path: pathlib.Path, nbytes: float) -> None:
         (path / 'config.json').write_text(json.dumps(SHAPE | {'num_hidden_layers': layers}))
         folder = pretrained.read_folder(path)
         config = model_config.from_config(folder.fields, vocab_size=0, pad_id=-1)
-        return {name: tensor.shape for name, (tensor, _) in pretrained.wanted_tensors(folder.family, config).items()}
+        return {
+            name: tensor.shape
+            for name, (tensor, _) in pretrained.wanted_tensors(folder.family, config).items()
+        }
 
     def size(shapes: dict) -> int:
         return sum(2 * math.prod(shape) for shape in shapes.values())
@@ -65,7 +79,9 @@ def write_folder(path: pathlib.Path, nbytes: float) -> None:
         if held > SHARD:
             flush()
     flush()
-    (path / 'model.safetensors.index.json').write_text(json.dumps({'metadata': {'total_size': size(shapes)}, 'weight_map': files}))
+    (path / 'model.safetensors.index.json').write_text(
+        json.dumps({'metadata': {'total_size': size(shapes)}, 'weight_map': files})
+    )
 
 
 class Watch:
@@ -80,7 +96,10 @@ class Watch:
 
     @classmethod
     def now(cls) -> dict[str, int]:
-        lines = dict(line.split(':', 1) for line in pathlib.Path('/proc/self/status').read_text().splitlines())
+        lines = dict(
+            line.split(':', 1)
+            for line in pathlib.Path('/proc/self/status').read_text().splitlines()
+        )
         return {field: int(lines[field].split()[0]) * 1024 for field in cls.FIELDS}
 
     def _run(self) -> None:
@@ -129,9 +148,16 @@ def read_folder(path: pathlib.Path, dtype: str) -> dict:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='python -m benchmarks.import_memory', description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog='python -m benchmarks.import_memory', description=__doc__.splitlines()[0]
+    )
     parser.add_argument('--gigabytes', type=flag(Positive), default=2.0, help='of the folder')
-    parser.add_argument('--read', nargs=2, metavar=('FOLDER', 'DTYPE'), help='import a folder in this process and print JSON')
+    parser.add_argument(
+        '--read',
+        nargs=2,
+        metavar=('FOLDER', 'DTYPE'),
+        help='import a folder in this process and print JSON',
+    )
     given = parser.parse_args(arguments)
     if given.read:
         print(json.dumps(read_folder(pathlib.Path(given.read[0]), given.read[1])))
@@ -140,7 +166,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import rich.console
     import rich.table
 
-    columns = ('dtype', 'parameters', 'largest tensor', 'before', 'peak - before', 'of which its own', 'ratio', 'bound', 'seconds', 'GB/s')
+    columns = (
+        'dtype',
+        'parameters',
+        'largest tensor',
+        'before',
+        'peak - before',
+        'of which its own',
+        'ratio',
+        'bound',
+        'seconds',
+        'GB/s',
+    )
     table, kept = rich.table.Table(*columns), True
     with tempfile.TemporaryDirectory() as name:
         write_folder(pathlib.Path(name), given.gigabytes * 1e9)
@@ -151,10 +188,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             within = row['peak'] <= row['parameters'] + row['largest']
             kept &= within
             table.add_row(
-                dtype, *(f'{row[key] / 1e9:.3f} GB' for key in ('parameters', 'largest', 'before', 'peak', 'own')),
-                f'{row["peak"] / row["parameters"]:.3f}', 'kept' if within else 'BROKEN', f'{row["seconds"]:.1f}',
+                dtype,
+                *(
+                    f'{row[key] / 1e9:.3f} GB'
+                    for key in ('parameters', 'largest', 'before', 'peak', 'own')
+                ),
+                f'{row["peak"] / row["parameters"]:.3f}',
+                'kept' if within else 'BROKEN',
+                f'{row["seconds"]:.1f}',
                 f'{row["read"] / 1e9 / row["seconds"]:.2f}',
-            )  # fmt: skip
+            )
     rich.console.Console(width=140).print(table)
     return int(not kept)
 

@@ -23,13 +23,22 @@ from reasonjax.parallel import mesh as meshes
 from reasonjax.sampling.sampler import Rollout, Sampling, generate
 
 UNOPTIMISED = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
-# What a case must keep to. `sampler_bf16` is not bounded for mixtures: rounding may pick another expert where two are nearly as likely.
+# What a case must keep to. `sampler_bf16` is not bounded for mixtures: rounding may pick another
+# expert where two are nearly as likely.
 BOUNDS = {
-    'padded': 1e-4, 'packed': 1e-4, 'gradient': 1e-3, 'export': 1e-5, 'sampler': 1e-4, 'sampler_bf16': 0.15, 'sampler_bf16_mean': 0.02,
-}  # fmt: skip
+    'padded': 1e-4,
+    'packed': 1e-4,
+    'gradient': 1e-3,
+    'export': 1e-5,
+    'sampler': 1e-4,
+    'sampler_bf16': 0.15,
+    'sampler_bf16_mean': 0.02,
+}
 
 
-def measure(case: Case, scans: Sequence[bool] = (False, True), quick: bool = False, rounded: bool = True) -> dict:
+def measure(
+    case: Case, scans: Sequence[bool] = (False, True), quick: bool = False, rounded: bool = True
+) -> dict:
     """Compares one random model here and in torch.
 
     Args:
@@ -59,13 +68,21 @@ def measure(case: Case, scans: Sequence[bool] = (False, True), quick: bool = Fal
         folder, config, params = imported(case, root / 'model', 'float32')
         batch, padded, packed = documents()
         theirs = torch_logits(model, case, batch, padded, packed)
-        found = {'parameters': sum(x.size for x in jax.tree.leaves(params)), 'padded': 0.0, 'packed': 0.0, 'gradient': 0.0}
+        found = {
+            'parameters': sum(x.size for x in jax.tree.leaves(params)),
+            'padded': 0.0,
+            'packed': 0.0,
+            'gradient': 0.0,
+        }
         found['largest'] = max(x.detach().abs().max().item() for x in theirs.values())
         save_gradient(model, batch, theirs, root / 'gradient')
         for scan in scans:
             config = dataclasses.replace(config, scan=scan)
             ours, _, gradient = reading(config, quick)(params, batch)
-            difference = {doc: np.abs(np.asarray(ours)[doc[0], doc[1] : doc[2]] - x.detach().numpy()).max() for doc, x in theirs.items()}
+            difference = {
+                doc: np.abs(np.asarray(ours)[doc[0], doc[1] : doc[2]] - x.detach().numpy()).max()
+                for doc, x in theirs.items()
+            }
             found['padded'] = max(found['padded'], *(float(difference[doc]) for doc in padded))
             found['packed'] = max(found['packed'], *(float(difference[doc]) for doc in packed))
             worst, tensor = gradient_difference(folder, config, gradient, root)
@@ -78,7 +95,8 @@ def measure(case: Case, scans: Sequence[bool] = (False, True), quick: bool = Fal
 
 
 def random_model(case: Case) -> Any:
-    """A torch model, float32, whose norms and biases are random too: their constants would hide mistakes."""
+    """A torch model, float32, whose norms and biases are random too: their constants would hide
+    mistakes."""
     import torch
     import transformers
 
@@ -92,7 +110,9 @@ def random_model(case: Case) -> Any:
     return model
 
 
-def imported(case: Case, path: pathlib.Path, dtype: str) -> tuple[pretrained.Folder, ModelConfig, dict]:
+def imported(
+    case: Case, path: pathlib.Path, dtype: str
+) -> tuple[pretrained.Folder, ModelConfig, dict]:
     """A folder, its shape and its parameters, on one device."""
     folder = pretrained.read_folder(path)
     config = as_config(case, folder, dtype)
@@ -108,7 +128,8 @@ def as_config(case: Case, folder: pretrained.Folder, dtype: str) -> ModelConfig:
 
 
 def documents() -> tuple[dict, list, list]:
-    """A batch, and (row, start, stop) of its documents: those alone in a padded row, and those packed."""
+    """A batch, and (row, start, stop) of its documents: those alone in a padded row, and those
+    packed."""
     padded = [(0, 0, LENGTH), (1, 0, 23), (2, LENGTH - 17, LENGTH), (3, 4, 35)]
     packed = [(4, 0, 12), (4, 12, 21), (4, 21, 37), (5, 0, 25), (5, 25, LENGTH)]
     batch = {name: np.zeros((6, LENGTH), np.int32) for name in ('tokens', 'positions', 'segments')}
@@ -118,7 +139,11 @@ def documents() -> tuple[dict, list, list]:
         batch['positions'][row, start:stop] = np.arange(stop - start)
         batch['segments'][row, start:stop] = number
     follows = np.diff(batch['segments'], axis=1, prepend=0) == 0
-    return batch | {'weights': (follows & (batch['segments'] > 0)).astype(np.float32)}, padded, packed
+    return (
+        batch | {'weights': (follows & (batch['segments'] > 0)).astype(np.float32)},
+        padded,
+        packed,
+    )
 
 
 def torch_logits(model: Any, case: Case, batch: dict, padded: list, packed: list) -> dict:
@@ -126,19 +151,26 @@ def torch_logits(model: Any, case: Case, batch: dict, padded: list, packed: list
     import torch
 
     rows = len(padded)
-    ids, positions, mask = (torch.from_numpy(batch[name][:rows].astype(np.int64)) for name in ('tokens', 'positions', 'segments'))
+    ids, positions, mask = (
+        torch.from_numpy(batch[name][:rows].astype(np.int64))
+        for name in ('tokens', 'positions', 'segments')
+    )
     together = model(input_ids=ids, attention_mask=(mask > 0).long(), position_ids=positions).logits
     found = {doc: together[doc[0], doc[1] : doc[2]] for doc in padded}
     for row, start, stop in packed:
         alone = batch['tokens'][row, start:stop].astype(np.int64)
-        # Frequencies that depend on the longest position are to be those of the run; what follows a token cannot reach it.
+        # Frequencies that depend on the longest position are to be those of the run; what follows a
+        # token cannot reach it.
         alone = np.pad(alone, (0, max(0, case.length - len(alone))))
-        found[row, start, stop] = model(input_ids=torch.from_numpy(alone)[None]).logits[0, : stop - start]
+        found[row, start, stop] = model(input_ids=torch.from_numpy(alone)[None]).logits[
+            0, : stop - start
+        ]
     return found
 
 
 def save_gradient(model: Any, batch: dict, logits_of: dict, path: pathlib.Path) -> None:
-    """Writes torch's gradient of the mean NLL as a folder, so that it is named and laid out as weights are."""
+    """Writes torch's gradient of the mean NLL as a folder, so that it is named and laid out as
+    weights are."""
     import torch
 
     targets = torch.from_numpy(batch['tokens'].astype(np.int64))
@@ -166,8 +198,13 @@ def reading(config: ModelConfig, quick: bool) -> Any:
 
     def loss(params: dict, batch: dict) -> tuple[jax.Array, tuple]:
         scored = score(params, config, batch)
-        hidden = forward(params, config, batch['tokens'], batch['positions'], causal(config, batch['segments'])).hidden
-        return -(batch['weights'] * scored.logprob).sum() / batch['weights'].sum(), (logits(params, config, hidden), scored)
+        hidden = forward(
+            params, config, batch['tokens'], batch['positions'], causal(config, batch['segments'])
+        ).hidden
+        return -(batch['weights'] * scored.logprob).sum() / batch['weights'].sum(), (
+            logits(params, config, hidden),
+            scored,
+        )
 
     def run(params: dict, batch: dict) -> tuple[jax.Array, Scored, dict]:
         (_, (found, scored)), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch)
@@ -176,7 +213,9 @@ def reading(config: ModelConfig, quick: bool) -> Any:
     return _compiled(run, quick)
 
 
-def gradient_difference(folder: pretrained.Folder, config: ModelConfig, gradient: dict, root: pathlib.Path) -> tuple[float, str]:
+def gradient_difference(
+    folder: pretrained.Folder, config: ModelConfig, gradient: dict, root: pathlib.Path
+) -> tuple[float, str]:
     """The relative difference of the worst tensor, and its name."""
     from safetensors.numpy import load_file
 
@@ -185,24 +224,41 @@ def gradient_difference(folder: pretrained.Folder, config: ModelConfig, gradient
     ours, theirs = (load_file(root / name / 'model.safetensors') for name in ('ours', 'gradient'))
     if ours.keys() != theirs.keys():
         raise AssertionError(f'tensors in one folder only: {sorted(ours.keys() ^ theirs.keys())}')
-    off = {name: np.linalg.norm(ours[name] - x) / np.linalg.norm(x) if x.any() else np.abs(ours[name]).max() for name, x in theirs.items()}
+    off = {
+        name: np.linalg.norm(ours[name] - x) / np.linalg.norm(x)
+        if x.any()
+        else np.abs(ours[name]).max()
+        for name, x in theirs.items()
+    }
     worst = max(off, key=off.get)
     return float(off[worst]), worst
 
 
 def exported_difference(
-    case: Case, folder: pretrained.Folder, config: ModelConfig, params: dict, theirs: dict, path: pathlib.Path
+    case: Case,
+    folder: pretrained.Folder,
+    config: ModelConfig,
+    params: dict,
+    theirs: dict,
+    path: pathlib.Path,
 ) -> dict:
     import transformers
 
     path.mkdir()
     exported.save_tensors(path, folder.family, config, params, dtype='float32', shard_bytes=20_000)
     exported.transformers_config(folder.family, config, folder.config).save_pretrained(path)
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, attn_implementation='eager').eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path, attn_implementation='eager'
+    ).eval()
     batch, padded, packed = documents()
     again = torch_logits(model, case, batch, padded, packed)
-    back = dataclasses.replace(as_config(case, pretrained.read_folder(path), config.param_dtype), scan=config.scan)
-    return {'export': max((again[doc] - x).detach().abs().max().item() for doc, x in theirs.items()), 'config': back == config}
+    back = dataclasses.replace(
+        as_config(case, pretrained.read_folder(path), config.param_dtype), scan=config.scan
+    )
+    return {
+        'export': max((again[doc] - x).detach().abs().max().item() for doc, x in theirs.items()),
+        'config': back == config,
+    }
 
 
 def bits(case: Case, model: Any, root: pathlib.Path) -> dict:
@@ -218,15 +274,22 @@ def bits(case: Case, model: Any, root: pathlib.Path) -> dict:
         exported.save_tensors(path, folder.family, config, params, dtype='bfloat16')
         found = load_file(path / 'model.safetensors')
         same.append(found.keys() == wanted.keys())
-        same += [found[name].dtype == x.dtype == torch.bfloat16 and torch.equal(found[name].view(torch.int16), x.view(torch.int16))
-                 for name, x in wanted.items() if name in found]  # fmt: skip
+        same += [
+            found[name].dtype == x.dtype == torch.bfloat16
+            and torch.equal(found[name].view(torch.int16), x.view(torch.int16))
+            for name, x in wanted.items()
+            if name in found
+        ]
     return {'bits': all(same)}
 
 
 def prompts() -> dict:
     """Prompts of several lengths, padded on the left."""
     lengths, rng = (8, 5, 3, 1, 7, 2), np.random.default_rng(1)
-    made = {name: np.zeros((len(lengths), PROMPT), np.int32) for name in ('tokens', 'positions', 'segments')}
+    made = {
+        name: np.zeros((len(lengths), PROMPT), np.int32)
+        for name in ('tokens', 'positions', 'segments')
+    }
     for row, n in enumerate(lengths):
         made['tokens'][row, -n:] = rng.integers(0, SHAPE['vocab_size'], n)
         made['positions'][row, -n:] = np.arange(n)
@@ -234,7 +297,9 @@ def prompts() -> dict:
     return made | {'index': np.arange(len(lengths))}
 
 
-def sampled(case: Case, model: Any, config: ModelConfig, params: dict, quick: bool, rounded: bool) -> dict:
+def sampled(
+    case: Case, model: Any, config: ModelConfig, params: dict, quick: bool, rounded: bool
+) -> dict:
     """Greedy tokens here and in torch, and log-probs of sampler and scoring forward."""
     given = prompts()
     ours = drawn(config, params, given, 0.0, quick)
@@ -252,14 +317,20 @@ def sampled(case: Case, model: Any, config: ModelConfig, params: dict, quick: bo
         return found
     config = dataclasses.replace(config, compute_dtype='bfloat16')
     ours = drawn(config, params, given, 1.0, quick)
-    scored = _compiled(functools.partial(score, config=config), quick)(params, batch=continued(given, ours))
+    scored = _compiled(functools.partial(score, config=config), quick)(
+        params, batch=continued(given, ours)
+    )
     off = apart(ours, scored)
     return found | {'sampler_bf16': off.max().item(), 'sampler_bf16_mean': off.mean().item()}
 
 
-def drawn(config: ModelConfig, params: dict, given: dict, temperature: float, quick: bool) -> Rollout:
+def drawn(
+    config: ModelConfig, params: dict, given: dict, temperature: float, quick: bool
+) -> Rollout:
     sampling = Sampling(max_tokens=NEW, temperature=temperature)
-    return _compiled(lambda params: generate(params, config, given, jax.random.key(0), sampling), quick)(params)
+    return _compiled(
+        lambda params: generate(params, config, given, jax.random.key(0), sampling), quick
+    )(params)
 
 
 def continued(given: dict, rollout: Rollout) -> dict:
@@ -267,8 +338,12 @@ def continued(given: dict, rollout: Rollout) -> dict:
     last = given['positions'][:, -1:]
     joined = {
         'tokens': np.concatenate([given['tokens'], np.asarray(rollout.tokens)[:, 0]], axis=1),
-        'positions': np.concatenate([given['positions'], last + 1 + np.arange(NEW)], axis=1).astype(np.int32),
-        'segments': np.concatenate([given['segments'], np.ones((len(last), NEW), np.int32)], axis=1),
+        'positions': np.concatenate([given['positions'], last + 1 + np.arange(NEW)], axis=1).astype(
+            np.int32
+        ),
+        'segments': np.concatenate(
+            [given['segments'], np.ones((len(last), NEW), np.int32)], axis=1
+        ),
     }
     return joined | {'weights': np.ones(joined['tokens'].shape, np.float32)}
 
@@ -287,11 +362,19 @@ def torch_greedy(model: Any, case: Case, given: dict) -> np.ndarray:
     if case.length:
         # Keys in torch's cache would keep the frequencies of when they were made.
         rotary = model.model.rotary_emb
-        rotary.inv_freq, rotary.attention_scaling = ROPE_INIT_FUNCTIONS[rotary.rope_type](model.config, seq_len=case.length)
+        rotary.inv_freq, rotary.attention_scaling = ROPE_INIT_FUNCTIONS[rotary.rope_type](
+            model.config, seq_len=case.length
+        )
         rotary.rope_type = 'default'
     ids, mask = (torch.from_numpy(given[name].astype(np.int64)) for name in ('tokens', 'segments'))
     out = model.generate(
-        input_ids=ids, attention_mask=mask, do_sample=False, min_new_tokens=NEW, max_new_tokens=NEW, pad_token_id=0, eos_token_id=None
+        input_ids=ids,
+        attention_mask=mask,
+        do_sample=False,
+        min_new_tokens=NEW,
+        max_new_tokens=NEW,
+        pad_token_id=0,
+        eos_token_id=None,
     )
     return out[:, PROMPT:].numpy()
 
@@ -300,6 +383,14 @@ def failures(case: Case, row: dict) -> list[str]:
     """What of a measured row is not as it should be."""
     bounds = {k: v for k, v in BOUNDS.items() if k != 'sampler_bf16' or not case.mixture}
     # Not `>`: nan is a failure too.
-    found = [f'{name} {row[name]:.1e} is not within {bound:.0e}' for name, bound in bounds.items() if not row[name] <= bound]
-    found += [f'{row["greedy"]} of {row["tokens"]} greedy tokens agree'] if row['greedy'] != row['tokens'] else []
+    found = [
+        f'{name} {row[name]:.1e} is not within {bound:.0e}'
+        for name, bound in bounds.items()
+        if not row[name] <= bound
+    ]
+    found += (
+        [f'{row["greedy"]} of {row["tokens"]} greedy tokens agree']
+        if row['greedy'] != row['tokens']
+        else []
+    )
     return found + [f'{name} differs' for name in ('config', 'bits') if not row[name]]

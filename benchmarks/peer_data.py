@@ -1,4 +1,5 @@
-"""The texts of the workload, made once into a folder: the same tokens for systems whose tokenizers are of different libraries."""
+"""The texts of the workload, made once into a folder: the same tokens for systems whose tokenizers
+are of different libraries."""
 
 import json
 import os
@@ -22,11 +23,16 @@ def source() -> pathlib.Path:
     folder = pathlib.Path(os.environ.get('REASONJAX_DATA', ROOT.parent / 'shared' / 'data'))
     file = folder / 'gsm8k' / 'train.jsonl'
     if not file.is_file():
-        raise UserError(f'no file {file}: set REASONJAX_DATA to a folder that holds gsm8k/train.jsonl (question and answer a line).')
+        raise UserError(
+            f'no file {file}: set REASONJAX_DATA to a folder that holds gsm8k/train.jsonl '
+            '(question and answer a line).'
+        )
     return file
 
 
-def prepare(folder: pathlib.Path, train: pathlib.Path, vocab_size: int = workload.MODEL['vocab']) -> pathlib.Path:
+def prepare(
+    folder: pathlib.Path, train: pathlib.Path, vocab_size: int = workload.MODEL['vocab']
+) -> pathlib.Path:
     """Makes, if it is not there yet:
 
       gsm4k.model     the SentencePiece vocabulary
@@ -60,7 +66,10 @@ def prepare(folder: pathlib.Path, train: pathlib.Path, vocab_size: int = workloa
     fast.save_pretrained(unfinished / FAST)
     for text in [row['prompt'] for row in prompts] + [row['text'] for row in examples]:
         if fast(text)['input_ids'] != [2, *pieces.encode(text)]:
-            raise UserError(f'the fast tokenizer of {VOCABULARY} reads {text[:80]!r} differently than SentencePiece does.')
+            raise UserError(
+                f'the fast tokenizer of {VOCABULARY} reads {text[:80]!r} differently than '
+                'SentencePiece does.'
+            )
     _write(unfinished / PROMPTS, prompts)
     _write(unfinished / ROWS, examples)
     shutil.rmtree(folder, ignore_errors=True)
@@ -72,12 +81,18 @@ def _prompts(rows: Sequence[dict], pieces: Any) -> list[dict]:
     limit = workload.GRPO['prompt_length']
     fitting = [row for row in rows if len(pieces.encode(row['question'])) < limit]
     if len(fitting) < workload.PROMPTS:
-        raise UserError(f'only {len(fitting)} questions have at most {limit} tokens; {workload.PROMPTS} are needed.')
-    return [{'prompt': row['question'], 'answer': row['answer']} for row in fitting[: workload.PROMPTS]]
+        raise UserError(
+            f'only {len(fitting)} questions have at most {limit} tokens; {workload.PROMPTS} are '
+            'needed.'
+        )
+    return [
+        {'prompt': row['question'], 'answer': row['answer']} for row in fitting[: workload.PROMPTS]
+    ]
 
 
 def _exact_rows(texts: Sequence[str], pieces: Any, number: int) -> Iterator[dict]:
-    """Pieces of the running text that are exactly as long as a row, and are read back as the tokens they were cut from."""
+    """Pieces of the running text that are exactly as long as a row, and are read back as the tokens
+    they were cut from."""
     ids, size, at = pieces.encode(''.join(texts)), workload.SFT['length'] - 2, 0
     for _ in range(number):
         while at + size <= len(ids):
@@ -87,7 +102,9 @@ def _exact_rows(texts: Sequence[str], pieces: Any, number: int) -> Iterator[dict
                 break
             at += 1
         else:
-            raise UserError(f'the texts make fewer than {number} rows of {workload.SFT["length"]} tokens.')
+            raise UserError(
+                f'the texts make fewer than {number} rows of {workload.SFT["length"]} tokens.'
+            )
         yield {'text': text, 'ids': [2, *chunk, 1]}
         at += size
 
@@ -104,17 +121,31 @@ def fast_tokenizer(path: pathlib.Path) -> Any:
         if i < len(SPECIAL) or pieces.is_byte(i):
             continue
         halves = [(piece[:k], piece[k:]) for k in range(1, len(piece))]
-        merges += [(-pieces.get_score(i), ids[a], ids[b], a, b) for a, b in halves if a in ids and b in ids]
+        merges += [
+            (-pieces.get_score(i), ids[a], ids[b], a, b) for a, b in halves if a in ids and b in ids
+        ]
     model = tokenizers.models.BPE(
-        ids, [(a, b) for *_, a, b in sorted(merges)], unk_token='<unk>', byte_fallback=True, fuse_unk=True
-    )  # fmt: skip
+        ids,
+        [(a, b) for *_, a, b in sorted(merges)],
+        unk_token='<unk>',
+        byte_fallback=True,
+        fuse_unk=True,
+    )
     made = tokenizers.Tokenizer(model)
     made.normalizer = tokenizers.normalizers.Replace(' ', SPACE)
-    steps = [tokenizers.decoders.Replace(SPACE, ' '), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+    steps = [
+        tokenizers.decoders.Replace(SPACE, ' '),
+        tokenizers.decoders.ByteFallback(),
+        tokenizers.decoders.Fuse(),
+    ]
     made.decoder = tokenizers.decoders.Sequence(steps)
-    made.post_processor = tokenizers.processors.TemplateProcessing('<s> $A', special_tokens=[('<s>', 2)])
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        '<s> $A', special_tokens=[('<s>', 2)]
+    )
     pad, eos, bos, unk, _ = SPECIAL
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token=pad, eos_token=eos, bos_token=bos, unk_token=unk)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token=pad, eos_token=eos, bos_token=bos, unk_token=unk
+    )
 
 
 def _pieces(path: pathlib.Path) -> Any:

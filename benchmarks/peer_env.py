@@ -12,7 +12,18 @@ from reasonjax.errors import UserError
 
 TIMEOUT_S = 1800
 # Which versions are written down, of those that are installed.
-PACKAGES = ('reasonjax', 'google-tunix', 'trl', 'jax', 'jaxlib', 'flax', 'optax', 'torch', 'transformers', 'numpy')
+PACKAGES = (
+    'reasonjax',
+    'google-tunix',
+    'trl',
+    'jax',
+    'jaxlib',
+    'flax',
+    'optax',
+    'torch',
+    'transformers',
+    'numpy',
+)
 READ_VERSIONS = f"""
 import importlib.metadata as m, json, platform
 found = {{'python': platform.python_version()}}
@@ -45,7 +56,12 @@ class System:
 # Plain `torch` of that release would be the CUDA build.
 SYSTEMS = {
     'ours': System('reasonjax', 'benchmarks.peer_ours', environment={'JAX_PLATFORMS': 'cpu'}),
-    'tunix': System('Tunix', 'benchmarks.peer_tunix', ('google-tunix', 'sentencepiece'), {'JAX_PLATFORMS': 'cpu'}),
+    'tunix': System(
+        'Tunix',
+        'benchmarks.peer_tunix',
+        ('google-tunix', 'sentencepiece'),
+        {'JAX_PLATFORMS': 'cpu'},
+    ),
     'trl': System('TRL', 'benchmarks.peer_trl', ('torch==2.13.0', 'trl')),
 }
 
@@ -70,17 +86,27 @@ def python_of(name: str, folder: pathlib.Path) -> str:
     print(f'installing {" ".join(packages)} into {there}', flush=True)
     shutil.rmtree(there, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    for command in ([sys.executable, '-m', 'venv', str(there)], [str(interpreter), '-m', 'pip', 'install', *packages]):
+    for command in (
+        [sys.executable, '-m', 'venv', str(there)],
+        [str(interpreter), '-m', 'pip', 'install', *packages],
+    ):
         with log.open('w', encoding='utf-8') as stream:
-            done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, timeout=TIMEOUT_S)
+            done = subprocess.run(
+                command, stdout=stream, stderr=subprocess.STDOUT, timeout=TIMEOUT_S
+            )
         if done.returncode:
             last = '\n  '.join(log.read_text(encoding='utf-8').splitlines()[-5:])
-            raise UserError(f'cannot make the environment of {name}: {" ".join(command)} ended with {done.returncode}\n  {last}\n  ({log})')
+            raise UserError(
+                f'cannot make the environment of {name}: {" ".join(command)} ended with '
+                f'{done.returncode}\n  {last}\n  ({log})'
+            )
     ready.write_text(json.dumps(list(packages)) + '\n')
     return str(interpreter)
 
 
 def versions(interpreter: str) -> dict[str, str]:
     """Versions of what a Python has installed, of `PACKAGES`."""
-    done = subprocess.run([interpreter, '-c', READ_VERSIONS], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [interpreter, '-c', READ_VERSIONS], capture_output=True, text=True, check=True, timeout=120
+    )
     return json.loads(done.stdout)

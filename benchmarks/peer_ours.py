@@ -1,10 +1,12 @@
-"""reasonjax on the workload, one part a process: the stages of configs/benchmark.py as `reasonjax.train` runs them.
+"""reasonjax on the workload, one part a process: the stages of configs/benchmark.py as
+`reasonjax.train` runs them.
 
     python -m benchmarks.peer_ours --what grpo --data runs/peers/data
     python -m benchmarks.peer_ours --what long_tail --data runs/peers/data --config.grpo.prompts_at_once=2
 
-Prints one line of JSON. What is different from a plain run: end-of-sequence has an id that is never drawn (`grpo`, `sample`), or is put
-where the workload says (`long_tail`); and the process leaves when the last step is done, before the checkpoint is written.
+Prints one line of JSON. What is different from a plain run: end-of-sequence has an id that is never
+drawn (`grpo`, `sample`), or is put where the workload says (`long_tail`); and the process leaves
+when the last step is done, before the checkpoint is written.
 """
 
 import argparse
@@ -28,7 +30,8 @@ WHAT = ('sft', 'sample', 'grpo', 'long_tail', 'first_step')
 
 @dataclasses.dataclass(frozen=True)
 class EndsAt:
-    """A logit processor: completion `i` of a batch draws end-of-sequence as its token `lengths[i]`, and not before."""
+    """A logit processor: completion `i` of a batch draws end-of-sequence as its token `lengths[i]`,
+    and not before."""
 
     lengths: tuple[int, ...]
     eos: int
@@ -42,15 +45,21 @@ class EndsAt:
 
 
 def config_of(what: str, data: pathlib.Path, overrides: Sequence[tuple[str, str]] = ()) -> Any:
-    """The config of a part: configs/benchmark.py with the prepared texts, and only the stage that is measured."""
+    """The config of a part: configs/benchmark.py with the prepared texts, and only the stage that
+    is measured."""
     from reasonjax import config as configs
 
     stage = 'sft' if what == 'sft' else 'grpo'
     given = [
-        ('stages', f"('{stage}',)"), ('tokenizer.path', str(data / VOCABULARY)),
-        ('sft.data.source.name', 'jsonl'), ('sft.data.source.path', str(data / ROWS)), ('sft.data.overlong', 'error'),
-        ('grpo.data.source.name', 'jsonl'), ('grpo.data.source.path', str(data / PROMPTS)), ('grpo.data.overlong', 'error'),
-    ]  # fmt: skip
+        ('stages', f"('{stage}',)"),
+        ('tokenizer.path', str(data / VOCABULARY)),
+        ('sft.data.source.name', 'jsonl'),
+        ('sft.data.source.path', str(data / ROWS)),
+        ('sft.data.overlong', 'error'),
+        ('grpo.data.source.name', 'jsonl'),
+        ('grpo.data.source.path', str(data / PROMPTS)),
+        ('grpo.data.overlong', 'error'),
+    ]
     if what == 'first_step':
         given.append(('grpo.steps', '1'))
     variant = ':long_tail' if what == 'long_tail' else ''
@@ -66,7 +75,8 @@ def measure(what: str, config: Any, workdir: pathlib.Path) -> dict:
       workdir: for what a run writes.
 
     Returns:
-      What `peers` keeps of it, beside `parameters`, `peak_gb` and, where there are steps, `first_step_s` and the seconds of each.
+      What `peers` keeps of it, beside `parameters`, `peak_gb` and, where there are steps,
+      `first_step_s` and the seconds of each.
     """
     from benchmarks import stage_runs
     from reasonjax.model import spec
@@ -97,10 +107,16 @@ def _of_steps(what: str, notes: Sequence[tuple[float, dict]]) -> dict:
     found['phases'] = stage_runs.phases(notes)
     found['tokens'] = int(notes[-1][1]['num_tokens'] / len(notes))
     if what == 'long_tail' and found['tokens'] != sum(workload.lengths()):
-        raise ValueError(f'{found["tokens"]} tokens a step, not the {sum(workload.lengths())} of the workload')
+        raise ValueError(
+            f'{found["tokens"]} tokens a step, not the {sum(workload.lengths())} of the workload'
+        )
     if what == 'first_step':
         return found
-    return found | {{'grpo': 'grpo_step_s', 'long_tail': 'grpo_long_tail_step_s'}[what]: workload.median(seconds, workload.GRPO['warm'])}
+    return found | {
+        {'grpo': 'grpo_step_s', 'long_tail': 'grpo_long_tail_step_s'}[what]: workload.median(
+            seconds, workload.GRPO['warm']
+        )
+    }
 
 
 def _sample(run: Any, place: Any) -> dict:
@@ -114,12 +130,18 @@ def _sample(run: Any, place: Any) -> dict:
     with open_rollouts(run, place) as rollouts:
         for call in range(1 + workload.SAMPLE['calls']):
             start = time.perf_counter()
-            parts = jax.device_get(rollouts.start_sampling(call + 1, params, Timers(), (call + 1, 0)).parts)
+            parts = jax.device_get(
+                rollouts.start_sampling(call + 1, params, Timers(), (call + 1, 0)).parts
+            )
             seconds.append(time.perf_counter() - start)
     tokens = sum(int(part.length.sum()) for part in parts)
     if tokens != stage.num_prompts * stage.num_generations * stage.max_completion_length:
         raise ValueError(f'{tokens} tokens were sampled: not all completions have the full length')
-    return {'seconds': seconds, 'tokens': tokens, 'sample_tok_s': tokens / workload.median(seconds, 1)}
+    return {
+        'seconds': seconds,
+        'tokens': tokens,
+        'sample_tok_s': tokens / workload.median(seconds, 1),
+    }
 
 
 @contextlib.contextmanager
@@ -129,7 +151,9 @@ def _ending(run: Any) -> Iterator[None]:
 
     plain = samplers.generate
     lengths = tuple(workload.lengths(run.config.grpo.num_prompts * run.config.grpo.num_generations))
-    samplers.generate = functools.partial(plain, processors=(EndsAt(lengths, run.tokenizer.eos_ids[0]),))
+    samplers.generate = functools.partial(
+        plain, processors=(EndsAt(lengths, run.tokenizer.eos_ids[0]),)
+    )
     try:
         yield
     finally:
@@ -140,9 +164,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from reasonjax import config as configs
     from reasonjax import programs
 
-    parser = argparse.ArgumentParser('python -m benchmarks.peer_ours', description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        'python -m benchmarks.peer_ours', description=__doc__.splitlines()[0]
+    )
     parser.add_argument('--what', required=True, choices=WHAT)
-    parser.add_argument('--data', required=True, type=pathlib.Path, help='folder that benchmarks.peers has prepared')
+    parser.add_argument(
+        '--data', required=True, type=pathlib.Path, help='folder that benchmarks.peers has prepared'
+    )
     rest, overrides = configs.split_arguments(sys.argv[1:] if arguments is None else arguments)
     given = parser.parse_args(rest)
 
@@ -153,7 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             programs.split_cpu(workload.cores())
         programs.start(skip_selfcheck=False, config=config)
         with tempfile.TemporaryDirectory(prefix='reasonjax-benchmark-') as folder:
-            print(json.dumps({'what': given.what} | measure(given.what, config, pathlib.Path(folder))))
+            print(
+                json.dumps({'what': given.what} | measure(given.what, config, pathlib.Path(folder)))
+            )
 
     return programs.run_program(program)
 

@@ -1,4 +1,5 @@
-"""Measurements, each a process of its own that prints a line of JSON, each kept as a file: what was measured is not measured again."""
+"""Measurements, each a process of its own that prints a line of JSON, each kept as a file: what was
+measured is not measured again."""
 
 import json
 import os
@@ -18,9 +19,11 @@ TIMEOUT_S = 900
 CACHES = ('JAX_COMPILATION_CACHE_DIR', 'TORCHINDUCTOR_CACHE_DIR')
 
 
-def schedule(systems: Sequence[str], rounds: int, only: Sequence[str] = ()) -> Iterator[tuple[int, str, str]]:
-    """(round, what, system) in the order of measuring: systems in turn within a part, another one first each round, so that a machine
-    that slows down or is disturbed does so to all of them.
+def schedule(
+    systems: Sequence[str], rounds: int, only: Sequence[str] = ()
+) -> Iterator[tuple[int, str, str]]:
+    """(round, what, system) in the order of measuring: systems in turn within a part, another one
+    first each round, so that a machine that slows down or is disturbed does so to all of them.
 
     Args:
       systems: keys of `SYSTEMS`.
@@ -45,7 +48,11 @@ def measured(folder: pathlib.Path) -> list[dict]:
 
 
 def measure(
-    command: Sequence[str], file: pathlib.Path, about: Mapping, environment: Mapping[str, str], timeout: float = TIMEOUT_S
+    command: Sequence[str],
+    file: pathlib.Path,
+    about: Mapping,
+    environment: Mapping[str, str],
+    timeout: float = TIMEOUT_S,
 ) -> dict | None:
     """Runs a process and keeps the line of JSON that it prints last.
 
@@ -57,17 +64,26 @@ def measure(
       timeout: seconds it may take.
 
     Returns:
-      What is in the file; None where the process failed or took too long, which is printed with the end of what it said.
+      What is in the file; None where the process failed or took too long, which is printed with the
+      end of what it said.
     """
     if file.is_file():
         return json.loads(file.read_text())
     file.parent.mkdir(parents=True, exist_ok=True)
     log, start = file.with_suffix('.log'), time.monotonic()
-    variables = {name: value for name, value in os.environ.items() if name not in CACHES} | dict(environment)
+    variables = {name: value for name, value in os.environ.items() if name not in CACHES} | dict(
+        environment
+    )
     with log.open('w', encoding='utf-8') as errors:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=variables, start_new_session=True
-        )  # fmt: skip
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=ROOT,
+            env=variables,
+            start_new_session=True,
+        )
         try:
             said, problem = process.communicate(timeout=timeout)[0], ''
         except subprocess.TimeoutExpired:
@@ -75,9 +91,20 @@ def measure(
             said, problem = process.communicate()[0], f'took more than {timeout:.0f} s'
     found = None if problem or process.returncode else _last_json(said)
     if found is None:
-        problem = problem or (f'ended with {process.returncode}' if process.returncode else 'printed no result')
-        last = '\n  '.join([*said.splitlines()[-3:], *log.read_text(encoding='utf-8', errors='replace').splitlines()[-12:]])
-        print(f'{file.stem}: {problem}\n  {last}\n  {" ".join(command)}\n  ({log})', file=sys.stderr, flush=True)
+        problem = problem or (
+            f'ended with {process.returncode}' if process.returncode else 'printed no result'
+        )
+        last = '\n  '.join(
+            [
+                *said.splitlines()[-3:],
+                *log.read_text(encoding='utf-8', errors='replace').splitlines()[-12:],
+            ]
+        )
+        print(
+            f'{file.stem}: {problem}\n  {last}\n  {" ".join(command)}\n  ({log})',
+            file=sys.stderr,
+            flush=True,
+        )
         return None
     found = dict(about) | found | {'process_s': time.monotonic() - start}
     unfinished = file.with_suffix('.tmp')
@@ -93,6 +120,17 @@ def _last_json(said: str) -> dict | None:
     return None
 
 
-def command_of(system: str, interpreter: str, what: str, data: pathlib.Path, more: Sequence[str] = ()) -> list[str]:
+def command_of(
+    system: str, interpreter: str, what: str, data: pathlib.Path, more: Sequence[str] = ()
+) -> list[str]:
     """The command that measures a part of a system."""
-    return [interpreter, '-m', SYSTEMS[system].module, '--what', what, '--data', str(data.resolve()), *more]
+    return [
+        interpreter,
+        '-m',
+        SYSTEMS[system].module,
+        '--what',
+        what,
+        '--data',
+        str(data.resolve()),
+        *more,
+    ]

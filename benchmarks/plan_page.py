@@ -53,7 +53,12 @@ for each pass over them; splitting products (`tensor`) sends activations.
 """
 
 
-def page(plans: Mapping[str, dict], models: Sequence[str], topologies: Sequence[str], today: datetime.date) -> str:
+def page(
+    plans: Mapping[str, dict],
+    models: Sequence[str],
+    topologies: Sequence[str],
+    today: datetime.date,
+) -> str:
     """The text of docs/PLAN.md."""
     every = [(model, name) for name in topologies for model in models]
     cells = [(model, name) for model, name in every if f'{model}@{name}' in plans]
@@ -63,25 +68,48 @@ def page(plans: Mapping[str, dict], models: Sequence[str], topologies: Sequence[
     stage = next(iter(of_figure.values()))['stage'] if of_figure else {'rows': 0}
     devices = next(iter(of_figure.values()))['topology']['devices'] if of_figure else 1
     return PAGE.format(
-        date=today, table=_table(rows), missing=f'\n\nNot planned, or refused: {missing}.' if missing else '', cost=_cost(plans),
-        figure=FIGURE, collectives=_collectives(of_figure), rows=stage['rows'] // devices,
-    )  # fmt: skip
+        date=today,
+        table=_table(rows),
+        missing=f'\n\nNot planned, or refused: {missing}.' if missing else '',
+        cost=_cost(plans),
+        figure=FIGURE,
+        collectives=_collectives(of_figure),
+        rows=stage['rows'] // devices,
+    )
 
 
 def _row(model: str, name: str, found: dict) -> dict[str, str]:
     programs, limit = found['programs'], found['topology']['usable_bytes_per_device']
     most = max(programs, key=lambda one: programs[one]['peak'])
-    chosen = dict(part.removeprefix('--config.').split('=') for part in found['command'] if part.startswith('--config.'))
+    chosen = dict(
+        part.removeprefix('--config.').split('=')
+        for part in found['command']
+        if part.startswith('--config.')
+    )
     row = {
-        'model': model, 'topology': name, 'fsdp': chosen['mesh.fsdp'], 'tensor in sampling': chosen['rollout.mesh.tensor'],
-        'fits': 'yes' if found['fits'] else 'no', 'peak GiB': f'{programs[most]["peak"] / 2**30:.1f} of {limit / 2**30:.1f} ({most})',
-    }  # fmt: skip
+        'model': model,
+        'topology': name,
+        'fsdp': chosen['mesh.fsdp'],
+        'tensor in sampling': chosen['rollout.mesh.tensor'],
+        'fits': 'yes' if found['fits'] else 'no',
+        'peak GiB': f'{programs[most]["peak"] / 2**30:.1f} of {limit / 2**30:.1f} ({most})',
+    }
     for program in ('train', 'decode'):
         one = programs[program]
-        short = f'{one["tokens_per_second_per_chip"]:,.0f}, {one["mfu"]:.0%}, {one["time"]["bound"]}' if one['time'] else '-'
+        short = (
+            f'{one["tokens_per_second_per_chip"]:,.0f}, {one["mfu"]:.0%}, {one["time"]["bound"]}'
+            if one['time']
+            else '-'
+        )
         row[f'{program}: tokens/s/chip, MFU, bound'] = short
     fit = found.get('fit')
-    row['what makes it fit'] = '' if fit is None else f'`{fit["command"]}`' if fit['command'] else f'none of {len(fit["trials"])} changes'
+    row['what makes it fit'] = (
+        ''
+        if fit is None
+        else f'`{fit["command"]}`'
+        if fit['command']
+        else f'none of {len(fit["trials"])} changes'
+    )
     return row
 
 
@@ -112,8 +140,19 @@ def _collectives(plans: Mapping[str, dict]) -> str:
     rows = []
     for series, found in points(plans).items():
         for devices, sent, by_kind in found:
-            kinds = ', '.join(f'{kind} {size / 1e3:,.1f}' for kind, size in sorted(by_kind.items(), key=lambda pair: -pair[1]) if size > 50)
-            rows.append({'split': series, 'devices': str(devices), 'kB per token': f'{sent / 1e3:,.1f}', 'by kind': kinds})
+            kinds = ', '.join(
+                f'{kind} {size / 1e3:,.1f}'
+                for kind, size in sorted(by_kind.items(), key=lambda pair: -pair[1])
+                if size > 50
+            )
+            rows.append(
+                {
+                    'split': series,
+                    'devices': str(devices),
+                    'kB per token': f'{sent / 1e3:,.1f}',
+                    'by kind': kinds,
+                }
+            )
     return _table(rows)
 
 
@@ -126,7 +165,9 @@ def figure(plans: Mapping[str, dict], file: pathlib.Path) -> None:
 
     drawn, axes = plt.subplots(figsize=(7, 4))
     for (series, found), marker in zip(points(plans).items(), 'osv^D'):
-        axes.plot([x for x, _, _ in found], [y / 1e3 for _, y, _ in found], marker=marker, label=series)
+        axes.plot(
+            [x for x, _, _ in found], [y / 1e3 for _, y, _ in found], marker=marker, label=series
+        )
     axes.set_xscale('log', base=2)
     axes.set_ylim(bottom=0)
     axes.set_xlabel('devices')
@@ -145,4 +186,7 @@ def _table(rows: Sequence[Mapping[str, str]]) -> str:
         return '(not planned yet)'
     columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = ['| ' + ' | '.join(columns) + ' |', '|' + '---|' * len(columns)]
-    return '\n'.join(lines + ['| ' + ' | '.join(row.get(column, '') for column in columns) + ' |' for row in rows])
+    return '\n'.join(
+        lines
+        + ['| ' + ' | '.join(row.get(column, '') for column in columns) + ' |' for row in rows]
+    )

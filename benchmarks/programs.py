@@ -1,4 +1,5 @@
-"""The compiled programs of a stage, one by one: how long each takes, how much of that is which kind of operation."""
+"""The compiled programs of a stage, one by one: how long each takes, how much of that is which kind
+of operation."""
 
 import functools
 import glob
@@ -22,9 +23,34 @@ KINDS = {
     'look-up, scatter': ('gather', 'scatter'),
     'random numbers': ('rng-bit-generator', 'rng'),
     'reductions': ('reduce', 'reduce-window'),
-    'exponentials, roots': ('exponential', 'tanh', 'log', 'logistic', 'rsqrt', 'sqrt', 'power', 'sine', 'cosine', 'erf', 'log-plus-one'),
-    'arithmetic': ('add', 'subtract', 'multiply', 'divide', 'maximum', 'minimum', 'select', 'compare', 'and', 'or', 'negate', 'xor'),
-}  # fmt: skip
+    'exponentials, roots': (
+        'exponential',
+        'tanh',
+        'log',
+        'logistic',
+        'rsqrt',
+        'sqrt',
+        'power',
+        'sine',
+        'cosine',
+        'erf',
+        'log-plus-one',
+    ),
+    'arithmetic': (
+        'add',
+        'subtract',
+        'multiply',
+        'divide',
+        'maximum',
+        'minimum',
+        'select',
+        'compare',
+        'and',
+        'or',
+        'negate',
+        'xor',
+    ),
+}
 COPIES = 'copies, transposes, slices'
 AROUND = ('while', 'call', 'conditional')
 # Where products of one program run.
@@ -52,7 +78,10 @@ def ceilings(dtype: str, size: int, megabytes: int, repeats: int = 20) -> Ceilin
     x = jnp.zeros(megabytes * 2**20 // 4, jnp.float32)
     # Adds something, because a copy of the same bits might be none.
     copy = jax.jit(lambda x: x + 1)
-    return Ceilings(2 * size**3 / min(times(lambda: product(a, a), repeats)), 2 * x.nbytes / min(times(lambda: copy(x), repeats)))
+    return Ceilings(
+        2 * size**3 / min(times(lambda: product(a, a), repeats)),
+        2 * x.nbytes / min(times(lambda: copy(x), repeats)),
+    )
 
 
 def times(call: Any, repeats: int, warm: int = 1) -> list[float]:
@@ -67,19 +96,23 @@ def times(call: Any, repeats: int, warm: int = 1) -> list[float]:
 
 
 def concrete(shapes: Any) -> Any:
-    """Arrays of these shapes where their shardings say: ones as integers and a small number elsewhere, so that nothing is masked away."""
+    """Arrays of these shapes where their shardings say: ones as integers and a small number
+    elsewhere, so that nothing is masked away."""
 
     def made(x: jax.ShapeDtypeStruct) -> jax.Array:
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
             return jax.device_put(jax.random.key(0), x.sharding)
         value = 0.01 if jnp.issubdtype(x.dtype, jnp.inexact) else 1
-        return jax.jit(functools.partial(jnp.full, x.shape, value, x.dtype), out_shardings=x.sharding)()
+        return jax.jit(
+            functools.partial(jnp.full, x.shape, value, x.dtype), out_shardings=x.sharding
+        )()
 
     return jax.tree.map(made, shapes)
 
 
 def calls(function: Any, arguments: tuple, trains: bool) -> Iterator[Any]:
-    """Calls a program over and over; one that trains goes on from the state it has made, because the one before was given away."""
+    """Calls a program over and over; one that trains goes on from the state it has made, because
+    the one before was given away."""
     while True:
         out = function(*arguments)
         if trains:
@@ -110,7 +143,9 @@ def timed(program: Program, repeats: int = 3, traced: bool = True) -> Timed:
     seconds = statistics.median(times(lambda: next(run), repeats))
     kinds = {}
     if traced:
-        kinds = by_kind(operations(lambda: jax.block_until_ready(next(run))), kinds_of(compiled.as_text()))
+        kinds = by_kind(
+            operations(lambda: jax.block_until_ready(next(run))), kinds_of(compiled.as_text())
+        )
     return Timed(seconds, program.useful, program.tokens, kinds)
 
 
@@ -130,7 +165,8 @@ def operations(call: Any) -> dict[str, float]:
 
 
 def kinds_of(text: str) -> dict[str, str]:
-    """Operation -> kind, from the text of an optimised program; '' where an operation contains others, which are counted."""
+    """Operation -> kind, from the text of an optimised program; '' where an operation contains
+    others, which are counted."""
     inside: dict[str, set[str]] = {}
     lines: list[tuple[str, str, str]] = []
     computation = ''
@@ -157,10 +193,15 @@ def _kind(opcode: str, line: str, inside: Mapping[str, set[str]]) -> str:
 
 
 def by_kind(seconds: Mapping[str, float], kinds: Mapping[str, str]) -> dict[str, float]:
-    """Kind -> share of the time of all operations, the largest first. Operations that the text does not have count as 'other'."""
+    """Kind -> share of the time of all operations, the largest first. Operations that the text does
+    not have count as 'other'."""
     sums: dict[str, float] = {}
     for name, spent in seconds.items():
         if kind := kinds.get(name, 'other'):
             sums[kind] = sums.get(kind, 0.0) + spent
     total = math.fsum(sums.values())
-    return {kind: spent / total for kind, spent in sorted(sums.items(), key=lambda pair: -pair[1])} if total else {}
+    return (
+        {kind: spent / total for kind, spent in sorted(sums.items(), key=lambda pair: -pair[1])}
+        if total
+        else {}
+    )

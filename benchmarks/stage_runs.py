@@ -1,4 +1,5 @@
-"""Runs one training stage of a config as `reasonjax.train` does, and notes when its steps were recorded."""
+"""Runs one training stage of a config as `reasonjax.train` does, and notes when its steps were
+recorded."""
 
 import contextlib
 import dataclasses
@@ -21,7 +22,8 @@ class Enough(Exception):
 
 
 class Noted(Writer):
-    """Also keeps what it writes, with the second since the process started; ends the run behind the last step, before a checkpoint."""
+    """Also keeps what it writes, with the second since the process started; ends the run behind the
+    last step, before a checkpoint."""
 
     def __init__(self, workdir: pathlib.Path, steps: int):
         super().__init__(workdir)
@@ -42,10 +44,14 @@ def opened(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> tuple[Ru
 
 def without_end(run: Run) -> Run:
     """A run whose end-of-sequence has an id outside the vocabulary, so that it is never drawn."""
-    return dataclasses.replace(run, tokenizer=dataclasses.replace(run.tokenizer, eos_ids=(run.model.vocab_size + 5,)))
+    return dataclasses.replace(
+        run, tokenizer=dataclasses.replace(run.tokenizer, eos_ids=(run.model.vocab_size + 5,))
+    )
 
 
-def train(run: Run, place: Place, initial_params: Callable[[], Any] | None = None) -> list[tuple[float, dict]]:
+def train(
+    run: Run, place: Place, initial_params: Callable[[], Any] | None = None
+) -> list[tuple[float, dict]]:
     """Runs a stage to its last step.
 
     Args:
@@ -54,7 +60,8 @@ def train(run: Run, place: Place, initial_params: Callable[[], Any] | None = Non
       initial_params: returns the parameters it starts from; fresh ones by default.
 
     Returns:
-      For each step the seconds from the start of the process until it was recorded, and its metrics.
+      For each step the seconds from the start of the process until it was recorded, and its
+      metrics.
     """
     stage = settings(run.config, place)
     noted = Noted(run.workdir, stage.steps)
@@ -65,8 +72,13 @@ def train(run: Run, place: Place, initial_params: Callable[[], Any] | None = Non
 
 
 def phases(notes: Sequence[tuple[float, dict]]) -> dict[str, float]:
-    """Phase -> median seconds a step, without the first step, which compiles, and the last: a record may have the phases in which the next
-    step was begun while its own was still running. A phase that a step did not have took no time."""
+    """Phase -> median seconds a step, without the first step, which compiles, and the last: a
+    record may have the phases in which the next step was begun while its own was still running. A
+    phase that a step did not have took no time.
+    """
     later = [record for _, record in notes[1:-1] or notes[1:]]
     names = dict.fromkeys(name for record in later for name in record if name.startswith('time/'))
-    return {name.removeprefix('time/'): statistics.median(record.get(name, 0.0) for record in later) for name in names}
+    return {
+        name.removeprefix('time/'): statistics.median(record.get(name, 0.0) for record in later)
+        for name in names
+    }

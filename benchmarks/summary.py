@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-# Of a process's result: which parts have the number (the best one counts), and whether more is better.
+# Of a process's result: which parts have the number (the best one counts), and whether more is
+# better.
 NUMBERS = {
     'sft_tok_s': (('sft', 'sft_plain'), True),
     'sample_tok_s': (('sample',), True),
@@ -16,17 +17,31 @@ NUMBERS = {
     'peak_gb': (('grpo',), False),
 }
 TITLES = {
-    'sft_tok_s': 'SFT, tokens/s', 'sample_tok_s': 'sampling, tokens/s', 'grpo_step_s': 'GRPO step, s',
-    'grpo_long_tail_step_s': 'GRPO step, long tail, s', 'first_step_s': 'first GRPO step from process start, s',
+    'sft_tok_s': 'SFT, tokens/s',
+    'sample_tok_s': 'sampling, tokens/s',
+    'grpo_step_s': 'GRPO step, s',
+    'grpo_long_tail_step_s': 'GRPO step, long tail, s',
+    'first_step_s': 'first GRPO step from process start, s',
     'peak_gb': 'peak memory of GRPO, GB',
-}  # fmt: skip
+}
 # How many times better than a peer we mean to be: faster, or with so much less.
 TARGETS = {
     'tunix': {
-        'sft_tok_s': 2.0, 'sample_tok_s': 2.5, 'grpo_step_s': 3.0, 'grpo_long_tail_step_s': 5.0, 'first_step_s': 1.0, 'peak_gb': 2.0,
+        'sft_tok_s': 2.0,
+        'sample_tok_s': 2.5,
+        'grpo_step_s': 3.0,
+        'grpo_long_tail_step_s': 5.0,
+        'first_step_s': 1.0,
+        'peak_gb': 2.0,
     },
-    'trl': {'sft_tok_s': 1.3, 'sample_tok_s': 3.0, 'grpo_step_s': 2.3, 'grpo_long_tail_step_s': 4.0, 'peak_gb': 1 / 0.9},
-}  # fmt: skip
+    'trl': {
+        'sft_tok_s': 1.3,
+        'sample_tok_s': 3.0,
+        'grpo_step_s': 2.3,
+        'grpo_long_tail_step_s': 4.0,
+        'peak_gb': 1 / 0.9,
+    },
+}
 
 
 class Spread(NamedTuple):
@@ -45,11 +60,19 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def spreads(measurements: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Spread]]:
-    """System -> number -> spread over rounds. Where several parts have a number (SFT with a trainer, or without), the best counts."""
+    """System -> number -> spread over rounds. Where several parts have a number (SFT with a
+    trainer, or without), the best counts."""
     found: dict[str, dict[str, Spread]] = {}
     for system in dict.fromkeys(m['system'] for m in measurements):
         for number, (parts, more) in NUMBERS.items():
-            rounds = [[m[number] for m in measurements if (m['system'], m['what']) == (system, part) and number in m] for part in parts]
+            rounds = [
+                [
+                    m[number]
+                    for m in measurements
+                    if (m['system'], m['what']) == (system, part) and number in m
+                ]
+                for part in parts
+            ]
             choices = [spread(values) for values in rounds if values]
             if choices:
                 best = (max if more else min)(choices, key=lambda s: s.median)
@@ -59,7 +82,10 @@ def spreads(measurements: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Sp
 
 def medians(found: Mapping[str, Mapping[str, Spread]]) -> dict[str, dict[str, float | None]]:
     """What `--json` writes: system -> number -> median, None where it was not measured."""
-    return {system: {number: of[number].median if number in of else None for number in NUMBERS} for system, of in found.items()}
+    return {
+        system: {number: of[number].median if number in of else None for number in NUMBERS}
+        for system, of in found.items()
+    }
 
 
 def advantage(number: str, ours: float, theirs: float) -> float:
@@ -68,13 +94,28 @@ def advantage(number: str, ours: float, theirs: float) -> float:
 
 
 def peers_table(found: Mapping[str, Mapping[str, Spread]], titles: Mapping[str, str]) -> str:
-    """Numbers by systems, medians with their range, and for each peer how many times better ours is with the target."""
+    """Numbers by systems, medians with their range, and for each peer how many times better ours is
+    with the target."""
     peers = [system for system in found if system != 'ours']
     compared = peers if 'ours' in found else []
-    rows = [['', *(titles[s] for s in found), *(f'{titles["ours"]} against {titles[p]}' for p in compared)]]
+    rows = [
+        [
+            '',
+            *(titles[s] for s in found),
+            *(f'{titles["ours"]} against {titles[p]}' for p in compared),
+        ]
+    ]
     for number in NUMBERS:
         cells = [shown(of.get(number)) for of in found.values()]
-        cells += [_compared(number, found['ours'].get(number), found[p].get(number), TARGETS.get(p, {}).get(number)) for p in compared]
+        cells += [
+            _compared(
+                number,
+                found['ours'].get(number),
+                found[p].get(number),
+                TARGETS.get(p, {}).get(number),
+            )
+            for p in compared
+        ]
         rows.append([TITLES[number], *cells])
     return markdown(rows)
 
@@ -92,7 +133,11 @@ def shown(value: Spread | None) -> str:
     """'9.2 (9.1 to 9.4)'."""
     if value is None:
         return 'not measured'
-    return f'{digits(value.median)} ({digits(value.least)} to {digits(value.most)})' if value.rounds > 1 else digits(value.median)
+    return (
+        f'{digits(value.median)} ({digits(value.least)} to {digits(value.most)})'
+        if value.rounds > 1
+        else digits(value.median)
+    )
 
 
 def digits(value: float) -> str:
@@ -132,5 +177,10 @@ def hardware() -> str:
     flags = next((line.split() for line in lines if line.startswith('flags')), [])
     wide = 'AVX-512' if 'avx512f' in flags else 'AVX2' if 'avx2' in flags else ''
     kilobytes = int(pathlib.Path('/proc/meminfo').read_text().split()[1])
-    parts = [names[0] if names else platform.machine(), wide, f'{len(names) or "?"} cores', f'{kilobytes / 1e6:.0f} GB']
+    parts = [
+        names[0] if names else platform.machine(),
+        wide,
+        f'{len(names) or "?"} cores',
+        f'{kilobytes / 1e6:.0f} GB',
+    ]
     return ', '.join(filter(None, parts))

@@ -1,10 +1,12 @@
-"""The workload of `benchmarks/workload.py`: a Qwen3-shaped decoder of 8.9M parameters, SFT, then GRPO with completions of full length.
+"""The workload of `benchmarks/workload.py`: a Qwen3-shaped decoder of 8.9M parameters, SFT, then
+GRPO with completions of full length.
 
     python -m reasonjax.train --config configs/benchmark.py --workdir runs/benchmark --config.data.path=FOLDER
     python -m reasonjax.train --config configs/benchmark.py:long_tail --workdir runs/long_tail
 
-`python -m benchmarks.peers` runs its stages beside other systems, on texts that it prepares so that all of them read the same tokens
-(what that gave is in docs/PERFORMANCE.md). It shows how fast a step is, nothing more: the model is random and the reward is nonsense.
+`python -m benchmarks.peers` runs its stages beside other systems, on texts that it prepares so that
+all of them read the same tokens (what that gave is in docs/PERFORMANCE.md). It shows how fast a
+step is, nothing more: the model is random and the reward is nonsense.
 """
 
 import os
@@ -19,9 +21,15 @@ VARIANTS = ('', 'long_tail')
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
     c = base.common()
-    c.data = dict(path=f'{os.environ.get("REASONJAX_DATA", "../shared/data")}/gsm8k')  # folder with train.jsonl
+    # folder with train.jsonl
+    c.data = dict(path=f'{os.environ.get("REASONJAX_DATA", "../shared/data")}/gsm8k')
     c.tokenizer = dict(name='sentencepiece', vocab_size=MODEL['vocab'])
-    c.model.update({name: MODEL[name] for name in ('layers', 'dim', 'heads', 'kv_heads', 'head_dim', 'rope_theta')})
+    c.model.update(
+        {
+            name: MODEL[name]
+            for name in ('layers', 'dim', 'heads', 'kv_heads', 'head_dim', 'rope_theta')
+        }
+    )
     c.model.update(mlp_dim=MODEL['mlp'], norm_eps=MODEL['eps'], embed_std=0.02)
     c.model.update(activation='silu', gated=True, qk_norm='head', tied=True)
     c.evaluation.enabled = False
@@ -44,7 +52,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     c.grpo.rewards = dict(length=dict(name='benchmarks.workload.reward'))
     c.grpo.reward_workers = 0  # here, as the other systems do it
     c.grpo.learning_rate = dict(name='constant', peak=GRPO['learning_rate'])
-    # One prompt with its completions at a time: a third of the memory, and what is worked on stays in the processor's cache.
+    # One prompt with its completions at a time: a third of the memory, and what is worked on stays
+    # in the processor's cache.
     c.grpo.accumulation = GRPO['prompts']
     c.grpo.sampler.cache_length = 16  # grows with the completions
     if variant == 'long_tail':

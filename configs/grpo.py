@@ -1,15 +1,18 @@
-"""GRPO: a short SFT warm-up, then reinforcement from own samples. Copy it and change task and reward.
+"""GRPO: a short SFT warm-up, then reinforcement from own samples. Copy it and change task and
+reward.
 
-Each prompt is answered `num_generations` times; a completion's advantage is its reward minus the mean of its prompt, over the deviation
-(Shao et al. 2024, arXiv:2402.03300, section 4.1). The loss below is the clipped policy gradient as it is usually trained since: averaged
-over tokens and without a KL penalty (DAPO, arXiv:2503.14476). `loss_type='grpo', beta=0.04` are the first paper's.
+Each prompt is answered `num_generations` times; a completion's advantage is its reward minus the
+mean of its prompt, over the deviation (Shao et al. 2024, arXiv:2402.03300, section 4.1). The loss
+below is the clipped policy gradient as it is usually trained since: averaged over tokens and
+without a KL penalty (DAPO, arXiv:2503.14476). `loss_type='grpo', beta=0.04` are the first paper's.
 
     python -m reasonjax.train --config configs/grpo.py --workdir runs/grpo
     python -m reasonjax.train --config configs/grpo.py --workdir runs/dr_grpo --config.grpo.objective.loss_type=dr_grpo \
         --config.grpo.advantage.scale_rewards=none
     python -m reasonjax.train --config configs/grpo.py --workdir runs/from --config.init=checkpoint:runs/sft --config.stages="('grpo',)"
 
-A reward is any function with TRL's signature, by name or by dotted name (`--config.grpo.rewards.accuracy.name=my_package.rewards.mine`).
+A reward is any function with TRL's signature, by name or by dotted name
+(`--config.grpo.rewards.accuracy.name=my_package.rewards.mine`).
 """
 
 import ml_collections
@@ -25,18 +28,25 @@ def get_config() -> ml_collections.ConfigDict:
     c.grpo.num_prompts = 32  # per step
     c.grpo.num_generations = 8  # completions of each
     c.grpo.temperature = 1.0
-    c.grpo.num_iterations = 1  # times each rollout is gone over; with 1, and minibatches=1, nothing is ever clipped
+    # times each rollout is gone over; with 1, and minibatches=1, nothing is ever clipped
+    c.grpo.num_iterations = 1
     c.grpo.minibatches = 1
-    c.grpo.rewards = dict(accuracy=dict(name='accuracy', extract='hash', equality='text', require_termination=True))
-    c.grpo.advantage = dict(name='group_relative', scale_rewards='group')  # 'none': not divided by the deviation (Dr. GRPO)
+    c.grpo.rewards = dict(
+        accuracy=dict(name='accuracy', extract='hash', equality='text', require_termination=True)
+    )
+    # 'none': not divided by the deviation (Dr. GRPO)
+    c.grpo.advantage = dict(name='group_relative', scale_rewards='group')
     c.grpo.objective = dict(
         name='clipped_policy_gradient',
-        loss_type='dapo',  # mean over the tokens of the step; the paper: 'grpo', mean over completions of their means
+        # mean over the tokens of the step; the paper: 'grpo', mean over completions of their means
+        loss_type='dapo',
         epsilon=0.2,  # ratios are clipped to 1 - epsilon, ...
         epsilon_high=None,  # ... 1 + epsilon_high; None: the same; DAPO: 0.28
-        beta=0.0,  # weight of the KL penalty towards the model the stage began with; the paper: 0.04
+        # weight of the KL penalty towards the model the stage began with; the paper: 0.04
+        beta=0.0,
     )
-    c.grpo.learning_rate = dict(name='constant', peak=2e-4, warmup_steps=10)  # the paper, for a model of 7 billion parameters: 1e-6
+    # the paper, for a model of 7 billion parameters: 1e-6
+    c.grpo.learning_rate = dict(name='constant', peak=2e-4, warmup_steps=10)
     c.grpo.eval_every = 20
     c.grpo.checkpoint_every = 20
     c.stages = ('warmup', 'grpo')

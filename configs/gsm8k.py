@@ -1,18 +1,22 @@
-"""GSM8K (Cobbe et al. 2021, arXiv:2110.14168) from a folder of JSONL: SFT from scratch, then strict and flexible scores.
+"""GSM8K (Cobbe et al. 2021, arXiv:2110.14168) from a folder of JSONL: SFT from scratch, then strict
+and flexible scores.
 
     python -m reasonjax.train --config configs/gsm8k.py --workdir runs/gsm8k --config.data.path=FOLDER
     python -m reasonjax.train --config configs/gsm8k.py:masked_thought --workdir runs/gsm8k_mft
     python -m reasonjax.train --config configs/gsm8k.py:grpo --workdir runs/gsm8k_grpo
     python -m reasonjax.evaluate --workdir runs/gsm8k --samples 8
 
-FOLDER holds train.jsonl and test.jsonl with `question` and `answer`; by default it is `gsm8k` in the folder REASONJAX_DATA names. A
-vocabulary of 4096 pieces is learnt from the training text on first use and kept in the workdir; a Hugging Face tokenizer folder does too:
+FOLDER holds train.jsonl and test.jsonl with `question` and `answer`; by default it is `gsm8k` in
+the folder REASONJAX_DATA names. A vocabulary of 4096 pieces is learnt from the training text on
+first use and kept in the workdir; a Hugging Face tokenizer folder does too:
 
     --config.tokenizer.name=huggingface --config.tokenizer.path=FOLDER
 
-A model of this size (2.6M parameters) learns the form of an answer, not to solve the problems: expect a loss that falls and an accuracy
-of a few per cent at most. Measured: 200 steps (`--config.sft.steps=200`) take 3 minutes on two cores, the loss falls from 8.4 to 3.6, and
-200 test problems give 0.0 % [0.0, 1.9] greedy, 1.1 % [0.5, 1.9] sampled and 4.5 % [2.4, 8.3] pass@4 (seed 0).
+A model of this size (2.6M parameters) learns the form of an answer, not to solve the problems:
+expect a loss that falls and an accuracy of a few per cent at most. Measured: 200 steps
+(`--config.sft.steps=200`) take 3 minutes on two cores, the loss falls from 8.4 to 3.6, and 200 test
+problems give 0.0 % [0.0, 1.9] greedy, 1.1 % [0.5, 1.9] sampled and 4.5 % [2.4, 8.3] pass@4 (seed
+0).
 """
 
 import os
@@ -26,7 +30,8 @@ VARIANTS = ('', 'masked_thought', 'grpo')
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
     c = base.common()
-    c.data = dict(path=f'{os.environ.get("REASONJAX_DATA", "../shared/data")}/gsm8k')  # folder with train.jsonl and test.jsonl
+    # folder with train.jsonl and test.jsonl
+    c.data = dict(path=f'{os.environ.get("REASONJAX_DATA", "../shared/data")}/gsm8k')
     c.tokenizer = dict(name='sentencepiece', vocab_size=4096)
     c.model.update(dim=192, layers=4, heads=6, kv_heads=2, head_dim=32, mlp_dim=512, embed_std=0.02)
     c.model.update(activation='silu', gated=True, qk_norm='head', tied=True, logprob_chunk=128)
@@ -41,7 +46,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     if variant == 'masked_thought':
         c.sft.corruption = dict(name='masked_thought', rate=0.4, warmup=0.66, replace_rate=1.0)
 
-    c.evaluation.task = dict(name='gsm8k', path=c.data.get_oneway_ref('path'), split='test', limit=200)
+    c.evaluation.task = dict(
+        name='gsm8k', path=c.data.get_oneway_ref('path'), split='test', limit=200
+    )
     c.evaluation.update(batch_size=100, max_prompt_length=256, max_completion_length=200)
     if variant == 'grpo':
         c.grpo = base.online(c)

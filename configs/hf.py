@@ -1,4 +1,5 @@
-"""Fine-tune a Hugging Face model from a local folder on GSM8K: SFT on the worked answers, then GRPO.
+"""Fine-tune a Hugging Face model from a local folder on GSM8K: SFT on the worked answers, then
+GRPO.
 
     python -m reasonjax.train --config configs/hf.py --config.init=hf:FOLDER --workdir runs/hf
     python -m reasonjax.train --config configs/hf.py:lora --config.init=hf:FOLDER --workdir runs/hf_lora
@@ -6,13 +7,16 @@
     python -m reasonjax.evaluate --workdir runs/hf --samples 8
     python -m reasonjax.convert runs/hf exported
 
-FOLDER holds config.json, safetensors and tokenizer files, as downloaded from the Hub; docs/FAMILIES.md lists the architectures. The model's
-shape and its tokenizer come from the folder. Problems are put through its chat template; for a base model without one drop the transforms:
+FOLDER holds config.json, safetensors and tokenizer files, as downloaded from the Hub;
+docs/FAMILIES.md lists the architectures. The model's shape and its tokenizer come from the folder.
+Problems are put through its chat template; for a base model without one drop the transforms:
 
-    --config.sft.data.transforms="()" --config.grpo.data.transforms="()" --config.evaluation.transforms="()"
+    --config.sft.data.transforms="()" --config.grpo.data.transforms="()"
+    --config.evaluation.transforms="()"
 
-GSM8K comes from `gsm8k/{train,test}.jsonl` in the folder that REASONJAX_DATA names, or from --config.data.path. By default FOLDER is what
-REASONJAX_MODEL names. Sizes below suit a model of about 1B parameters on one accelerator with 80 GB; nothing was measured there yet.
+GSM8K comes from `gsm8k/{train,test}.jsonl` in the folder that REASONJAX_DATA names, or from
+--config.data.path. By default FOLDER is what REASONJAX_MODEL names. Sizes below suit a model of
+about 1B parameters on one accelerator with 80 GB; nothing was measured there yet.
 """
 
 import os
@@ -27,8 +31,11 @@ VARIANTS = ('', 'lora', 'grpo')
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
     c = base.common()
     c.init = f'hf:{os.environ.get("REASONJAX_MODEL", "")}'
-    c.model.update(param_dtype='float32', compute_dtype='bfloat16', scan=True, remat='full', logprob_chunk=512)
-    c.data = dict(path=f'{os.environ.get("REASONJAX_DATA", "../shared/data")}/gsm8k')  # folder with train.jsonl and test.jsonl
+    c.model.update(
+        param_dtype='float32', compute_dtype='bfloat16', scan=True, remat='full', logprob_chunk=512
+    )
+    # folder with train.jsonl and test.jsonl
+    c.data = dict(path=f'{os.environ.get("REASONJAX_DATA", "../shared/data")}/gsm8k')
 
     c.sft = base.supervised(c)
     c.sft.steps = 230  # two epochs
@@ -61,6 +68,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 
     c.evaluation.task = dict(name='gsm8k', path=c.data.get_oneway_ref('path'), split='test')
     c.evaluation.transforms = (dict(name='chat'),)
-    c.evaluation.update(batch_size=128, max_prompt_length=256, max_completion_length=512, overlong='drop')
+    c.evaluation.update(
+        batch_size=128, max_prompt_length=256, max_completion_length=512, overlong='drop'
+    )
     c.stages = ('grpo',) if variant == 'grpo' else ('sft', 'grpo')
     return c

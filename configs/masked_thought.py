@@ -1,11 +1,14 @@
-"""Masked-thought fine-tuning (arXiv:2403.02178): SFT that hides a growing share of the response from its own prefix.
+"""Masked-thought fine-tuning (arXiv:2403.02178): SFT that hides a growing share of the response
+from its own prefix.
 
     python -m reasonjax.train --config configs/masked_thought.py --workdir runs/masked_thought
 
-Differs from configs/sft.py by the corruption alone; `rate=0` is SFT, bit for bit. The published gains are on pre-trained models. Trained
-from scratch on this task it does worse than SFT, and so it does from checkpoints that half know a task, less where what is hidden can be
-read elsewhere (`reasonjax.compare`, five seeds, greedy accuracy minus that of SFT): chained arithmetic -21.4 points [-23.3, -19.4], with
-every step written twice -13.8 [-18.5, -9.2], addition -2.8 [-6.8, +1.2]. See configs/recipes/masked_thought.py.
+Differs from configs/sft.py by the corruption alone; `rate=0` is SFT, bit for bit. The published
+gains are on pre-trained models. Trained from scratch on this task it does worse than SFT, and so it
+does from checkpoints that half know a task, less where what is hidden can be read elsewhere
+(`reasonjax.compare`, five seeds, greedy accuracy minus that of SFT): chained arithmetic -21.4
+points [-23.3, -19.4], with every step written twice -13.8 [-18.5, -9.2], addition -2.8 [-6.8,
++1.2]. See configs/recipes/masked_thought.py.
 """
 
 import ml_collections

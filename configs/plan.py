@@ -1,10 +1,12 @@
-"""GRPO at sizes that need a pod, to be planned before one is rented; nothing is downloaded, nothing is run.
+"""GRPO at sizes that need a pod, to be planned before one is rented; nothing is downloaded, nothing
+is run.
 
     python -m reasonjax.plan --config configs/plan.py:qwen3_8b --topology v5e:16x16
     python -m reasonjax.plan --config configs/plan.py:llama3_70b --topology '2*v5p:4x4x8' --config.mesh.data=2 --config.mesh.tensor=8
 
-2048 completions of up to 3072 tokens a step, 8 to a prompt of up to 1024; float32 parameters and moments, bfloat16 arithmetic. What these
-plans say is in docs/PLAN.md. To train such a model, start from configs/hf.py: it brings data and tokenizer.
+2048 completions of up to 3072 tokens a step, 8 to a prompt of up to 1024; float32 parameters and
+moments, bfloat16 arithmetic. What these plans say is in docs/PLAN.md. To train such a model, start
+from configs/hf.py: it brings data and tokenizer.
 """
 
 import importlib
@@ -19,7 +21,10 @@ SIZES = ('qwen3_0_6b', 'qwen3_1_7b', 'qwen3_8b', 'qwen3_32b', 'llama3_70b')
 
 def get_config(size: str = 'qwen3_8b') -> ml_collections.ConfigDict:
     if size not in SIZES:
-        raise UserError(f'configs/plan.py:{size}: no such model.{nearest(size, SIZES)} Models: {listing(SIZES)}.')
+        raise UserError(
+            f'configs/plan.py:{size}: no such model.{nearest(size, SIZES)} Models: '
+            f'{listing(SIZES)}.'
+        )
     c = base.common()
     c.model = importlib.import_module(f'configs.models.{size}').get_config()
     c.model.attention_chunk = 512

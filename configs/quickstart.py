@@ -1,16 +1,19 @@
 """Quickstart: a 0.3M-parameter decoder learns to reason, from scratch, in minutes on two CPU cores.
 
-Some demonstrations of multi-digit addition work column by column, the rest answer at once. Imitation (SFT) copies the mix, and at four
-digits the answers given at once are nearly always wrong. GRPO, told only whether the final answer is right, discovers that writing the
-working pays: accuracy rises from about a third to over 95 %, and answers grow to nearly twice the length.
+Some demonstrations of multi-digit addition work column by column, the rest answer at once.
+Imitation (SFT) copies the mix, and at four digits the answers given at once are nearly always
+wrong. GRPO, told only whether the final answer is right, discovers that writing the working pays:
+accuracy rises from about a third to over 95 %, and answers grow to nearly twice the length.
 
     python -m reasonjax.train --config configs/quickstart.py --workdir runs/quickstart
 
-Measured on seeds 0 to 4, 1000 held-out problems, two cores of a Xeon server, about 110 s a run (greedy accuracy):
+Measured on seeds 0 to 4, 1000 held-out problems, two cores of a Xeon server, about 110 s a run
+(greedy accuracy):
 
     fresh 0.0 %    after SFT 29.7 to 43.0 %    after GRPO 98.7 to 99.8 %    mean length 16.4 to 17.5, then 29.9 to 30.0 tokens
 
-What it does not show: GRPO here selects the better of two habits the model already has; it teaches no arithmetic. Two controls:
+What it does not show: GRPO here selects the better of two habits the model already has; it teaches
+no arithmetic. Two controls:
 
     --config configs/quickstart.py:worked_only     SFT on worked demonstrations alone also gets there: 100.0 % (seed 0)
     --config configs/quickstart.py:filtered_sft    SFT on the mix, then SFT on the model's own correct samples: 99.9 % (seed 0)

@@ -2,7 +2,8 @@
 
     python examples/custom_objective.py
 
-This one is dynamic fine-tuning (Wu et al. 2025, arXiv:2508.05629): each token's loss is weighted by its own probability.
+This one is dynamic fine-tuning (Wu et al. 2025, arXiv:2508.05629): each token's loss is weighted by
+its own probability.
 """
 
 import argparse
@@ -15,7 +16,8 @@ from reasonjax import reduce
 
 
 def dynamic(score, batch, key, *, power: float = 1.0):
-    """-sum(w p^power log p) / step_weight, p^power a constant; power 0 is the mean negative log-likelihood."""
+    """-sum(w p^power log p) / step_weight, p^power a constant; power 0 is the mean negative
+    log-likelihood."""
     weights_BxT = batch['weights']
     logprob_BxT = jnp.where(weights_BxT > 0, score(batch).logprob, 0)
     factor_BxT = jax.lax.stop_gradient(jnp.exp(power * logprob_BxT))
@@ -24,13 +26,23 @@ def dynamic(score, batch, key, *, power: float = 1.0):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--workdir', default='runs/example_objective')
-    parser.add_argument('--smoke', action='store_true', help='two steps of a tiny model: does it run?')
+    parser.add_argument(
+        '--smoke', action='store_true', help='two steps of a tiny model: does it run?'
+    )
     options = parser.parse_args()
     for power in (0.0, 1.0):
-        overrides = {'train.objective.name': 'custom_objective.dynamic', 'train.objective.power': power}
-        summary = reasonjax.run(reasonjax.load_config('sft', overrides, smoke=options.smoke), f'{options.workdir}_{power:g}')
+        overrides = {
+            'train.objective.name': 'custom_objective.dynamic',
+            'train.objective.power': power,
+        }
+        summary = reasonjax.run(
+            reasonjax.load_config('sft', overrides, smoke=options.smoke),
+            f'{options.workdir}_{power:g}',
+        )
         print(f'power {power:g}: {100 * summary["stages"][-1]["accuracy"]:.1f} % right')
 
 

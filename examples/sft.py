@@ -1,7 +1,7 @@
 """Supervised fine-tuning on a file of demonstrations.
 
-    python examples/sft.py                     # makes a small file first; under a minute on two cores
-    python examples/sft.py --file mine.jsonl   # your own rows: {"prompt": ..., "completion": ...}
+python examples/sft.py                     # makes a small file first; under a minute on two cores
+python examples/sft.py --file mine.jsonl   # your own rows: {"prompt": ..., "completion": ...}
 """
 
 import argparse
@@ -14,16 +14,22 @@ import reasonjax
 def write_demonstrations(path: pathlib.Path) -> None:
     """Writes rows whose completion is the prompt's letters in reverse."""
     words = ('reason', 'reward', 'sample', 'policy', 'token', 'model', 'prompt', 'answer')
-    rows = [{'prompt': f'{a} {b}=', 'completion': f'{b[::-1]} {a[::-1]}'} for a in words for b in words]
+    rows = [
+        {'prompt': f'{a} {b}=', 'completion': f'{b[::-1]} {a[::-1]}'} for a in words for b in words
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--file', type=pathlib.Path)
     parser.add_argument('--workdir', type=pathlib.Path, default='runs/example_sft')
-    parser.add_argument('--smoke', action='store_true', help='two steps of a tiny model: does it run?')
+    parser.add_argument(
+        '--smoke', action='store_true', help='two steps of a tiny model: does it run?'
+    )
     options = parser.parse_args()
     file = options.file or options.workdir.with_suffix('.jsonl')
     if options.file is None:

@@ -1,4 +1,5 @@
-"""reasonjax: fine-tune language models to reason, in pure JAX. Every method is a config; start at `python -m reasonjax.train --help`.
+"""reasonjax: fine-tune language models to reason, in pure JAX. Every method is a config; start at
+`python -m reasonjax.train --help`.
 
 From Python (`reasonjax.api` has the details; nothing is imported before it is used):
 

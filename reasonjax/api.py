@@ -1,4 +1,5 @@
-"""The Python interface: load a config, run it, sample from the model that it left, score it. `import reasonjax` has its names."""
+"""The Python interface: load a config, run it, sample from the model that it left, score it.
+`import reasonjax` has its names."""
 
 import dataclasses
 import functools
@@ -21,13 +22,19 @@ Overrides = Mapping[str, Any]
 
 
 def load_config(
-    config: str, overrides: Overrides | None = None, *, smoke: bool = False, trust: Sequence[str] = ()
+    config: str,
+    overrides: Overrides | None = None,
+    *,
+    smoke: bool = False,
+    trust: Sequence[str] = (),
 ) -> ml_collections.ConfigDict:
     """Loads a config, as `python -m reasonjax.train --config` does.
 
     Args:
-      config: a file, or the name of a config that comes with reasonjax ('quickstart'), with ':VARIANT' behind it where it has some.
-      overrides: {'grpo.steps': 20, 'grpo.objective.name': 'clipped_policy_gradient'}: what `--config.KEY=VALUE` sets.
+      config: a file, or the name of a config that comes with reasonjax ('quickstart'), with
+        ':VARIANT' behind it where it has some.
+      overrides: {'grpo.steps': 20, 'grpo.objective.name': 'clipped_policy_gradient'}: what
+        `--config.KEY=VALUE` sets.
       smoke: shrink the model to one layer and each stage to two steps, to see whether it runs.
       trust: see `load_model`, of a run that `init` names.
 
@@ -40,16 +47,20 @@ def load_config(
     return programs.load_config(config, _texts(overrides), smoke, trust)[0]
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, trust: Sequence[str] = ()) -> dict:
+def run(
+    config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, trust: Sequence[str] = ()
+) -> dict:
     """Runs the stages of a config that are not finished yet; a run that was broken off goes on.
 
     Args:
       config: what `load_config` returned.
-      workdir: where the run writes all that it leaves; one that holds a run of another config is refused.
+      workdir: where the run writes all that it leaves; one that holds a run of another config is
+        refused.
       trust: see `load_model`, of a run that `config.init` names.
 
     Returns:
-      What `summary.json` holds: `stages`, the results of each, and `examples`, problems with each stage's answer.
+      What `summary.json` holds: `stages`, the results of each, and `examples`, problems with each
+        stage's answer.
 
     Raises:
       UserError: anything wrong with config, data, workdir or backend.
@@ -105,37 +116,51 @@ class Model:
           batch_size: prompts at once.
 
         Returns:
-          (prompt, completions) in the order of the prompts. A completion is a dict of `text`, `terminated`, `tokens` (their texts), `ids`,
-          `logprobs` (nats) and `logprob`, their sum.
+          (prompt, completions) in the order of the prompts. A completion is a dict of `text`,
+          `terminated`, `tokens` (their texts), `ids`, `logprobs` (nats) and `logprob`, their sum.
 
         Raises:
-          UserError: no prompts, one that is empty, too long or cannot be rendered, or settings out of bounds.
+          UserError: no prompts, one that is empty, too long or cannot be rendered, or settings out
+            of bounds.
         """
         if isinstance(prompts, str):
             raise UserError('prompts: give a list of prompts; this is a text.')
         if not prompts:
             raise UserError('prompts: there are none.')
         settings = sampling.settings(
-            self.run, samples=samples, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+            self.run,
+            samples=samples,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
         )
         given = sampling.as_messages(prompts) if chat else list(prompts)
         drawn = sampling.sample(self.run, self.params, given, settings, seed, batch_size)
-        return [(prompt, completions) for prompt, (_, completions) in zip(prompts, drawn, strict=True)]
+        return [
+            (prompt, completions) for prompt, (_, completions) in zip(prompts, drawn, strict=True)
+        ]
 
     def evaluate(self, overrides: Overrides | None = None, *, k: Sequence[int] = ()) -> dict:
-        """Scores the model on the task of its run's `config.evaluation`, as `python -m reasonjax.evaluate` does.
+        """Scores the model on the task of its run's `config.evaluation`, as `python -m
+        reasonjax.evaluate` does.
 
         Args:
           overrides: of `config.evaluation`: {'samples': 16, 'task.limit': 500}.
           k: of pass@k and maj@k; by default 1 and the number of samples.
 
         Returns:
-          `accuracy` (greedy), `sampled_accuracy`, `pass@k`, `maj@k`, each with its 95 % interval under NAME_ci95, and lengths.
+          `accuracy` (greedy), `sampled_accuracy`, `pass@k`, `maj@k`, each with its 95 % interval
+          under NAME_ci95, and lengths.
 
         Raises:
-          UserError: a task that the workdir takes from elsewhere and that is not trusted, or settings that cannot work.
+          UserError: a task that the workdir takes from elsewhere and that is not trusted, or
+            settings that cannot work.
         """
-        opened = saved_run.open_saved(self.run.workdir, self.stage, trust=self.trust, evaluating=True)
+        opened = saved_run.open_saved(
+            self.run.workdir, self.stage, trust=self.trust, evaluating=True
+        )
         changes = [(f'evaluation.{key}', value) for key, value in _texts(overrides)]
         asked = score_run.prepare(opened, changes, ','.join(map(str, k)), self.trust)
         return score_run.results(asked, asked.evaluate(self.params))
@@ -147,7 +172,8 @@ def load_model(workdir: str | os.PathLike, stage: str = '', *, trust: Sequence[s
     Args:
       workdir: of the run.
       stage: take this stage's ('sft', 'grpo@best'); by default the last that has a checkpoint.
-      trust: modules whose functions the run's config may name beside the package's own: a workdir is data, and nothing else is imported.
+      trust: modules whose functions the run's config may name beside the package's own: a workdir
+        is data, and nothing else is imported.
 
     Raises:
       UserError: no run or no checkpoint there, or a damaged one.

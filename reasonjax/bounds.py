@@ -1,8 +1,10 @@
-"""What a value may be, as part of its declaration: bounds of knobs, of the other leaves of a config and of the programs' flags.
+"""What a value may be, as part of its declaration: bounds of knobs, of the other leaves of a config
+and of the programs' flags.
 
-A bound is a type in a signature: `peak: Positive`, `size: AtLeast(1)`, `split: OneOf('train', 'test')`, `limit: AtLeast(1) | None`,
-`levels: tuple[Between(1, 9), ...]`. Not-a-number is within none. A float is finite, also as float32 holds it, unless its bound names
-infinity; above 0 means above 0 in float32 too. Whole numbers are those of 32 bits.
+A bound is a type in a signature: `peak: Positive`, `size: AtLeast(1)`, `split: OneOf('train',
+'test')`, `limit: AtLeast(1) | None`, `levels: tuple[Between(1, 9), ...]`. Not-a-number is within
+none. A float is finite, also as float32 holds it, unless its bound names infinity; above 0 means
+above 0 in float32 too. Whole numbers are those of 32 bits.
 """
 
 import argparse
@@ -19,7 +21,8 @@ from typing import Annotated, Any
 from reasonjax.errors import UserError, listing, nearest
 
 LARGEST = 2**31 - 1  # of whole numbers: what the devices count with
-SINGLE = (2.0**-126, (2 - 2.0**-23) * 2.0**127)  # smallest and largest positive numbers of float32; CPUs flush what is smaller to 0
+# smallest and largest positive numbers of float32; CPUs flush what is smaller to 0
+SINGLE = (2.0**-126, (2 - 2.0**-23) * 2.0**127)
 INFINITY = math.inf
 LONGEST = 60  # characters of a value in a message
 NOTHING = inspect.Parameter.empty
@@ -30,7 +33,8 @@ class Range:
     """Numbers from `low` to `high`.
 
     Attributes:
-      low, high: the ends; None where there is none but what 32 bits hold. An infinite end is within the range.
+      low, high: the ends; None where there is none but what 32 bits hold. An infinite end is within
+        the range.
       above, below: whether the end itself is left out.
       beside: numbers that are allowed besides, such as 0 for "off".
     """
@@ -43,12 +47,27 @@ class Range:
 
     def text(self) -> str:
         """The range in words, '' where all numbers are within it."""
-        low, high = (None if end is None or math.isinf(end) else _written(end) for end in (self.low, self.high))
+        low, high = (
+            None if end is None or math.isinf(end) else _written(end)
+            for end in (self.low, self.high)
+        )
         words = [f'{"above" if self.above else "at least"} {low}'] if low else []
         words += [f'{"below" if self.below else "at most"} {high}'] if high else []
-        words = [f'from {low} to {high}'] if low and high and not (self.above or self.below) else words
-        infinite = [text for text, end in (('-infinity', self.low), ('infinity', self.high)) if end is not None and math.isinf(end)]
-        return ' or '.join([*map(_written, self.beside), *[' and '.join(words)] * bool(words), *infinite * bool(words)])
+        words = (
+            [f'from {low} to {high}'] if low and high and not (self.above or self.below) else words
+        )
+        infinite = [
+            text
+            for text, end in (('-infinity', self.low), ('infinity', self.high))
+            if end is not None and math.isinf(end)
+        ]
+        return ' or '.join(
+            [
+                *map(_written, self.beside),
+                *[' and '.join(words)] * bool(words),
+                *infinite * bool(words),
+            ]
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +77,14 @@ class Choice:
     values: tuple[str, ...]
 
 
-def Real(low: float | None = None, high: float | None = None, *, above: bool = False, below: bool = False, beside: tuple = ()) -> Any:
+def Real(
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    above: bool = False,
+    below: bool = False,
+    beside: tuple = (),
+) -> Any:
     """The type of a number within a range; see `Range`."""
     return Annotated[float, Range(low, high, above, below, beside)]
 
@@ -86,33 +112,76 @@ PositiveOrInfinite = Real(0, INFINITY, above=True)
 Fraction = Real(0, 1)
 PositiveFraction = Real(0, 1, above=True)
 BelowOne = Real(0, 1, below=True)
-# Logits are divided by it: below, they would no longer be finite; above, all tokens are equally likely.
+# Logits are divided by it: below, they would no longer be finite; above, all tokens are equally
+# likely.
 Temperature = Real(1e-4, 1e4)
 TemperatureOrGreedy = Real(1e-4, 1e4, beside=(0,))
 # Logits are multiplied by it, those of removed tokens (-1e30) too.
 Penalty = Real(1e-4, 1e4)
-# What `randomness.key` takes apart: jax reads the low 32 bits and drops the rest, so that 2**32 would draw what 0 does.
+# What `randomness.key` takes apart: jax reads the low 32 bits and drops the rest, so that 2**32
+# would draw what 0 does.
 Seed = Between(0, 2**32 - 1)
 Counted = Between(0, 2**53)  # tokens, which are counted in float64
 
-# The leaves of stages, `evaluation`, `mesh` and `rollout` that are no function's knob, by name, wherever they stand; configs/base.py says
-# what each is.
+# The leaves of stages, `evaluation`, `mesh` and `rollout` that are no function's knob, by name,
+# wherever they stand; configs/base.py says what each is.
 LEAVES = {
     'seed': Seed,
     **dict.fromkeys(('data', 'fsdp', 'expert', 'sequence', 'tensor'), AtLeast(-1)),
     **dict.fromkeys(
-        ('steps', 'accumulation', 'batch_size', 'log_every', 'keep_checkpoints', 'num_prompts', 'num_generations', 'num_iterations',
-         'minibatches', 'iterations_per_call', 'max_length', 'max_prompt_length', 'max_completion_length', 'burst'),
+        (
+            'steps',
+            'accumulation',
+            'batch_size',
+            'log_every',
+            'keep_checkpoints',
+            'num_prompts',
+            'num_generations',
+            'num_iterations',
+            'minibatches',
+            'iterations_per_call',
+            'max_length',
+            'max_prompt_length',
+            'max_completion_length',
+            'burst',
+        ),
         AtLeast(1),
     ),
     **dict.fromkeys(
-        ('eval_every', 'checkpoint_every', 'max_nonfinite', 'max_rollbacks', 'prompts_at_once', 'reward_workers', 'max_per_prompt',
-         'dynamic_sampling', 'log_completions_every', 'samples', 'min_tokens', 'no_repeat_ngram_size', 'top_k', 'budget', 'times', 'slots',
-         'cache_length', 'halvings', 'prefill_chunk'),
+        (
+            'eval_every',
+            'checkpoint_every',
+            'max_nonfinite',
+            'max_rollbacks',
+            'prompts_at_once',
+            'reward_workers',
+            'max_per_prompt',
+            'dynamic_sampling',
+            'log_completions_every',
+            'samples',
+            'min_tokens',
+            'no_repeat_ngram_size',
+            'top_k',
+            'budget',
+            'times',
+            'slots',
+            'cache_length',
+            'halvings',
+            'prefill_chunk',
+        ),
         AtLeast(0),
     ),
     **dict.fromkeys(
-        ('packing', 'on_device', 'mask_truncated_completions', 'share_prompts', 'pipelined', 'enabled', 'greedy'), bool
+        (
+            'packing',
+            'on_device',
+            'mask_truncated_completions',
+            'share_prompts',
+            'pipelined',
+            'enabled',
+            'greedy',
+        ),
+        bool,
     ),
     'token_limit': Counted,
     'time_limit': NonNegative,
@@ -130,7 +199,7 @@ LEAVES = {
     'rewards_on_error': OneOf('raise', 'drop'),
     'form': OneOf('demonstration', 'preference', 'unpaired', 'stepwise'),
     'cache_dtype': OneOf('', 'int8'),
-}  # fmt: skip
+}
 
 
 def fault(value: Any, kind: Any, default: Any = NOTHING) -> str:
@@ -138,13 +207,18 @@ def fault(value: Any, kind: Any, default: Any = NOTHING) -> str:
 
     Args:
       value: as it is given.
-      kind: what it may be: a type, with or without a bound. What is no number, text, truth value or tuple of these is not looked at.
+      kind: what it may be: a type, with or without a bound. What is no number, text, truth value or
+        tuple of these is not looked at.
       default: offered where no other value is near.
 
     Returns:
       Words that follow 'KEY=VALUE: ', with the nearest choice; '' where nothing is wrong.
     """
-    arms = [arm for arm in (typing.get_args(kind) if _is_union(kind) else (kind,)) if arm is not type(None)]
+    arms = [
+        arm
+        for arm in (typing.get_args(kind) if _is_union(kind) else (kind,))
+        if arm is not type(None)
+    ]
     optional = len(arms) < len(typing.get_args(kind)) if _is_union(kind) else default is None
     if value is None and optional:
         return ''
@@ -163,7 +237,10 @@ def base(kind: Any) -> Any:
 def _fault(value: Any, kind: Any, default: Any) -> tuple[str, ...]:
     """What is wrong, and the nearest choice; nothing where nothing is."""
     # A user may annotate with more than bounds.
-    of, bound = base(kind), next((x for x in getattr(kind, '__metadata__', ()) if isinstance(x, Range | Choice)), None)
+    of, bound = (
+        base(kind),
+        next((x for x in getattr(kind, '__metadata__', ()) if isinstance(x, Range | Choice)), None),
+    )
     if of in (int, float):
         bound = bound or Range(-INFINITY, INFINITY)
         wrong = _number_fault(value, of, bound)
@@ -174,12 +251,23 @@ def _fault(value: Any, kind: Any, default: Any) -> tuple[str, ...]:
         known = bound.values if bound else ()
         if not isinstance(value, str):
             return (f'must be a text{f", one of {_listed(known)}" if known else ""}', '')
-        return ('unknown', f'.{nearest(value, known)} Known: {_listed(known)}') if known and value not in known else ()
+        return (
+            ('unknown', f'.{nearest(value, known)} Known: {_listed(known)}')
+            if known and value not in known
+            else ()
+        )
     if typing.get_origin(of) is tuple and typing.get_args(of)[1:] == (...,):
         if not isinstance(value, tuple | list):
             return ('must be a list, in brackets', '')
         each = typing.get_args(of)[0]
-        return next(((f'entry {i}, {shown(x)}, {wrong[:-1]}', '') for i, x in enumerate(value) if (wrong := fault(x, each))), ())
+        return next(
+            (
+                (f'entry {i}, {shown(x)}, {wrong[:-1]}', '')
+                for i, x in enumerate(value)
+                if (wrong := fault(x, each))
+            ),
+            (),
+        )
     return ()
 
 
@@ -199,12 +287,20 @@ def _number_fault(value: Any, of: type, bound: Range) -> str:
         return '' if (low is None or value >= low) and value <= high else bound.text()
     number, single = _single(value)
     if math.isinf(number):
-        return '' if number in (bound.low, bound.high) else ', '.join(filter(None, ('finite', bound.text())))
+        return (
+            ''
+            if number in (bound.low, bound.high)
+            else ', '.join(filter(None, ('finite', bound.text())))
+        )
     if math.isinf(single) and (bound.high if number > 0 else bound.low) is None:
         return f'at {"most" if number > 0 else "least"} {math.copysign(SINGLE[1], number):.8g}, which is what float32 holds'
     within = bound.low is None or (single > bound.low if bound.above else number >= bound.low)
     within &= bound.high is None or (single < bound.high if bound.below else number <= bound.high)
-    return '' if within else bound.text() + (', also in float32' if _within_as_it_is(number, bound) else '')
+    return (
+        ''
+        if within
+        else bound.text() + (', also in float32' if _within_as_it_is(number, bound) else '')
+    )
 
 
 def _written(end: float) -> str:
@@ -216,7 +312,8 @@ def _within_as_it_is(number: float, bound: Range) -> bool:
 
 
 def _single(value: Any) -> tuple[float, float]:
-    """A number as float64, and as float32 holds it: what is too small is 0, what is too large infinite."""
+    """A number as float64, and as float32 holds it: what is too small is 0, what is too large
+    infinite."""
     try:
         number = float(value)
     except OverflowError:
@@ -238,12 +335,21 @@ def _hint(value: Any, of: type, bound: Range, default: Any) -> str:
     near = parse_number(value, of) if isinstance(value, str) else value
     if isinstance(near, numbers.Real) and not math.isnan(number := _single(near)[0]):
         near = near if fits(near) and isinstance(value, str) else _clamped(number, of, bound)
-    return f'; nearest: {shown(near)}' if fits(near) else f'; default: {shown(default)}' if fits(default) else ''
+    return (
+        f'; nearest: {shown(near)}'
+        if fits(near)
+        else f'; default: {shown(default)}'
+        if fits(default)
+        else ''
+    )
 
 
 def _clamped(number: float, of: type, bound: Range) -> float:
     least, most = (-LARGEST - 1, LARGEST) if of is int else (-INFINITY, INFINITY)
-    near = min(max(number, least if bound.low is None else bound.low), most if bound.high is None else bound.high)
+    near = min(
+        max(number, least if bound.low is None else bound.low),
+        most if bound.high is None else bound.high,
+    )
     if bound.above and bound.low == 0 and number < 0:
         near = -number  # a sign too many
     if math.isinf(number):
@@ -253,7 +359,8 @@ def _clamped(number: float, of: type, bound: Range) -> float:
 
 
 def parse_number(text: str, of: type) -> Any:
-    """The number that a text writes, or the text where it writes none (also one of more digits than Python reads)."""
+    """The number that a text writes, or the text where it writes none (also one of more digits than
+    Python reads)."""
     try:
         return of(text)
     except (ValueError, OverflowError):
@@ -273,12 +380,21 @@ def shown(value: Any) -> str:
     try:
         text = repr(value) if isinstance(value, str) else str(value)
     except ValueError:  # Python's limit on the digits of an integer
-        return f'a number of about {int(value.bit_length() * math.log10(2)) + 1} digits' if isinstance(value, int) else type(value).__name__
-    return text if len(text) <= LONGEST else f'{text[: LONGEST // 2]}...{text[-LONGEST // 6 :]} ({len(text)} characters)'
+        return (
+            f'a number of about {int(value.bit_length() * math.log10(2)) + 1} digits'
+            if isinstance(value, int)
+            else type(value).__name__
+        )
+    return (
+        text
+        if len(text) <= LONGEST
+        else f'{text[: LONGEST // 2]}...{text[-LONGEST // 6 :]} ({len(text)} characters)'
+    )
 
 
 def check(value: Any, kind: Any, key: str, default: Any = NOTHING) -> None:
-    """Raises UserError where a value is not within its bound, in one line: key, value, what is expected, the nearest choice."""
+    """Raises UserError where a value is not within its bound, in one line: key, value, what is
+    expected, the nearest choice."""
     if wrong := fault(value, kind, default):
         text = f'"{value}"' if isinstance(value, str) and len(value) <= LONGEST else shown(value)
         raise UserError(f'{key}={text}: {wrong}')
@@ -288,26 +404,35 @@ def kinds(function: Callable) -> dict[str, tuple[Any, Any]]:
     """The types and the defaults of a function's knobs, its keyword-only parameters, by name."""
     try:
         signature = inspect.signature(function, eval_str=True)
-    except (NameError, AttributeError, TypeError, SyntaxError):  # of a user's function: types that exist for type checkers only
+    # of a user's function: types that exist for type checkers only
+    except (NameError, AttributeError, TypeError, SyntaxError):
         signature = inspect.signature(function)
-    return {p.name: (p.annotation, p.default) for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
+    return {
+        p.name: (p.annotation, p.default)
+        for p in signature.parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    }
 
 
 def check_knobs(function: Callable, given: Mapping[str, Any], key: str) -> None:
-    """Raises UserError where a knob that is given is not within the bound that the function's signature declares; `key` is the node's."""
+    """Raises UserError where a knob that is given is not within the bound that the function's
+    signature declares; `key` is the node's."""
     for name, (kind, default) in kinds(function).items():
         if name in given:
             check(given[name], kind, f'{key}.{name}', default)
 
 
 def check_fields(instance: Any, key: str) -> None:
-    """Raises UserError where a field of a dataclass is not within the bound that its type declares."""
+    """Raises UserError where a field of a dataclass is not within the bound that its type
+    declares."""
     for field in dataclasses.fields(instance):
         default = NOTHING if field.default is dataclasses.MISSING else field.default
         check(getattr(instance, field.name), field.type, f'{key}.{field.name}', default)
 
 
-def check_leaves(config: Mapping[str, Any], slots: Mapping[str, Any], extra: Mapping[str, Collection[str]]) -> None:
+def check_leaves(
+    config: Mapping[str, Any], slots: Mapping[str, Any], extra: Mapping[str, Collection[str]]
+) -> None:
     """Raises UserError where a leaf that is no function's knob is not within its bound in `LEAVES`.
 
     Args:
@@ -320,10 +445,15 @@ def check_leaves(config: Mapping[str, Any], slots: Mapping[str, Any], extra: Map
             check(value, LEAVES[name], key)
 
 
-def leaves(config: Mapping[str, Any], slots: Mapping[str, Any], extra: Mapping[str, Collection[str]]) -> Iterator[tuple[str, str, Any]]:
-    """Yields (key, name, value) of every leaf of the tree's stages and shared groups that is no function's knob; see `check_leaves`."""
+def leaves(
+    config: Mapping[str, Any], slots: Mapping[str, Any], extra: Mapping[str, Collection[str]]
+) -> Iterator[tuple[str, str, Any]]:
+    """Yields (key, name, value) of every leaf of the tree's stages and shared groups that is no
+    function's knob; see `check_leaves`."""
 
-    def below(node: Mapping[str, Any], key: str, names: Collection[str] | None = None) -> Iterator[tuple[str, str, Any]]:
+    def below(
+        node: Mapping[str, Any], key: str, names: Collection[str] | None = None
+    ) -> Iterator[tuple[str, str, Any]]:
         for name in node:
             value = node[name]
             if names is not None and name not in names:
@@ -347,12 +477,15 @@ def leaves(config: Mapping[str, Any], slots: Mapping[str, Any], extra: Mapping[s
 
 
 def flag(kind: Any) -> Callable[[str], Any]:
-    """Returns what argparse takes as `type`: it reads a number and refuses one that is not within its bound."""
+    """Returns what argparse takes as `type`: it reads a number and refuses one that is not within
+    its bound."""
 
     def read(text: str) -> Any:
         value = parse_number(text, base(kind))
         if wrong := fault(value, kind):
-            raise argparse.ArgumentTypeError(f'{text if len(text) <= LONGEST else shown(text)}: {wrong}')
+            raise argparse.ArgumentTypeError(
+                f'{text if len(text) <= LONGEST else shown(text)}: {wrong}'
+            )
         return value
 
     return read

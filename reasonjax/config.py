@@ -1,8 +1,10 @@
-"""Configs: load a `get_config()` file, apply `--config.a.b=c`, and turn `dict(name=..., **knobs)` into functions.
+"""Configs: load a `get_config()` file, apply `--config.a.b=c`, and turn `dict(name=..., **knobs)`
+into functions.
 
-A function is named in config as `dict(name=..., **knobs)`. Its **keyword-only parameters are its knobs**: the signature is the schema.
-`complete` fills in every knob's default and rejects every unknown one, so that the resolved config shows all that can be set, each leaf
-can be overridden from the command line, and a typing error dies before anything runs.
+A function is named in config as `dict(name=..., **knobs)`. Its **keyword-only parameters are its
+knobs**: the signature is the schema. `complete` fills in every knob's default and rejects every
+unknown one, so that the resolved config shows all that can be set, each leaf can be overridden from
+the command line, and a typing error dies before anything runs.
 """
 
 import ast
@@ -24,7 +26,9 @@ from reasonjax.errors import UserError, listing, nearest
 NAMED = ('rewards',)
 
 
-def resolve(node: Mapping, slot: str, key: str | None = None, trust: Sequence[str] | None = None) -> Callable:
+def resolve(
+    node: Mapping, slot: str, key: str | None = None, trust: Sequence[str] | None = None
+) -> Callable:
     """Binds a node's knobs to the function it names.
 
     Args:
@@ -34,7 +38,8 @@ def resolve(node: Mapping, slot: str, key: str | None = None, trust: Sequence[st
       trust: see `find`.
 
     Raises:
-      UserError: unknown function or knob, a knob without default that is not given, or a value that is not within the knob's bound.
+      UserError: unknown function or knob, a knob without default that is not given, or a value that
+        is not within the knob's bound.
     """
     key = key or slot
     function = find(node['name'], slot, key, trust)
@@ -46,12 +51,16 @@ def resolve(node: Mapping, slot: str, key: str | None = None, trust: Sequence[st
             raise UserError(f'config.{key}.{knob}: {node["name"]} has no such knob.{hint}')
     for knob, default in schema.items():
         if default is REQUIRED and given.get(knob) in (None, ''):
-            raise UserError(f'config.{key}.{knob}: {node["name"]} needs this knob; it has no default.')
+            raise UserError(
+                f'config.{key}.{knob}: {node["name"]} needs this knob; it has no default.'
+            )
     bounds.check_knobs(function, given, f'config.{key}')
     return functools.partial(function, **given)
 
 
-def _nodes(config: ml_collections.ConfigDict, prefix: str = '') -> Iterator[tuple[str, str, Any, Any]]:
+def _nodes(
+    config: ml_collections.ConfigDict, prefix: str = ''
+) -> Iterator[tuple[str, str, Any, Any]]:
     """Yields (key, slot, container, index) of every function node of the tree, parents first."""
     for field in list(config.keys()):
         value = config[field]
@@ -75,17 +84,24 @@ def names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
 
 
 def _open_lists(config: ml_collections.ConfigDict) -> None:
-    """Makes the dicts in lists of functions ConfigDicts, so that their knobs can be filled in and overridden like any other."""
+    """Makes the dicts in lists of functions ConfigDicts, so that their knobs can be filled in and
+    overridden like any other."""
     for key, _, container, index in list(_nodes(config)):
         node = container[index]
         if not isinstance(node, Mapping | ml_collections.ConfigDict):
-            raise UserError(f'config.{key}: a function is named as dict(name={node!r}), with its knobs beside the name.')
+            raise UserError(
+                f'config.{key}: a function is named as dict(name={node!r}), with its knobs beside '
+                'the name.'
+            )
         if not isinstance(node, ml_collections.ConfigDict):
             _set(config, _parts(key), ml_collections.ConfigDict(node))
 
 
-def complete(config: ml_collections.ConfigDict, trust: Sequence[str] | None = None) -> ml_collections.ConfigDict:
-    """Fills in every knob's default, in place, and rejects unknown functions and knobs, and values out of bounds. Returns the config.
+def complete(
+    config: ml_collections.ConfigDict, trust: Sequence[str] | None = None
+) -> ml_collections.ConfigDict:
+    """Fills in every knob's default, in place, and rejects unknown functions and knobs, and values
+    out of bounds. Returns the config.
 
     For `trust` see `find`.
     """
@@ -96,7 +112,8 @@ def complete(config: ml_collections.ConfigDict, trust: Sequence[str] | None = No
 
 
 def check(config: ml_collections.ConfigDict, trust: Sequence[str] | None = None) -> None:
-    """Raises UserError where a completed config names what is not there, or holds a value that is not within its bound."""
+    """Raises UserError where a completed config names what is not there, or holds a value that is
+    not within its bound."""
     # First, because knobs may refer to them.
     bounds.check_leaves(config, SLOTS, EXTRA)
     for key, slot, container, index in _nodes(config):
@@ -104,7 +121,8 @@ def check(config: ml_collections.ConfigDict, trust: Sequence[str] | None = None)
 
 
 def _fill(config: ml_collections.ConfigDict, trust: Sequence[str] | None = None) -> None:
-    """Puts every knob into every function node; those that must be given are None or '' until an override gives them."""
+    """Puts every knob into every function node; those that must be given are None or '' until an
+    override gives them."""
     for key, slot, container, index in _nodes(config):
         node = container[index]
         if 'name' not in node:
@@ -116,8 +134,13 @@ def _fill(config: ml_collections.ConfigDict, trust: Sequence[str] | None = None)
 
 
 def _missing(function: Callable, knob: str) -> str | None:
-    """Stands for a knob that is yet to be given; text for text, so that a path that looks like a number stays one."""
-    return '' if bounds.base(inspect.signature(function).parameters[knob].annotation) in (str, 'str') else None
+    """Stands for a knob that is yet to be given; text for text, so that a path that looks like a
+    number stays one."""
+    return (
+        ''
+        if bounds.base(inspect.signature(function).parameters[knob].annotation) in (str, 'str')
+        else None
+    )
 
 
 def load(location: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
@@ -125,7 +148,8 @@ def load(location: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collect
 
     Args:
       location: 'configs/x.py', or 'configs/x.py:argument' to pass a string to its `get_config`.
-      overrides: pairs ('train.steps', '10'), applied after completion; a new `name` brings its own knobs' defaults.
+      overrides: pairs ('train.steps', '10'), applied after completion; a new `name` brings its own
+        knobs' defaults.
 
     Returns:
       The completed, locked config.
@@ -140,9 +164,12 @@ def load(location: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collect
 
 
 def apply(
-    config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]], trust: Sequence[str] | None = None
+    config: ml_collections.ConfigDict,
+    overrides: Sequence[tuple[str, str]],
+    trust: Sequence[str] | None = None,
 ) -> ml_collections.ConfigDict:
-    """Completes a config and applies overrides, in place: first the functions' names, then what their knobs are to be. Returns it.
+    """Completes a config and applies overrides, in place: first the functions' names, then what
+    their knobs are to be. Returns it.
 
     For `trust` see `find`; names among the overrides are the user's own words, and trusted.
     """
@@ -163,7 +190,8 @@ def _parts(key: str) -> list[str | int]:
 
 
 def _walk(config: Any, key: str) -> tuple[Any, str | int]:
-    """Returns the container and the last index of a dotted key such as 'sft.data.transforms[0].keep'."""
+    """Returns the container and the last index of a dotted key such as
+    'sft.data.transforms[0].keep'."""
     node, seen, parts = config, 'config', _parts(key)
     for depth, part in enumerate(parts):
         where = f'--config.{key}'
@@ -173,7 +201,10 @@ def _walk(config: Any, key: str) -> tuple[Any, str | int]:
         elif not isinstance(node, ml_collections.ConfigDict):
             raise UserError(f'{where}: {seen} is a value ({node!r}), not a group of keys.')
         elif part not in node:
-            raise UserError(f'{where}: {seen} has no key "{part}".{nearest(str(part), node.keys())} It has: {listing(node.keys())}.')
+            raise UserError(
+                f'{where}: {seen} has no key "{part}".{nearest(str(part), node.keys())} It has: '
+                f'{listing(node.keys())}.'
+            )
         if depth == len(parts) - 1:
             return node, part
         node = node[part]
@@ -194,7 +225,8 @@ def _set(config: Any, parts: list[str | int], value: Any) -> None:
 
 
 def _function_node(config: ml_collections.ConfigDict, key: str) -> tuple[Any, str] | None:
-    """The function node that `key` leads to and its slot, or None where it leads to something else."""
+    """The function node that `key` leads to and its slot, or None where it leads to something
+    else."""
     slot = next((p for p in reversed(_parts(key)) if p in SLOTS), None)
     if slot is None:
         return None
@@ -212,7 +244,11 @@ def _rename(config: ml_collections.ConfigDict, key: str, value: str) -> None:
         return
     node, slot = found
     schema = knobs(find(value, slot, node_key))
-    kept = {k: v for k, v in node.items(preserve_field_references=True) if k in schema or k in EXTRA.get(slot, ())}
+    kept = {
+        k: v
+        for k, v in node.items(preserve_field_references=True)
+        if k in schema or k in EXTRA.get(slot, ())
+    }
     _set(config, _parts(node_key), ml_collections.ConfigDict({'name': value, **kept}))
 
 
@@ -225,7 +261,9 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     container, index = _walk(config, key)
     old = container[index]
     if isinstance(old, ml_collections.ConfigDict):
-        raise UserError(f'--config.{key}: this is a group of keys ({listing(old.keys())}); set one of them.')
+        raise UserError(
+            f'--config.{key}: this is a group of keys ({listing(old.keys())}); set one of them.'
+        )
     value = _parse(text, old, key, may_be_none=_default_is_none(config, key))
     if old is not None and value is None:
         container[index] = ml_collections.config_dict.placeholder(type(old))
@@ -237,18 +275,33 @@ def _default_is_none(config: ml_collections.ConfigDict, key: str) -> bool:
     """Whether a key is a knob whose default is None, so that None is a value of it."""
     node_key, _, knob = key.rpartition('.')
     found = _function_node(config, node_key) if node_key else None
-    return found is not None and knobs(find(found[0]['name'], found[1], node_key)).get(knob, '') is None
+    return (
+        found is not None
+        and knobs(find(found[0]['name'], found[1], node_key)).get(knob, '') is None
+    )
 
 
 def _parse(text: str, old: Any, key: str, may_be_none: bool) -> Any:
-    lowered = {'true': True, 'false': False, 'none': None, 'inf': float('inf'), '-inf': -float('inf'), 'nan': float('nan')}
+    lowered = {
+        'true': True,
+        'false': False,
+        'none': None,
+        'inf': float('inf'),
+        '-inf': -float('inf'),
+        'nan': float('nan'),
+    }
     if isinstance(old, str) and not (may_be_none and text.lower() == 'none'):
         return text
     try:
         value = lowered[text.lower()] if text.lower() in lowered else ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):  # also numbers of thousands of digits, thousands of brackets
+    # also numbers of thousands of digits, thousands of brackets
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         value = text
-    if isinstance(value, float) and value in (lowered['inf'], lowered['-inf']) and text.lower() not in lowered:
+    if (
+        isinstance(value, float)
+        and value in (lowered['inf'], lowered['-inf'])
+        and text.lower() not in lowered
+    ):
         value = text  # 1e400 is too large, and not what is meant by infinity
     if old is None or (value is None and may_be_none):
         return value
@@ -261,11 +314,19 @@ def _parse(text: str, old: Any, key: str, may_be_none: bool) -> Any:
 def _like(value: Any, old: Any, text: str, key: str) -> Any:
     """Returns a value if it is of the type of `old`; an int may stand for a float."""
     fits = isinstance(value, type(old)) and isinstance(value, bool) == isinstance(old, bool)
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
+    if (
+        isinstance(old, float)
+        and isinstance(value, int)
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
+    ):
         return float(value)
     if not fits:
         text = text if len(text) <= bounds.LONGEST else bounds.shown(text)
-        raise UserError(f'--config.{key}={text}: expected {type(old).__name__} (now {old!r}), got {type(value).__name__}.')
+        raise UserError(
+            f'--config.{key}={text}: expected {type(old).__name__} (now {old!r}), got '
+            f'{type(value).__name__}.'
+        )
     return value
 
 
@@ -301,7 +362,8 @@ def _plain(value: Any) -> Any:
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
-    """The resolved config as JSON, keys in order; infinities as JSON's usual extension `Infinity`."""
+    """The resolved config as JSON, keys in order; infinities as JSON's usual extension
+    `Infinity`."""
     return json.dumps(_plain(config), indent=2, sort_keys=True)
 
 
@@ -322,7 +384,8 @@ def from_json(text: str, where: str = 'config') -> ml_collections.ConfigDict:
         raise UserError(f'{where}: expected a JSON object, found {type(value).__name__}.')
     try:
         return ml_collections.ConfigDict(tuples(value))
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:  # a key with a dot in it, or named __class__, say
+    # a key with a dot in it, or named __class__, say
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f'{where}: is no config ({error}).') from error
 
 
@@ -330,8 +393,14 @@ def differences(old: Any, new: Any, key: str = 'config') -> list[str]:
     """Lists 'config.a.b: 1 -> 2' for every leaf that differs between two configs."""
     old, new = _plain(old), _plain(new)
     if isinstance(old, dict) != isinstance(new, dict):
-        old, new = (f'a group of keys ({listing(x)})' if isinstance(x, dict) else x for x in (old, new))
+        old, new = (
+            f'a group of keys ({listing(x)})' if isinstance(x, dict) else x for x in (old, new)
+        )
     if isinstance(old, dict) and isinstance(new, dict):
-        return [line for k in sorted({*old, *new}) for line in differences(old.get(k, '(absent)'), new.get(k, '(absent)'), f'{key}.{k}')]
+        return [
+            line
+            for k in sorted({*old, *new})
+            for line in differences(old.get(k, '(absent)'), new.get(k, '(absent)'), f'{key}.{k}')
+        ]
     same = old == new or json.dumps(old) == json.dumps(new)
     return [] if same else [f'{key}: {old!r} -> {new!r}']

@@ -21,22 +21,65 @@ where that folder has moved. A run from scratch is written as the first architec
 def main(arguments: list[str] | None = None) -> int:
     from reasonjax.errors import UserError, listing, nearest
     from reasonjax.model.dtypes import DTYPES
-    from reasonjax.programs import Parser, add_process_options, add_trust_option, check_process_options, parse, run_program, start
+    from reasonjax.programs import (
+        Parser,
+        add_process_options,
+        add_trust_option,
+        check_process_options,
+        parse,
+        run_program,
+        start,
+    )
 
-    parser = Parser('python -m reasonjax.convert', epilog=EPILOG,
-                    description='Convert between runs, Hugging Face folders and PEFT adapters.',
-                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument('source', metavar='FROM', help='workdir of a run, Hugging Face model folder, or PEFT adapter folder')
-    parser.add_argument('target', metavar='TO', help='folder to write; a run where FROM is a Hugging Face model')
-    parser.add_argument('--stage', default='', help='stage whose parameters are taken (default: the last that has a checkpoint)')
-    parser.add_argument('--dtype', default='',
-                        help="of the weights written: bfloat16, float16 or float32 (default: the base's; adapters: float32)")  # fmt: skip
-    parser.add_argument('--base', default='', metavar='FOLDER', help='Hugging Face folder that the run started from, or the adapter is for')
-    parser.add_argument('--merge', action='store_true', help='merge a LoRA adapter into the weights')
-    parser.add_argument('--adapter', action='store_true', help='write the LoRA adapter alone, as PEFT keeps it')
-    parser.add_argument('--config', default='', metavar='FILE[:ARG]',
-                        help='evaluation and other settings of a run made of a Hugging Face model (default: configs/hf.py)')  # fmt: skip
-    parser.add_argument('--skip_selfcheck', action='store_true', help='do not test the backend for wrong results first')
+    parser = Parser(
+        'python -m reasonjax.convert',
+        epilog=EPILOG,
+        description='Convert between runs, Hugging Face folders and PEFT adapters.',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        'source',
+        metavar='FROM',
+        help='workdir of a run, Hugging Face model folder, or PEFT adapter folder',
+    )
+    parser.add_argument(
+        'target', metavar='TO', help='folder to write; a run where FROM is a Hugging Face model'
+    )
+    parser.add_argument(
+        '--stage',
+        default='',
+        help='stage whose parameters are taken (default: the last that has a checkpoint)',
+    )
+    parser.add_argument(
+        '--dtype',
+        default='',
+        help="of the weights written: bfloat16, float16 or float32 (default: the base's; adapters: "
+        'float32)',
+    )
+    parser.add_argument(
+        '--base',
+        default='',
+        metavar='FOLDER',
+        help='Hugging Face folder that the run started from, or the adapter is for',
+    )
+    parser.add_argument(
+        '--merge', action='store_true', help='merge a LoRA adapter into the weights'
+    )
+    parser.add_argument(
+        '--adapter', action='store_true', help='write the LoRA adapter alone, as PEFT keeps it'
+    )
+    parser.add_argument(
+        '--config',
+        default='',
+        metavar='FILE[:ARG]',
+        help='evaluation and other settings of a run made of a Hugging Face model (default: '
+        'configs/hf.py)',
+    )
+    parser.add_argument(
+        '--skip_selfcheck',
+        action='store_true',
+        help='do not test the backend for wrong results first',
+    )
     add_trust_option(parser)
     add_process_options(parser)
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -46,9 +89,15 @@ def main(arguments: list[str] | None = None) -> int:
     def program() -> None:
         check_process_options(options)
         if options.adapter and options.merge:
-            raise UserError('--adapter writes the adapter alone, --merge the whole model with the adapter in it: give one of them.')
+            raise UserError(
+                '--adapter writes the adapter alone, --merge the whole model with the adapter in '
+                'it: give one of them.'
+            )
         if options.dtype and options.dtype not in DTYPES:
-            raise UserError(f'--dtype={options.dtype}: unknown.{nearest(options.dtype, DTYPES)} Known: {listing(DTYPES)}.')
+            raise UserError(
+                f'--dtype={options.dtype}: unknown.{nearest(options.dtype, DTYPES)} Known: '
+                f'{listing(DTYPES)}.'
+            )
         from reasonjax.interop.huggingface import convert
 
         kind = convert.check(options, overrides)

@@ -6,14 +6,16 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Bad config, data or workdir. The message names key, file and row, what was expected, and the nearest valid choice.
+    """Bad config, data or workdir. The message names key, file and row, what was expected, and the
+    nearest valid choice.
 
     Programs print it without a traceback and exit with status 2.
     """
 
 
 class Stopped(Exception):
-    """The program was asked to stop (see `stopping`), and has saved what there was to save; the message says where.
+    """The program was asked to stop (see `stopping`), and has saved what there was to save; the
+    message says where.
 
     Programs exit with `status`, EX_TEMPFAIL of sysexits.h: the same command may be given again.
     """
@@ -22,7 +24,8 @@ class Stopped(Exception):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Returns ' Did you mean "x"?' for the choice most like `word`, or '' where nothing is close."""
+    """Returns ' Did you mean "x"?' for the choice most like `word`, or '' where nothing is
+    close."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f' Did you mean "{close[0]}"?' if close else ''
 
@@ -33,7 +36,8 @@ def listing(choices: Iterable[str]) -> str:
 
 
 def one_line(text: str, most: int = 300) -> str:
-    """Returns a text of unknown origin as a part of a message: its white space as single spaces, what is beyond `most` characters cut."""
+    """Returns a text of unknown origin as a part of a message: its white space as single spaces,
+    what is beyond `most` characters cut."""
     text = ' '.join(text[: 10 * most].split())
     return text if len(text) <= most else f'{text[:most]}...'
 
@@ -44,7 +48,8 @@ def divisor(number: int, wanted: int) -> int:
 
 
 def show(value: Any, length: int = 80) -> str:
-    """Returns how Python shows a value, cut to about `length` characters, whatever its own `repr` does."""
+    """Returns how Python shows a value, cut to about `length` characters, whatever its own `repr`
+    does."""
     if isinstance(value, str | bytes) and len(value) > length:
         value = value[:length]  # showing all of it first would take as long as it is
         return f'{value!r}...'

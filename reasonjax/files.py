@@ -1,4 +1,5 @@
-"""Files that a user hands in, or that another program may have changed: read with one line that says what is wrong; written whole."""
+"""Files that a user hands in, or that another program may have changed: read with one line that
+says what is wrong; written whole."""
 
 import json
 import os
@@ -11,7 +12,8 @@ from typing import Any, BinaryIO
 
 from reasonjax.errors import UserError, nearest, one_line
 
-# A JSON escape of half a character (U+D800 to U+DFFF): such text cannot be encoded, so no tokenizer and no file takes it.
+# A JSON escape of half a character (U+D800 to U+DFFF): such text cannot be encoded, so no tokenizer
+# and no file takes it.
 _HALF = re.compile(r'\\u[dD][89abABc-fC-F]')
 _SURROGATE = re.compile('[\ud800-\udfff]')
 DAMAGED = '.damaged'  # put behind the name of what is put aside
@@ -39,7 +41,8 @@ def open_file(file: str | os.PathLike) -> BinaryIO:
     """Opens a file to read its bytes.
 
     Raises:
-      UserError: it is not there (names the nearest), is a folder, a pipe or a device, or may not be read.
+      UserError: it is not there (names the nearest), is a folder, a pipe or a device, or may not be
+        read.
     """
     file = pathlib.Path(file)
     try:
@@ -47,7 +50,9 @@ def open_file(file: str | os.PathLike) -> BinaryIO:
         opened = open(file, 'rb', opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     except FileNotFoundError as error:
         link = ' (it is a link to what is not there)' if os.path.lexists(file) else ''
-        raise UserError(f'{file}: no such file{link}.{"" if link else nearest_name(file)}') from error
+        raise UserError(
+            f'{file}: no such file{link}.{"" if link else nearest_name(file)}'
+        ) from error
     except OSError as error:
         raise UserError(f'{file}: cannot be read ({reason(error)}).') from error
     except ValueError as error:  # a null character in the name
@@ -59,7 +64,8 @@ def open_file(file: str | os.PathLike) -> BinaryIO:
 
 
 def is_pointer(start: bytes) -> bool:
-    """Whether a file that begins so is a pointer of Git LFS: what a clone holds where LFS is not installed."""
+    """Whether a file that begins so is a pointer of Git LFS: what a clone holds where LFS is not
+    installed."""
     return start.startswith(b'version https://git-lfs')
 
 
@@ -80,14 +86,18 @@ def copy_own(folder: pathlib.Path, file: pathlib.Path, target: pathlib.Path) -> 
     """Copies a file (or a folder) of a folder whose maker may be a stranger.
 
     Raises:
-      UserError: it is a link that leads out of the folder, so that what it holds is not theirs to give. Links to the blobs of the Hub's
-        cache are none: there, all files of a snapshot are links.
+      UserError: it is a link that leads out of the folder, so that what it holds is not theirs to
+        give. Links to the blobs of the Hub's cache are none: there, all files of a snapshot are
+        links.
     """
     home = folder.resolve()
     places = [home, home.parents[1] / 'blobs'] if home.parent.name == 'snapshots' else [home]
     for one in [file, *file.rglob('*')] if file.is_dir() else [file]:
         if not any(one.resolve().is_relative_to(place) for place in places):
-            raise UserError(f'{one}: is a link to {one.resolve()}, outside of the folder; put the file itself there to have it copied.')
+            raise UserError(
+                f'{one}: is a link to {one.resolve()}, outside of the folder; put the file itself '
+                'there to have it copied.'
+            )
     (shutil.copytree if file.is_dir() else shutil.copyfile)(file, target)
 
 
@@ -106,7 +116,10 @@ def decode(content: bytes, where: str) -> str:
         return content.decode('utf-8-sig')
     except UnicodeDecodeError as error:
         number = content.count(b'\n', 0, error.start) + 1
-        raise UserError(f'{where}: line {number} is not UTF-8 ({error.reason}, byte {error.start + 1}); save the file as UTF-8.') from error
+        raise UserError(
+            f'{where}: line {number} is not UTF-8 ({error.reason}, byte {error.start + 1}); save '
+            'the file as UTF-8.'
+        ) from error
 
 
 def parse_json(text: str, where: str, *, distinct: bool = False) -> Any:
@@ -115,27 +128,35 @@ def parse_json(text: str, where: str, *, distinct: bool = False) -> Any:
     Args:
       text: one JSON value.
       where: what errors begin with, such as 'train.jsonl:17'.
-      distinct: refuse an object that has a name twice, with other values: one of them would be lost.
+      distinct: refuse an object that has a name twice, with other values: one of them would be
+        lost.
 
     Raises:
-      UserError: not JSON, nested too deeply, a number of thousands of digits, or half a character (a lone surrogate).
+      UserError: not JSON, nested too deeply, a number of thousands of digits, or half a character
+        (a lone surrogate).
     """
     try:
         value = json.loads(text, object_pairs_hook=_distinct if distinct else None)
     except json.JSONDecodeError as error:
         line = f'line {error.lineno}, ' if error.lineno > 1 else ''
-        raise UserError(f'{where}: not valid JSON ({error.msg}, {line}column {error.colno}).') from error
+        raise UserError(
+            f'{where}: not valid JSON ({error.msg}, {line}column {error.colno}).'
+        ) from error
     except RecursionError as error:
         raise UserError(f'{where}: not usable JSON (nested too deeply).') from error
     except ValueError as error:  # Python's limit on the digits of an integer
         raise UserError(f'{where}: not usable JSON ({str(error).partition(";")[0]}).') from error
     if _HALF.search(text) and (found := half_character(value)):
-        raise UserError(f'{where}: holds half a character ({found}, a lone surrogate), which no text can hold; mend or drop it.')
+        raise UserError(
+            f'{where}: holds half a character ({found}, a lone surrogate), which no text can hold; '
+            'mend or drop it.'
+        )
     return value
 
 
 def half_character(value: Any) -> str:
-    """Looks for half a character (a lone surrogate) in the texts of a value of any depth; returns it as an escape, '' for none."""
+    """Looks for half a character (a lone surrogate) in the texts of a value of any depth; returns
+    it as an escape, '' for none."""
     waiting = [value]
     while waiting:
         item = waiting.pop()
@@ -179,7 +200,8 @@ def json_object(file: str | os.PathLike) -> dict[str, Any]:
 
 
 def write_text(file: str | os.PathLike, text: str) -> None:
-    """Writes a text whole: a reader, or a kill, never sees half of it, and it is on disk when this returns.
+    """Writes a text whole: a reader, or a kill, never sees half of it, and it is on disk when this
+    returns.
 
     Raises:
       UserError: a folder has that name.
@@ -188,7 +210,8 @@ def write_text(file: str | os.PathLike, text: str) -> None:
     if file.is_dir():
         raise UserError(f'{file}: cannot be written (it is a folder).')
     temporary = file.with_name(f'{file.name}.tmp')
-    temporary.unlink(missing_ok=True)  # what a kill has left, or a link, whose target is not ours to overwrite
+    # what a kill has left, or a link, whose target is not ours to overwrite
+    temporary.unlink(missing_ok=True)
     with temporary.open('w', encoding='utf-8') as opened:
         opened.write(text)
         opened.flush()
@@ -205,7 +228,8 @@ def nearest_name(file: pathlib.Path) -> str:
 
 
 def put_aside(path: pathlib.Path, suffix: str = DAMAGED) -> pathlib.Path:
-    """Renames what is damaged, or in the way, so that nothing is lost and nothing takes it for a good one. Returns its new path."""
+    """Renames what is damaged, or in the way, so that nothing is lost and nothing takes it for a
+    good one. Returns its new path."""
     number, target = 1, path.with_name(f'{path.name}{suffix}')
     while target.exists():
         number += 1

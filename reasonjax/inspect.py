@@ -1,4 +1,5 @@
-"""python -m reasonjax.inspect: what a stage's model gets to read, token by token, coloured by loss weight."""
+"""python -m reasonjax.inspect: what a stage's model gets to read, token by token, coloured by loss
+weight."""
 
 import argparse
 import itertools
@@ -30,16 +31,41 @@ _PADDING = 'bright_black'
 def main(arguments: list[str] | None = None) -> int:
     from reasonjax.programs import Parser, add_trust_option, parse, run_program
 
-    parser = Parser('python -m reasonjax.inspect', description='Show the data of a stage as its model gets it.',
-                    epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument('config', metavar='FILE[:ARG]',
-                        help='a config file, such as configs/quickstart.py, or a name that comes with reasonjax: quickstart')  # fmt: skip
-    parser.add_argument('--stage', default='', help='the stage whose data is shown (default: the first that has any)')
-    parser.add_argument('--examples', type=flag(AtLeast(1)), default=3, metavar='N',
-                        help='how many examples, or packed rows, are shown (default 3)')  # fmt: skip
+    parser = Parser(
+        'python -m reasonjax.inspect',
+        description='Show the data of a stage as its model gets it.',
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        'config',
+        metavar='FILE[:ARG]',
+        help='a config file, such as configs/quickstart.py, or a name that comes with reasonjax: '
+        'quickstart',
+    )
+    parser.add_argument(
+        '--stage',
+        default='',
+        help='the stage whose data is shown (default: the first that has any)',
+    )
+    parser.add_argument(
+        '--examples',
+        type=flag(AtLeast(1)),
+        default=3,
+        metavar='N',
+        help='how many examples, or packed rows, are shown (default 3)',
+    )
     parser.add_argument('--ids', action='store_true', help='write the id behind each token')
-    parser.add_argument('--no_color', action='store_true', help='write weights instead of colours, as where the output is no terminal')
-    parser.add_argument('--workdir', default='', help='of a run, for its vocabulary and the data sets its stages have made')
+    parser.add_argument(
+        '--no_color',
+        action='store_true',
+        help='write weights instead of colours, as where the output is no terminal',
+    )
+    parser.add_argument(
+        '--workdir',
+        default='',
+        help='of a run, for its vocabulary and the data sets its stages have made',
+    )
     add_trust_option(parser)
     options, overrides = parse(parser, sys.argv[1:] if arguments is None else arguments)
 
@@ -70,22 +96,44 @@ def show(config: Any, workdir: pathlib.Path, options: argparse.Namespace) -> Non
     from reasonjax.training.kinds import KINDS
 
     config = config.copy_and_resolve_references().unlock()
-    place = _named([place for place in places(config, workdir) if 'data' in settings(config, place)], options.stage)
+    place = _named(
+        [place for place in places(config, workdir) if 'data' in settings(config, place)],
+        options.stage,
+    )
     stage = settings(config, place)
     # Rows do not depend on how many there are at once, nor on the devices the run is meant for.
     stage['batch_size' if 'batch_size' in stage else 'num_prompts'] = options.examples
     config.mesh = {axis: -1 if axis == 'data' else 1 for axis in config.mesh}
     run = open_run(config, workdir, active=False)
-    console = rich.console.Console(highlight=False, soft_wrap=True, emoji=False, no_color=options.no_color or None)
+    console = rich.console.Console(
+        highlight=False, soft_wrap=True, emoji=False, no_color=options.no_color or None
+    )
     data = KINDS[stage.kind].load().open_data(run, place)
     batch = next(data)
-    console.print(f'stage {printable(place.name)} ({stage.kind}), rows of {batch["tokens"].shape[1]} tokens', markup=False)
+    console.print(
+        f'stage {printable(place.name)} ({stage.kind}), rows of {batch["tokens"].shape[1]} tokens',
+        markup=False,
+    )
     for i in range(len(batch['tokens'])):
-        _show_row(console, {name: values[i] for name, values in batch.items()}, i + 1, run.tokenizer, options.ids)
+        _show_row(
+            console,
+            {name: values[i] for name, values in batch.items()},
+            i + 1,
+            run.tokenizer,
+            options.ids,
+        )
     used = batch['segments'] > 0
-    counted = f', {int((batch["weights"] > 0).sum())} of them with weight' if 'weights' in batch else ''
-    console.print(f'\n{len(used)} rows: {used.sum()} tokens{counted}; {used.mean():.0%} of the rows filled', markup=False)
-    console.print(f'read so far: {", ".join(f"{name} {value}" for name, value in data.counters.items())}', markup=False)
+    counted = (
+        f', {int((batch["weights"] > 0).sum())} of them with weight' if 'weights' in batch else ''
+    )
+    console.print(
+        f'\n{len(used)} rows: {used.sum()} tokens{counted}; {used.mean():.0%} of the rows filled',
+        markup=False,
+    )
+    console.print(
+        f'read so far: {", ".join(f"{name} {value}" for name, value in data.counters.items())}',
+        markup=False,
+    )
 
 
 def _named(having: list, name: str) -> Any:
@@ -95,7 +143,10 @@ def _named(having: list, name: str) -> Any:
     if not having:
         raise UserError('config.stages: no stage of this config has data.')
     if name and name not in names:
-        raise UserError(f'--stage={name}: no such stage with data.{nearest(name, names)} Stages with data: {listing(names)}.')
+        raise UserError(
+            f'--stage={name}: no such stage with data.{nearest(name, names)} Stages with data: '
+            f'{listing(names)}.'
+        )
     return having[names.index(name)] if name else having[0]
 
 
@@ -106,11 +157,16 @@ def _show_row(console: Any, row: dict[str, Any], number: int, tokenizer: Any, id
     console.print(f'\nrow {number}{labels}', style='bold', markup=False)
     if not segments[0]:
         pad = printable(tokenizer.token(tokenizer.pad_id))
-        console.print(f'  {int((segments == 0).sum())} x padding {pad}', style=_PADDING, markup=False)
+        console.print(
+            f'  {int((segments == 0).sum())} x padding {pad}', style=_PADDING, markup=False
+        )
     for segment in range(1, segments.max() + 1):
         inside = segments == segment
         if 'weights' in row:
-            console.print(f'  segment {segment}: {_counts(tokens[inside], weights[inside], tokenizer)}', markup=False)
+            console.print(
+                f'  segment {segment}: {_counts(tokens[inside], weights[inside], tokenizer)}',
+                markup=False,
+            )
         else:
             console.print(f'  prompt: {inside.sum()} tokens', markup=False)
         steps = row['step_label'][inside] if 'step_label' in row else None
@@ -121,10 +177,14 @@ def _show_row(console: Any, row: dict[str, Any], number: int, tokenizer: Any, id
 
 
 def _counts(tokens: np.ndarray, weights: np.ndarray, tokenizer: Any) -> str:
-    """Counts tokens, and says of each answer, a run of tokens with weight, whether its end is learnt: the EOS that ends it."""
+    """Counts tokens, and says of each answer, a run of tokens with weight, whether its end is
+    learnt: the EOS that ends it."""
     learnt = weights > 0
     ends = tokens[learnt & ~np.append(learnt[1:], False)]
-    ends_learnt = [f'yes ({_escaped(tokenizer.token(int(token)))})' if token in tokenizer.eos_ids else 'no' for token in ends]
+    ends_learnt = [
+        f'yes ({_escaped(tokenizer.token(int(token)))})' if token in tokenizer.eos_ids else 'no'
+        for token in ends
+    ]
     runs = [(answer, len(list(run))) for answer, run in itertools.groupby(ends_learnt)]
     eos = ', '.join(f'{answer} x {size}' if size > 1 else answer for answer, size in runs)
     return f'{len(tokens)} tokens, {int(learnt.sum())} with weight (sum {weights.sum():g}), EOS in the loss: {eos or "no"}'
@@ -134,21 +194,30 @@ def _escaped(text: str) -> str:
     return printable(text).replace('\n', '\\n')
 
 
-def _pieces(tokens: np.ndarray, steps: np.ndarray | None, weights: np.ndarray, tokenizer: Any, ids: bool) -> list[str]:
+def _pieces(
+    tokens: np.ndarray, steps: np.ndarray | None, weights: np.ndarray, tokenizer: Any, ids: bool
+) -> list[str]:
     pieces = [_escaped(tokenizer.token(int(token))) for token in tokens]
     if ids:
         pieces = [f'{piece}<{token}>' for piece, token in zip(pieces, tokens, strict=True)]
     if steps is not None:
         verdicts = {0.0: ' (wrong)', 1.0: ' (right)'}
-        pieces = [piece + verdicts[float(s)] if w else piece for piece, s, w in zip(pieces, steps, weights, strict=True)]
+        pieces = [
+            piece + verdicts[float(s)] if w else piece
+            for piece, s, w in zip(pieces, steps, weights, strict=True)
+        ]
     return pieces
 
 
-def _coloured(tokens: np.ndarray, weights: np.ndarray, steps: np.ndarray | None, tokenizer: Any, ids: bool) -> Any:
+def _coloured(
+    tokens: np.ndarray, weights: np.ndarray, steps: np.ndarray | None, tokenizer: Any, ids: bool
+) -> Any:
     import rich.text
 
     text = rich.text.Text('  ')
-    for i, (piece, weight) in enumerate(zip(_pieces(tokens, steps, weights, tokenizer, ids), weights, strict=True)):
+    for i, (piece, weight) in enumerate(
+        zip(_pieces(tokens, steps, weights, tokenizer, ids), weights, strict=True)
+    ):
         shades = _OTHERS if weight == 0 else _COUNTED if weight == 1 else _PARTLY
         text.append(piece, style=shades[i % 2])
         if piece.endswith('\\n'):
@@ -156,7 +225,9 @@ def _coloured(tokens: np.ndarray, weights: np.ndarray, steps: np.ndarray | None,
     return text
 
 
-def _plain(tokens: np.ndarray, weights: np.ndarray, steps: np.ndarray | None, tokenizer: Any, ids: bool) -> Any:
+def _plain(
+    tokens: np.ndarray, weights: np.ndarray, steps: np.ndarray | None, tokenizer: Any, ids: bool
+) -> Any:
     import rich.text
 
     lines = []

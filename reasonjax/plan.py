@@ -1,4 +1,5 @@
-"""python -m reasonjax.plan: compile a config for a pod that is not here. Does it fit, and how fast can it be?"""
+"""python -m reasonjax.plan: compile a config for a pod that is not here. Does it fit, and how fast
+can it be?"""
 
 import argparse
 import sys
@@ -14,17 +15,39 @@ def main(arguments: list[str] | None = None) -> int:
 
     parser = Parser(
         'python -m reasonjax.plan',
-        description='Compile a config for a pod that is not here: memory, arithmetic, traffic, and the least time they take.',
+        description='Compile a config for a pod that is not here: memory, arithmetic, traffic, and '
+        'the least time they take.',
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('--config', required=True, metavar='FILE[:ARG]',
-                        help='a config file, such as configs/plan.py:qwen3_8b, or a name that comes with reasonjax')  # fmt: skip
-    parser.add_argument('--topology', required=True, metavar='NAME', help='what to compile for, such as v5e:16x16')
-    parser.add_argument('--stage', default='', help='stage to plan (default: the last that reinforces, or else the last that trains)')
-    parser.add_argument('--program', default='', metavar='NAMES', help='of train,score,prefill,decode,iteration (default: all there are)')
-    parser.add_argument('--no-fit', action='store_true', help='where it does not fit, do not look for the change that makes it')
-    parser.add_argument('--json', action='store_true', help='print one JSON document instead of tables')
+    parser.add_argument(
+        '--config',
+        required=True,
+        metavar='FILE[:ARG]',
+        help='a config file, such as configs/plan.py:qwen3_8b, or a name that comes with reasonjax',
+    )
+    parser.add_argument(
+        '--topology', required=True, metavar='NAME', help='what to compile for, such as v5e:16x16'
+    )
+    parser.add_argument(
+        '--stage',
+        default='',
+        help='stage to plan (default: the last that reinforces, or else the last that trains)',
+    )
+    parser.add_argument(
+        '--program',
+        default='',
+        metavar='NAMES',
+        help='of train,score,prefill,decode,iteration (default: all there are)',
+    )
+    parser.add_argument(
+        '--no-fit',
+        action='store_true',
+        help='where it does not fit, do not look for the change that makes it',
+    )
+    parser.add_argument(
+        '--json', action='store_true', help='print one JSON document instead of tables'
+    )
     add_trust_option(parser)
     options, overrides = parse(parser, sys.argv[1:] if arguments is None else arguments)
 

@@ -26,8 +26,8 @@ def needed(objective: Callable) -> frozenset[str]:
     """Names the optional batch fields that an objective will read, given its knobs.
 
     Args:
-      objective: a function of `reasonjax.methods.objectives` or one's own, bare or with knobs bound by
-        `functools.partial`.
+      objective: a function of `reasonjax.methods.objectives` or one's own, bare or with knobs bound
+        by `functools.partial`.
 
     Returns:
       For instance `{'logprob_ref'}`, or the empty set where the function has no attribute `needs`.
@@ -44,8 +44,9 @@ def needed(objective: Callable) -> frozenset[str]:
 def forms(objective: Callable) -> tuple[str, ...]:
     """Names the forms of rows (`reasonjax.data.forms`) that an objective reads.
 
-    An objective that knows of rejected answers, labels or steps says so in a function attribute `forms`. One without it
-    is taken to learn whatever has a weight, so it reads demonstrations only.
+    An objective that knows of rejected answers, labels or steps says so in a function attribute
+    `forms`. One without it is taken to learn whatever has a weight, so it reads demonstrations
+    only.
     """
     return getattr(getattr(objective, 'func', objective), 'forms', ('demonstration',))
 
@@ -54,10 +55,11 @@ class TokenRule(NamedTuple):
     """A task's rule for one tokenizer, as it runs on tokens in a compiled program.
 
     Attributes:
-      columns: `(row) -> {name: array}`, on the host: what the rule needs to know of a problem, of equal shapes for all rows.
-      reward: `(tokens [..., C] int32, length [...] int32, terminated [...] bool, columns) -> [...] float32`, traced; nan where there is
-        nothing to say of a completion. The first axes of each column broadcast against those of `length`. Tokens at `length` and after
-        it do not count.
+      columns: `(row) -> {name: array}`, on the host: what the rule needs to know of a problem, of
+        equal shapes for all rows.
+      reward: `(tokens [..., C] int32, length [...] int32, terminated [...] bool, columns) -> [...]
+        float32`, traced; nan where there is nothing to say of a completion. The first axes of each
+        column broadcast against those of `length`. Tokens at `length` and after it do not count.
     """
 
     columns: Callable[[dict], dict[str, Any]]
@@ -69,9 +71,10 @@ class OnTokens:
     """A task's rule, where answers can be checked on tokens.
 
     Attributes:
-      reward: the reward function that says the same of texts, as a config names it: `{'name': ..., **knobs}`.
-      build: `(tokenizer, max_tokens) -> TokenRule` for completions of up to so many tokens; raises UserError where the rule cannot be
-        checked on the tokens of this tokenizer.
+      reward: the reward function that says the same of texts, as a config names it: `{'name': ...,
+        **knobs}`.
+      build: `(tokenizer, max_tokens) -> TokenRule` for completions of up to so many tokens; raises
+        UserError where the rule cannot be checked on the tokens of this tokenizer.
     """
 
     reward: Mapping[str, Any]
@@ -84,12 +87,12 @@ class Task:
 
     Attributes:
       name: how results are labelled, e.g. 'gsm8k/test'.
-      examples: a random-access source (`len`, `[i] -> dict`, `where(i)`, `fingerprint()`); rows hold `prompt` and
-        `solution`, and `completion` where the task has demonstrations.
-      verify: `(completion, row, terminated) -> dict`. `completion` is the text without the end-of-sequence token,
-        `terminated` says whether that token was produced. The dict holds `correct` (bool, the task's headline) and
-        `answer` (str, or None where there was none), and for tasks that read answers in two ways also `strict` and
-        `flexible` (bool).
+      examples: a random-access source (`len`, `[i] -> dict`, `where(i)`, `fingerprint()`); rows
+        hold `prompt` and `solution`, and `completion` where the task has demonstrations.
+      verify: `(completion, row, terminated) -> dict`. `completion` is the text without the
+        end-of-sequence token, `terminated` says whether that token was produced. The dict holds
+        `correct` (bool, the task's headline) and `answer` (str, or None where there was none), and
+        for tasks that read answers in two ways also `strict` and `flexible` (bool).
       on_tokens: the same rule on tokens, for stages with `on_device`; None where it needs the text.
     """
 

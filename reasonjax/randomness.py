@@ -1,6 +1,8 @@
-"""Counted randomness: a draw is a function of (seed, stage, step, stream) and of the example it is for, never of what was drawn before.
+"""Counted randomness: a draw is a function of (seed, stage, step, stream) and of the example it is
+for, never of what was drawn before.
 
-So a resumed run draws what it would have drawn, and neither batch layout nor host count changes anything.
+So a resumed run draws what it would have drawn, and neither batch layout nor host count changes
+anything.
 """
 
 import jax

@@ -1,4 +1,5 @@
-"""How a metric is combined over micro-batches, devices and steps: a mean keeps its total and its count, so splits cannot bias it."""
+"""How a metric is combined over micro-batches, devices and steps: a mean keeps its total and its
+count, so splits cannot bias it."""
 
 import flax.struct
 import jax
@@ -63,7 +64,10 @@ def mean(x: jax.Array, weights: jax.Array | None = None) -> Mean:
     """The mean of `x`, weighted by `weights` of the same shape where given."""
     if weights is None:
         return Mean(jnp.sum(x, dtype=jnp.float32), jnp.asarray(x.size, jnp.float32))
-    return Mean(jnp.sum(jnp.where(weights > 0, x * weights, 0), dtype=jnp.float32), jnp.sum(weights, dtype=jnp.float32))
+    return Mean(
+        jnp.sum(jnp.where(weights > 0, x * weights, 0), dtype=jnp.float32),
+        jnp.sum(weights, dtype=jnp.float32),
+    )
 
 
 def is_reduction(node: object) -> bool:
@@ -74,7 +78,10 @@ def check(metrics: dict) -> None:
     """Raises TypeError where a metric does not say how it is combined."""
     for name, metric in metrics.items():
         if not is_reduction(metric):
-            raise TypeError(f'metric "{name}" is a {type(metric).__name__}; return a reduce.Mean, Sum, Max or Min (reduce.mean makes one).')
+            raise TypeError(
+                f'metric "{name}" is a {type(metric).__name__}; return a reduce.Mean, Sum, Max or '
+                'Min (reduce.mean makes one).'
+            )
 
 
 def over(metrics: dict) -> dict:

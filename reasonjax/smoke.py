@@ -8,15 +8,28 @@ from reasonjax import config as configs
 
 MODEL = dict(vocab_size=0, dim=32, layers=1, heads=2, kv_heads=1, head_dim=16, mlp_dim=64)
 STAGE = dict(
-    steps=2, batch_size=4, num_prompts=4, num_generations=2, prompts_at_once=0, max_completion_length=8, log_every=1, eval_every=1,
-    checkpoint_every=1, reward_workers=1, log_completions_every=1, min_reward=0.0,
-)  # fmt: skip
+    steps=2,
+    batch_size=4,
+    num_prompts=4,
+    num_generations=2,
+    prompts_at_once=0,
+    max_completion_length=8,
+    log_every=1,
+    eval_every=1,
+    checkpoint_every=1,
+    reward_workers=1,
+    log_completions_every=1,
+    min_reward=0.0,
+)
 EVALUATION = dict(batch_size=4, max_completion_length=8, overlong='drop')
 DATA_LIMIT = 64
 
 
-def shrink(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
-    """Returns a small copy of a loaded config; a model that `init` names keeps its size. Overrides are applied last."""
+def shrink(
+    config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]] = ()
+) -> ml_collections.ConfigDict:
+    """Returns a small copy of a loaded config; a model that `init` names keeps its size. Overrides
+    are applied last."""
     c = config.copy_and_resolve_references().unlock()
     if not c.init:
         c.model.update({k: v for k, v in MODEL.items() if k in c.model})

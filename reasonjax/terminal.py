@@ -1,20 +1,26 @@
-"""Text of unknown origin, made safe to show: what a model wrote must not move the cursor, ring the bell or turn a line round."""
+"""Text of unknown origin, made safe to show: what a model wrote must not move the cursor, ring the
+bell or turn a line round."""
 
 import re
 import sys
 
-# Control characters of both sets (line feed and tab stay), marks that change the direction of text, line and paragraph separators,
-# invisible tag characters, and halves of characters, which no stream can encode.
-_UNSAFE = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\U000e0000-\U000e007f\ud800-\udfff]')
+# Control characters of both sets (line feed and tab stay), marks that change the direction of text,
+# line and paragraph separators, invisible tag characters, and halves of characters, which no stream
+# can encode.
+_UNSAFE = re.compile(
+    '[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\U000e0000-\U000e007f\ud800-\udfff]'
+)
 
 
 def printable(text: str) -> str:
-    r"""Returns a text with every unsafe character written as Python escapes it ('\x1b', '\u202e'); line feeds and tabs stay."""
+    r"""Returns a text with every unsafe character written as Python escapes it ('\x1b', '\u202e');
+    line feeds and tabs stay."""
     return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def printable_json(text: str) -> str:
-    r"""Returns JSON text of the same value, in which unsafe characters are JSON escapes ('\u001b')."""
+    r"""Returns JSON text of the same value, in which unsafe characters are JSON escapes
+    ('\u001b')."""
     return _UNSAFE.sub(lambda found: ''.join(f'\\u{unit:04x}' for unit in _utf16(found[0])), text)
 
 
@@ -24,7 +30,8 @@ def _utf16(character: str) -> list[int]:
 
 
 def open_streams() -> None:
-    """Makes standard output and error take every character, whatever the locale: what they cannot encode is escaped."""
+    """Makes standard output and error take every character, whatever the locale: what they cannot
+    encode is escaped."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')

@@ -11,15 +11,39 @@ The workdir then holds config.json, metrics.jsonl, tensorboard/, completions/, s
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from reasonjax.programs import Parser, add_process_options, add_trust_option, check_process_options, parse, run_program
+    from reasonjax.programs import (
+        Parser,
+        add_process_options,
+        add_trust_option,
+        check_process_options,
+        parse,
+        run_program,
+    )
 
-    parser = Parser('python -m reasonjax.train', description='Run the stages of a config.', epilog=EPILOG,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument('--config', required=True, metavar='FILE[:ARG]',
-                        help='a config file, such as configs/quickstart.py, or a name that comes with reasonjax: quickstart')  # fmt: skip
-    parser.add_argument('--workdir', help='where results go and a stopped run goes on from (default: runs/CONFIG)')
-    parser.add_argument('--smoke', action='store_true', help='one layer, two steps a stage: does it run at all?')
-    parser.add_argument('--skip_selfcheck', action='store_true', help='do not test the backend for wrong results first')
+    parser = Parser(
+        'python -m reasonjax.train',
+        description='Run the stages of a config.',
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        '--config',
+        required=True,
+        metavar='FILE[:ARG]',
+        help='a config file, such as configs/quickstart.py, or a name that comes with reasonjax: '
+        'quickstart',
+    )
+    parser.add_argument(
+        '--workdir', help='where results go and a stopped run goes on from (default: runs/CONFIG)'
+    )
+    parser.add_argument(
+        '--smoke', action='store_true', help='one layer, two steps a stage: does it run at all?'
+    )
+    parser.add_argument(
+        '--skip_selfcheck',
+        action='store_true',
+        help='do not test the backend for wrong results first',
+    )
     add_trust_option(parser)
     add_process_options(parser)
     options, overrides = parse(parser, sys.argv[1:] if arguments is None else arguments)

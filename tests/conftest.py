@@ -12,31 +12,36 @@ from collections.abc import Callable
 import jaxlib
 import pytest
 
-# The programs of these tests run for milliseconds: machine code that is made quickly is worth more than quick machine code. A user of the
-# package has XLA's defaults, as have tests run with `XLA_FLAGS= pytest`, and the self-check. A release of XLA ends the process for a flag
-# that it does not know, as does the compiler for TPUs, where it is installed.
+# The programs of these tests run for milliseconds: machine code that is made quickly is worth more
+# than quick machine code. A user of the package has XLA's defaults, as have tests run with
+# `XLA_FLAGS= pytest`, and the self-check. A release of XLA ends the process for a flag that it does
+# not know, as does the compiler for TPUs, where it is installed.
 QUICK_TO_COMPILE = {
-    '0.10': '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false',
+    '0.10': '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 '
+    '--xla_cpu_use_fusion_emitters=false',
     '0.12': '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1',
 }
 _release = '.'.join(jaxlib.__version__.split('.')[:2])
 if _release in QUICK_TO_COMPILE and importlib.util.find_spec('libtpu') is None:
     os.environ.setdefault('XLA_FLAGS', QUICK_TO_COMPILE[_release])
 
-# Tests run the same small programs over and over, in several processes: compile each once a session. Worker processes inherit it.
+# Tests run the same small programs over and over, in several processes: compile each once a
+# session. Worker processes inherit it.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     _cache = tempfile.mkdtemp(prefix='reasonjax-test-cache-')
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
     os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
-# XLA calls two tuning preferences of its own "machine features" that the host lacks, once for each program it reads back.
+# XLA calls two tuning preferences of its own "machine features" that the host lacks, once for each
+# program it reads back.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 def pytest_collection_finish() -> None:
-    """Keeps the garbage collector from the objects of imports and of collection, which stay, and lets it look less often at traces."""
+    """Keeps the garbage collector from the objects of imports and of collection, which stay, and
+    lets it look less often at traces."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
@@ -44,7 +49,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope='session')
 def data_dir() -> pathlib.Path:
-    """The folder of public data sets (`REASONJAX_DATA`, default ../shared/data beside the checkout); skips where there is none."""
+    """The folder of public data sets (`REASONJAX_DATA`, default ../shared/data beside the
+    checkout); skips where there is none."""
     folder = pathlib.Path(os.environ.get('REASONJAX_DATA', ROOT.parent / 'shared' / 'data'))
     if not folder.is_dir():
         pytest.skip(f'no data folder at {folder}; set REASONJAX_DATA')
@@ -61,7 +67,8 @@ def model_folder(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def load_config(monkeypatch, request) -> Callable:
-    """`load_config(location, overrides)`: a config of the project, given the data and the model that it takes from the environment."""
+    """`load_config(location, overrides)`: a config of the project, given the data and the model
+    that it takes from the environment."""
     from reasonjax import config as configs
     from reasonjax.training import load_config
 

@@ -11,18 +11,25 @@ HERE = pathlib.Path(__file__).parent
 
 
 def environment(number: int, *folders: pathlib.Path) -> dict[str, str]:
-    """This process's environment for one that has `number` CPU devices, with tests/, the root and `folders` on its path."""
+    """This process's environment for one that has `number` CPU devices, with tests/, the root and
+    `folders` on its path."""
     flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={number}'
     return os.environ | {
-        # A thread of XLA's pool waits in each collective. With one for each core, devices that start two independent collectives in a
-        # different order can use them all up, and wait for each other for ever.
+        # A thread of XLA's pool waits in each collective. With one for each core, devices that
+        # start two independent collectives in a different order can use them all up, and wait for
+        # each other for ever.
         'NPROC': '64',
-        'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(map(str, (*folders, HERE, HERE.parent))),
-    }  # fmt: skip
+        'XLA_FLAGS': flags,
+        'JAX_PLATFORMS': 'cpu',
+        'PYTHONPATH': os.pathsep.join(map(str, (*folders, HERE, HERE.parent))),
+    }
 
 
-def by_mesh(script: pathlib.Path, out: pathlib.Path, *arguments: object) -> dict[str, dict[str, np.ndarray]]:
-    """Runs a script that writes arrays named MESH/NAME to `out`, its first argument; returns mesh -> name -> array."""
+def by_mesh(
+    script: pathlib.Path, out: pathlib.Path, *arguments: object
+) -> dict[str, dict[str, np.ndarray]]:
+    """Runs a script that writes arrays named MESH/NAME to `out`, its first argument; returns mesh
+    -> name -> array."""
     on_eight(script, out, *arguments)
     found: dict[str, dict[str, np.ndarray]] = {}
     for key, value in np.load(out).items():

@@ -37,12 +37,17 @@ class Page(html.parser.HTMLParser):
 
 
 def addresses(text):
-    """What a page would fetch: elements that load something, and addresses other than the names of the SVG vocabularies."""
+    """What a page would fetch: elements that load something, and addresses other than the names of
+    the SVG vocabularies."""
     page = Page(text)
     found = {'script', 'link', 'img', 'iframe', 'object', 'base', 'image'} & set(page.tags)
     for tag, name, value in page.attributes:
         outside = name in ('href', 'xlink:href', 'src') and not value.startswith('#')
         if outside or value and '://' in value and name not in ('xmlns', 'xmlns:xlink'):
             found.add((tag, name, value))
-    found |= {address for address in re.findall(r'url\(["\']?([^)]*)', text) if not address.startswith('#')}
+    found |= {
+        address
+        for address in re.findall(r'url\(["\']?([^)]*)', text)
+        if not address.startswith('#')
+    }
     return found | ({'@import'} if '@import' in text else set())

@@ -26,7 +26,10 @@ def digits(prompts, completions, **kwargs):
 def small(location: str, **overrides):
     """A shrunk config; `train__steps=3` sets `train.steps`."""
     pairs = [(key.replace('__', '.'), str(value)) for key, value in overrides.items()]
-    return shrink(load_config.load(str(ROOT / location), pairs), [pair for pair in pairs if not pair[0].endswith('.name')])
+    return shrink(
+        load_config.load(str(ROOT / location), pairs),
+        [pair for pair in pairs if not pair[0].endswith('.name')],
+    )
 
 
 def quiet(location: str, **overrides):
@@ -45,7 +48,10 @@ def records(workdir: pathlib.Path, stage: str | None = None) -> list[dict]:
     """The records of a run (of one stage), without what a clock decides."""
     clocked = ('step_time', 'tokens_per_second')
     found = [r for r in metrics.read(workdir / 'metrics.jsonl') if stage in (None, r['stage'])]
-    return [{k: v for k, v in r.items() if k not in clocked and not k.startswith('time/')} for r in found]
+    return [
+        {k: v for k, v in r.items() if k not in clocked and not k.startswith('time/')}
+        for r in found
+    ]
 
 
 def steps(workdir: pathlib.Path, stage: str) -> list[dict]:
@@ -58,9 +64,20 @@ def left_behind(workdir: pathlib.Path) -> dict:
     summary = json.loads((workdir / 'summary.json').read_text())
     for stage in summary['stages']:
         stage.pop('seconds')
-    tables = {path.name: pq.read_table(path).to_pylist() for path in sorted((workdir / 'completions').glob('*'))}
-    data = {path.parent.name: path.read_text() for path in sorted(workdir.glob('stages/*/dataset.jsonl'))}
-    return {'metrics': records(workdir), 'summary': summary, 'completions': tables, 'datasets': data}
+    tables = {
+        path.name: pq.read_table(path).to_pylist()
+        for path in sorted((workdir / 'completions').glob('*'))
+    }
+    data = {
+        path.parent.name: path.read_text()
+        for path in sorted(workdir.glob('stages/*/dataset.jsonl'))
+    }
+    return {
+        'metrics': records(workdir),
+        'summary': summary,
+        'completions': tables,
+        'datasets': data,
+    }
 
 
 def checkpoints(workdir: pathlib.Path) -> dict:
@@ -75,22 +92,51 @@ def checkpoints(workdir: pathlib.Path) -> dict:
     return found
 
 
-SHAPING = ('objective', 'corruption', 'optimizer', 'learning_rate', 'accumulation', 'spike_zscore', 'spike_window')
+SHAPING = (
+    'objective',
+    'corruption',
+    'optimizer',
+    'learning_rate',
+    'accumulation',
+    'spike_zscore',
+    'spike_window',
+)
 compile_update = loop.compile_update
 _UPDATES: dict = {}
 
 
 def share_updates(patch: pytest.MonkeyPatch) -> None:
-    """Stages of the same settings share one compiled update: to trace it takes longer than the few steps of a test."""
+    """Stages of the same settings share one compiled update: to trace it takes longer than the few
+    steps of a test."""
 
     def shared(run, stage, source, optimizer, state, updates, place):
         if source.on_device is not None:  # it closes over the prompts of its run
             return compile_update(run, stage, source, optimizer, state, updates, place)
-        settings = json.dumps({name: stage[name] for name in SHAPING}, default=lambda group: group.to_dict(), sort_keys=True)
-        length = None if (stage.learning_rate.name, stage.corruption.name) == ('constant', 'none') else updates
+        settings = json.dumps(
+            {name: stage[name] for name in SHAPING},
+            default=lambda group: group.to_dict(),
+            sort_keys=True,
+        )
+        length = (
+            None
+            if (stage.learning_rate.name, stage.corruption.name) == ('constant', 'none')
+            else updates
+        )
         ids = (run.tokenizer.pad_id, run.tokenizer.mask_id, run.tokenizer.vocab_size)
-        form = (jax.tree.structure(state), *((x.shape, x.dtype, x.sharding) for x in jax.tree.leaves(state)))
-        key = (run.model, run.mesh, settings, length, ids, source.together, source.temperature, form)
+        form = (
+            jax.tree.structure(state),
+            *((x.shape, x.dtype, x.sharding) for x in jax.tree.leaves(state)),
+        )
+        key = (
+            run.model,
+            run.mesh,
+            settings,
+            length,
+            ids,
+            source.together,
+            source.temperature,
+            form,
+        )
         if key not in _UPDATES:
             _UPDATES[key] = compile_update(run, stage, source, optimizer, state, updates, place)
         return _UPDATES[key]
@@ -119,7 +165,8 @@ def _planted(real, call: int, after: bool):
 
 @contextlib.contextmanager
 def crash(owner, name: str, call: int = 1, *, after: bool = False):
-    """Within it, call number `call` of `owner.name` raises, before or after it has done its work; it has to be reached."""
+    """Within it, call number `call` of `owner.name` raises, before or after it has done its work;
+    it has to be reached."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
         patch.setattr(owner, name, _planted(getattr(owner, name), call, after))
         yield
@@ -130,5 +177,7 @@ def crash_in_update(call: int):
     """Within it, optimiser update number `call` of a stage raises."""
     compile_ = loop.compile_update
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(loop, 'compile_update', lambda *arguments: _planted(compile_(*arguments), call, False))
+        patch.setattr(
+            loop, 'compile_update', lambda *arguments: _planted(compile_(*arguments), call, False)
+        )
         yield

@@ -17,7 +17,12 @@ from reasonjax.training.run import trained
 
 ROOT = pathlib.Path(__file__).parent.parent
 EXAMPLES = ROOT / 'examples'
-SMALL = {'train.steps': 3, 'train.batch_size': 4, 'evaluation.task.size': 8, 'evaluation.samples': 2}
+SMALL = {
+    'train.steps': 3,
+    'train.batch_size': 4,
+    'evaluation.task.size': 8,
+    'evaluation.samples': 2,
+}
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -50,11 +55,26 @@ def test_importing_it_imports_no_jax():
 
 def test_overrides_are_those_of_the_command_line():
     config = reasonjax.load_config(
-        'grpo', {'grpo.steps': 7, 'grpo.advantage.scale_rewards': 'none', 'stages': ('grpo',), 'evaluation.enabled': False, 'seed': 3}
+        'grpo',
+        {
+            'grpo.steps': 7,
+            'grpo.advantage.scale_rewards': 'none',
+            'stages': ('grpo',),
+            'evaluation.enabled': False,
+            'seed': 3,
+        },
     )
-    assert (config.grpo.steps, config.grpo.advantage.scale_rewards, config.stages) == (7, 'none', ('grpo',))
+    assert (config.grpo.steps, config.grpo.advantage.scale_rewards, config.stages) == (
+        7,
+        'none',
+        ('grpo',),
+    )
     assert config.evaluation.enabled is False and config.seed == 3
-    for overrides, words in (({'grpo.step': 7}, 'Did you mean'), ({'grpo.steps': 'x'}, 'grpo.steps'), ({'grpo.steps': -1}, 'grpo.steps')):
+    for overrides, words in (
+        ({'grpo.step': 7}, 'Did you mean'),
+        ({'grpo.steps': 'x'}, 'grpo.steps'),
+        ({'grpo.steps': -1}, 'grpo.steps'),
+    ):
         with pytest.raises(reasonjax.UserError, match=words):
             reasonjax.load_config('grpo', overrides)
 
@@ -69,10 +89,20 @@ def test_the_model_is_that_of_the_run(workdir, model):
 def test_samples(model):
     prompts = ['12+34=', '5+6=', '12+34=']
     drawn = model.sample(prompts, samples=3, temperature=1.0, seed=4, batch_size=2, max_tokens=5)
-    assert [prompt for prompt, _ in drawn] == prompts and all(len(answers) == 3 for _, answers in drawn)
-    assert all(len(answer['ids']) == len(answer['logprobs']) <= 5 for _, answers in drawn for answer in answers)
-    assert drawn == model.sample(prompts, samples=3, temperature=1.0, seed=4, batch_size=2, max_tokens=5)
-    assert drawn != model.sample(prompts, samples=3, temperature=1.0, seed=5, batch_size=2, max_tokens=5)
+    assert [prompt for prompt, _ in drawn] == prompts and all(
+        len(answers) == 3 for _, answers in drawn
+    )
+    assert all(
+        len(answer['ids']) == len(answer['logprobs']) <= 5
+        for _, answers in drawn
+        for answer in answers
+    )
+    assert drawn == model.sample(
+        prompts, samples=3, temperature=1.0, seed=4, batch_size=2, max_tokens=5
+    )
+    assert drawn != model.sample(
+        prompts, samples=3, temperature=1.0, seed=5, batch_size=2, max_tokens=5
+    )
     greedy = model.sample(prompts)
     assert greedy[0] == greedy[2]
     for wrong, words in (([], 'there are none'), ('12+34=', 'give a list'), ([''], 'prompt 1')):
@@ -97,9 +127,13 @@ def test_scores_are_those_of_the_program(workdir, model, capsys):
 @pytest.mark.parametrize('path', sorted(EXAMPLES.glob('*.py')), ids=lambda path: path.stem)
 def test_examples(path, workdir, tmp_path, monkeypatch, capsys):
     assert len(path.read_text().splitlines()) <= 60
-    given = {'sample': [str(workdir), '1+2=', '--problems', '4']}.get(path.stem, ['--smoke', '--workdir', str(tmp_path / 'run')])
+    given = {'sample': [str(workdir), '1+2=', '--problems', '4']}.get(
+        path.stem, ['--smoke', '--workdir', str(tmp_path / 'run')]
+    )
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.setattr(sys, 'argv', [str(path), *given])
     runpy.run_path(str(path), run_name='__main__')
     printed = capsys.readouterr().out
-    assert {'sft': 'the file says', 'sample': 'at least one of 4 samples'}.get(path.stem, '% right') in printed
+    assert {'sft': 'the file says', 'sample': 'at least one of 4 samples'}.get(
+        path.stem, '% right'
+    ) in printed

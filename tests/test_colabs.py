@@ -1,4 +1,5 @@
-"""The notebooks run from the first cell to the last, at their tiny size, and compute what they say they compute."""
+"""The notebooks run from the first cell to the last, at their tiny size, and compute what they say
+they compute."""
 
 import json
 import pathlib
@@ -37,7 +38,8 @@ def text(cell: dict) -> str:
 
 @pytest.fixture
 def execute(tmp_path, monkeypatch):
-    """Runs a notebook's code in a folder of its own; returns its variables, with every figure as `figures`."""
+    """Runs a notebook's code in a folder of its own; returns its variables, with every figure as
+    `figures`."""
     monkeypatch.setenv('MPLBACKEND', 'Agg')
     monkeypatch.setenv('REASONJAX_TINY', '1')
     monkeypatch.chdir(tmp_path)
@@ -80,7 +82,9 @@ def test_form(name):
     assert notebook['nbformat'] == 4 and notebook['metadata']['kernelspec']['name'] == 'python3'
     cells = notebook['cells']
     assert cells[0]['cell_type'] == 'markdown' and re.match(r'# \w.*\n\n[\w`]', text(cells[0]))
-    assert re.search(r'^\*\*Time:\*\* about \d+ min on two CPU cores\.', text(cells[0]), re.MULTILINE)
+    assert re.search(
+        r'^\*\*Time:\*\* about \d+ min on two CPU cores\.', text(cells[0]), re.MULTILINE
+    )
     ids = [cell['id'] for cell in cells]
     assert ids == sorted(set(ids))
     for cell in code(notebook):
@@ -88,10 +92,16 @@ def test_form(name):
         compile(text(cell), name, 'exec')  # no magics
     # Installs where there is nothing, and only there.
     first = text(code(notebook)[0])
-    assert "if importlib.util.find_spec('reasonjax') is None:" in first and 'git' in first and 'pip' in first
+    assert (
+        "if importlib.util.find_spec('reasonjax') is None:" in first
+        and 'git' in first
+        and 'pip' in first
+    )
     [parameters] = [cell for cell in cells if 'parameters' in cell['metadata'].get('tags', ())]
     assert text(parameters).startswith('TINY = False')
-    assert json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + '\n' == (FOLDER / name).read_text(encoding='utf-8')
+    assert json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + '\n' == (
+        FOLDER / name
+    ).read_text(encoding='utf-8')
     assert f'colabs/{name}' in (FOLDER.parent / 'README.md').read_text(encoding='utf-8')
 
 
@@ -100,12 +110,19 @@ def test_quickstart(execute):
     assert list(found['accuracy']) == ['fresh', 'sft', 'grpo']
     for value, (low, high) in found['accuracy'].values():
         assert 0 <= low <= value <= high <= 1
-    assert len(found['series']('grpo', 'reward')[0]) == 4 and len(found['series']('sft', 'eval_accuracy')[0]) >= 3
+    assert (
+        len(found['series']('grpo', 'reward')[0]) == 4
+        and len(found['series']('sft', 'eval_accuracy')[0]) >= 3
+    )
     for answers in found['answers'].values():
         assert len(answers) == 4 * found['PROBLEMS']
-        assert all(1 <= length <= found['limit'] and isinstance(right, bool) for length, right in answers)
+        assert all(
+            1 <= length <= found['limit'] and isinstance(right, bool) for length, right in answers
+        )
     for own in found['own'].values():
-        assert list(own) == found['PROMPTS'] and all(np.isfinite(one['logprob']) and one['ids'] for one in own.values())
+        assert list(own) == found['PROMPTS'] and all(
+            np.isfinite(one['logprob']) and one['ids'] for one in own.values()
+        )
     assert len(found['figures']) == 2
 
 
@@ -118,36 +135,57 @@ def test_grpo_by_hand(execute):
     rewards = np.asarray(found['rewards_PxG'], np.float64)
     spread = rewards.std(1, ddof=1, keepdims=True)
     assert 0 < spread[p] and (advantage_PxG[p] > 0).any() and (advantage_PxG[p] < 0).any()
-    np.testing.assert_allclose(advantage_PxG, (rewards - rewards.mean(1, keepdims=True)) / (spread + 1e-4), atol=1e-5)
+    np.testing.assert_allclose(
+        advantage_PxG, (rewards - rewards.mean(1, keepdims=True)) / (spread + 1e-4), atol=1e-5
+    )
     real = found['real'][order]
     wanted = np.broadcast_to(advantage_PxG[p][order][:, None] / weights.sum(), (G, length))
-    for name in ('share', 'push'):  # at the start of a step both are the advantage over the tokens there are
+    # at the start of a step both are the advantage over the tokens there are
+    for name in ('share', 'push'):
         assert found[name].shape == (G, length)
         np.testing.assert_allclose(found[name][real], wanted[real], rtol=1e-3)
         assert np.isnan(found[name][~real]).all()
-    np.testing.assert_allclose(found['loss'], -(advantage_PxG.reshape(-1, 1) * weights).sum() / weights.sum(), atol=1e-5)
+    np.testing.assert_allclose(
+        found['loss'], -(advantage_PxG.reshape(-1, 1) * weights).sum() / weights.sum(), atol=1e-5
+    )
     for name in ('moved', 'share_later', 'push_later'):
         assert np.isfinite(found[name][real]).all()
     np.testing.assert_allclose(found['history'][0]['grad_norm'], found['grad_norm'], rtol=1e-4)
-    np.testing.assert_allclose(np.sqrt(sum(norm**2 for norm in found['norms'].values())), found['grad_norm'], rtol=1e-4)
+    np.testing.assert_allclose(
+        np.sqrt(sum(norm**2 for norm in found['norms'].values())), found['grad_norm'], rtol=1e-4
+    )
     assert found['change']['rewarded'] > 0 > found['change']['unrewarded']
     assert len(found['history']) == found['UPDATES'] == 2 and found['update']._cache_size() == 1
     assert len(found['figures']) == 6
 
 
 def test_write_a_method(execute, monkeypatch):
-    monkeypatch.setattr('reasonjax.reporting.report.write', lambda workdir: None)  # of seven runs, and tested in test_report
+    # of seven runs, and tested in test_report
+    monkeypatch.setattr('reasonjax.reporting.report.write', lambda workdir: None)
     found = execute('03_write_a_method.ipynb')
     params, batch = trained(found['workdir'] / 'base')[1], found['batch']
     number = sum(x.size for x in jax.tree.leaves(params))
-    assert list(found['compared'].values()) == [1 + batch['tokens'].size, 2 * batch['tokens'].size, number]
+    assert list(found['compared'].values()) == [
+        1 + batch['tokens'].size,
+        2 * batch['tokens'].size,
+        number,
+    ]
     # That test can fail: other values of the knobs are not the parent.
-    assert np.abs(found['loss_and_grad'](found['dft'], power=1.0)[1] - found['loss_and_grad'](nll)[1]).max() > 1e-6
+    assert (
+        np.abs(
+            found['loss_and_grad'](found['dft'], power=1.0)[1] - found['loss_and_grad'](nll)[1]
+        ).max()
+        > 1e-6
+    )
     # The functions of the notebook are what ran.
     workdir, seeds = found['workdir'], found['SEEDS']
-    of_dft = [r for r in metrics.read(workdir / 'dft_all_weights_0' / 'metrics.jsonl') if 'loss' in r]
+    of_dft = [
+        r for r in metrics.read(workdir / 'dft_all_weights_0' / 'metrics.jsonl') if 'loss' in r
+    ]
     assert len(of_dft) == found['STEPS'] and all(0 < r['factor'] < 1 for r in of_dft)
-    assert not any('factor' in r for r in metrics.read(workdir / 'nll_all_weights_0' / 'metrics.jsonl'))
+    assert not any(
+        'factor' in r for r in metrics.read(workdir / 'nll_all_weights_0' / 'metrics.jsonl')
+    )
     adapted = trained(workdir / 'nll_gains_only_0', trust=('notebook_methods',))[1]
     after = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(adapted)}
     for path, x in jax.tree_util.tree_leaves_with_path(params):
@@ -156,7 +194,10 @@ def test_write_a_method(execute, monkeypatch):
     assert all(np.any(x != 1) for name, x in after.items() if name.endswith(('/rows', '/columns')))
     assert [row['arm'] for row in found['table']] == list(found['ARMS'])
     for row in found['table']:
-        assert len(row['seeds']) == len(seeds) == 2 and row['interval'][0] <= row['mean'] <= row['interval'][1]
+        assert (
+            len(row['seeds']) == len(seeds) == 2
+            and row['interval'][0] <= row['mean'] <= row['interval'][1]
+        )
         assert found['correct'][row['arm']].shape == (2, found['PROBLEMS'])
         assert ('difference' in row) == (row['arm'] != found['parent'])
         if 'difference' in row:
@@ -167,15 +208,19 @@ def test_write_a_method(execute, monkeypatch):
 def test_compare_methods(execute, tmp_path, monkeypatch):
     cells = [
         arena_cells.cell(recipe, task, seed, skill, other=('addition',))
-        for task in ('chain', 'knights') for recipe, skill in (('sft', 0.4), ('grpo', 0.7)) for seed in range(3)
-    ]  # fmt: skip
+        for task in ('chain', 'knights')
+        for recipe, skill in (('sft', 0.4), ('grpo', 0.7))
+        for seed in range(3)
+    ]
     files = [results.write(tmp_path / 'run' / f'{i}.json', cell) for i, cell in enumerate(cells)]
     results.write_index(tmp_path / 'run', files)
     monkeypatch.setenv('REASONJAX_COMPARISON', str(tmp_path / 'run'))
     found = execute('04_compare_methods.ipynb')
     assert found['cells'] == cells
     rows = {(row.task, row.recipe): row for row in found['table'].rows}
-    assert len(rows) == 4 and all(rows[task, 'grpo'].differences['test/greedy'].mean > 0.1 for task in ('chain', 'knights'))
+    assert len(rows) == 4 and all(
+        rows[task, 'grpo'].differences['test/greedy'].mean > 0.1 for task in ('chain', 'knights')
+    )
     assert set(found['needed']) == {('chain', 'grpo'), ('knights', 'grpo')}
     assert all(five <= two for five, two in found['needed'].values())
     assert len(found['figures']) == len(found['drawn']) == 5

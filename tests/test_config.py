@@ -73,11 +73,28 @@ def refuses(load, *overrides, words, **options):
 def test_completion_shows_every_knob(load):
     config = load()
     assert config.objective.to_dict() == {
-        'name': 'own_functions.loss', 'strength': 0.1, 'kind': 'soft', 'limit': None, 'parts': (1, 2),
-    }  # fmt: skip
-    assert config.optimizer.b2 == 0.98 and config.optimizer.b1 == 0.9 and config.optimizer.clip_norm == float('inf')
-    assert config.learning_rate.to_dict() == {'name': 'cosine', 'peak': 1e-3, 'warmup_steps': 0, 'final_fraction': 0.0}
-    assert config.rewards.first.to_dict() == {'name': 'own_functions.reward', 'bonus': 0.1, 'weight': 1.0}
+        'name': 'own_functions.loss',
+        'strength': 0.1,
+        'kind': 'soft',
+        'limit': None,
+        'parts': (1, 2),
+    }
+    assert (
+        config.optimizer.b2 == 0.98
+        and config.optimizer.b1 == 0.9
+        and config.optimizer.clip_norm == float('inf')
+    )
+    assert config.learning_rate.to_dict() == {
+        'name': 'cosine',
+        'peak': 1e-3,
+        'warmup_steps': 0,
+        'final_fraction': 0.0,
+    }
+    assert config.rewards.first.to_dict() == {
+        'name': 'own_functions.reward',
+        'bonus': 0.1,
+        'weight': 1.0,
+    }
     assert config.rewards.second.weight == 2.0
     assert [t.keep for t in config.transforms] == [True, False]
     assert config.is_locked
@@ -131,25 +148,45 @@ def test_references_survive_within_a_tuple(load):
 def test_a_new_name_brings_its_knobs(load):
     config = load('learning_rate.name=constant', 'learning_rate.warmup_steps=5')
     assert config.learning_rate.to_dict() == {'name': 'constant', 'peak': 1e-3, 'warmup_steps': 5}
-    assert load('learning_rate.warmup_steps=5', 'learning_rate.name=constant').learning_rate.warmup_steps == 5
+    assert (
+        load(
+            'learning_rate.warmup_steps=5', 'learning_rate.name=constant'
+        ).learning_rate.warmup_steps
+        == 5
+    )
     config = load('objective.name=clipped_policy_gradient', 'objective.epsilon=0.3')
     assert config.objective.epsilon == 0.3 and 'kind' not in config.objective
     config = load('rewards.second.name=own_functions.reward', 'rewards.second.bonus=1')
-    assert config.rewards.second.to_dict() == {'name': 'own_functions.reward', 'bonus': 1.0, 'weight': 2.0}
+    assert config.rewards.second.to_dict() == {
+        'name': 'own_functions.reward',
+        'bonus': 1.0,
+        'weight': 2.0,
+    }
     assert load('transforms[0].name=own_functions.pair').transforms[0].keep is True
 
 
 def test_a_new_name_may_need_a_knob(load):
     config = load('objective.name=own_functions.needs', 'objective.must=7')
     assert config.objective.must == 7 and config.objective.strength == 0.1
-    refuses(load, 'objective.name=own_functions.needs', words=['config.objective.must', 'needs this knob'])
+    refuses(
+        load,
+        'objective.name=own_functions.needs',
+        words=['config.objective.must', 'needs this knob'],
+    )
 
 
 @pytest.mark.parametrize(
     'override, words',
     [
         ('stps=3', ['--config.stps', 'no key "stps"', 'Did you mean "steps"?', 'It has:', 'betas']),
-        ('train.data.pth=x', ['--config.train.data.pth', 'config.train.data has no key "pth"', 'Did you mean "path"?']),
+        (
+            'train.data.pth=x',
+            [
+                '--config.train.data.pth',
+                'config.train.data has no key "pth"',
+                'Did you mean "path"?',
+            ],
+        ),
         ('optimizer.b22=1', ['config.optimizer', 'Did you mean "b2"?', 'weight_decay']),
         ('steps=many', ['--config.steps=many', 'expected int (now 10)', 'got str']),
         ('steps=1.5', ['expected int', 'got float']),
@@ -164,11 +201,25 @@ def test_a_new_name_may_need_a_knob(load):
         ('train.data=3', ['--config.train.data', 'group of keys', 'path']),
         ('steps.more=3', ['--config.steps.more', 'config.steps is a value (10)']),
         ('transforms[0].kep=1', ['config.transforms[0] has no key "kep"', 'Did you mean "keep"?']),
-        ('objective.name=nl', ['config.objective.name', 'unknown objective "nl"', 'Did you mean "nll"?', 'clipped_policy']),
-        ('learning_rate.name=cosin', ['config.learning_rate.name', 'Did you mean "cosine"?', 'linear']),
+        (
+            'objective.name=nl',
+            [
+                'config.objective.name',
+                'unknown objective "nl"',
+                'Did you mean "nll"?',
+                'clipped_policy',
+            ],
+        ),
+        (
+            'learning_rate.name=cosin',
+            ['config.learning_rate.name', 'Did you mean "cosine"?', 'linear'],
+        ),
         ('objective.name=own_functions.los', ['config.objective.name', 'own_functions', '"los"']),
         ('objective.name=own_functions.constant', ['config.objective.name', '"constant"']),
-        ('objective.name=no_such_module.loss', ['config.objective.name', 'cannot import "no_such_module.loss"']),
+        (
+            'objective.name=no_such_module.loss',
+            ['config.objective.name', 'cannot import "no_such_module.loss"'],
+        ),
         ('objective.name=.loss', ['config.objective.name', '.loss']),
     ],
 )
@@ -179,18 +230,43 @@ def test_bad_overrides(load, override, words):
 @pytest.mark.parametrize(
     'extra, words',
     [
-        ("c.objective = dict(name='nlll')", ['config.objective.name', 'unknown objective "nlll"', 'Did you mean "nll"?']),
-        ("c.optimizer = dict(name='adamw', weight_decy=1)", ['config.optimizer.weight_decy', 'adamw has no such knob',
-                                                              'Did you mean "weight_decay"?', 'clip_norm']),
-        ("c.learning_rate = dict(name='constant')", ['config.learning_rate.peak', 'needs this knob']),
-        ("c.train.objective = dict(name='own_functions.needs')", ['config.train.objective.must', 'needs this knob']),
+        (
+            "c.objective = dict(name='nlll')",
+            ['config.objective.name', 'unknown objective "nlll"', 'Did you mean "nll"?'],
+        ),
+        (
+            "c.optimizer = dict(name='adamw', weight_decy=1)",
+            [
+                'config.optimizer.weight_decy',
+                'adamw has no such knob',
+                'Did you mean "weight_decay"?',
+                'clip_norm',
+            ],
+        ),
+        (
+            "c.learning_rate = dict(name='constant')",
+            ['config.learning_rate.peak', 'needs this knob'],
+        ),
+        (
+            "c.train.objective = dict(name='own_functions.needs')",
+            ['config.train.objective.must', 'needs this knob'],
+        ),
         ("c.objective = dict(nme='nll')", ['config.objective', '"name"']),
-        ("c.transforms = (dict(name='own_functions.pair', kep=1),)", ['config.transforms[0].kep', 'Did you mean "keep"?']),
-        ("c.transforms = ('own_functions.pair',)", ['config.transforms[0]', 'name', 'own_functions.pair']),
-        ("c.rewards.third = dict(name='own_functions.rewrd')", ['config.rewards.third.name', '"rewrd"']),
+        (
+            "c.transforms = (dict(name='own_functions.pair', kep=1),)",
+            ['config.transforms[0].kep', 'Did you mean "keep"?'],
+        ),
+        (
+            "c.transforms = ('own_functions.pair',)",
+            ['config.transforms[0]', 'name', 'own_functions.pair'],
+        ),
+        (
+            "c.rewards.third = dict(name='own_functions.rewrd')",
+            ['config.rewards.third.name', '"rewrd"'],
+        ),
         ("c.rewards.third = 'own_functions.reward'", ['config.rewards.third', 'name']),
     ],
-)  # fmt: skip
+)
 def test_bad_nodes(load, extra, words):
     refuses(load, extra=extra, words=words)
 
@@ -199,7 +275,10 @@ def test_files(load, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'configs').mkdir()
     (tmp_path / 'configs' / 'grpo.py').write_text('value = 1')
-    with pytest.raises(UserError, match=r'no file configs/gpro.py. Did you mean "configs/grpo.py"\? Configs here: configs/grpo.py'):
+    with pytest.raises(
+        UserError,
+        match=r'no file configs/gpro.py. Did you mean "configs/grpo.py"\? Configs here: configs/grpo.py',
+    ):
         configs.load('configs/gpro.py')
     with pytest.raises(UserError, match=r'configs/grpo.py: a config file defines get_config\(\)'):
         configs.load('configs/grpo.py')
@@ -210,24 +289,37 @@ def test_files(load, tmp_path, monkeypatch):
 
 
 def test_names(tmp_path, monkeypatch):
-    """A config is found by its name from anywhere; what the working directory has under that name goes first, recipes before configs."""
+    """A config is found by its name from anywhere; what the working directory has under that name
+    goes first, recipes before configs."""
     monkeypatch.chdir(tmp_path)
-    assert configs.load('grpo').to_json() == configs.load(str(config_files.shipped() / 'grpo.py')).to_json()
+    assert (
+        configs.load('grpo').to_json()
+        == configs.load(str(config_files.shipped() / 'grpo.py')).to_json()
+    )
     assert configs.load('quickstart:worked_only').stages == ('fresh', 'sft')
     assert config_files.by_name('masked_thought').parent.name == 'recipes'
-    assert {'grpo', 'hf', 'masked_thought'} <= set(config_files.names()) and config_files.by_name('') is None
+    assert {'grpo', 'hf', 'masked_thought'} <= set(config_files.names()) and config_files.by_name(
+        ''
+    ) is None
     for name in ('grp0', '../grpo', 'recipes/masked_thought', '.', '..'):
-        with pytest.raises(UserError, match='--config: no file .*Configs here: none. By name: .*grpo'):
+        with pytest.raises(
+            UserError, match='--config: no file .*Configs here: none. By name: .*grpo'
+        ):
             configs.load(name)
     with pytest.raises(UserError, match='no file configs/gpro.py. Did you mean "grpo"'):
         configs.load('configs/gpro.py')
     own = tmp_path / 'configs'
     (own / 'recipes').mkdir(parents=True)
-    (own / 'grpo.py').write_text('from configs import base\ndef get_config():\n    c = base.get_config()\n    c.seed = 7\n    return c\n')
+    (own / 'grpo.py').write_text(
+        'from configs import base\ndef get_config():\n    c = base.get_config()\n    c.seed = 7\n  '
+        '  return c\n'
+    )
     assert configs.load('grpo').seed == 7
     (own / 'recipes' / 'grpo.py').write_text((own / 'grpo.py').read_text().replace('7', '8'))
     assert configs.load('grpo').seed == 8 and config_files.names().count('grpo') == 1
-    assert [path for path in config_files.recipes() if path.stem == 'grpo'] == [pathlib.Path('configs/recipes/grpo.py')]
+    assert [path for path in config_files.recipes() if path.stem == 'grpo'] == [
+        pathlib.Path('configs/recipes/grpo.py')
+    ]
 
 
 @pytest.mark.parametrize('ending', ['c.lock()', 'return c.lock()'])
@@ -250,7 +342,8 @@ def test_configs_import_their_neighbours(tmp_path, monkeypatch):
     monkeypatch.chdir('/')
     root = pathlib.Path(configs.__file__).parent.parent
     (tmp_path / 'mine.py').write_text(
-        'from configs import base\n\ndef get_config():\n    c = base.get_config()\n    c.train.steps = 7\n    return c\n'
+        'from configs import base\n\ndef get_config():\n    c = base.get_config()\n    '
+        'c.train.steps = 7\n    return c\n'
     )
     assert configs.load(str(tmp_path / 'mine.py')).train.steps == 7
     assert configs.load(str(root / 'configs' / 'base.py')).train.steps > 7
@@ -259,13 +352,23 @@ def test_configs_import_their_neighbours(tmp_path, monkeypatch):
 def test_resolve_binds_knobs(load):
     config = load('objective.strength=4', 'objective.parts=(3,)')
     loss = configs.resolve(config.objective, 'objective')
-    assert loss.keywords == {'strength': 4.0, 'kind': 'soft', 'limit': None, 'parts': (3,)} and loss(None, None, None) == 4.0
+    assert (
+        loss.keywords == {'strength': 4.0, 'kind': 'soft', 'limit': None, 'parts': (3,)}
+        and loss(None, None, None) == 4.0
+    )
     reward = configs.resolve(config.rewards.second, 'rewards', 'rewards.second')
     assert reward.keywords == {'bonus': 0.1} and reward([], [], []) == [0.1]
     assert configs.resolve({'name': 'nll'}, 'objective').func.__name__ == 'nll'
-    with pytest.raises(UserError, match=r'config.stage.objective.strenth: own_functions.loss has no such knob. Did you mean "strength"\?'):
-        configs.resolve({'name': 'own_functions.loss', 'strenth': 1}, 'objective', 'stage.objective')
-    with pytest.raises(UserError, match='config.objective.must: own_functions.needs needs this knob'):
+    with pytest.raises(
+        UserError,
+        match=r'config.stage.objective.strenth: own_functions.loss has no such knob. Did you mean "strength"\?',
+    ):
+        configs.resolve(
+            {'name': 'own_functions.loss', 'strenth': 1}, 'objective', 'stage.objective'
+        )
+    with pytest.raises(
+        UserError, match='config.objective.must: own_functions.needs needs this knob'
+    ):
         configs.resolve({'name': 'own_functions.needs'}, 'objective')
 
 
@@ -286,7 +389,11 @@ def test_json_round_trip_and_differences(load):
     text = configs.to_json(config)
     back = configs.from_json(text)
     assert configs.to_json(back) == text and configs.differences(back, config) == []
-    assert back.betas == (0.9, 0.99) and back.optimizer.clip_norm == float('inf') and back.transforms[1]['keep'] is False
+    assert (
+        back.betas == (0.9, 0.99)
+        and back.optimizer.clip_norm == float('inf')
+        and back.transforms[1]['keep'] is False
+    )
     assert configs.complete(back).objective.to_dict() == config.objective.to_dict()
     assert json.loads(text)['double'] == 20
 
@@ -305,7 +412,19 @@ def test_json_round_trip_and_differences(load):
 
 def test_split_arguments():
     rest, overrides = configs.split_arguments(
-        ['--config', 'x.py', '--config.a.b', '3', '--workdir', 'w', '--config.c=', '--config.d=e=f', '--config.g', '-1', '--smoke']
+        [
+            '--config',
+            'x.py',
+            '--config.a.b',
+            '3',
+            '--workdir',
+            'w',
+            '--config.c=',
+            '--config.d=e=f',
+            '--config.g',
+            '-1',
+            '--smoke',
+        ]
     )
     assert rest == ['--config', 'x.py', '--workdir', 'w', '--smoke']
     assert overrides == [('a.b', '3'), ('c', ''), ('d', 'e=f'), ('g', '-1')]

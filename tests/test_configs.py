@@ -27,7 +27,8 @@ def _all() -> list[str]:
     return found
 
 
-# With evaluations, checkpoints on the way, worker processes and the page; the others share that code, and go without.
+# With evaluations, checkpoints on the way, worker processes and the page; the others share that
+# code, and go without.
 WHOLE = ('configs/quickstart.py', 'configs/hf.py:grpo')
 
 
@@ -40,7 +41,9 @@ def _train_only(config):
     with config.unlocked():
         config.evaluation.enabled = any(config[name].kind == 'evaluate' for name in config.stages)
         for name in set(config.stages):
-            config[name].update({key: 0 for key in ('checkpoint_every', 'reward_workers') if key in config[name]})
+            config[name].update(
+                {key: 0 for key in ('checkpoint_every', 'reward_workers') if key in config[name]}
+            )
     return config
 
 
@@ -48,7 +51,10 @@ def _train_only(config):
 def test_runs_two_steps(location, tmp_path, load_config):
     config = load_config(location)
     if location.startswith(LONG):
-        config = load_config(location, [(key, value) for key, value in SHORT.items() if key.split('.')[0] in config.stages])
+        config = load_config(
+            location,
+            [(key, value) for key, value in SHORT.items() if key.split('.')[0] in config.stages],
+        )
     config = shrink(config)
     if location not in WHOLE:
         config = _train_only(config)
@@ -80,7 +86,12 @@ def test_models_have_the_published_size():
     from reasonjax.model import config as model_config
     from reasonjax.model import spec
 
-    sizes = {'tiny': 18, 'qwen3_0_6b': 596_049_920, 'qwen3_1_7b': 1_720_574_976, 'qwen3_8b': 8_190_735_360}
+    sizes = {
+        'tiny': 18,
+        'qwen3_0_6b': 596_049_920,
+        'qwen3_1_7b': 1_720_574_976,
+        'qwen3_8b': 8_190_735_360,
+    }
     sizes |= {'qwen3_32b': 32_762_123_264, 'llama3_70b': 70_553_706_496}
     for name in sorted(p.stem for p in (ROOT / 'configs' / 'models').glob('*.py')):
         module = config_files.get_config(ROOT / 'configs' / 'models' / f'{name}.py', '')

@@ -19,7 +19,9 @@ def refusal(work, *arguments) -> str:
 
 def test_a_missing_file_names_the_nearest(tmp_path):
     (tmp_path / 'train.jsonl').touch()
-    assert refusal(files.read_bytes, tmp_path / 'trian.jsonl').endswith('trian.jsonl: no such file. Did you mean "train.jsonl"?')
+    assert refusal(files.read_bytes, tmp_path / 'trian.jsonl').endswith(
+        'trian.jsonl: no such file. Did you mean "train.jsonl"?'
+    )
     assert 'no such file' in refusal(files.read_bytes, tmp_path / 'no folder' / 'x')
 
 
@@ -53,7 +55,7 @@ def test_text_is_utf8_without_its_mark(tmp_path):
         (r'{"a": ["\ud800"]}', r'\ud800, a lone surrogate'),
         (r'{"\uDC00x": 1}', r'\udc00'),
     ],
-)  # fmt: skip
+)
 def test_json_that_no_program_can_use(text, expected):
     assert expected in refusal(files.parse_json, text, 'x')
 
@@ -79,7 +81,8 @@ def test_writing_replaces_in_one_piece(tmp_path):
 
 
 def test_writing_touches_nothing_elsewhere(tmp_path):
-    """In a folder that a stranger has made, the name that is used until all is written may be a link."""
+    """In a folder that a stranger has made, the name that is used until all is written may be a
+    link."""
     (tmp_path / 'mine').write_text('mine')
     (tmp_path / 'file.tmp').symlink_to('mine')
     files.write_text(tmp_path / 'file', 'new')
@@ -97,7 +100,8 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
 
 
 def test_only_what_belongs_to_a_folder_is_copied_from_it(tmp_path):
-    """Not what a link in it leads to: an export of a stranger's model would give away the user's own files."""
+    """Not what a link in it leads to: an export of a stranger's model would give away the user's
+    own files."""
     folder, secret, target = tmp_path / 'model', tmp_path / 'secret', tmp_path / 'copy'
     folder.mkdir()
     secret.write_text('mine')
@@ -108,10 +112,18 @@ def test_only_what_belongs_to_a_folder_is_copied_from_it(tmp_path):
     assert target.read_text() == 'theirs'
     for name in ('stolen', 'more/stolen'):
         (folder / name).symlink_to(secret)
-        assert f'is a link to {secret}, outside of the folder' in refusal(files.copy_own, folder, folder / name, tmp_path / 'gone')
-    assert 'more/stolen' in refusal(files.copy_own, folder, folder / 'more', tmp_path / 'gone') and not (tmp_path / 'gone').exists()
+        assert f'is a link to {secret}, outside of the folder' in refusal(
+            files.copy_own, folder, folder / name, tmp_path / 'gone'
+        )
+    assert (
+        'more/stolen' in refusal(files.copy_own, folder, folder / 'more', tmp_path / 'gone')
+        and not (tmp_path / 'gone').exists()
+    )
     # A snapshot in the Hub's cache.
-    snapshot, blobs = tmp_path / 'models--a--b' / 'snapshots' / '12ab', tmp_path / 'models--a--b' / 'blobs'
+    snapshot, blobs = (
+        tmp_path / 'models--a--b' / 'snapshots' / '12ab',
+        tmp_path / 'models--a--b' / 'blobs',
+    )
     snapshot.mkdir(parents=True)
     blobs.mkdir()
     (blobs / 'ff').write_text('blob')

@@ -11,11 +11,32 @@ NAMED = ('tasks', 'methods')
 # Around the core, which knows them by dotted names alone.
 AROUND = ('interop', 'planning', 'reporting', 'arena')
 FILES = {
-    'bounds', 'config', 'config_files', 'config_names', 'errors', 'files', 'protocols', 'randomness', 'reduce', 'selfcheck', 'terminal',
-}  # fmt: skip
+    'bounds',
+    'config',
+    'config_files',
+    'config_names',
+    'errors',
+    'files',
+    'protocols',
+    'randomness',
+    'reduce',
+    'selfcheck',
+    'terminal',
+}
 COMMAND_LINE = {'programs', 'smoke'}
-PROGRAMS = {'__init__', 'api', 'compare', 'convert', 'evaluate', 'inspect', 'plan', 'sample', 'train'}
-LINES = 18_000
+PROGRAMS = {
+    '__init__',
+    'api',
+    'compare',
+    'convert',
+    'evaluate',
+    'inspect',
+    'plan',
+    'sample',
+    'train',
+}
+LINES = 14_100
+FILE_LINES = 560
 
 
 def imports(path: pathlib.Path) -> set[str]:
@@ -25,9 +46,15 @@ def imports(path: pathlib.Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names |= {f'{node.module}.{alias.name}' for alias in node.names} if node.module == 'reasonjax' else {node.module}
+            names |= (
+                {f'{node.module}.{alias.name}' for alias in node.names}
+                if node.module == 'reasonjax'
+                else {node.module}
+            )
     parts = {name.split('.')[1] for name in names if name.startswith('reasonjax.')}
-    return {part for part in parts if (PACKAGE / part).is_dir() or (PACKAGE / f'{part}.py').is_file()}
+    return {
+        part for part in parts if (PACKAGE / part).is_dir() or (PACKAGE / f'{part}.py').is_file()
+    }
 
 
 def allowed(part: str) -> set[str]:
@@ -51,12 +78,43 @@ def part_of(path: pathlib.Path) -> str:
 
 def test_imports_point_one_way():
     files = sorted(PACKAGE.rglob('*.py'))
-    assert {part_of(path) for path in files} == {*FILES, *CORE, *NAMED, *AROUND, *COMMAND_LINE, *PROGRAMS}
-    wrong = [f'{path.relative_to(PACKAGE)} imports {one}' for path in files for one in imports(path) - allowed(part_of(path))]
+    assert {part_of(path) for path in files} == {
+        *FILES,
+        *CORE,
+        *NAMED,
+        *AROUND,
+        *COMMAND_LINE,
+        *PROGRAMS,
+    }
+    wrong = [
+        f'{path.relative_to(PACKAGE)} imports {one}'
+        for path in files
+        for one in imports(path) - allowed(part_of(path))
+    ]
     assert not wrong
 
 
+def count_code(path: pathlib.Path) -> int:
+    """Lines of a file without blank lines, comments and docstrings, which nobody should save on."""
+    text = path.read_text()
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    prose = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            prose |= {*range(node.body[0].lineno, node.body[0].end_lineno + 1)}
+    lines = enumerate(text.splitlines(), start=1)
+    return sum(
+        bool(line.strip()) and not line.lstrip().startswith('#') and number not in prose
+        for number, line in lines
+    )
+
+
 def test_the_core_stays_small():
+    apart = {*NAMED, *AROUND, *COMMAND_LINE, *PROGRAMS}
+    core = [path for path in PACKAGE.rglob('*.py') if part_of(path) not in apart]
+    assert sum(map(count_code, core)) <= LINES
+
+
+def test_files_stay_small():
     sizes = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob('*.py')}
-    assert sum(size for path, size in sizes.items() if part_of(path) not in (*NAMED, *AROUND)) <= LINES
-    assert not {str(path): size for path, size in sizes.items() if size > 400}
+    assert not {str(path): size for path, size in sizes.items() if size > FILE_LINES}

@@ -1,12 +1,14 @@
-"""A recipe whose method is switched off equals its parent: the same metrics and the same parameters, bit for bit.
+"""A recipe whose method is switched off equals its parent: the same metrics and the same
+parameters, bit for bit.
 
 A config file may state how, in overrides as the command line has them:
 
     NEUTRAL = dict(neutral={'sft.corruption.rate': '0.0'}, parent={'sft.corruption.name': 'none'})
 
-`neutral` switches the method off, `parent` makes the recipe its parent; with `parent_config='configs/sft.py'` the parent is that file, to
-which `parent` is then applied. A metric that only one of the two reports is left out; loss and gradient norm are always there. A method may
-have parameters that its parent has not; the parent's must be there.
+`neutral` switches the method off, `parent` makes the recipe its parent; with
+`parent_config='configs/sft.py'` the parent is that file, to which `parent` is then applied. A
+metric that only one of the two reports is left out; loss and gradient norm are always there. A
+method may have parameters that its parent has not; the parent's must be there.
 """
 
 import json
@@ -30,11 +32,19 @@ ROOT = pathlib.Path(__file__).parent.parent
 CLOCKED = ('step_time', 'tokens_per_second')
 ALWAYS = ('stage', 'step', 'loss', 'grad_norm')  # in every record of either, or in neither
 # What makes a run longer, and what needs rewards on tokens.
-QUIET = dict(checkpoint_every=0, eval_every=0, keep_best='', on_device=False, iterations_per_call=1, reward_workers=0)
+QUIET = dict(
+    checkpoint_every=0,
+    eval_every=0,
+    keep_best='',
+    on_device=False,
+    iterations_per_call=1,
+    reward_workers=0,
+)
 
 
 class Outcome(NamedTuple):
-    """What a run left behind: its records without clocks, the data its stages made, its answers, and the parameters it ended with."""
+    """What a run left behind: its records without clocks, the data its stages made, its answers,
+    and the parameters it ended with."""
 
     records: list[dict]
     datasets: dict[str, str]
@@ -45,7 +55,11 @@ class Outcome(NamedTuple):
 def _all() -> list[str]:
     """Every config file that states NEUTRAL."""
     files = sorted([*ROOT.glob('configs/*.py'), *ROOT.glob('configs/recipes/*.py')])
-    return [str(path.relative_to(ROOT)) for path in files if hasattr(config_files.execute(path), 'NEUTRAL')]
+    return [
+        str(path.relative_to(ROOT))
+        for path in files
+        if hasattr(config_files.execute(path), 'NEUTRAL')
+    ]
 
 
 def _stated(location: str) -> dict:
@@ -53,7 +67,9 @@ def _stated(location: str) -> dict:
 
 
 def _checked(stated: dict) -> dict:
-    assert set(stated) <= {'neutral', 'parent', 'parent_config'}, f'NEUTRAL has unknown fields: {sorted(stated)}'
+    assert set(stated) <= {'neutral', 'parent', 'parent_config'}, (
+        f'NEUTRAL has unknown fields: {sorted(stated)}'
+    )
     assert stated.get('neutral'), 'NEUTRAL: nothing switches the method off'
     assert 'parent' in stated or 'parent_config' in stated, 'NEUTRAL names no parent'
     same = 'parent_config' not in stated and stated['neutral'] == stated['parent']
@@ -61,7 +77,9 @@ def _checked(stated: dict) -> dict:
     return stated
 
 
-def _shrunk(load_config, location: str, overrides: dict[str, str], evaluating: bool) -> ml_collections.ConfigDict:
+def _shrunk(
+    load_config, location: str, overrides: dict[str, str], evaluating: bool
+) -> ml_collections.ConfigDict:
     """A config of two steps a stage, with rewards that differ. Overrides have the last word."""
     pairs = list(overrides.items())
     c = shrink(load_config(location, pairs)).copy_and_resolve_references().unlock()
@@ -82,21 +100,34 @@ def _outcome(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Outcom
     records = metrics.read(workdir / 'metrics.jsonl')
     for name in config.stages:
         if KINDS[config[name].kind].trains:
-            norms = [record['grad_norm'] for record in records if record['stage'] == name and 'grad_norm' in record]
-            assert any(norm > 0 for norm in norms), f'stage {name} learns nothing, so that nothing is compared'
+            norms = [
+                record['grad_norm']
+                for record in records
+                if record['stage'] == name and 'grad_norm' in record
+            ]
+            assert any(norm > 0 for norm in norms), (
+                f'stage {name} learns nothing, so that nothing is compared'
+            )
     assert records
     saved = any(KINDS[config[name].kind].saves for name in config.stages)
     params = trained(workdir)[1] if saved else {}
     return Outcome(
-        [{k: v for k, v in record.items() if k not in CLOCKED and not k.startswith('time/')} for record in records],
-        {path.parent.name: path.read_text() for path in sorted(workdir.glob('stages/*/dataset.jsonl'))},
+        [
+            {k: v for k, v in record.items() if k not in CLOCKED and not k.startswith('time/')}
+            for record in records
+        ],
+        {
+            path.parent.name: path.read_text()
+            for path in sorted(workdir.glob('stages/*/dataset.jsonl'))
+        },
         json.loads(json.dumps([stage.get('examples') for stage in summary['stages']])),
         {path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params)},
     )
 
 
 def _differences(ours: Outcome, parents: Outcome) -> list[str]:
-    """What the two have both but not equal, and what of the parent's parameters is missing in ours."""
+    """What the two have both but not equal, and what of the parent's parameters is missing in
+    ours."""
     found = []
     if len(ours.records) != len(parents.records):
         found.append(f'{len(ours.records)} records, the parent has {len(parents.records)}')
@@ -112,7 +143,10 @@ def _differences(ours: Outcome, parents: Outcome) -> list[str]:
     for name, theirs in parents.params.items():
         if name not in ours.params:
             found.append(f'parameter {name} is missing')
-        elif ours.params[name].dtype != theirs.dtype or ours.params[name].tobytes() != theirs.tobytes():
+        elif (
+            ours.params[name].dtype != theirs.dtype
+            or ours.params[name].tobytes() != theirs.tobytes()
+        ):
             found.append(f'parameter {name} differs')
     return found
 
@@ -138,7 +172,9 @@ def differences(load_config, outcomes, tmp_path):
         neutral, parent = stated['neutral'], stated.get('parent', {})
         evaluating = any(key.startswith('evaluation.') for key in (*neutral, *parent))
         ours = outcome(location, neutral, evaluating)
-        return _differences(ours, outcome(stated.get('parent_config', location), parent, evaluating))
+        return _differences(
+            ours, outcome(stated.get('parent_config', location), parent, evaluating)
+        )
 
     return compare
 
@@ -153,11 +189,17 @@ def test_a_method_that_is_on_is_seen(differences):
 
     def found(**neutral):
         overrides = {key.replace('__', '.'): value for key, value in neutral.items()} | online
-        return differences('configs/grpo.py', dict(neutral=overrides, parent_config='configs/grpo.py', parent=online))
+        return differences(
+            'configs/grpo.py',
+            dict(neutral=overrides, parent_config='configs/grpo.py', parent=online),
+        )
 
-    assert found(grpo__objective__epsilon_high='0.2') == []  # as low as epsilon, which is what None means
+    # as low as epsilon, which is what None means
+    assert found(grpo__objective__epsilon_high='0.2') == []
     seen = found(grpo__advantage__scale_rewards='none')
-    assert any('grad_norm is' in line for line in seen) and any(line.startswith('parameter') for line in seen)
+    assert any('grad_norm is' in line for line in seen) and any(
+        line.startswith('parameter') for line in seen
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,7 +223,9 @@ def test_what_a_parent_has_must_be_there():
     more = Outcome(own, {}, [], params | {'m': np.ones(1, np.float32)})
     assert _differences(more, parents) == []
     assert _differences(parents, more) == ['parameter m is missing']
-    assert _differences(more._replace(records=[own[0] | {'entropy': 2.0}]), parents) == ["sft step 1: entropy is 2.0, the parent's is 1.0"]
+    assert _differences(more._replace(records=[own[0] | {'entropy': 2.0}]), parents) == [
+        "sft step 1: entropy is 2.0, the parent's is 1.0"
+    ]
     lacking = more._replace(records=[{'stage': 'sft', 'step': 1}])
     assert _differences(lacking, parents) == ["sft step 1: loss is missing, the parent's is 0.5"]
     signed = parents._replace(params=params | {'w': -params['w']})

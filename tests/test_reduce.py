@@ -27,7 +27,13 @@ def test_parts_equal_the_whole(parts):
     split = jax.vmap(summaries)(X.reshape(parts, -1), WEIGHTS.reshape(parts, -1))
     got = jax.jit(lambda m: reduce.values(reduce.over(m)))(split)
     exact = X.astype(np.float64)
-    wanted = {'mean': exact.mean(), 'weighted': np.average(exact, weights=WEIGHTS), 'sum': exact.sum(), 'max': X.max(), 'min': X.min()}
+    wanted = {
+        'mean': exact.mean(),
+        'weighted': np.average(exact, weights=WEIGHTS),
+        'sum': exact.sum(),
+        'max': X.max(),
+        'min': X.min(),
+    }
     assert set(got) == set(wanted)
     for name, value in wanted.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)

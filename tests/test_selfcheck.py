@@ -19,8 +19,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 def plant(name, fault):
     """The standard programs, one of them followed by `fault` on its output."""
     assert name in {program.name for program in selfcheck.PROGRAMS}
-    return [program._replace(device=lambda *inputs, run=program.device: fault(run(*inputs)))
-            if program.name == name else program for program in selfcheck.PROGRAMS]
+    return [
+        program._replace(device=lambda *inputs, run=program.device: fault(run(*inputs)))
+        if program.name == name
+        else program
+        for program in selfcheck.PROGRAMS
+    ]
 
 
 def test_accepts_this_backend():
@@ -31,7 +35,9 @@ def test_accepts_the_backend_as_a_user_has_it():
     """The tests' own flags (conftest.py) compile in other ways."""
     environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
     code = 'from reasonjax import selfcheck; selfcheck.check()'
-    done = subprocess.run([sys.executable, '-c', code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, '-c', code], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -43,7 +49,9 @@ def test_refuses_one_wrong_output(name):
     assert f'{name} [' in message and '1 of ' in message
     assert jaxlib.__version__ in message and jax.default_backend() in message
     assert 'pip install' in message and '--skip_selfcheck' in message
-    assert not any(f'{other.name} [' in message for other in selfcheck.PROGRAMS if other.name != name)
+    assert not any(
+        f'{other.name} [' in message for other in selfcheck.PROGRAMS if other.name != name
+    )
 
 
 def test_refuses_the_known_fault():
@@ -52,7 +60,10 @@ def test_refuses_the_known_fault():
         flat = out.ravel()
         return jnp.where(jnp.arange(flat.size) < 32_768, flat, jnp.roll(flat, 7)).reshape(out.shape)
 
-    with pytest.raises(selfcheck.BackendError, match=r'scaled_sum .*of 36864 outputs wrong; the first, at \(8, \d+\)'):
+    with pytest.raises(
+        selfcheck.BackendError,
+        match=r'scaled_sum .*of 36864 outputs wrong; the first, at \(8, \d+\)',
+    ):
         selfcheck.check(plant('scaled_sum', stale))
 
 
@@ -67,6 +78,8 @@ def test_oracles_are_right_on_known_values():
     oracle = {program.name: program.oracle for program in selfcheck.PROGRAMS}
     x, y = np.array([[[1.0, 2.0]]]), np.array([[3.0, 4.0]])
     assert oracle['scaled_sum'](x, y).tolist() == oracle['scaled_dot'](x, y).tolist() == [[22.0]]
-    np.testing.assert_allclose(oracle['log_softmax'](np.log([[1.0, 3.0]])), np.log([[0.25, 0.75]]), rtol=1e-12)
+    np.testing.assert_allclose(
+        oracle['log_softmax'](np.log([[1.0, 3.0]])), np.log([[0.25, 0.75]]), rtol=1e-12
+    )
     np.testing.assert_allclose(oracle['rms_norm'](np.array([[3.0, 3.0]])), [[1, 1]], rtol=1e-6)
     assert oracle['argmax'](np.array([[0.0, 5.0, 5.0]])).tolist() == [1]

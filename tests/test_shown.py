@@ -1,4 +1,5 @@
-"""What a model or a stranger wrote, wherever it is shown: nothing of it reaches a terminal or a page as it is."""
+"""What a model or a stranger wrote, wherever it is shown: nothing of it reaches a terminal or a
+page as it is."""
 
 import argparse
 import datetime
@@ -45,8 +46,18 @@ def assert_written_out(text):
 
 def test_the_final_table_and_the_answers(capsys):
     stages = [{'name': f'[red]:smile:{UNSAFE}', 'accuracy': 0.5}]
-    example = {'prompt': EVIL, 'solution': EVIL, 'answers': {'sft': EVIL, EVIL: EVIL}, 'correct': {'sft': True, EVIL: False}}
-    messages = {'prompt': [{'role': 'user', 'content': EVIL}], 'solution': None, 'answers': {'sft': EVIL}, 'correct': {'sft': True}}
+    example = {
+        'prompt': EVIL,
+        'solution': EVIL,
+        'answers': {'sft': EVIL, EVIL: EVIL},
+        'correct': {'sft': True, EVIL: False},
+    }
+    messages = {
+        'prompt': [{'role': 'user', 'content': EVIL}],
+        'solution': None,
+        'answers': {'sft': EVIL},
+        'correct': {'sft': True},
+    }
     run.show({'stages': stages, 'examples': [example, messages]})
     printed = capsys.readouterr().out
     assert_written_out(printed)
@@ -66,7 +77,16 @@ def test_progress(capsys):
 
 def test_scores(capsys):
     settings = types.SimpleNamespace(task=types.SimpleNamespace(name=f'[red]:smile:{UNSAFE}'))
-    score_run.show({'problems': 3, 'accuracy': 0.5, 'mean_length': 1.0, 'clipped_ratio': 0.0, 'dropped_overlong': 0}, settings)
+    score_run.show(
+        {
+            'problems': 3,
+            'accuracy': 0.5,
+            'mean_length': 1.0,
+            'clipped_ratio': 0.0,
+            'dropped_overlong': 0,
+        },
+        settings,
+    )
     printed = capsys.readouterr().out
     assert_safe(printed)
     assert '[red]:smile:' in printed
@@ -76,10 +96,15 @@ def test_scores(capsys):
 def test_the_inspector(ids):
     alphabet = '_$M' + UNSAFE + '\r[]red:\n\t'
     tokenizer = tokenizers.characters(None, None, alphabet=alphabet)
-    row = {'tokens': tokens(tokenizer, UNSAFE + '\r[red]\n'), 'segments': tokens(tokenizer, '$' * 18) * 0 + 1}
+    row = {
+        'tokens': tokens(tokenizer, UNSAFE + '\r[red]\n'),
+        'segments': tokens(tokenizer, '$' * 18) * 0 + 1,
+    }
     for options in ({'no_color': True}, {'force_terminal': True, 'color_system': None}):
         stream = io.StringIO()
-        console = rich.console.Console(file=stream, highlight=False, soft_wrap=True, emoji=False, **options)
+        console = rich.console.Console(
+            file=stream, highlight=False, soft_wrap=True, emoji=False, **options
+        )
         inspect._show_row(console, row, 1, tokenizer, ids)
         printed = stream.getvalue()
         assert_safe(printed.replace('\x1b[0m', '').replace('\x1b[1m', ''))
@@ -99,13 +124,26 @@ def workdir(tmp_path):
     with metrics.Writer(folder, tensorboard=False) as writer:
         for step in (1, 2):
             writer.write(f'sft{UNSAFE}', step, {'loss': 1 / step, f'time/{EVIL}': 0.1})
-        rows = [{
-            'prompt': [{'role': 'user', 'content': EVIL}], 'completion': EVIL, EVIL: 1.5, 'number': 7, 'flag': True, 'nothing': None,
-            'list': ['<b>x</b>', UNSAFE], 'object': {'<i>': EVIL}, 'date': datetime.date(2026, 1, 2), 'huge': 10**400, 'advantage': 0.5,
-        }] * 3  # fmt: skip
+        rows = [
+            {
+                'prompt': [{'role': 'user', 'content': EVIL}],
+                'completion': EVIL,
+                EVIL: 1.5,
+                'number': 7,
+                'flag': True,
+                'nothing': None,
+                'list': ['<b>x</b>', UNSAFE],
+                'object': {'<i>': EVIL},
+                'date': datetime.date(2026, 1, 2),
+                'huge': 10**400,
+                'advantage': 0.5,
+            }
+        ] * 3
         writer.completions(f'sft{UNSAFE}', 2, rows)
     example = {'prompt': EVIL, 'solution': {'<i>': EVIL}, 'answers': {EVIL: EVIL, 'list': [EVIL]}}
-    stages = [{'name': EVIL, 'accuracy': 0.5, 'mean_length': '<b>', 'problems': None, 'seconds': 1.0}]
+    stages = [
+        {'name': EVIL, 'accuracy': 0.5, 'mean_length': '<b>', 'problems': None, 'seconds': 1.0}
+    ]
     (folder / 'summary.json').write_text(json.dumps({'stages': stages, 'examples': [example]}))
     (folder / 'config.json').write_text(json.dumps({EVIL: EVIL, 'list': [{'<i>': 1}], 'n': None}))
     return folder
@@ -115,7 +153,12 @@ def test_the_report(workdir):
     text = report.write(workdir).read_text(encoding='utf-8')
     assert_written_out(text)
     page = Page(text)
-    assert not {'script', 'b><', 'i'} & set(page.tags) and '<script' not in text and '<i>' not in text and '<b>x' not in text
+    assert (
+        not {'script', 'b><', 'i'} & set(page.tags)
+        and '<script' not in text
+        and '<i>' not in text
+        and '<b>x' not in text
+    )
     for shown in (EVIL[:8], '"<i>"', '<b>x</b>', '2026-01-02', 'step 2'):
         assert shown in page.words, shown
 
@@ -123,14 +166,22 @@ def test_the_report(workdir):
 def test_tables_of_other_types_and_files_that_cannot_be_read(workdir):
     folder = workdir / 'completions'
     odd = {
-        'stage': [['<b>'], None], 'step': ['<script>', 'x'], 'completion': [b'<b>\x1b', None], '<td>': [{'<i>': '<b>'}, None],
+        'stage': [['<b>'], None],
+        'step': ['<script>', 'x'],
+        'completion': [b'<b>\x1b', None],
+        '<td>': [{'<i>': '<b>'}, None],
         'f': [float('nan'), 1],
-    }  # fmt: skip
+    }
     pq.write_table(pa.table(odd), folder / 'completions_00003.parquet')
-    pq.write_table(pa.table({'stage': pa.array([], pa.string()), 'step': pa.array([], pa.int64())}), folder / 'completions_00001.parquet')
+    pq.write_table(
+        pa.table({'stage': pa.array([], pa.string()), 'step': pa.array([], pa.int64())}),
+        folder / 'completions_00001.parquet',
+    )
     text = report.write(workdir).read_text(encoding='utf-8')
     assert_written_out(text)
-    assert Page(text).tags.count('td') and not any(tag in text for tag in ('<script', '<i>', '<td><b>\\x1b', "['<b>']"))
+    assert Page(text).tags.count('td') and not any(
+        tag in text for tag in ('<script', '<i>', '<td><b>\\x1b', "['<b>']")
+    )
     (folder / 'completions_00004.parquet').write_bytes(b'PAR1<script>')
     page = Page(report.write(workdir).read_text(encoding='utf-8'))
     assert 'completions_00004.parquet cannot be read' in page.words and 'script' not in page.tags
@@ -142,26 +193,60 @@ def test_any_page(tmp_path):
         figure = matplotlib.figure.Figure()
         figure.add_subplot().set_xlabel(f'<b>{UNSAFE}')
         drawn = pages.figure(EVIL, figure)
-    text = pages.write(tmp_path / 'x.html', EVIL, [pages.section(EVIL, drawn), UNSAFE + '\ud800']).read_text(encoding='utf-8')
+    text = pages.write(
+        tmp_path / 'x.html', EVIL, [pages.section(EVIL, drawn), UNSAFE + '\ud800']
+    ).read_text(encoding='utf-8')
     assert_written_out(text)
     assert r'\ud800' in text and 'script' not in Page(text).tags
 
 
 def test_the_arenas_page(tmp_path):
-    cells = [*arena_cells.arena(recipes=('sft', 'grpo'), seeds=2, points=3), arena_cells.failed('dpo', 'addition', 0, EVIL)]
-    page, *_ = arena_page.write(tmp_path, cells, 'sft', {EVIL: EVIL, 'list': [EVIL], 'object': {EVIL: [EVIL]}, 'number': 1.5})
+    cells = [
+        *arena_cells.arena(recipes=('sft', 'grpo'), seeds=2, points=3),
+        arena_cells.failed('dpo', 'addition', 0, EVIL),
+    ]
+    page, *_ = arena_page.write(
+        tmp_path,
+        cells,
+        'sft',
+        {EVIL: EVIL, 'list': [EVIL], 'object': {EVIL: [EVIL]}, 'number': 1.5},
+    )
     text = page.read_text(encoding='utf-8')
     assert_written_out(text)
     assert 'script' not in Page(text).tags
 
 
 def test_the_arenas_table_on_a_terminal(tmp_path, monkeypatch, capsys):
-    cells = [arena_cells.cell('sft', 'addition', 0, 0.5), arena_cells.failed('grpo', 'addition', 0, EVIL)]
+    cells = [
+        arena_cells.cell('sft', 'addition', 0, 0.5),
+        arena_cells.failed('grpo', 'addition', 0, EVIL),
+    ]
     monkeypatch.setattr(compare, 'results_of', lambda *arguments, **options: cells)
-    monkeypatch.setattr(compare.page, 'write', lambda workdir, cells, baseline, *_, **__: [
-        (workdir / 'table.md').write_text(formats.markdown(table.build(cells, baseline)), encoding='utf-8'), workdir])  # fmt: skip
-    options = dict(recipes='sft,grpo', tasks='addition', baseline='sft', seeds=1, budget='', override=[], workers=1, problems=0, init='',
-                   docs='', measure='test/greedy', workdir=tmp_path, trust=())  # fmt: skip
+    monkeypatch.setattr(
+        compare.page,
+        'write',
+        lambda workdir, cells, baseline, *_, **__: [
+            (workdir / 'table.md').write_text(
+                formats.markdown(table.build(cells, baseline)), encoding='utf-8'
+            ),
+            workdir,
+        ],
+    )
+    options = dict(
+        recipes='sft,grpo',
+        tasks='addition',
+        baseline='sft',
+        seeds=1,
+        budget='',
+        override=[],
+        workers=1,
+        problems=0,
+        init='',
+        docs='',
+        measure='test/greedy',
+        workdir=tmp_path,
+        trust=(),
+    )
     compare.run(argparse.Namespace(**options))
     printed = capsys.readouterr().out
     assert_safe(printed)
@@ -184,27 +269,55 @@ def test_the_arenas_table_on_a_terminal(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_columns(tmp_path, values, read):
-    path = completion_files.write(tmp_path / 'completions', 'grpo', 3, [{'prompt': 'p', 'completion': 'c', 'x': value} for value in values])
+    path = completion_files.write(
+        tmp_path / 'completions',
+        'grpo',
+        3,
+        [{'prompt': 'p', 'completion': 'c', 'x': value} for value in values],
+    )
     assert pq.read_table(path)['x'].to_pylist() == read
 
 
 def test_a_column_of_other_types_in_another_stage(tmp_path):
     """One stage has a number where the other has text: both are kept, and nothing stops."""
     for stage, value in (('a', 1.5), ('b', 'good'), ('c', True), ('b', 'better')):
-        path = completion_files.write(tmp_path / 'completions', stage, 3, [{'prompt': 'p', 'completion': stage, 'reward': value}])
+        path = completion_files.write(
+            tmp_path / 'completions',
+            stage,
+            3,
+            [{'prompt': 'p', 'completion': stage, 'reward': value}],
+        )
     rows = pq.read_table(path).to_pylist()
-    assert {(row['stage'], row['reward']) for row in rows} == {('a', '1.5'), ('b', 'better'), ('c', 'true')}
+    assert {(row['stage'], row['reward']) for row in rows} == {
+        ('a', '1.5'),
+        ('b', 'better'),
+        ('c', 'true'),
+    }
     path.write_bytes(b'no')
-    with pytest.raises(UserError, match='completions_00003.parquet: not a readable Parquet file .*remove it'):
+    with pytest.raises(
+        UserError, match='completions_00003.parquet: not a readable Parquet file .*remove it'
+    ):
         completion_files.write(tmp_path / 'completions', 'a', 3, [{'prompt': 'p'}])
 
 
 @pytest.mark.parametrize(
-    'line', ['{"stage": "a"', '[' * 100_000, '{"stage": "a", "step": ' + '9' * 5000 + '}', '[1]', '{"step": 1}', b'\xff']
+    'line',
+    [
+        '{"stage": "a"',
+        '[' * 100_000,
+        '{"stage": "a", "step": ' + '9' * 5000 + '}',
+        '[1]',
+        '{"step": 1}',
+        b'\xff',
+    ],
 )
 def test_records_that_are_none(tmp_path, line):
     good = b'{"stage": "a", "step": 1}\n'
-    (tmp_path / 'metrics.jsonl').write_bytes(good + (line if isinstance(line, bytes) else line.encode()) + b'\n' + good)
+    (tmp_path / 'metrics.jsonl').write_bytes(
+        good + (line if isinstance(line, bytes) else line.encode()) + b'\n' + good
+    )
     with pytest.raises(UserError) as caught:
         metrics.read(tmp_path / 'metrics.jsonl')
-    assert str(caught.value).startswith(f'{tmp_path}/metrics.jsonl:2: is damaged') and '\n' not in str(caught.value)
+    assert str(caught.value).startswith(
+        f'{tmp_path}/metrics.jsonl:2: is damaged'
+    ) and '\n' not in str(caught.value)

@@ -39,6 +39,13 @@ def test_json_stays_the_same_value(text):
 
 
 def test_a_stream_that_cannot_encode_gets_escapes():
-    program = r"from reasonjax.terminal import open_streams; open_streams(); print('\u00e9\u65e5 ok')"
-    done = subprocess.run([sys.executable, '-c', program], env={'PYTHONIOENCODING': 'ascii'}, capture_output=True, check=True)
+    program = (
+        r"from reasonjax.terminal import open_streams; open_streams(); print('\u00e9\u65e5 ok')"
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', program],
+        env={'PYTHONIOENCODING': 'ascii'},
+        capture_output=True,
+        check=True,
+    )
     assert done.stdout == b'\\xe9\\u65e5 ok\n'

@@ -17,15 +17,33 @@ from reasonjax.model.score import score
 PAD = 0
 
 TINY = ModelConfig(
-    vocab_size=13, dim=16, layers=2, heads=4, kv_heads=2, head_dim=6, mlp_dim=24, qk_norm='head', qkv_bias=True,
-    embed_std=0.5, pad_id=PAD,
-)  # fmt: skip
+    vocab_size=13,
+    dim=16,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=6,
+    mlp_dim=24,
+    qk_norm='head',
+    qkv_bias=True,
+    embed_std=0.5,
+    pad_id=PAD,
+)
 
 # The model of configs/quickstart.py.
 QUICKSTART = ModelConfig(
-    vocab_size=18, dim=96, layers=3, heads=4, kv_heads=4, head_dim=24, mlp_dim=384, activation='gelu', gated=False,
-    embed_std=0.5, pad_id=PAD,
-)  # fmt: skip
+    vocab_size=18,
+    dim=96,
+    layers=3,
+    heads=4,
+    kv_heads=4,
+    head_dim=24,
+    mlp_dim=384,
+    activation='gelu',
+    gated=False,
+    embed_std=0.5,
+    pad_id=PAD,
+)
 
 
 def changed(config: ModelConfig = TINY, **fields) -> ModelConfig:
@@ -34,7 +52,8 @@ def changed(config: ModelConfig = TINY, **fields) -> ModelConfig:
 
 @functools.cache
 def params(config: ModelConfig = TINY, seed: int = 0) -> dict:
-    """Parameters of the right scale, with noise on norms and biases too, whose constants would hide mistakes.
+    """Parameters of the right scale, with noise on norms and biases too, whose constants would hide
+    mistakes.
 
     Drawn in NumPy: compiling the real initialiser takes seconds.
     """
@@ -42,13 +61,18 @@ def params(config: ModelConfig = TINY, seed: int = 0) -> dict:
 
     def draw(node):
         std = 0.2 if node.std is None else node.std
-        return jnp.asarray(node.constant + std * rng.standard_normal(node.shape), config.param_dtype)
+        return jnp.asarray(
+            node.constant + std * rng.standard_normal(node.shape), config.param_dtype
+        )
 
     return jax.tree.map(draw, spec.specs(config), is_leaf=spec.is_spec)
 
 
-def batch(*documents: list[list[int]], rows: int = 4, length: int = 11, weights: np.ndarray | None = None) -> dict:
-    """A right-padded batch; a row is a list of documents, a document a list of ids. Rows without any are padding."""
+def batch(
+    *documents: list[list[int]], rows: int = 4, length: int = 11, weights: np.ndarray | None = None
+) -> dict:
+    """A right-padded batch; a row is a list of documents, a document a list of ids. Rows without
+    any are padding."""
     shape = (rows, length)
     out = {name: np.zeros(shape, np.int32) for name in ('tokens', 'positions', 'segments')}
     out['tokens'] += PAD
@@ -67,7 +91,9 @@ def batch(*documents: list[list[int]], rows: int = 4, length: int = 11, weights:
     return out
 
 
-def random_batch(rows: int = 4, length: int = 11, seed: int = 0, config: ModelConfig = TINY) -> dict:
+def random_batch(
+    rows: int = 4, length: int = 11, seed: int = 0, config: ModelConfig = TINY
+) -> dict:
     """Rows of one to three documents, some padding, and uneven weights."""
     rng = np.random.default_rng(seed)
     made = []
@@ -91,7 +117,9 @@ def all_logits(config: ModelConfig):
     def run(params, batch):
         attention = causal(config, batch['segments'], batch.get('attend'))
         inputs = batch.get('inputs', batch['tokens'])
-        return logits(params, config, forward(params, config, inputs, batch['positions'], attention).hidden)
+        return logits(
+            params, config, forward(params, config, inputs, batch['positions'], attention).hidden
+        )
 
     return jax.jit(run)
 
@@ -129,5 +157,6 @@ def assert_trees_equal(a, b) -> None:
 
 
 def uneven(prompts: list[str], completions: list[str], **kwargs) -> list[float]:
-    """Rewards that differ among what an untrained model says, so that group advantages are not zero."""
+    """Rewards that differ among what an untrained model says, so that group advantages are not
+    zero."""
     return [sum(map(str.isdigit, text)) + 0.1 * len(text) for text in completions]

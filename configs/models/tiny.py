@@ -13,7 +13,8 @@ def get_config() -> ml_collections.ConfigDict:
             kv_heads=4,
             head_dim=24,
             mlp_dim=384,
-            activation='gelu_tanh',  # silu | gelu | gelu_tanh; the exact gelu takes twice as long on CPU
+            # silu | gelu | gelu_tanh; the exact gelu takes twice as long on CPU
+            activation='gelu_tanh',
             gated=False,  # True: SwiGLU with silu
             qk_norm='none',  # 'head': Qwen3
             qkv_bias=False,  # True: Qwen2
@@ -24,7 +25,9 @@ def get_config() -> ml_collections.ConfigDict:
             param_dtype='float32',
             compute_dtype='float32',
             scan=False,  # lax.scan over layers
-            remat='none',  # what the backward pass recomputes: none | dots | full | save:NAME,... | offload:NAME,...
+            # what the backward pass recomputes: none | dots | full | save:NAME,... |
+            # offload:NAME,...
+            remat='none',
             attention_kernel='xla',  # xla: anywhere | cudnn, flash: GPUs | splash: TPUs
             attention_chunk=0,  # queries per chunk of the attention; 0: all at once
             logprob_chunk=0,  # positions per chunk of the vocabulary projection; 0: all at once

@@ -1,7 +1,9 @@
-"""python -m reasonjax.arena.atlas: writes docs/ATLAS.md, a row for each published system: can it be run here, and what came of its claim?
+"""python -m reasonjax.arena.atlas: writes docs/ATLAS.md, a row for each published system: can it be
+run here, and what came of its claim?
 
-The systems are in docs/atlas.csv. What a row says of one is read from its recipe configs/recipes/ID.py (is it there, does it state NEUTRAL,
-which NOTES) and from docs/claims/ID.json, the verdict that `python -m reasonjax.compare --claims` writes.
+The systems are in docs/atlas.csv. What a row says of one is read from its recipe
+configs/recipes/ID.py (is it there, does it state NEUTRAL, which NOTES) and from
+docs/claims/ID.json, the verdict that `python -m reasonjax.compare --claims` writes.
 """
 
 import argparse
@@ -70,17 +72,27 @@ def cards(root: pathlib.Path = ROOT) -> list[Card]:
     """The systems of docs/atlas.csv, in its order.
 
     Raises:
-      UserError: no such file, a row that lacks a field or has one that cannot be, or a number or an id that is there twice.
+      UserError: no such file, a row that lacks a field or has one that cannot be, or a number or an
+        id that is there twice.
     """
     if not (root / DATA).is_file():
-        raise UserError(f'{root / DATA}: no such file; the atlas is written in a checkout of the repository.')
+        raise UserError(
+            f'{root / DATA}: no such file; the atlas is written in a checkout of the repository.'
+        )
     with (root / DATA).open(encoding='utf-8', newline='') as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != FIELDS:
-            raise UserError(f'{DATA}: expected the columns {", ".join(FIELDS)}; found {", ".join(reader.fieldnames or ())}.')
+            raise UserError(
+                f'{DATA}: expected the columns {", ".join(FIELDS)}; found '
+                f'{", ".join(reader.fieldnames or ())}.'
+            )
         found = [_card(row, f'{DATA}, line {reader.line_num}') for row in reader]
     for name in ('number', 'id'):
-        twice = [value for value, times in Counter(getattr(card, name) for card in found).items() if times > 1]
+        twice = [
+            value
+            for value, times in Counter(getattr(card, name) for card in found).items()
+            if times > 1
+        ]
         if twice:
             raise UserError(f'{DATA}: {name} {twice[0]} is there more than once.')
     return found
@@ -92,7 +104,10 @@ def _card(row: dict[str, Any], where: str) -> Card:
     if not row['number'].isdecimal():
         raise UserError(f'{where}: number is "{row["number"]}", expected an integer.')
     if row['scope'] not in SCOPES:
-        raise UserError(f'{where}: unknown scope "{row["scope"]}".{nearest(row["scope"], SCOPES)} Known: {listing(SCOPES)}.')
+        raise UserError(
+            f'{where}: unknown scope "{row["scope"]}".{nearest(row["scope"], SCOPES)} Known: '
+            f'{listing(SCOPES)}.'
+        )
     return Card(**row | {'number': int(row['number'])})
 
 
@@ -103,15 +118,18 @@ def rows(root: pathlib.Path = ROOT) -> list[Row]:
       root: a checkout.
 
     Raises:
-      UserError: as `cards`; a recipe of a system that is no card; a verdict or NOTES that cannot be.
+      UserError: as `cards`; a recipe of a system that is no card; a verdict or NOTES that cannot
+        be.
     """
     found = cards(root)
     ids = [card.id for card in found]
     for file in sorted((root / RECIPES).glob('*.py')):
         if file.stem not in ids:
             raise UserError(
-                f'{file.relative_to(root)}: {DATA} has no system "{file.stem}".{nearest(file.stem, ids)} '
-                f'{RECIPES} is for those that it has; the recipe of another goes beside the starting points: configs/{file.stem}.py.'
+                f'{file.relative_to(root)}: {DATA} has no system '
+                f'"{file.stem}".{nearest(file.stem, ids)} '
+                f'{RECIPES} is for those that it has; the recipe of another goes beside the '
+                f'starting points: configs/{file.stem}.py.'
             )
     return [_row(root, card) for card in found]
 
@@ -121,8 +139,16 @@ def _row(root: pathlib.Path, card: Card) -> Row:
     recipe = config_files.execute(file) if file.is_file() else None
     notes = getattr(recipe, 'NOTES', '')
     if not isinstance(notes, str):
-        raise UserError(f'{file.relative_to(root)}: NOTES is a {type(notes).__name__}, expected text.')
-    return Row(card, recipe is not None, hasattr(recipe, 'NEUTRAL'), _verdict(root, card.id), ' '.join(notes.split()))
+        raise UserError(
+            f'{file.relative_to(root)}: NOTES is a {type(notes).__name__}, expected text.'
+        )
+    return Row(
+        card,
+        recipe is not None,
+        hasattr(recipe, 'NEUTRAL'),
+        _verdict(root, card.id),
+        ' '.join(notes.split()),
+    )
 
 
 def _verdict(root: pathlib.Path, name: str) -> str:
@@ -132,35 +158,55 @@ def _verdict(root: pathlib.Path, name: str) -> str:
     verdict = str(json_object(file).get('verdict'))
     if verdict not in VERDICTS:
         hint = nearest(verdict, VERDICTS)
-        raise UserError(f'{file.relative_to(root)}: unknown verdict "{verdict}".{hint} Known: {listing(VERDICTS)}.')
+        raise UserError(
+            f'{file.relative_to(root)}: unknown verdict "{verdict}".{hint} Known: '
+            f'{listing(VERDICTS)}.'
+        )
     return verdict
 
 
 def text(found: Sequence[Row]) -> str:
     """The page: what it is, how much there is, and a table for each group."""
-    groups = {name: [row for row in found if row.card.group == name] for name in dict.fromkeys(row.card.group for row in found)}
+    groups = {
+        name: [row for row in found if row.card.group == name]
+        for name in dict.fromkeys(row.card.group for row in found)
+    }
     total = _counts(found)
     lines = [(f'[{name}](#{name})', *_counts(part).values()) for name, part in groups.items()]
-    overview = _table(('group', *total), [*lines, ('**all**', *total.values())], numbers=range(1, len(total) + 1))
-    tables = [f'## {name}\n\n{_table(COLUMNS, map(_cells, part), numbers=(0,))}' for name, part in groups.items()]
+    overview = _table(
+        ('group', *total), [*lines, ('**all**', *total.values())], numbers=range(1, len(total) + 1)
+    )
+    tables = [
+        f'## {name}\n\n{_table(COLUMNS, map(_cells, part), numbers=(0,))}'
+        for name, part in groups.items()
+    ]
     return '\n'.join([OPENING.format(command=COMMAND, **total), overview, *tables])
 
 
 def _counts(found: Sequence[Row]) -> dict[str, int]:
     verdicts = Counter(row.verdict for row in found)
     return {
-        'cards': len(found), 'buildable': sum(row.card.scope != OUTSIDE for row in found), 'recipes': sum(row.recipe for row in found),
-        'neutral': sum(row.neutral for row in found), **{verdict: verdicts[verdict] for verdict in VERDICTS},
-    }  # fmt: skip
+        'cards': len(found),
+        'buildable': sum(row.card.scope != OUTSIDE for row in found),
+        'recipes': sum(row.recipe for row in found),
+        'neutral': sum(row.neutral for row in found),
+        **{verdict: verdicts[verdict] for verdict in VERDICTS},
+    }
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     card = row.card
     return (
-        str(card.number), f'`{card.id}`', _plain(card.title), card.group, card.scope,
-        f'[{card.id}.py](../{RECIPES}/{card.id}.py)' if row.recipe else '-', 'yes' if row.neutral else '-',
-        f'[{row.verdict}](claims/{card.id}.json)' if row.verdict else '-', _plain(row.notes),
-    )  # fmt: skip
+        str(card.number),
+        f'`{card.id}`',
+        _plain(card.title),
+        card.group,
+        card.scope,
+        f'[{card.id}.py](../{RECIPES}/{card.id}.py)' if row.recipe else '-',
+        'yes' if row.neutral else '-',
+        f'[{row.verdict}](claims/{card.id}.json)' if row.verdict else '-',
+        _plain(row.notes),
+    )
 
 
 def _plain(written: str) -> str:
@@ -174,8 +220,14 @@ def _table(header: Sequence[str], lines: Iterable[Sequence[Any]], numbers: Itera
 
 
 def main(arguments: list[str] | None = None, root: pathlib.Path = ROOT) -> int:
-    parser = argparse.ArgumentParser(COMMAND, description='Write docs/ATLAS.md: published systems, and what is here of each.')
-    parser.add_argument('--check', action='store_true', help='write nothing; exit with 1 where the page is out of date')
+    parser = argparse.ArgumentParser(
+        COMMAND, description='Write docs/ATLAS.md: published systems, and what is here of each.'
+    )
+    parser.add_argument(
+        '--check',
+        action='store_true',
+        help='write nothing; exit with 1 where the page is out of date',
+    )
     options = parser.parse_args(arguments)
     page = root / PAGE
     try:

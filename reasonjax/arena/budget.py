@@ -18,11 +18,13 @@ MANY = 100_000
 
 
 def limited(config: ml_collections.ConfigDict, budget: Budget) -> ml_collections.ConfigDict:
-    """A config whose stages that train or collect share a budget equally, each up to the end of the step that reaches its share.
+    """A config whose stages that train or collect share a budget equally, each up to the end of the
+    step that reaches its share.
 
-    The steps of a supervised stage are counted on its data beforehand, so that its learning rate runs its course. What is drawn cannot be:
-    a stage that draws, or learns from what an earlier one has collected, ends when it is time, at a constant learning rate. With seconds
-    all rates are constant.
+    The steps of a supervised stage are counted on its data beforehand, so that its learning rate
+    runs its course. What is drawn cannot be: a stage that draws, or learns from what an earlier one
+    has collected, ends when it is time, at a constant learning rate. With seconds all rates are
+    constant.
 
     Raises:
       UserError: fewer steps than evaluations.
@@ -42,7 +44,9 @@ def limited(config: ml_collections.ConfigDict, budget: Budget) -> ml_collections
             if trains:
                 stage.learning_rate, stage.eval_every = _constant(stage.learning_rate), 0
             continue
-        stage.token_limit = math.ceil(share if budget.kind == 'tokens' else share / StageCost(run, place).per_token)
+        stage.token_limit = math.ceil(
+            share if budget.kind == 'tokens' else share / StageCost(run, place).per_token
+        )
         counted = stage.kind == 'supervised' and not reads_collected(stage)
         if counted:
             stage.steps = likely = _counted(run, place, stage.token_limit)
@@ -52,8 +56,10 @@ def limited(config: ml_collections.ConfigDict, budget: Budget) -> ml_collections
             continue
         if likely < EVALUATIONS:
             raise UserError(
-                f'--budget {budget.kind}={budget.amount:g}: stage {place.name} of these {len(costly)} would end after {likely} steps, '
-                f'before its {EVALUATIONS} evaluations are over; it needs {EVALUATIONS / max(likely, 1):.0f} times as much.'
+                f'--budget {budget.kind}={budget.amount:g}: stage {place.name} of these '
+                f'{len(costly)} would end after {likely} steps, '
+                f'before its {EVALUATIONS} evaluations are over; it needs '
+                f'{EVALUATIONS / max(likely, 1):.0f} times as much.'
             )
         stage.eval_every = max(1, likely // EVALUATIONS)
         stage.learning_rate.warmup_steps = likely // 10
@@ -78,7 +84,8 @@ def _counted(run: Run, place: Place, limit: int) -> int:
 
 
 def _bounds(stage: ml_collections.ConfigDict) -> tuple[int, int]:
-    """Steps that are certainly enough for a stage's tokens, and how many it will be if every row is full."""
+    """Steps that are certainly enough for a stage's tokens, and how many it will be if every row is
+    full."""
     if stage.kind == 'supervised':
         rows, longest = stage.batch_size, stage.data.max_length
     else:

@@ -30,10 +30,11 @@ CONFIG, RESULT, EXAM, RUN = 'cell.json', 'result.json', 'exam.json', 'run'
 
 
 class Spec(NamedTuple):
-    """What a worker is told of a cell: whose it is, and the folder that holds its config (`CONFIG`) and gets its result.
+    """What a worker is told of a cell: whose it is, and the folder that holds its config (`CONFIG`)
+    and gets its result.
 
-    `problems` bounds each evaluation, 0 for the task's own number; `warm` is the folder of the warm start, '' for a warm start itself;
-    for `trust` see `saved_run.open_saved`.
+    `problems` bounds each evaluation, 0 for the task's own number; `warm` is the folder of the warm
+    start, '' for a warm start itself; for `trust` see `saved_run.open_saved`.
     """
 
     recipe: str
@@ -46,7 +47,8 @@ class Spec(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """Of an exam: part -> {'greedy', 'sampled'} -> outcomes, as `results.Cell.correct` has them, and part -> mean length."""
+    """Of an exam: part -> {'greedy', 'sampled'} -> outcomes, as `results.Cell.correct` has them,
+    and part -> mean length."""
 
     correct: dict[str, dict[str, list[float]]]
     length: dict[str, float]
@@ -82,7 +84,9 @@ def _run(spec: Spec, folder: pathlib.Path) -> Cell:
         raise
     except Exception as error:  # whatever it is: the others continue
         last = traceback.format_exc().strip().splitlines()[-3:]
-        cell = Cell(**about, status='failed', error=f'{type(error).__name__}: {error}\n' + '\n'.join(last))
+        cell = Cell(
+            **about, status='failed', error=f'{type(error).__name__}: {error}\n' + '\n'.join(last)
+        )
     results.write(folder / RESULT, cell)
     # Parameters are of no use any more, and many.
     for path in _checkpoints(folder):
@@ -104,12 +108,19 @@ def _measured(spec: Spec, folder: pathlib.Path) -> dict[str, Any]:
     peak = Peak()
     runs.run(config, folder / RUN, spec.trust, report.write)
     peak_bytes = peak.bytes
-    answers = _examined(folder / RUN, config, recipes.exam_settings(config, spec.task, spec.problems))
-    spent = Spent(open_run(config, folder / RUN, active=False), metrics.read(folder / RUN / 'metrics.jsonl'))
+    answers = _examined(
+        folder / RUN, config, recipes.exam_settings(config, spec.task, spec.problems)
+    )
+    spent = Spent(
+        open_run(config, folder / RUN, active=False), metrics.read(folder / RUN / 'metrics.jsonl')
+    )
     return {
-        'correct': answers.correct, 'before': before.correct, 'length': answers.length,
-        'curve': spent.curve(), 'cost': spent.total() | {'peak_bytes': peak_bytes},
-    }  # fmt: skip
+        'correct': answers.correct,
+        'before': before.correct,
+        'length': answers.length,
+        'curve': spent.curve(),
+        'cost': spent.total() | {'peak_bytes': peak_bytes},
+    }
 
 
 def read_answers(file: pathlib.Path) -> Answers:
@@ -119,13 +130,20 @@ def read_answers(file: pathlib.Path) -> Answers:
       UserError: the file is damaged.
     """
     content = files.json_object(file)
-    if content.keys() != {*Answers._fields} or not all(isinstance(value, dict) for value in content.values()):
+    if content.keys() != {*Answers._fields} or not all(
+        isinstance(value, dict) for value in content.values()
+    ):
         raise UserError(f'{file}: is not what a warm start has answered.')
     return Answers(**content)
 
 
-def _examined(workdir: pathlib.Path, made_with: ml_collections.ConfigDict, evaluation: ml_collections.ConfigDict) -> Answers:
-    """Has the model of a workdir, whose config is in hand and so trusted, answer what `evaluation` asks."""
+def _examined(
+    workdir: pathlib.Path,
+    made_with: ml_collections.ConfigDict,
+    evaluation: ml_collections.ConfigDict,
+) -> Answers:
+    """Has the model of a workdir, whose config is in hand and so trusted, answer what `evaluation`
+    asks."""
     opened = saved(workdir, trust=configs.names(made_with))
     config = opened.run.config.copy_and_resolve_references().unlock()
     config.evaluation = evaluation
@@ -152,15 +170,18 @@ def answers_of(found: evaluate.Evaluation) -> Answers:
 class Spent:
     """What training cost, from the records of a run.
 
-    Tokens are counted one by one: `trained_tokens` are those that gradients were taken of, as often as they were, `generated_tokens` those
-    drawn, to train on or to collect. `flops` are the products with weights that they took (a prompt is read once to draw and once to train;
-    attention between tokens, a few per cent at these lengths, is left out). `seconds` are those of steps, where a compilation counts as a
-    usual step.
+    Tokens are counted one by one: `trained_tokens` are those that gradients were taken of, as often
+    as they were, `generated_tokens` those drawn, to train on or to collect. `flops` are the
+    products with weights that they took (a prompt is read once to draw and once to train; attention
+    between tokens, a few per cent at these lengths, is left out). `seconds` are those of steps,
+    where a compilation counts as a usual step.
     """
 
     def __init__(self, run: Run, records: Sequence[Mapping[str, Any]]):
         self._records = records
-        self._stages = {place.name: StageCost(run, place) for place in places(run.config, run.workdir)}
+        self._stages = {
+            place.name: StageCost(run, place) for place in places(run.config, run.workdir)
+        }
 
     def total(self) -> dict[str, float]:
         """Of the whole run."""
@@ -174,8 +195,17 @@ class Spent:
             done = _steps(records)
             for r in records:
                 if 'eval_accuracy' in r and done:
-                    cost = _added([before, stage.spent([one for one in done if one['step'] <= r['step']])])
-                    points.append({'step': steps + r['step'], 'accuracy': r['eval_accuracy'], 'length': r['eval_mean_length']} | cost)
+                    cost = _added(
+                        [before, stage.spent([one for one in done if one['step'] <= r['step']])]
+                    )
+                    points.append(
+                        {
+                            'step': steps + r['step'],
+                            'accuracy': r['eval_accuracy'],
+                            'length': r['eval_mean_length'],
+                        }
+                        | cost
+                    )
             before = _added([before, stage.spent(done)])
             steps += done[-1]['step'] if done else 0
         return points
@@ -192,22 +222,31 @@ class StageCost:
         if self._stage.kind not in recipes.COSTLY:
             return
         params = abstract_params(run, place.number)
-        chosen = configs.resolve(self._stage.get('filter', {'name': 'all'}), 'filter')(run.specs, params)
+        chosen = configs.resolve(self._stage.get('filter', {'name': 'all'}), 'filter')(
+            run.specs, params
+        )
         products = flops.matrices(run.model, run.specs, params, chosen, 1)
         self._read = sum(product.flops * times for product, times in flops.forward(products))
         self._trained, self._refers, self._passes = 0.0, False, 0
         if self._stage.kind in recipes.TRAINING:
-            self._trained = sum(product.flops * times for product, times in flops.training(run.model, products))
-            self._refers = 'logprob_ref' in needed(configs.resolve(self._stage.objective, 'objective'))
+            self._trained = sum(
+                product.flops * times for product, times in flops.training(run.model, products)
+            )
+            self._refers = 'logprob_ref' in needed(
+                configs.resolve(self._stage.objective, 'objective')
+            )
             self._passes = self._stage.get('num_iterations', 1)
 
     @property
     def per_token(self) -> float:
-        """Operations of a token that the stage counts: one trained on, or one drawn with its share of its prompt, scored and trained on."""
+        """Operations of a token that the stage counts: one trained on, or one drawn with its share
+        of its prompt, scored and trained on."""
         stage = self._stage
         if stage.kind == 'supervised':
             return self._trained
-        prompt = stage.data.max_prompt_length / (stage.num_generations * stage.max_completion_length)
+        prompt = stage.data.max_prompt_length / (
+            stage.num_generations * stage.max_completion_length
+        )
         return (1 + prompt) * ((1 + self._refers) * self._read + self._passes * self._trained)
 
     def spent(self, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -219,11 +258,21 @@ class StageCost:
         times = [r['step_time'] for r in steps]
         seconds = sum(times) - times[0] + min(times[0], statistics.median(times))
         if stage.kind == 'supervised':
-            return {'generated_tokens': 0.0, 'trained_tokens': tokens, 'flops': tokens * self._trained, 'seconds': seconds}
+            return {
+                'generated_tokens': 0.0,
+                'trained_tokens': tokens,
+                'flops': tokens * self._trained,
+                'seconds': seconds,
+            }
         prompts = number * stage.num_prompts * stage.data.max_prompt_length
         read, trained = (tokens + prompts) * (1 + self._refers), (tokens + prompts) * self._passes
         work = read * self._read + trained * self._trained
-        return {'generated_tokens': tokens, 'trained_tokens': tokens * self._passes, 'flops': work, 'seconds': seconds}
+        return {
+            'generated_tokens': tokens,
+            'trained_tokens': tokens * self._passes,
+            'flops': work,
+            'seconds': seconds,
+        }
 
 
 def _steps(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -251,8 +300,9 @@ class Peak:
 
     @property
     def bytes(self) -> float | None:
-        """Of the first device where it says, else of the process. None where neither is known, and where the device held as much before:
-        its mark cannot be set back."""
+        """Of the first device where it says, else of the process. None where neither is known, and
+        where the device held as much before: its mark cannot be set back.
+        """
         after = _device_peak()
         if after is not None:
             return after if after > self._before else None
@@ -260,7 +310,14 @@ class Peak:
             status = pathlib.Path('/proc/self/status').read_text()
         except OSError:
             return None
-        return next((float(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith('VmHWM')), None)
+        return next(
+            (
+                float(line.split()[1]) * 1024
+                for line in status.splitlines()
+                if line.startswith('VmHWM')
+            ),
+            None,
+        )
 
 
 def _device_peak() -> float | None:

@@ -2,11 +2,14 @@
 
 A recipe's file may hold
 
-    CLAIM = dict(against='sft', task='chain', metric='test/greedy', direction='higher', min_effect=0.02, seeds=5)
+    CLAIM = dict(against='sft', task='chain', metric='test/greedy', direction='higher',
+    min_effect=0.02, seeds=5)
 
-`against` names a recipe as `--recipes` does, `metric` is one of the table's measures, `min_effect` a difference of accuracies. The claim
+`against` names a recipe as `--recipes` does, `metric` is one of the table's measures, `min_effect`
+a difference of accuracies. The claim
 
-* **holds** where the interval of the paired difference leaves 0 out on the side claimed, and its mean is at least `min_effect`;
+* **holds** where the interval of the paired difference leaves 0 out on the side claimed, and its
+  mean is at least `min_effect`;
 * is **opposite** where the interval leaves 0 out on the other side;
 * and otherwise is **not seen**, at this scale and with as many seeds.
 """
@@ -63,7 +66,9 @@ def checked(recipe: str, stated: Mapping[str, Any], where: str) -> Claim:
     """A claim as it was stated, if it can be tested; raises UserError otherwise."""
     for name in stated:
         if name not in FIELDS:
-            raise UserError(f'{where}: CLAIM has no "{name}".{nearest(name, FIELDS)} It has: {listing(FIELDS)}.')
+            raise UserError(
+                f'{where}: CLAIM has no "{name}".{nearest(name, FIELDS)} It has: {listing(FIELDS)}.'
+            )
     for name in FIELDS:
         if name not in stated:
             raise UserError(f'{where}: CLAIM lacks "{name}".')
@@ -71,16 +76,25 @@ def checked(recipe: str, stated: Mapping[str, Any], where: str) -> Claim:
     for name, choices in (('task', ARENA), ('metric', MEASURES), ('direction', DIRECTIONS)):
         value = getattr(claim, name)
         if value not in choices:
-            raise UserError(f'{where}: CLAIM {name}="{value}": unknown.{nearest(str(value), choices)} Known: {listing(choices)}.')
+            raise UserError(
+                f'{where}: CLAIM {name}="{value}": unknown.{nearest(str(value), choices)} Known: '
+                f'{listing(choices)}.'
+            )
     if claim.seeds < 2:
-        raise UserError(f'{where}: CLAIM seeds={claim.seeds}: an interval over seeds needs at least 2.')
+        raise UserError(
+            f'{where}: CLAIM seeds={claim.seeds}: an interval over seeds needs at least 2.'
+        )
     if not 0 <= claim.min_effect < 1:
-        raise UserError(f'{where}: CLAIM min_effect={claim.min_effect}: expected a difference of accuracies, from 0 to below 1.')
+        raise UserError(
+            f'{where}: CLAIM min_effect={claim.min_effect}: expected a difference of accuracies, '
+            'from 0 to below 1.'
+        )
     return claim
 
 
 def verdict(claim: Claim, difference: Difference | None) -> str:
-    """What a paired difference (recipe minus baseline) says of a claim; None where a side has no result."""
+    """What a paired difference (recipe minus baseline) says of a claim; None where a side has no
+    result."""
     if difference is None or difference.low is None or difference.high is None:
         return FAILED
     sign = DIRECTIONS[claim.direction]
@@ -101,12 +115,16 @@ def judged(claim: Claim, cells: Sequence[Cell]) -> dict[str, Any]:
     ours, theirs = table.row(claim.task, claim.recipe), table.row(claim.task, claim.against)
     difference = ours.differences.get(claim.metric)
     return {
-        'claim': claim._asdict(), 'verdict': verdict(claim, difference), 'command': claim.command,
+        'claim': claim._asdict(),
+        'verdict': verdict(claim, difference),
+        'command': claim.command,
         'ours': ours.accuracy.get(claim.metric) and ours.accuracy[claim.metric]._asdict(),
         'baseline': theirs.accuracy.get(claim.metric) and theirs.accuracy[claim.metric]._asdict(),
-        'difference': difference and difference._asdict(), 'errors': [e for e in (ours.error, theirs.error) if e],
-        'problems': table.problems[claim.task], 'hyperparameters': "the task's, the same for both; none was tuned",
-    }  # fmt: skip
+        'difference': difference and difference._asdict(),
+        'errors': [e for e in (ours.error, theirs.error) if e],
+        'problems': table.problems[claim.task],
+        'hyperparameters': "the task's, the same for both; none was tuned",
+    }
 
 
 def write(folder: pathlib.Path, records: Sequence[Mapping[str, Any]]) -> list[pathlib.Path]:
@@ -116,27 +134,43 @@ def write(folder: pathlib.Path, records: Sequence[Mapping[str, Any]]) -> list[pa
         path = folder / 'claims' / f'{record["claim"]["recipe"]}.json'
         path.write_text(json.dumps(record, indent=1, allow_nan=False) + '\n', encoding='utf-8')
     page = folder / 'CLAIMS.md'
-    page.write_text(text([files.read_json(path) for path in sorted((folder / 'claims').glob('*.json'))]), encoding='utf-8')
+    page.write_text(
+        text([files.read_json(path) for path in sorted((folder / 'claims').glob('*.json'))]),
+        encoding='utf-8',
+    )
     return [page]
 
 
 def text(records: Sequence[Mapping[str, Any]]) -> str:
     """The page: a row a claim."""
     lines = [
-        '# Claims', '',
-        'What recipes claim, tested on small tasks by `python -m reasonjax.compare --claims`, which writes this page. A claim holds where '
-        'the 95 % interval of the difference, over seeds and problems, lies on its side of 0 and the mean is as large as claimed; it is '
-        'opposite where the interval lies on the other side; else it was not seen at this scale. Hyper-parameters are those of the task, '
-        'for both.', '',
+        '# Claims',
+        '',
+        'What recipes claim, tested on small tasks by `python -m reasonjax.compare --claims`, '
+        'which writes this page. A claim holds where '
+        'the 95 % interval of the difference, over seeds and problems, lies on its side of 0 and '
+        'the mean is as large as claimed; it is '
+        'opposite where the interval lies on the other side; else it was not seen at this scale. '
+        'Hyper-parameters are those of the task, '
+        'for both.',
+        '',
         '| id | claim | baseline | ours | difference, points | seeds | verdict | command |',
         '| --- | --- | ---: | ---: | ---: | ---: | --- | --- |',
-    ]  # fmt: skip
+    ]
     for record in records:
         claim, found = Claim(**record['claim']), record['difference']
         sides = [_share(record[name]) for name in ('baseline', 'ours')]
-        change = '-' if not found else f'{100 * found["mean"]:+.1f} [{100 * found["low"]:+.1f}, {100 * found["high"]:+.1f}]'
-        lines.append(f'| {claim.recipe} | {claim.text} | {sides[0]} | {sides[1]} | {change} | {claim.seeds} | **{record["verdict"]}** | '
-                     f'`{claim.command}` |')  # fmt: skip
+        change = (
+            '-'
+            if not found
+            else f'{100 * found["mean"]:+.1f} [{100 * found["low"]:+.1f}, '
+            f'{100 * found["high"]:+.1f}]'
+        )
+        lines.append(
+            f'| {claim.recipe} | {claim.text} | {sides[0]} | {sides[1]} | {change} | {claim.seeds} '
+            f'| **{record["verdict"]}** | '
+            f'`{claim.command}` |'
+        )
     return '\n'.join(lines) + '\n'
 
 

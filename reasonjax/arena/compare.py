@@ -57,11 +57,16 @@ class Planned(NamedTuple):
         try:
             return results.read(folder / RESULT)
         except UserError as error:
-            print(f'warning: {error} Put aside as {put_aside(folder / RESULT).name}; the cell is run again.', file=sys.stderr)
+            print(
+                f'warning: {error} Put aside as {put_aside(folder / RESULT).name}; the cell is run '
+                'again.',
+                file=sys.stderr,
+            )
             return None
 
     def write(self) -> None:
-        """Writes the config into the cell's folder. What another config has left there, such as that of another place, is deleted."""
+        """Writes the config into the cell's folder. What another config has left there, such as
+        that of another place, is deleted."""
         folder, text = pathlib.Path(self.spec.folder), configs.to_json(self.config)
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CONFIG).is_file() and files.read_bytes(folder / CONFIG) != text.encode():
@@ -70,13 +75,15 @@ class Planned(NamedTuple):
 
 
 def run(options: argparse.Namespace) -> list[pathlib.Path]:
-    """Runs what is not done yet of a comparison, and writes its report; `options` are those of `reasonjax.compare`.
+    """Runs what is not done yet of a comparison, and writes its report; `options` are those of
+    `reasonjax.compare`.
 
     Returns:
       The files written, the page first.
 
     Raises:
-      UserError: an unknown recipe or task, one that does not fit the other, or options that cannot work.
+      UserError: an unknown recipe or task, one that does not fit the other, or options that cannot
+        work.
     """
     check(options)
     # This process only reads configs and data; devices belong to the workers.
@@ -89,35 +96,60 @@ def run(options: argparse.Namespace) -> list[pathlib.Path]:
     limit = parse_budget(options.budget)
     overrides = [parse_pair(text) for text in options.override]
     workers = options.workers or _workers()
-    asked = [Asked(recipe, name, seed) for seed in range(options.seeds) for name in names for recipe in chosen]
-    done = results_of(asked, workdir, workers=workers, overrides=overrides, limit=limit, problems=options.problems, init=options.init,
-                      trust=options.trust)  # fmt: skip
-    order = {(name, recipe.name): i for i, (name, recipe) in enumerate((n, r) for n in names for r in chosen)}
+    asked = [
+        Asked(recipe, name, seed)
+        for seed in range(options.seeds)
+        for name in names
+        for recipe in chosen
+    ]
+    done = results_of(
+        asked,
+        workdir,
+        workers=workers,
+        overrides=overrides,
+        limit=limit,
+        problems=options.problems,
+        init=options.init,
+        trust=options.trust,
+    )
+    order = {
+        (name, recipe.name): i
+        for i, (name, recipe) in enumerate((n, r) for n in names for r in chosen)
+    }
     found = sorted(done, key=lambda cell: order[cell.task, cell.recipe])
     about = {
         'command': shlex.join(['python', '-m', 'reasonjax.compare', *sys.argv[1:]]),
-        'when and where': f'{datetime.date.today()}, reasonjax {__version__}, {workers} worker processes on {os.cpu_count()} cores',
+        'when and where': f'{datetime.date.today()}, reasonjax {__version__}, {workers} worker '
+        f'processes on {os.cpu_count()} cores',
         'seeds': options.seeds,
-        'budget': options.budget or 'as many steps as each task says', 'overrides': ', '.join(options.override) or 'none',
+        'budget': options.budget or 'as many steps as each task says',
+        'overrides': ', '.join(options.override) or 'none',
         'learning rates': "the task's, the same for all recipes; none was tuned",
-    }  # fmt: skip
+    }
     paths = page.write(workdir, found, baseline, about, measure=options.measure)
     if options.docs:
-        paths += page.publish(pathlib.Path(options.docs), found, baseline, about, measure=options.measure)
+        paths += page.publish(
+            pathlib.Path(options.docs), found, baseline, about, measure=options.measure
+        )
     print(printable((workdir / 'table.md').read_text(encoding='utf-8')))
     print(f'Table, figures and page: {paths[0]}')
     return paths
 
 
 def run_claims(options: argparse.Namespace) -> list[pathlib.Path]:
-    """Tests the claims of recipes (all that have one, or those named) and writes them down; returns the files.
+    """Tests the claims of recipes (all that have one, or those named) and writes them down; returns
+    the files.
 
     Raises:
       UserError: a claim that cannot be tested, or none.
     """
     jax.config.update('jax_platforms', 'cpu')
     wanted = [recipe.name for recipe in recipes.find(options.recipes)] if options.recipes else None
-    stated = [claims.of_recipe(file) for file in config_files.recipes() if wanted is None or file.stem in wanted]
+    stated = [
+        claims.of_recipe(file)
+        for file in config_files.recipes()
+        if wanted is None or file.stem in wanted
+    ]
     chosen = [claim for claim in stated if claim is not None]
     if not chosen:
         raise UserError(f'--claims: no recipe{" of these" if wanted else ""} has a CLAIM.')
@@ -126,20 +158,42 @@ def run_claims(options: argparse.Namespace) -> list[pathlib.Path]:
         for name in (claim.recipe, claim.against):
             asked += [Asked(recipes.find(name)[0], claim.task, seed) for seed in range(claim.seeds)]
     asked = list(dict.fromkeys(asked))
-    done = results_of(asked, pathlib.Path(options.workdir), workers=options.workers or _workers(), problems=options.problems)
+    done = results_of(
+        asked,
+        pathlib.Path(options.workdir),
+        workers=options.workers or _workers(),
+        problems=options.problems,
+    )
     records = []
     for claim in chosen:
         sides = (claim.against, claim.recipe)
-        records.append(claims.judged(claim, [c for c in done if c.task == claim.task and c.recipe in sides and c.seed < claim.seeds]))
+        records.append(
+            claims.judged(
+                claim,
+                [
+                    c
+                    for c in done
+                    if c.task == claim.task and c.recipe in sides and c.seed < claim.seeds
+                ],
+            )
+        )
         print(f'{claim.recipe}: {claim.text}: {records[-1]["verdict"]}')
     return claims.write(pathlib.Path(options.docs or 'docs'), records)
 
 
 def results_of(
-    asked: Sequence[Asked], workdir: pathlib.Path, *, workers: int, overrides: Sequence[tuple[str, str]] = (),
-    limit: Budget | None = None, problems: int = 0, init: str = '', trust: Sequence[str] = (),
+    asked: Sequence[Asked],
+    workdir: pathlib.Path,
+    *,
+    workers: int,
+    overrides: Sequence[tuple[str, str]] = (),
+    limit: Budget | None = None,
+    problems: int = 0,
+    init: str = '',
+    trust: Sequence[str] = (),
 ) -> list[Cell]:
-    """The results of cells, in order; those that are not done are run, after the warm starts that they need.
+    """The results of cells, in order; those that are not done are run, after the warm starts that
+    they need.
 
     Args:
       asked: each cell once.
@@ -156,20 +210,36 @@ def results_of(
 
 
 def _results_of(
-    asked: Sequence[Asked], workdir: pathlib.Path, workers: int, overrides: Sequence[tuple[str, str]], limit: Budget | None,
-    problems: int, init: str, trust: Sequence[str],
+    asked: Sequence[Asked],
+    workdir: pathlib.Path,
+    workers: int,
+    overrides: Sequence[tuple[str, str]],
+    limit: Budget | None,
+    problems: int,
+    init: str,
+    trust: Sequence[str],
 ) -> list[Cell]:
     """`results_of`, in a workdir that nobody else writes."""
-    warm = {name: _warm(workdir, name, problems, init, trust) for name in dict.fromkeys(one.task for one in asked)}
-    _warm_up([one for one in warm.values() if not _answered(pathlib.Path(one.spec.folder) / EXAM)], workdir, workers)
-    cells = [_cell(workdir, one, warm[one.task], overrides, limit, problems, trust) for one in asked]
+    warm = {
+        name: _warm(workdir, name, problems, init, trust)
+        for name in dict.fromkeys(one.task for one in asked)
+    }
+    _warm_up(
+        [one for one in warm.values() if not _answered(pathlib.Path(one.spec.folder) / EXAM)],
+        workdir,
+        workers,
+    )
+    cells = [
+        _cell(workdir, one, warm[one.task], overrides, limit, problems, trust) for one in asked
+    ]
     found = _all(cells, workdir, workers)
     results.write_index(workdir, [pathlib.Path(cell.spec.folder) / RESULT for cell in cells])
     return found
 
 
 def _workers() -> int:
-    """One a core; on an accelerator, which processes share badly, one. Asked in a process of its own, so that this one holds no device."""
+    """One a core; on an accelerator, which processes share badly, one. Asked in a process of its
+    own, so that this one holds no device."""
     command = [sys.executable, '-c', 'import jax; print(jax.default_backend())']
     backend = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
     return len(schedule.cores()) if backend == 'cpu' else 1
@@ -181,7 +251,8 @@ def _named(text: str) -> str:
 
 
 def _placeless(text: str) -> str:
-    """The config of a cell with the warm start by its name alone: a comparison that was moved is the same."""
+    """The config of a cell with the warm start by its name alone: a comparison that was moved is
+    the same."""
     return re.sub(f'"checkpoint:[^"]*/{WARM}/', f'"checkpoint:{WARM}/', text)
 
 
@@ -189,26 +260,60 @@ def _digest(text: str) -> str:
     return hashlib.sha256(f'{__version__}\n{text}'.encode()).hexdigest()[:8]
 
 
-def _warm(workdir: pathlib.Path, task: str, problems: int, init: str, trust: Sequence[str]) -> Planned:
+def _warm(
+    workdir: pathlib.Path, task: str, problems: int, init: str, trust: Sequence[str]
+) -> Planned:
     config = recipes.warm_config(task, problems, init, trust)
     folder = workdir / WARM / f'{task}-{_digest(configs.to_json(config))}'
-    return Planned(Spec('warm start', task, recipes.WARM_SEED, str(folder), problems=problems, trust=tuple(trust)), config)
+    return Planned(
+        Spec(
+            'warm start',
+            task,
+            recipes.WARM_SEED,
+            str(folder),
+            problems=problems,
+            trust=tuple(trust),
+        ),
+        config,
+    )
 
 
 def _cell(
-    workdir: pathlib.Path, asked: Asked, warm: Planned, overrides: Sequence[tuple[str, str]], limit: Budget | None, problems: int,
+    workdir: pathlib.Path,
+    asked: Asked,
+    warm: Planned,
+    overrides: Sequence[tuple[str, str]],
+    limit: Budget | None,
+    problems: int,
     trust: Sequence[str],
 ) -> Planned:
     recipe, task, seed = asked
-    config = recipes.retargeted(recipe, task, seed, pathlib.Path(warm.spec.folder), overrides=overrides, problems=problems, trust=trust)
+    config = recipes.retargeted(
+        recipe,
+        task,
+        seed,
+        pathlib.Path(warm.spec.folder),
+        overrides=overrides,
+        problems=problems,
+        trust=trust,
+    )
     if limit is not None:
         config = budget.limited(config, limit)
-    folder = workdir / 'cells' / task / _named(recipe.name) / f'{seed}-{_digest(_placeless(configs.to_json(config)))}'
-    return Planned(Spec(recipe.name, task, seed, str(folder), warm.spec.folder, problems, tuple(trust)), config)
+    folder = (
+        workdir
+        / 'cells'
+        / task
+        / _named(recipe.name)
+        / f'{seed}-{_digest(_placeless(configs.to_json(config)))}'
+    )
+    return Planned(
+        Spec(recipe.name, task, seed, str(folder), warm.spec.folder, problems, tuple(trust)), config
+    )
 
 
 def _answered(exam: pathlib.Path) -> bool:
-    """Whether a warm start has answered its exam; a damaged one is put aside, and answered once more."""
+    """Whether a warm start has answered its exam; a damaged one is put aside, and answered once
+    more."""
     if not exam.is_file():
         return False
     try:
@@ -255,7 +360,11 @@ def _all(cells: Sequence[Planned], workdir: pathlib.Path, workers: int) -> list[
             number += 1
             progress.update(number, {})
             if status == 'failed':
-                print(f'warning: {spec.recipe} on {spec.task}, seed {spec.seed}, failed: see {spec.folder}/{RESULT}', file=sys.stderr)
+                print(
+                    f'warning: {spec.recipe} on {spec.task}, seed {spec.seed}, failed: see '
+                    f'{spec.folder}/{RESULT}',
+                    file=sys.stderr,
+                )
 
         schedule.run([cell.spec for cell in missing], workdir, workers, done)
     return [results.read(pathlib.Path(cell.spec.folder) / RESULT) for cell in cells]

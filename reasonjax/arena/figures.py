@@ -1,4 +1,5 @@
-"""The figures of a comparison, a panel per task: each an SVG for a page, or all of them in one PNG."""
+"""The figures of a comparison, a panel per task: each an SVG for a page, or all of them in one
+PNG."""
 
 import html
 import math
@@ -18,7 +19,8 @@ from reasonjax.arena.table import BETTER, FAILED, WORSE, Difference, Estimate, R
 from reasonjax.reporting import pages
 
 PAPER = '#333333'  # ink of the PNGs, on white
-MARKERS = {'o': '●', 's': '■', 'D': '◆', '^': '▲', 'v': '▼', 'P': '✚', 'X': '✖', '*': '★'}  # and what a page shows for them
+# and what a page shows for them
+MARKERS = {'o': '●', 's': '■', 'D': '◆', '^': '▲', 'v': '▼', 'P': '✚', 'X': '✖', '*': '★'}
 PANEL_INCHES = (3.5, 2.5)
 PAGE_INCHES = (5.0, 2.8)
 
@@ -56,37 +58,71 @@ class Drawing(NamedTuple):
 
 
 def drawings(table: Table, cells: Sequence[Cell]) -> list[Drawing]:
-    """The figures for which there is data: learning curves, accuracy against cost, differences, response length, forgetting."""
-    # After eight recipes the colours come round; the markers are then shifted by one, so that 64 recipes differ.
-    keys = {recipe: Key(recipe, pages.COLOURS[index % 8], list(MARKERS)[(index + index // 8) % 8])
-            for index, recipe in enumerate(table.recipes)}  # fmt: skip
+    """The figures for which there is data: learning curves, accuracy against cost, differences,
+    response length, forgetting."""
+    # After eight recipes the colours come round; the markers are then shifted by one, so that 64
+    # recipes differ.
+    keys = {
+        recipe: Key(recipe, pages.COLOURS[index % 8], list(MARKERS)[(index + index // 8) % 8])
+        for index, recipe in enumerate(table.recipes)
+    }
     cost, unit = _cost(table)
     split, mode = table.measure.split('/')
     other = 'ood' if split == 'test' else 'test'
     others = [recipe for recipe in table.recipes if recipe != table.baseline]
     found = [
-        _curves(table, cells, keys, 'learning', 'accuracy', 'Learning curves: accuracy on validation problems'),
+        _curves(
+            table,
+            cells,
+            keys,
+            'learning',
+            'accuracy',
+            'Learning curves: accuracy on validation problems',
+        ),
         Drawing(
-            'cost', f'Accuracy against cost: {split}, {mode}',
-            'Upright bars are 95 % intervals, level ones the range of cost over seeds. The dashed line is the Pareto front: no recipe '
-            'reached more for less. The dotted line is the accuracy before training.', f'{unit} (median over seeds)',
-            [task for task in table.tasks if any(_has_cost(row, table.measure, cost) for row in _rows(table, task))],
-            lambda plot, task, ink: _pareto(plot, table, cells, task, cost, keys, ink), list(keys.values())),
+            'cost',
+            f'Accuracy against cost: {split}, {mode}',
+            'Upright bars are 95 % intervals, level ones the range of cost over seeds. The dashed '
+            'line is the Pareto front: no recipe '
+            'reached more for less. The dotted line is the accuracy before training.',
+            f'{unit} (median over seeds)',
+            [
+                task
+                for task in table.tasks
+                if any(_has_cost(row, table.measure, cost) for row in _rows(table, task))
+            ],
+            lambda plot, task, ink: _pareto(plot, table, cells, task, cost, keys, ink),
+            list(keys.values()),
+        ),
         Drawing(
-            'differences', f'Difference to {table.baseline}: {mode} accuracy',
-            f'Paired over seeds, with 95 % intervals over seeds and problems. Filled: better or worse on {split} after adjustment by Holm.',
-            'points', [task for task in table.tasks if any(row.differences for row in _rows(table, task))],
+            'differences',
+            f'Difference to {table.baseline}: {mode} accuracy',
+            'Paired over seeds, with 95 % intervals over seeds and problems. Filled: better or '
+            f'worse on {split} after adjustment by Holm.',
+            'points',
+            [task for task in table.tasks if any(row.differences for row in _rows(table, task))],
             lambda plot, task, ink: _forest(plot, table, task, others, keys, (split, other), ink),
-            [Key(f'{split}, a difference', PAPER, 'o'), Key(f'{split}, none seen or not tested', PAPER, 'o', False),
-             Key(other, PAPER, 'D', False)],
-            len(others)),
-        _curves(table, cells, keys, 'length', 'length', 'Response length on validation problems, tokens'),
+            [
+                Key(f'{split}, a difference', PAPER, 'o'),
+                Key(f'{split}, none seen or not tested', PAPER, 'o', False),
+                Key(other, PAPER, 'D', False),
+            ],
+            len(others),
+        ),
+        _curves(
+            table, cells, keys, 'length', 'length', 'Response length on validation problems, tokens'
+        ),
         Drawing(
-            'forgetting', 'Forgetting: greedy accuracy on other tasks, after minus before',
-            'Mean of the other tasks with its 95 % interval; left of 0 something was lost.', 'points',
+            'forgetting',
+            'Forgetting: greedy accuracy on other tasks, after minus before',
+            'Mean of the other tasks with its 95 % interval; left of 0 something was lost.',
+            'points',
             [task for task in table.tasks if any(row.forgetting for row in _rows(table, task))],
-            lambda plot, task, ink: _changes(plot, table, task, keys, ink), [], len(table.recipes)),
-    ]  # fmt: skip
+            lambda plot, task, ink: _changes(plot, table, task, keys, ink),
+            [],
+            len(table.recipes),
+        ),
+    ]
     return [drawing for drawing in found if drawing.tasks]
 
 
@@ -101,7 +137,8 @@ def png(drawing: Drawing, path: str | os.PathLike) -> pathlib.Path:
     with pages.style(drawing.name, PAPER):
         inches = max(7.0, width * columns)
         longest = max((len(key.label) for key in drawing.keys), default=0)
-        across = max(1, int(inches / (0.7 + 0.08 * longest)))  # entries of the legend that fit in a row, about
+        # entries of the legend that fit in a row, about
+        across = max(1, int(inches / (0.7 + 0.08 * longest)))
         size = (inches, height * rows + 0.8 + 0.22 * -(-len(drawing.keys) // across))
         figure = matplotlib.figure.Figure(size, dpi=150, layout='constrained', facecolor='white')
         figure.get_layout_engine().set(h_pad=0.09)
@@ -115,10 +152,26 @@ def png(drawing: Drawing, path: str | os.PathLike) -> pathlib.Path:
                 plot.set_xlabel(drawing.axis)
             if drawing.lines and index % columns:
                 plot.tick_params(labelleft=False)
-        handles = [matplotlib.lines.Line2D([], [], color=key.colour, marker=key.marker, markersize=6, linewidth=1.5, label=key.label,
-                                           markerfacecolor=key.colour if key.filled else 'white') for key in drawing.keys]  # fmt: skip
+        handles = [
+            matplotlib.lines.Line2D(
+                [],
+                [],
+                color=key.colour,
+                marker=key.marker,
+                markersize=6,
+                linewidth=1.5,
+                label=key.label,
+                markerfacecolor=key.colour if key.filled else 'white',
+            )
+            for key in drawing.keys
+        ]
         if handles:
-            figure.legend(handles=handles, loc='outside lower center', ncols=min(len(handles), across), frameon=False)
+            figure.legend(
+                handles=handles,
+                loc='outside lower center',
+                ncols=min(len(handles), across),
+                frameon=False,
+            )
         path = pathlib.Path(path)
         figure.savefig(path, format='png')
     return path
@@ -136,9 +189,13 @@ def svgs(drawing: Drawing) -> str:
             drawing.panel(plot, task, pages.INK)
             plot.set_xlabel(drawing.axis)
             figures.append(pages.figure(task, figure))
-    entries = ''.join(f'<span class="key"><span style="color:{"currentColor" if key.colour == PAPER else key.colour}">'
-                      f'{MARKERS[key.marker] if key.filled else {"o": "○", "D": "◇"}[key.marker]}</span> {html.escape(key.label)}</span>'
-                      for key in drawing.keys)  # fmt: skip
+    entries = ''.join(
+        '<span class="key"><span '
+        f'style="color:{"currentColor" if key.colour == PAPER else key.colour}">'
+        f'{MARKERS[key.marker] if key.filled else {"o": "○", "D": "◇"}[key.marker]}</span> '
+        f'{html.escape(key.label)}</span>'
+        for key in drawing.keys
+    )
     legend = f'<p class="keys">{entries}</p>' if entries else ''
     return f'{legend}<div class="charts">{"".join(figures)}</div>'
 
@@ -151,16 +208,29 @@ def _points(axis: Any) -> None:
     axis.set_major_formatter(lambda value, _: f'{100 * value:+.3g}' if abs(value) > 1e-9 else '0')
 
 
-# ---- Curves ---------------------------------------------------------------------------------------------------------------------
+# ---- Curves
+# ------------------------------------------------------------------------------------------
 
 
-def _curves(table: Table, cells: Sequence[Cell], keys: Mapping[str, Key], name: str, quantity: str, title: str) -> Drawing:
+def _curves(
+    table: Table,
+    cells: Sequence[Cell],
+    keys: Mapping[str, Key],
+    name: str,
+    quantity: str,
+    title: str,
+) -> Drawing:
     runs: dict[tuple[str, str], list[np.ndarray]] = {}
     for cell in cells:
-        points = [(point['trained_tokens'] + point['generated_tokens'], point[quantity]) for point in cell.curve
-                  if None not in (point['trained_tokens'], point['generated_tokens'], point[quantity])]  # fmt: skip
+        points = [
+            (point['trained_tokens'] + point['generated_tokens'], point[quantity])
+            for point in cell.curve
+            if None not in (point['trained_tokens'], point['generated_tokens'], point[quantity])
+        ]
         if cell.done and points:
-            runs.setdefault((cell.task, cell.recipe), []).append(np.array(sorted(points), np.float64))
+            runs.setdefault((cell.task, cell.recipe), []).append(
+                np.array(sorted(points), np.float64)
+            )
 
     def panel(plot: Any, task: str, ink: str) -> None:
         pages.frame(plot, 'y', ink)
@@ -170,12 +240,14 @@ def _curves(table: Table, cells: Sequence[Cell], keys: Mapping[str, Key], name: 
                 continue
             x, mean, low, high = band(runs[task, recipe])
             plot.plot(x, mean, color=key.colour, linewidth=1.6)
-            plot.plot(x[-1:], mean[-1:], color=key.colour, marker=key.marker, markersize=5.5)  # tells lines apart without colour
+            # tells lines apart without colour
+            plot.plot(x[-1:], mean[-1:], color=key.colour, marker=key.marker, markersize=5.5)
             if len(runs[task, recipe]) > 1:
                 plot.fill_between(x, low, high, color=key.colour, alpha=0.18, linewidth=0)
             ends += x[-1:].tolist()
         plot.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
-        if ends and max(ends) > 20 * min(ends) > 0:  # or the short ones would be upright lines at the left
+        # or the short ones would be upright lines at the left
+        if ends and max(ends) > 20 * min(ends) > 0:
             start = 10 ** math.floor(math.log10(min(ends) / 5))
             plot.set_xscale('symlog', linthresh=start, linscale=0.6)
             plot.set_xlim(0, 1.3 * max(ends))
@@ -193,7 +265,8 @@ def _curves(table: Table, cells: Sequence[Cell], keys: Mapping[str, Key], name: 
 
 
 def band(runs: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, lowest and highest over runs, each [n, 2] points (x, y) in order of x, at every x of any run that all of them reach.
+    """Mean, lowest and highest over runs, each [n, 2] points (x, y) in order of x, at every x of
+    any run that all of them reach.
 
     Between its points a run goes straight. Runs that share no x give empty arrays.
 
@@ -207,11 +280,13 @@ def band(runs: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return x, y_RxM.mean(0), y_RxM.min(0), y_RxM.max(0)
 
 
-# ---- Cost -----------------------------------------------------------------------------------------------------------------------
+# ---- Cost
+# ------------------------------------------------------------------------------------------
 
 
 def _cost(table: Table) -> tuple[str, str]:
-    """What cost is counted in: FLOPs where every finished row has them, else tokens, else seconds."""
+    """What cost is counted in: FLOPs where every finished row has them, else tokens, else
+    seconds."""
     rows = [row for row in table.rows if row.seeds]
     for cost, unit in (('flops', 'training FLOPs'), ('tokens', 'tokens generated and trained on')):
         if rows and all(_spent(row.cost, cost) is not None for row in rows):
@@ -231,7 +306,8 @@ def _has_cost(row: Row, measure: str, cost: str) -> bool:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The (cost, accuracy) points that no other beats: none is cheaper and at least as accurate, or as cheap and more accurate."""
+    """The (cost, accuracy) points that no other beats: none is cheaper and at least as accurate, or
+    as cheap and more accurate."""
     best: list[tuple[float, float]] = []
     for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
         if not best or accuracy > best[-1][1]:
@@ -239,24 +315,46 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return best
 
 
-def _pareto(plot: Any, table: Table, cells: Sequence[Cell], task: str, cost: str, keys: Mapping[str, Key], ink: str) -> None:
+def _pareto(
+    plot: Any,
+    table: Table,
+    cells: Sequence[Cell],
+    task: str,
+    cost: str,
+    keys: Mapping[str, Key],
+    ink: str,
+) -> None:
     pages.frame(plot, 'both', ink)
     reached, every = [], []
     for row in _rows(table, task):
         if not _has_cost(row, table.measure, cost):
             continue
         accuracy, key = row.accuracy[table.measure], keys[row.recipe]
-        spent = [_spent(cell.cost, cost) for cell in cells if (cell.task, cell.recipe) == (task, row.recipe) and cell.done]
+        spent = [
+            _spent(cell.cost, cost)
+            for cell in cells
+            if (cell.task, cell.recipe) == (task, row.recipe) and cell.done
+        ]
         spent = [value for value in spent if value is not None]
         x = float(np.median(spent))
         reached.append((x, accuracy.mean))
         every += spent
         across = [[x - min(spent)], [max(spent) - x]] if len(spent) > 1 else None
-        plot.errorbar(x, accuracy.mean, yerr=_errors(accuracy), xerr=across, color=key.colour, marker=key.marker, markersize=6,
-                      elinewidth=1.2)  # fmt: skip
+        plot.errorbar(
+            x,
+            accuracy.mean,
+            yerr=_errors(accuracy),
+            xerr=across,
+            color=key.colour,
+            marker=key.marker,
+            markersize=6,
+            elinewidth=1.2,
+        )
     if min(every) > 0 and max(every) > 10 * min(every):
         plot.set_xscale('log')
-        plot.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 3) if max(every) < 300 * min(every) else (1,)))
+        plot.xaxis.set_major_locator(
+            matplotlib.ticker.LogLocator(subs=(1, 3) if max(every) < 300 * min(every) else (1,))
+        )
         plot.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         plot.set_xlim(min(every) / 1.5, max(every) * 1.5)
     else:
@@ -265,9 +363,19 @@ def _pareto(plot: Any, table: Table, cells: Sequence[Cell], task: str, cost: str
     plot.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=''))
     plot.yaxis.set_major_formatter(lambda value, _: f'{100 * value:.3g} %')
     edge = front(reached)
-    plot.step([x for x, _ in edge] + [plot.get_xlim()[1]], [y for _, y in edge] + [edge[-1][1]], where='post', color=ink, linewidth=1,
-              alpha=0.7, linestyle='--', zorder=1)  # fmt: skip
-    starts = [row.before[table.measure] for row in _rows(table, task) if table.measure in row.before]
+    plot.step(
+        [x for x, _ in edge] + [plot.get_xlim()[1]],
+        [y for _, y in edge] + [edge[-1][1]],
+        where='post',
+        color=ink,
+        linewidth=1,
+        alpha=0.7,
+        linestyle='--',
+        zorder=1,
+    )
+    starts = [
+        row.before[table.measure] for row in _rows(table, task) if table.measure in row.before
+    ]
     if starts:
         plot.axhline(float(np.mean(starts)), color=ink, linewidth=1, linestyle=':', zorder=1)
 
@@ -275,20 +383,35 @@ def _pareto(plot: Any, table: Table, cells: Sequence[Cell], task: str, cost: str
 def _errors(estimate: Estimate | Difference) -> list[list[float]] | None:
     if estimate.low is None:
         return None
-    # Where all or none is right, Wilson's interval begins at the mean; rounding must not put the end beyond it.
+    # Where all or none is right, Wilson's interval begins at the mean; rounding must not put the
+    # end beyond it.
     return [[max(0.0, estimate.mean - estimate.low)], [max(0.0, estimate.high - estimate.mean)]]
 
 
-# ---- Differences ----------------------------------------------------------------------------------------------------------------
+# ---- Differences
+# ------------------------------------------------------------------------------------------
 
 
-def _forest(plot: Any, table: Table, task: str, recipes: Sequence[str], keys: Mapping[str, Key], splits: Sequence[str], ink: str) -> None:
+def _forest(
+    plot: Any,
+    table: Table,
+    task: str,
+    recipes: Sequence[str],
+    keys: Mapping[str, Key],
+    splits: Sequence[str],
+    ink: str,
+) -> None:
     mode = table.measure.split('/')[1]
     _lanes(plot, recipes, ink)
     for y, recipe in enumerate(recipes):
         row = table.row(task, recipe)
         if row is None or not row.differences:
-            _say(plot, y, 'not run' if row is None else FAILED if not row.seeds else 'nothing to pair', ink)
+            _say(
+                plot,
+                y,
+                'not run' if row is None else FAILED if not row.seeds else 'nothing to pair',
+                ink,
+            )
             continue
         for split, shift, size in zip(splits, (-0.14, 0.2), (6, 4)):
             difference = row.differences.get(f'{split}/{mode}')
@@ -296,9 +419,17 @@ def _forest(plot: Any, table: Table, task: str, recipes: Sequence[str], keys: Ma
                 continue
             is_first = split == splits[0]
             filled = is_first and row.verdict in (BETTER, WORSE)
-            plot.errorbar(difference.mean, y + shift, xerr=_errors(difference), color=keys[recipe].colour, marker='o' if is_first else 'D',
-                          markersize=size, elinewidth=1.6 if is_first else 0.9, alpha=1 if is_first else 0.75,
-                          markerfacecolor=keys[recipe].colour if filled else 'none')  # fmt: skip
+            plot.errorbar(
+                difference.mean,
+                y + shift,
+                xerr=_errors(difference),
+                color=keys[recipe].colour,
+                marker='o' if is_first else 'D',
+                markersize=size,
+                elinewidth=1.6 if is_first else 0.9,
+                alpha=1 if is_first else 0.75,
+                markerfacecolor=keys[recipe].colour if filled else 'none',
+            )
 
 
 def _changes(plot: Any, table: Table, task: str, keys: Mapping[str, Key], ink: str) -> None:
@@ -306,10 +437,22 @@ def _changes(plot: Any, table: Table, task: str, keys: Mapping[str, Key], ink: s
     for y, (recipe, key) in enumerate(keys.items()):
         row = table.row(task, recipe)
         if row is None or row.forgetting is None:
-            _say(plot, y, 'not run' if row is None else FAILED if not row.seeds else 'not measured', ink)
+            _say(
+                plot,
+                y,
+                'not run' if row is None else FAILED if not row.seeds else 'not measured',
+                ink,
+            )
             continue
-        plot.errorbar(row.forgetting.mean, y, xerr=_errors(row.forgetting), color=key.colour, marker=key.marker, markersize=6,
-                      elinewidth=1.6)  # fmt: skip
+        plot.errorbar(
+            row.forgetting.mean,
+            y,
+            xerr=_errors(row.forgetting),
+            color=key.colour,
+            marker=key.marker,
+            markersize=6,
+            elinewidth=1.6,
+        )
 
 
 def _lanes(plot: Any, recipes: Sequence[str], ink: str) -> None:
@@ -324,4 +467,13 @@ def _lanes(plot: Any, recipes: Sequence[str], ink: str) -> None:
 
 
 def _say(plot: Any, y: float, text: str, ink: str) -> None:
-    plot.text(0.02, y, text, transform=plot.get_yaxis_transform(), va='center', fontsize=8.5, color=ink, alpha=0.8)
+    plot.text(
+        0.02,
+        y,
+        text,
+        transform=plot.get_yaxis_transform(),
+        va='center',
+        fontsize=8.5,
+        color=ink,
+        alpha=0.8,
+    )

@@ -15,39 +15,92 @@ DASH = '–'
 
 
 def results(table: Table) -> list[list[str]]:
-    """Accuracies in percent and differences in points, with 95 % intervals; the first row is the head.
+    """Accuracies in percent and differences in points, with 95 % intervals; the first row is the
+    head.
 
     The measure of the verdicts comes first; measures that no recipe has are left out.
     """
     measures = [table.measure, *(measure for measure in MEASURES if measure != table.measure)]
-    first, *others = [measure for measure in measures if measure == table.measure or any(measure in row.accuracy for row in table.rows)]
+    first, *others = [
+        measure
+        for measure in measures
+        if measure == table.measure or any(measure in row.accuracy for row in table.rows)
+    ]
     has_failures = any(row.failed for row in table.rows)
-    head = ['task', 'recipe', 'verdict', first.replace('/', ' '), 'difference', 'p', 'Holm p', 'detectable', 'before',
-            *(measure.replace('/', ' ') for measure in others), 'seeds', *(['first error'] if has_failures else [])]  # fmt: skip
+    head = [
+        'task',
+        'recipe',
+        'verdict',
+        first.replace('/', ' '),
+        'difference',
+        'p',
+        'Holm p',
+        'detectable',
+        'before',
+        *(measure.replace('/', ' ') for measure in others),
+        'seeds',
+        *(['first error'] if has_failures else []),
+    ]
     rows = [head]
     for row in table.rows:
         difference = row.differences.get(first)
-        p, p_holm, smallest = (difference.p, difference.p_holm, difference.smallest) if difference else (None, None, None)
-        rows.append([
-            row.task, row.recipe, row.verdict, percent(row.accuracy.get(first)), points(difference), p_value(p), p_value(p_holm),
-            DASH if smallest is None else f'{100 * smallest:.1f}', DASH if first not in row.before else f'{100 * row.before[first]:.1f}',
-            *(percent(row.accuracy.get(measure)) for measure in others),
-            f'{len(row.seeds)} and {len(row.failed)} failed' if row.failed else str(len(row.seeds)),
-            *([shorten(row.error) or DASH] if has_failures else []),
-        ])  # fmt: skip
+        p, p_holm, smallest = (
+            (difference.p, difference.p_holm, difference.smallest)
+            if difference
+            else (None, None, None)
+        )
+        rows.append(
+            [
+                row.task,
+                row.recipe,
+                row.verdict,
+                percent(row.accuracy.get(first)),
+                points(difference),
+                p_value(p),
+                p_value(p_holm),
+                DASH if smallest is None else f'{100 * smallest:.1f}',
+                DASH if first not in row.before else f'{100 * row.before[first]:.1f}',
+                *(percent(row.accuracy.get(measure)) for measure in others),
+                f'{len(row.seeds)} and {len(row.failed)} failed'
+                if row.failed
+                else str(len(row.seeds)),
+                *([shorten(row.error) or DASH] if has_failures else []),
+            ]
+        )
     return rows
 
 
 def costs(table: Table) -> list[list[str]]:
-    """Change on other tasks in points, response length, and medians of what training cost; the first row is the head."""
-    head = ['task', 'recipe', 'other tasks, after - before', 'length', 'generated tokens', 'trained tokens', 'FLOPs', 'seconds', 'peak GB']
+    """Change on other tasks in points, response length, and medians of what training cost; the
+    first row is the head."""
+    head = [
+        'task',
+        'recipe',
+        'other tasks, after - before',
+        'length',
+        'generated tokens',
+        'trained tokens',
+        'FLOPs',
+        'seconds',
+        'peak GB',
+    ]
     rows = [head]
     for row in table.rows:
         peak = row.cost['peak_bytes']
-        rows.append([row.task, row.recipe, points(row.forgetting), DASH if row.length is None else f'{row.length:.1f}',
-                     *(amount(row.cost[name]) for name in ('generated_tokens', 'trained_tokens', 'flops')),
-                     DASH if row.cost['seconds'] is None else f'{row.cost["seconds"]:,.0f}',
-                     DASH if peak is None else f'{peak / 1e9:.2f}'])  # fmt: skip
+        rows.append(
+            [
+                row.task,
+                row.recipe,
+                points(row.forgetting),
+                DASH if row.length is None else f'{row.length:.1f}',
+                *(
+                    amount(row.cost[name])
+                    for name in ('generated_tokens', 'trained_tokens', 'flops')
+                ),
+                DASH if row.cost['seconds'] is None else f'{row.cost["seconds"]:,.0f}',
+                DASH if peak is None else f'{peak / 1e9:.2f}',
+            ]
+        )
     return rows
 
 
@@ -55,22 +108,32 @@ def legend(table: Table) -> list[str]:
     """What the columns of `results` and `costs` mean."""
     split, mode = table.measure.split('/')
     return [
-        'Accuracies are percent, differences points; brackets are 95 % intervals over seeds and problems.',
+        'Accuracies are percent, differences points; brackets are 95 % intervals over seeds and '
+        'problems.',
         f'before: {split} {mode} accuracy of the checkpoint that training started from.',
-        f'difference: {split} {mode}, minus {table.baseline} with the same seeds on the same problems. p: paired t-test over seeds; '
+        f'difference: {split} {mode}, minus {table.baseline} with the same seeds on the same '
+        'problems. p: paired t-test over seeds; '
         'Holm p: adjusted for all comparisons of this table.',
-        'verdict: better or worse where Holm p is at most 0.05 and the interval of the difference leaves out 0.',
-        'detectable: the smallest true difference that so many seeds, with the spread they showed, find four times in five (p at most '
+        'verdict: better or worse where Holm p is at most 0.05 and the interval of the difference '
+        'leaves out 0.',
+        'detectable: the smallest true difference that so many seeds, with the spread they showed, '
+        'find four times in five (p at most '
         '0.05 before Holm).',
-        "other tasks: greedy accuracy on other tasks' problems, after training minus before, the mean of these tasks; "
+        "other tasks: greedy accuracy on other tasks' problems, after training minus before, the "
+        'mean of these tasks; '
         'below 0 something was forgotten.',
-        f'Length is the mean response on test in tokens. Costs are medians over seeds. {DASH}: not measured, or nothing to compare.',
+        f'Length is the mean response on test in tokens. Costs are medians over seeds. {DASH}: not '
+        'measured, or nothing to compare.',
     ]
 
 
 def markdown(table: Table) -> str:
     """The two tables, what they mean, and what is missing in them."""
-    parts = [_markdown(results(table)), _markdown(costs(table)), '\n'.join(f'* {line}' for line in legend(table))]
+    parts = [
+        _markdown(results(table)),
+        _markdown(costs(table)),
+        '\n'.join(f'* {line}' for line in legend(table)),
+    ]
     if table.notes:
         parts.append('Missing:\n\n' + '\n'.join(f'* {note}' for note in table.notes))
     return '\n\n'.join(parts) + '\n'
@@ -83,7 +146,8 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """One line per task and recipe with every number; accuracies and differences are 0 to 1, what is missing is empty."""
+    """One line per task and recipe with every number; accuracies and differences are 0 to 1, what
+    is missing is empty."""
     lines = [_flat(row) for row in table.rows]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(lines[0]), lineterminator='\n')
@@ -93,19 +157,36 @@ def to_csv(table: Table) -> str:
 
 
 def _flat(row: Row) -> dict[str, Any]:
-    flat = {'task': row.task, 'recipe': row.recipe, 'verdict': row.verdict, 'seeds': _joined(row.seeds), 'failed': _joined(row.failed),
-            'error': row.error}  # fmt: skip
+    flat = {
+        'task': row.task,
+        'recipe': row.recipe,
+        'verdict': row.verdict,
+        'seeds': _joined(row.seeds),
+        'failed': _joined(row.failed),
+        'error': row.error,
+    }
     for measure in MEASURES:
         name = measure.replace('/', '_')
-        flat |= _prefixed(name, row.accuracy.get(measure), Estimate._fields) | {f'{name}_before': row.before.get(measure)}
+        flat |= _prefixed(name, row.accuracy.get(measure), Estimate._fields) | {
+            f'{name}_before': row.before.get(measure)
+        }
         flat |= _prefixed(f'{name}_difference', row.differences.get(measure), Difference._fields)
-    return flat | _prefixed('forgetting', row.forgetting, Estimate._fields) | {'length': row.length} | {n: row.cost[n] for n in COSTS}
+    return (
+        flat
+        | _prefixed('forgetting', row.forgetting, Estimate._fields)
+        | {'length': row.length}
+        | {n: row.cost[n] for n in COSTS}
+    )
 
 
 def _prefixed(prefix: str, numbers: Any, fields: Sequence[str]) -> dict[str, Any]:
     values = [None] * len(fields) if numbers is None else numbers
-    return {prefix if field == 'mean' else f'{prefix}_{field}': _joined(value) if isinstance(value, tuple) else value
-            for field, value in zip(fields, values)}  # fmt: skip
+    return {
+        prefix if field == 'mean' else f'{prefix}_{field}': _joined(value)
+        if isinstance(value, tuple)
+        else value
+        for field, value in zip(fields, values)
+    }
 
 
 def _joined(seeds: Sequence[int]) -> str:
@@ -115,21 +196,28 @@ def _joined(seeds: Sequence[int]) -> str:
 def to_json(table: Table) -> str:
     """Everything in the table, as JSON that every parser reads: what is missing is null."""
     content = {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
-    content['rows'] = [{field.name: _plain(getattr(row, field.name)) for field in dataclasses.fields(row)} for row in table.rows]
+    content['rows'] = [
+        {field.name: _plain(getattr(row, field.name)) for field in dataclasses.fields(row)}
+        for row in table.rows
+    ]
     return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + '\n'
 
 
 def _plain(value: Any) -> Any:
     if hasattr(value, '_asdict'):
         return value._asdict()
-    return {key: _plain(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+    return (
+        {key: _plain(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+    )
 
 
 def percent(estimate: Estimate | None) -> str:
     """'91.2 [88.1, 94.0]'."""
     if estimate is None:
         return DASH
-    interval = '' if estimate.low is None else f' [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]'
+    interval = (
+        '' if estimate.low is None else f' [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]'
+    )
     return f'{100 * estimate.mean:.1f}{interval}'
 
 
@@ -163,7 +251,9 @@ def amount(value: float | None) -> str:
         prefixes.pop(0)
         value /= 1000
     prefix = prefixes[0]
-    digits = 0 if not prefix and value == int(value) or value >= 99.95 else 1 if value >= 9.995 else 2
+    digits = (
+        0 if not prefix and value == int(value) or value >= 99.95 else 1 if value >= 9.995 else 2
+    )
     return f'{value:.{digits}f}{prefix}'
 
 

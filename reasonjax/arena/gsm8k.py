@@ -1,4 +1,5 @@
-"""GSM8K as a task of the arena: its training rows divided into those to train on and those to validate on."""
+"""GSM8K as a task of the arena: its training rows divided into those to train on and those to
+validate on."""
 
 import dataclasses
 from typing import Any
@@ -32,15 +33,23 @@ def gsm8k(*, split: str = 'train', size: int, seed: int = 0, path: str = '') -> 
     """The first rows of a split of GSM8K, as many as `size` says, or as there are.
 
     Args:
-      split: 'train', 'prompts' (the same), 'validation' (a tenth of the training rows, none of the others) or 'test'.
+      split: 'train', 'prompts' (the same), 'validation' (a tenth of the training rows, none of the
+        others) or 'test'.
       size: at most so many rows.
       seed: not read: the rows are what they are.
       path: see `tasks.gsm8k`.
     """
     if split not in PARTS:
-        raise UserError(f'gsm8k: unknown split "{split}".{nearest(split, PARTS)} Known: {listing(PARTS)}.')
+        raise UserError(
+            f'gsm8k: unknown split "{split}".{nearest(split, PARTS)} Known: {listing(PARTS)}.'
+        )
     whole = tasks.gsm8k(path=path, split='test' if split == 'test' else 'train')
     source = whole.examples
-    # The tenth that is another task's test split is nobody's here: the test rows have a file of their own.
-    own = [i for i in range(len(source)) if split == 'test' or part('gsm8k', source[i]['prompt']) in PARTS[split]]
+    # The tenth that is another task's test split is nobody's here: the test rows have a file of
+    # their own.
+    own = [
+        i
+        for i in range(len(source))
+        if split == 'test' or part('gsm8k', source[i]['prompt']) in PARTS[split]
+    ]
     return tasks.Task(f'gsm8k/{split}', Picked(source, tuple(own[:size])), whole.verify)

@@ -20,7 +20,10 @@ class Budget(NamedTuple):
 def check(options: argparse.Namespace) -> None:
     """Raises UserError where the options of `reasonjax.compare` alone say that they cannot work."""
     if options.measure not in MEASURES:
-        raise UserError(f'--measure={options.measure}: unknown.{nearest(options.measure, MEASURES)} Known: {listing(MEASURES)}.')
+        raise UserError(
+            f'--measure={options.measure}: unknown.{nearest(options.measure, MEASURES)} Known: '
+            f'{listing(MEASURES)}.'
+        )
     parse_budget(options.budget)
     for text in options.override:
         parse_pair(text)
@@ -36,7 +39,9 @@ def parse_budget(text: str) -> Budget | None:
         return None
     kind, equals, amount = text.partition('=')
     if kind not in KINDS or not equals:
-        raise UserError(f'--budget {text}: expected WHAT=N, WHAT one of {listing(KINDS)}.{nearest(kind, KINDS)}')
+        raise UserError(
+            f'--budget {text}: expected WHAT=N, WHAT one of {listing(KINDS)}.{nearest(kind, KINDS)}'
+        )
     try:
         number = float(amount)
     except ValueError:

@@ -1,4 +1,5 @@
-"""The report of a comparison: one self-contained page, its tables as files, and its figures as PNGs."""
+"""The report of a comparison: one self-contained page, its tables as files, and its figures as
+PNGs."""
 
 import html
 import json
@@ -21,15 +22,21 @@ PUBLISHED = ('differences', 'learning')  # figures of ARENA.md
 EFFECTS = (0.05, 0.02)  # differences for which the page says how many seeds would find them
 
 
-def write(folder: str | os.PathLike, cells: Sequence[Cell], baseline: str, description: Mapping[str, Any],
-          **options: str) -> list[pathlib.Path]:  # fmt: skip
+def write(
+    folder: str | os.PathLike,
+    cells: Sequence[Cell],
+    baseline: str,
+    description: Mapping[str, Any],
+    **options: str,
+) -> list[pathlib.Path]:
     """Writes report.html, table.md, table.csv, table.json and a PNG for each figure.
 
     Args:
       folder: made if it does not exist; files of these names are replaced.
       cells: finished and failed ones; tasks and recipes are shown in their order.
       baseline: the recipe that the others are compared with.
-      description: how it was measured, for the page: title -> text, a number, a list (of commands, say) or a mapping.
+      description: how it was measured, for the page: title -> text, a number, a list (of commands,
+        say) or a mapping.
       **options: `measure`, `test` and `interval` of `table.build`.
 
     Returns:
@@ -42,16 +49,32 @@ def write(folder: str | os.PathLike, cells: Sequence[Cell], baseline: str, descr
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     drawings = figures.drawings(table, cells)
-    paths = [pages.write(folder / 'report.html', f'Comparison with {baseline}', _parts(table, cells, drawings, description))]
-    for name, text in (('table.md', formats.markdown(table)), ('table.csv', formats.to_csv(table)), ('table.json', formats.to_json(table))):
+    paths = [
+        pages.write(
+            folder / 'report.html',
+            f'Comparison with {baseline}',
+            _parts(table, cells, drawings, description),
+        )
+    ]
+    for name, text in (
+        ('table.md', formats.markdown(table)),
+        ('table.csv', formats.to_csv(table)),
+        ('table.json', formats.to_json(table)),
+    ):
         (folder / name).write_text(text, encoding='utf-8')
         paths.append(folder / name)
     return paths + [figures.png(drawing, folder / f'{drawing.name}.png') for drawing in drawings]
 
 
-def publish(folder: pathlib.Path, cells: Sequence[Cell], baseline: str, description: Mapping[str, Any],
-            **options: str) -> list[pathlib.Path]:  # fmt: skip
-    """Writes ARENA.md, the tables with a figure or two, for readers of the project: see `write`; `description` has a 'command'."""
+def publish(
+    folder: pathlib.Path,
+    cells: Sequence[Cell],
+    baseline: str,
+    description: Mapping[str, Any],
+    **options: str,
+) -> list[pathlib.Path]:
+    """Writes ARENA.md, the tables with a figure or two, for readers of the project: see `write`;
+    `description` has a 'command'."""
     table = tables.build(cells, baseline, **options)
     folder.mkdir(parents=True, exist_ok=True)
     parts = ['# Methods compared', f'`{description["command"]}` wrote this page.', _headline(table)]
@@ -60,19 +83,40 @@ def publish(folder: pathlib.Path, cells: Sequence[Cell], baseline: str, descript
         if drawing.name in PUBLISHED:
             paths.append(figures.png(drawing, folder / f'arena_{drawing.name}.png'))
             parts.append(f'![{drawing.title}]({paths[-1].name})\n\n{drawing.explanation}')
-    parts += ['\n'.join(f'* {sentence(table, task)}' for task in table.tasks), formats.markdown(table).strip()]
-    parts.append('\n'.join(f'* {title}: {value}' for title, value in description.items() if title != 'command'))
+    parts += [
+        '\n'.join(f'* {sentence(table, task)}' for task in table.tasks),
+        formats.markdown(table).strip(),
+    ]
+    parts.append(
+        '\n'.join(
+            f'* {title}: {value}' for title, value in description.items() if title != 'command'
+        )
+    )
     paths[0].write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
     return paths
 
 
-def _parts(table: Table, cells: Sequence[Cell], drawings: Sequence[figures.Drawing], description: Mapping[str, Any]) -> list[str]:
-    drawn = ''.join(pages.section(drawing.title, f'<p class="quiet">{html.escape(drawing.explanation)}</p>{figures.svgs(drawing)}')
-                    for drawing in drawings)  # fmt: skip
+def _parts(
+    table: Table,
+    cells: Sequence[Cell],
+    drawings: Sequence[figures.Drawing],
+    description: Mapping[str, Any],
+) -> list[str]:
+    drawn = ''.join(
+        pages.section(
+            drawing.title,
+            f'<p class="quiet">{html.escape(drawing.explanation)}</p>{figures.svgs(drawing)}',
+        )
+        for drawing in drawings
+    )
     return [
-        f'<header><h1>Comparison with {html.escape(table.baseline)}</h1><p class="lead">{html.escape(_headline(table))}</p></header>',
+        f'<header><h1>Comparison with {html.escape(table.baseline)}</h1><p '
+        f'class="lead">{html.escape(_headline(table))}</p></header>',
         pages.section('Results', _results(table)),
-        pages.section('Task by task', ''.join(f'<p>{html.escape(sentence(table, task))}</p>' for task in table.tasks)),
+        pages.section(
+            'Task by task',
+            ''.join(f'<p>{html.escape(sentence(table, task))}</p>' for task in table.tasks),
+        ),
         pages.section('Forgetting, length and cost', _html_table(formats.costs(table))),
         drawn,
         _seeds(table),
@@ -85,7 +129,9 @@ def _headline(table: Table) -> str:
     said = []
     for recipe in table.recipes[1:]:
         verdicts = [row.verdict for row in table.rows if row.recipe == recipe]
-        counts = ', '.join(f'{verdict} on {verdicts.count(verdict)}' for verdict in VERDICTS if verdict in verdicts)
+        counts = ', '.join(
+            f'{verdict} on {verdicts.count(verdict)}' for verdict in VERDICTS if verdict in verdicts
+        )
         said.append(f'{recipe}: {counts}')
     tasks = f'{len(table.tasks)} task{"s" if len(table.tasks) > 1 else ""}'
     return f'{tasks}. {"; ".join(said)}.' if said else f'{tasks}, one recipe.'
@@ -96,7 +142,11 @@ def sentence(table: Table, task: str) -> str:
     base = table.row(task, table.baseline)
     rows = [row for row in table.rows if row.task == task and row.recipe != table.baseline]
     reached = base and base.accuracy.get(table.measure)
-    opening = f'{task}: {table.baseline} reached {formats.percent(reached)} %' if reached else f'{task}: {table.baseline} has no result'
+    opening = (
+        f'{task}: {table.baseline} reached {formats.percent(reached)} %'
+        if reached
+        else f'{task}: {table.baseline} has no result'
+    )
     parts = [opening]
     for verdict in VERDICTS:
         named = [_named(table, row) for row in rows if row.verdict == verdict]
@@ -113,22 +163,30 @@ def _named(table: Table, row: Row) -> str:
     elif reached:
         said.append(f'{formats.percent(reached)} %')
     if row.verdict == SAME and difference.smallest is not None:
-        said.append(f'a difference of {100 * difference.smallest:.1f} would be found four times in five')
+        said.append(
+            f'a difference of {100 * difference.smallest:.1f} would be found four times in five'
+        )
     return f'{row.recipe} ({"; ".join(said)})' if said else row.recipe
 
 
 def _results(table: Table) -> str:
     legend = ''.join(f'<li>{html.escape(line)}</li>' for line in formats.legend(table))
     missing = ''.join(f'<li>{html.escape(note)}</li>' for note in table.notes)
-    return (_html_table(formats.results(table)) + (f'<p>Missing:</p><ul>{missing}</ul>' if missing else '')
-            + f'<details><summary>What the columns mean</summary><ul>{legend}</ul></details>')  # fmt: skip
+    return (
+        _html_table(formats.results(table))
+        + (f'<p>Missing:</p><ul>{missing}</ul>' if missing else '')
+        + f'<details><summary>What the columns mean</summary><ul>{legend}</ul></details>'
+    )
 
 
 def _html_table(rows: Sequence[Sequence[str]]) -> str:
     """A task is named once; intervals are quiet and verdicts are not."""
     body, last = [], None
     for row in rows[1:]:
-        cells = [re.sub(r'( \[[-+\d., ]*\])$', r'<span class="quiet">\1</span>', html.escape(cell)) for cell in row]
+        cells = [
+            re.sub(r'( \[[-+\d., ]*\])$', r'<span class="quiet">\1</span>', html.escape(cell))
+            for cell in row
+        ]
         if row[2] in (BETTER, WORSE):
             cells[2] = f'<b>{cells[2]}</b>'
         cells[0] = '' if row[0] == last else f'<b>{cells[0]}</b>'
@@ -138,17 +196,35 @@ def _html_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _seeds(table: Table) -> str:
-    head = ['task', 'recipe', 'spread, points', 'detectable, points', *(f'seeds for {100 * effect:g} points' for effect in EFFECTS)]
+    head = [
+        'task',
+        'recipe',
+        'spread, points',
+        'detectable, points',
+        *(f'seeds for {100 * effect:g} points' for effect in EFFECTS),
+    ]
     rows = [head]
     for row in table.rows:
         difference = row.differences.get(table.measure)
         if difference and difference.sd:
             needed = [_needed(effect, difference.sd) for effect in EFFECTS]
-            rows.append([row.task, row.recipe, f'{100 * difference.sd:.1f}', f'{100 * difference.smallest:.1f}', *needed])
+            rows.append(
+                [
+                    row.task,
+                    row.recipe,
+                    f'{100 * difference.sd:.1f}',
+                    f'{100 * difference.smallest:.1f}',
+                    *needed,
+                ]
+            )
     if len(rows) == 1:
         return ''
-    said = ('Spread is the standard deviation, between seeds, of the difference to the baseline. With it, a paired t-test at 5 % finds a '
-            'true difference of so many points four times in five with so many seeds. Holm asks for more.')  # fmt: skip
+    said = (
+        'Spread is the standard deviation, between seeds, of the difference to the baseline. With '
+        'it, a paired t-test at 5 % finds a '
+        'true difference of so many points four times in five with so many seeds. Holm asks for '
+        'more.'
+    )
     body = f'<details><summary>{len(rows) - 1} differences</summary><p>{said}</p>{_html_table(rows)}</details>'
     return pages.section('How many seeds', body)
 
@@ -161,26 +237,54 @@ def _needed(effect: float, sd: float) -> str:
 
 
 def _failures(cells: Sequence[Cell]) -> str:
-    rows = [[html.escape(cell.task), html.escape(cell.recipe), str(cell.seed), f'<pre>{html.escape(cell.error[:ERROR_LIMIT])}</pre>']
-            for cell in cells if not cell.done]  # fmt: skip
-    return pages.section(f'Failed: {len(rows)}', pages.table(('task', 'recipe', 'seed', 'error'), rows)) if rows else ''
+    rows = [
+        [
+            html.escape(cell.task),
+            html.escape(cell.recipe),
+            str(cell.seed),
+            f'<pre>{html.escape(cell.error[:ERROR_LIMIT])}</pre>',
+        ]
+        for cell in cells
+        if not cell.done
+    ]
+    return (
+        pages.section(
+            f'Failed: {len(rows)}', pages.table(('task', 'recipe', 'seed', 'error'), rows)
+        )
+        if rows
+        else ''
+    )
 
 
 def _measured(table: Table, cells: Sequence[Cell], description: Mapping[str, Any]) -> str:
     seeds = sorted({cell.seed for cell in cells})
     rows = [
-        ['cells', f'{sum(cell.done for cell in cells)} finished, {sum(not cell.done for cell in cells)} failed'],
+        [
+            'cells',
+            f'{sum(cell.done for cell in cells)} finished, {sum(not cell.done for cell in cells)} '
+            'failed',
+        ],
         ['seeds', ', '.join(map(str, seeds))],
-        *([f'problems of {task}', ', '.join(f'{split} {size}' for split, size in table.problems[task].items())] for task in table.tasks
-          if table.problems[task]),
-    ]  # fmt: skip
+        *(
+            [
+                f'problems of {task}',
+                ', '.join(f'{split} {size}' for split, size in table.problems[task].items()),
+            ]
+            for task in table.tasks
+            if table.problems[task]
+        ),
+    ]
     told = [[html.escape(title), _value(value)] for title, value in description.items()]
-    return pages.table(('what', 'how'), [[html.escape(cell) for cell in row] for row in rows] + told)
+    return pages.table(
+        ('what', 'how'), [[html.escape(cell) for cell in row] for row in rows] + told
+    )
 
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return '<br>'.join(f'{html.escape(str(key))}: {_value(inner)}' for key, inner in value.items())
+        return '<br>'.join(
+            f'{html.escape(str(key))}: {_value(inner)}' for key, inner in value.items()
+        )
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ''.join(f'<pre>{html.escape(str(inner))}</pre>' for inner in value)
     return html.escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -1,7 +1,9 @@
-"""A recipe put on a task: what it does stays, what it learns from and how long becomes the comparison's.
+"""A recipe put on a task: what it does stays, what it learns from and how long becomes the
+comparison's.
 
-Of a recipe's stages stay objective, corruption, advantage, adapter, filter, optimizer, transforms and group sizes: all that makes it a
-method. Data, rewards, lengths, steps, batch sizes, learning rates and evaluation are the task's, the same for all; so is the warm start.
+Of a recipe's stages stay objective, corruption, advantage, adapter, filter, optimizer, transforms
+and group sizes: all that makes it a method. Data, rewards, lengths, steps, batch sizes, learning
+rates and evaluation are the task's, the same for all; so is the warm start.
 """
 
 import pathlib
@@ -18,18 +20,24 @@ from reasonjax.training import load_config
 from reasonjax.training.kinds import KINDS
 
 TRAINING = tuple(name for name, kind in KINDS.items() if kind.trains)
-COSTLY = tuple(name for name, kind in KINDS.items() if kind.trains or kind.samples)  # stages whose tokens are counted
+# stages whose tokens are counted
+COSTLY = tuple(name for name, kind in KINDS.items() if kind.trains or kind.samples)
 WARM_SEED, WARM_DEMONSTRATIONS = 0, 8000
 RATES = {'supervised': dict(name='cosine', final_fraction=0.05), 'online': dict(name='constant')}
 EVALUATIONS = 4  # along a stage
 SAMPLES = 1  # answers drawn per problem at the end, beside the greedy one
 EXAM_BATCH = 125
 # What rows of a form have that a task's have not.
-COLUMNS = {'preference': ('chosen', 'rejected'), 'unpaired': ('label',), 'stepwise': ('completions', 'labels')}
+COLUMNS = {
+    'preference': ('chosen', 'rejected'),
+    'unpaired': ('label',),
+    'stepwise': ('completions', 'labels'),
+}
 
 
 class Recipe(NamedTuple):
-    """A recipe of a comparison: what it is called, its config file with its argument, and which of its stages run (all where none)."""
+    """A recipe of a comparison: what it is called, its config file with its argument, and which of
+    its stages run (all where none)."""
 
     name: str
     location: str
@@ -39,8 +47,8 @@ class Recipe(NamedTuple):
 def find(names: str) -> list[Recipe]:
     """The recipes of a list like 'sft,masked_thought,grpo@grpo,my/own.py:variant'.
 
-    Each is an id (`configs/recipes/ID.py`, or a starting point `configs/ID.py`) or a path; ':ARGUMENT' goes to its `get_config`, and
-    '@STAGE+STAGE' takes these of its stages only.
+    Each is an id (`configs/recipes/ID.py`, or a starting point `configs/ID.py`) or a path;
+    ':ARGUMENT' goes to its `get_config`, and '@STAGE+STAGE' takes these of its stages only.
 
     Raises:
       UserError: no such recipe, or one that is named twice.
@@ -49,12 +57,17 @@ def find(names: str) -> list[Recipe]:
     for text in filter(None, (part.strip() for part in names.split(','))):
         rest, _, stages = text.partition('@')
         name, colon, argument = rest.partition(':')
-        recipe = Recipe(text, f'{_file(name)}{colon}{argument}', tuple(filter(None, stages.split('+'))))
+        recipe = Recipe(
+            text, f'{_file(name)}{colon}{argument}', tuple(filter(None, stages.split('+')))
+        )
         if any(other.name == recipe.name for other in found):
             raise UserError(f'--recipes: "{text}" is there twice.')
         found.append(recipe)
     if not found:
-        raise UserError(f'--recipes: names none. Known: {listing(config_files.names())}, or paths of config files.')
+        raise UserError(
+            f'--recipes: names none. Known: {listing(config_files.names())}, or paths of config '
+            'files.'
+        )
     return found
 
 
@@ -66,12 +79,18 @@ def _file(name: str) -> pathlib.Path:
     file = config_files.by_name(name)
     if file is None:
         known = config_files.names()
-        raise UserError(f'--recipes: no recipe "{name}".{nearest(name, known)} Known: {listing(known)}, or a path.')
+        raise UserError(
+            f'--recipes: no recipe "{name}".{nearest(name, known)} Known: {listing(known)}, or a '
+            'path.'
+        )
     return file
 
 
-def warm_config(task: str, problems: int = 0, init: str = '', trust: Sequence[str] = ()) -> ml_collections.ConfigDict:
-    """The config that makes the warm start of a task: trains it, or for a task that needs a model keeps the one that `init` names.
+def warm_config(
+    task: str, problems: int = 0, init: str = '', trust: Sequence[str] = ()
+) -> ml_collections.ConfigDict:
+    """The config that makes the warm start of a task: trains it, or for a task that needs a model
+    keeps the one that `init` names.
 
     Raises:
       UserError: the task needs a model, and none is given.
@@ -81,17 +100,26 @@ def warm_config(task: str, problems: int = 0, init: str = '', trust: Sequence[st
     c.seed = WARM_SEED
     if arena.needs_model:
         if not init:
-            raise UserError(f'--tasks: {task} needs a model to start from; give --init=hf:FOLDER or --init=checkpoint:WORKDIR.')
+            raise UserError(
+                f'--tasks: {task} needs a model to start from; give --init=hf:FOLDER or '
+                '--init=checkpoint:WORKDIR.'
+            )
         c.init, c.stages, c.keep = init, ('keep',), dict(kind='keep')
     else:
         both = _with_beside(arena)
-        whole = sum(max(getattr(one, f'max_{part}_length') for one in both) for part in ('prompt', 'completion'))
+        whole = sum(
+            max(getattr(one, f'max_{part}_length') for one in both)
+            for part in ('prompt', 'completion')
+        )
         sources = tuple({'name': one.task} | dict(one.knobs) | dict(one.warm) for one in both)
         c.model.update(MODEL)
         c.tokenizer = dict(name='characters', alphabet=ALPHABET, pad='_', eos='$', mask='M')
         c.train.data.source = dict(
-            name='reasonjax.arena.tasks.mixture', sources=sources, size=WARM_DEMONSTRATIONS, seed=WARM_SEED
-        )  # fmt: skip
+            name='reasonjax.arena.tasks.mixture',
+            sources=sources,
+            size=WARM_DEMONSTRATIONS,
+            seed=WARM_SEED,
+        )
         c.train.data.update(max_length=whole, packing=True)
         c.train.update(steps=arena.warm_steps, batch_size=_rows(whole))
     c.evaluation = exam_settings(c, task, problems)
@@ -104,7 +132,13 @@ def _with_beside(arena: ArenaTask) -> tuple[ArenaTask, ...]:
 
 
 def retargeted(
-    recipe: Recipe, task: str, seed: int, warm: pathlib.Path, *, overrides: Sequence[tuple[str, str]] = (), problems: int = 0,
+    recipe: Recipe,
+    task: str,
+    seed: int,
+    warm: pathlib.Path,
+    *,
+    overrides: Sequence[tuple[str, str]] = (),
+    problems: int = 0,
     trust: Sequence[str] = (),
 ) -> ml_collections.ConfigDict:
     """The config of a recipe on a task.
@@ -119,14 +153,22 @@ def retargeted(
       trust: see `saved_run.open_saved`.
 
     Raises:
-      UserError: a stage that the recipe does not have, or a recipe that cannot run on the task: it says what is missing.
+      UserError: a stage that the recipe does not have, or a recipe that cannot run on the task: it
+        says what is missing.
     """
     c = configs.load(recipe.location).copy_and_resolve_references().unlock()
     arena = ARENA[task]
     for name in recipe.stages:
         if name not in c.stages:
-            raise UserError(f'--recipes: {recipe.name}: no stage "{name}".{nearest(name, c.stages)} Stages: {listing(c.stages)}.')
-    c.stages = tuple(name for name in c.stages if (name in recipe.stages if recipe.stages else c[name].kind != 'evaluate'))
+            raise UserError(
+                f'--recipes: {recipe.name}: no stage "{name}".{nearest(name, c.stages)} Stages: '
+                f'{listing(c.stages)}.'
+            )
+    c.stages = tuple(
+        name
+        for name in c.stages
+        if (name in recipe.stages if recipe.stages else c[name].kind != 'evaluate')
+    )
     if not any(c[name].kind in TRAINING for name in c.stages):
         raise UserError(f'--recipes: {recipe.name} has no stage that trains.')
     c.seed, c.init = seed, f'checkpoint:{warm}'
@@ -140,7 +182,9 @@ def retargeted(
     return c
 
 
-def _stage(stage: ml_collections.ConfigDict, arena: ArenaTask, name: str, recipe: Recipe, seed: int) -> None:
+def _stage(
+    stage: ml_collections.ConfigDict, arena: ArenaTask, name: str, recipe: Recipe, seed: int
+) -> None:
     if stage.kind == 'keep':
         return
     whole = arena.max_prompt_length + arena.max_completion_length
@@ -150,8 +194,10 @@ def _stage(stage: ml_collections.ConfigDict, arena: ArenaTask, name: str, recipe
         else:
             if stage.data.form != 'demonstration' and not stage.data.transforms:
                 raise UserError(
-                    f'--recipes: {recipe.name} cannot run on the task "{arena.task}": its stage {name} reads rows of the form '
-                    f'"{stage.data.form}", and the task lacks {listing(COLUMNS[stage.data.form])}; it has prompt, completion, solution.'
+                    f'--recipes: {recipe.name} cannot run on the task "{arena.task}": its stage '
+                    f'{name} reads rows of the form '
+                    f'"{stage.data.form}", and the task lacks {listing(COLUMNS[stage.data.form])}; '
+                    'it has prompt, completion, solution.'
                 )
             stage.data.source = arena.node('train', arena.demonstrations, seed, **arena.train)
             stage.data.update(max_length=whole, packing=True)
@@ -191,7 +237,9 @@ def _rows(length: int) -> int:
     return max(4, 2000 // length)
 
 
-def exam_settings(c: ml_collections.ConfigDict, task: str, problems: int = 0, *, validation: bool = False) -> ml_collections.ConfigDict:
+def exam_settings(
+    c: ml_collections.ConfigDict, task: str, problems: int = 0, *, validation: bool = False
+) -> ml_collections.ConfigDict:
     """`config.evaluation` for all that is asked of a model of a task at the end, or along training.
 
     Args:
@@ -202,18 +250,29 @@ def exam_settings(c: ml_collections.ConfigDict, task: str, problems: int = 0, *,
     """
     both = _with_beside(ARENA[task])
     found = c.evaluation.copy_and_resolve_references().unlock()
-    found.task = dict(name='reasonjax.arena.tasks.exam', arena=task, validation=validation, problems=problems)
+    found.task = dict(
+        name='reasonjax.arena.tasks.exam', arena=task, validation=validation, problems=problems
+    )
     found.update(
-        enabled=True, batch_size=EXAM_BATCH, transforms=(), overlong=both[0].overlong, greedy=True, samples=0 if validation else SAMPLES,
+        enabled=True,
+        batch_size=EXAM_BATCH,
+        transforms=(),
+        overlong=both[0].overlong,
+        greedy=True,
+        samples=0 if validation else SAMPLES,
         max_prompt_length=max(one.max_prompt_length for one in both),
         max_completion_length=max(one.max_completion_length for one in both),
-    )  # fmt: skip
+    )
     return found
 
 
 def _closed(c: ml_collections.ConfigDict, trust: Sequence[str]) -> ml_collections.ConfigDict:
     """Only the stages that run, completed, with the warm start's model."""
-    groups = [key for key, value in c.items() if isinstance(value, ml_collections.ConfigDict) and 'kind' in value]
+    groups = [
+        key
+        for key, value in c.items()
+        if isinstance(value, ml_collections.ConfigDict) and 'kind' in value
+    ]
     for key in {*groups} - {*c.stages}:
         del c[key]
     configs.complete(c)

@@ -26,14 +26,16 @@ class Cell:
       recipe, task, seed: which cell it is.
       status: 'done' or 'failed'.
       error: why it failed; '' when done.
-      correct: split -> {'greedy': 0 or 1 for each problem, 'sampled': share of right samples for each problem}. Splits are 'test',
-        'ood' and evaluations on other tasks, 'other:<task>'. The problems of a (task, split) are the same for all recipes and seeds, in
-        the same order. A mode that was not measured is an empty list.
+      correct: split -> {'greedy': 0 or 1 for each problem, 'sampled': share of right samples for
+        each problem}. Splits are 'test', 'ood' and evaluations on other tasks, 'other:<task>'. The
+        problems of a (task, split) are the same for all recipes and seeds, in the same order. A
+        mode that was not measured is an empty list.
       before: the same, for the checkpoint that training started from.
       length: split -> mean response length in tokens.
-      curve: evaluations on the split 'validation' along training, in order: step, then what training had cost so far, then accuracy and
-        mean length.
-      cost: what training cost: tokens, floating-point operations, seconds, bytes at the peak. None is what was not measured.
+      curve: evaluations on the split 'validation' along training, in order: step, then what
+        training had cost so far, then accuracy and mean length.
+      cost: what training cost: tokens, floating-point operations, seconds, bytes at the peak. None
+        is what was not measured.
     """
 
     recipe: str
@@ -70,7 +72,8 @@ def read(file: str | os.PathLike) -> Cell:
     """Reads a cell.
 
     Raises:
-      UserError: not a JSON object, or a field is missing, unknown or not what it should be; the message names file and field.
+      UserError: not a JSON object, or a field is missing, unknown or not what it should be; the
+        message names file and field.
     """
     file = pathlib.Path(file)
     content = files.json_object(file)
@@ -79,8 +82,12 @@ def read(file: str | os.PathLike) -> Cell:
 
 
 def write_index(workdir: pathlib.Path, cells: Sequence[pathlib.Path]) -> None:
-    """Writes down which cells a comparison is of, by their files: its workdir may hold others, of other settings."""
-    files.write_text(workdir / INDEX, json.dumps([os.path.relpath(file, workdir) for file in cells], indent=0) + '\n')
+    """Writes down which cells a comparison is of, by their files: its workdir may hold others, of
+    other settings."""
+    files.write_text(
+        workdir / INDEX,
+        json.dumps([os.path.relpath(file, workdir) for file in cells], indent=0) + '\n',
+    )
 
 
 def read_run(workdir: str | os.PathLike) -> list[Cell]:
@@ -104,27 +111,59 @@ def _check(file: pathlib.Path, content: Mapping[str, Any]) -> None:
         _demand(isinstance(content[name], str), file, name, 'text', content[name])
     _demand(_is_whole(content['seed']), file, 'seed', 'a whole number', content['seed'])
     status = content['status']
-    _demand(status in STATUSES, file, 'status', f'one of {listing(STATUSES)}', status, nearest(status, STATUSES))
+    _demand(
+        status in STATUSES,
+        file,
+        'status',
+        f'one of {listing(STATUSES)}',
+        status,
+        nearest(status, STATUSES),
+    )
     agrees = (status == 'done') == (not content['error'])
-    _demand(agrees, file, 'error', 'text where the cell failed, "" where it is done', content['error'])
+    _demand(
+        agrees, file, 'error', 'text where the cell failed, "" where it is done', content['error']
+    )
     for name in ('correct', 'before'):
         _check_outcomes(file, name, content[name])
     if status == 'done':
-        _demand(bool(content['correct']), file, 'correct', 'at least one split in a cell that is done', content['correct'])
-        sizes = [{(split, mode): len(outcomes) for split, modes in content[name].items() for mode, outcomes in modes.items() if outcomes}
-                 for name in ('correct', 'before')]  # fmt: skip
+        _demand(
+            bool(content['correct']),
+            file,
+            'correct',
+            'at least one split in a cell that is done',
+            content['correct'],
+        )
+        sizes = [
+            {
+                (split, mode): len(outcomes)
+                for split, modes in content[name].items()
+                for mode, outcomes in modes.items()
+                if outcomes
+            }
+            for name in ('correct', 'before')
+        ]
         odd = [key for key in sizes[1] if sizes[0].get(key) != sizes[1][key]]
-        _demand(not odd, file, 'before', 'only problems of "correct", as many in each split', ' and '.join(map('/'.join, odd)))
+        _demand(
+            not odd,
+            file,
+            'before',
+            'only problems of "correct", as many in each split',
+            ' and '.join(map('/'.join, odd)),
+        )
     _demand(isinstance(content['length'], dict), file, 'length', 'an object', content['length'])
     for split, value in content['length'].items():
-        _demand(_is_amount(value), file, f'length.{split}', 'a number of at least 0, or null', value)
+        _demand(
+            _is_amount(value), file, f'length.{split}', 'a number of at least 0, or null', value
+        )
     _demand(isinstance(content['curve'], list), file, 'curve', 'a list', content['curve'])
     for index, point in enumerate(content['curve']):
         name = f'curve[{index}]'
         _demand(isinstance(point, dict), file, name, 'an object', point)
         _keys(file, name, point, CURVE)
         for key, value in point.items():
-            _demand(_is_amount(value), file, f'{name}.{key}', 'a number of at least 0, or null', value)
+            _demand(
+                _is_amount(value), file, f'{name}.{key}', 'a number of at least 0, or null', value
+            )
     _demand(isinstance(content['cost'], dict), file, 'cost', 'an object', content['cost'])
     if content['cost'] or status == 'done':
         _keys(file, 'cost', content['cost'], COSTS)
@@ -141,23 +180,44 @@ def _check_outcomes(file: pathlib.Path, name: str, splits: Any) -> None:
         for mode, outcomes in modes.items():
             _demand(isinstance(outcomes, list), file, f'{where}.{mode}', 'a list', outcomes)
             for index, value in enumerate(outcomes):
-                good = _is_amount(value) and value is not None and (value in (0, 1) if mode == 'greedy' else value <= 1)
-                _demand(good, file, f'{where}.{mode}[{index}]', '0 or 1' if mode == 'greedy' else 'a share from 0 to 1', value)
+                good = (
+                    _is_amount(value)
+                    and value is not None
+                    and (value in (0, 1) if mode == 'greedy' else value <= 1)
+                )
+                _demand(
+                    good,
+                    file,
+                    f'{where}.{mode}[{index}]',
+                    '0 or 1' if mode == 'greedy' else 'a share from 0 to 1',
+                    value,
+                )
         lengths = {len(outcomes) for outcomes in modes.values() if outcomes}
-        _demand(len(lengths) < 2, file, where, 'the same problems in each mode', f'{listing(map(str, lengths))} of them')
+        _demand(
+            len(lengths) < 2,
+            file,
+            where,
+            'the same problems in each mode',
+            f'{listing(map(str, lengths))} of them',
+        )
 
 
 def _keys(file: pathlib.Path, name: str, found: Mapping[str, Any], wanted: Any) -> None:
     prefix = f'{name}.' if name else ''
     for key in found:
         if key not in wanted:
-            raise UserError(f'{file}: "{prefix}{key}" is unknown. Expected {listing(wanted)}.{nearest(key, wanted)}')
+            raise UserError(
+                f'{file}: "{prefix}{key}" is unknown. Expected '
+                f'{listing(wanted)}.{nearest(key, wanted)}'
+            )
     for key in wanted:
         if key not in found:
             raise UserError(f'{file}: "{prefix}{key}" is missing.')
 
 
-def _demand(good: bool, file: pathlib.Path, name: str, wanted: str, found: Any, hint: str = '') -> None:
+def _demand(
+    good: bool, file: pathlib.Path, name: str, wanted: str, found: Any, hint: str = ''
+) -> None:
     if not good:
         raise UserError(f'{file}: "{name}": expected {wanted}, found {_short(found)}.{hint}')
 
@@ -172,4 +232,10 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_amount(value: Any) -> bool:
-    return value is None or isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return (
+        value is None
+        or isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and value >= 0
+    )

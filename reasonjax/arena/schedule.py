@@ -1,4 +1,5 @@
-"""Cells handed to worker processes: each core has one, what is done stays done, and one that breaks does not stop the others."""
+"""Cells handed to worker processes: each core has one, what is done stays done, and one that breaks
+does not stop the others."""
 
 import json
 import os
@@ -24,8 +25,15 @@ class Broken(Exception):
 class Worker:
     """A worker process on a core, started when it is first needed."""
 
-    def __init__(self, folder: pathlib.Path, number: int, core: int | None, environment: Mapping[str, str]):
-        self._folder, self._number, self._core, self._environment = folder, number, core, environment
+    def __init__(
+        self, folder: pathlib.Path, number: int, core: int | None, environment: Mapping[str, str]
+    ):
+        self._folder, self._number, self._core, self._environment = (
+            folder,
+            number,
+            core,
+            environment,
+        )
         self._process: subprocess.Popen | None = None
 
     def run(self, spec: Spec) -> str:
@@ -59,13 +67,24 @@ class Worker:
         return self._folder / f'worker{self._number}.log'
 
     def _start(self) -> subprocess.Popen:
-        command = [sys.executable, '-m', 'reasonjax.arena.worker', '--compiled', str(self._folder / 'compiled')]
+        command = [
+            sys.executable,
+            '-m',
+            'reasonjax.arena.worker',
+            '--compiled',
+            str(self._folder / 'compiled'),
+        ]
         command += [] if self._core is None else ['--core', str(self._core)]
         with self._log.open('a') as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
                 env=self._environment,
-            )  # fmt: skip
+            )
         return self._process
 
     def _last_words(self) -> str:
@@ -74,23 +93,31 @@ class Worker:
 
 def cores() -> list[int]:
     """The processors that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else list(range(os.cpu_count() or 1))
+    return (
+        sorted(os.sched_getaffinity(0))
+        if hasattr(os, 'sched_getaffinity')
+        else list(range(os.cpu_count() or 1))
+    )
 
 
 def shared(workers: int, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of so many workers: of a GPU each takes its share of the memory, where alone it would take nearly all."""
+    """The environment of so many workers: of a GPU each takes its share of the memory, where alone
+    it would take nearly all."""
     share = {'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{0.9 / workers:.3f}'} if workers > 1 else {}
     return share | dict(environment)
 
 
-def run(specs: Sequence[Spec], folder: pathlib.Path, workers: int, done: Callable[[Spec, str], None]) -> None:
+def run(
+    specs: Sequence[Spec], folder: pathlib.Path, workers: int, done: Callable[[Spec, str], None]
+) -> None:
     """Runs cells, each in one of the worker processes, in order.
 
     Args:
       specs: their configs lie in their folders.
       folder: for logs and compiled programs.
       workers: processes; each stays on a core where there are as many.
-      done: called with each cell's spec and status ('done', 'failed'; of a warm start that failed, what the worker last said).
+      done: called with each cell's spec and status ('done', 'failed'; of a warm start that failed,
+        what the worker last said).
 
     Raises:
       Stopped: on Ctrl-C; workers are ended, what they were doing is lost.
@@ -101,7 +128,9 @@ def run(specs: Sequence[Spec], folder: pathlib.Path, workers: int, done: Callabl
     places = cores()
     pinned = workers > 1 and workers <= len(places)
     number = min(workers, len(specs))
-    staff = [Worker(folder, i, places[i] if pinned else None, shared(number)) for i in range(number)]
+    staff = [
+        Worker(folder, i, places[i] if pinned else None, shared(number)) for i in range(number)
+    ]
     finished: queue.SimpleQueue[tuple[Spec, str] | None] = queue.SimpleQueue()
 
     def work(worker: Worker) -> None:
@@ -115,7 +144,10 @@ def run(specs: Sequence[Spec], folder: pathlib.Path, workers: int, done: Callabl
             except Broken as error:
                 status = str(error)
                 if spec.warm:
-                    results.write(pathlib.Path(spec.folder) / RESULT, Cell(spec.recipe, spec.task, spec.seed, 'failed', status))
+                    results.write(
+                        pathlib.Path(spec.folder) / RESULT,
+                        Cell(spec.recipe, spec.task, spec.seed, 'failed', status),
+                    )
                     status = 'failed'
             finished.put((spec, status))
         finished.put(None)

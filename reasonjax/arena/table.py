@@ -1,4 +1,5 @@
-"""From cells to what a comparison can say: one row per task and recipe, with intervals, paired differences and verdicts."""
+"""From cells to what a comparison can say: one row per task and recipe, with intervals, paired
+differences and verdicts."""
 
 import dataclasses
 import statistics
@@ -35,7 +36,8 @@ class Difference(NamedTuple):
       mean, low, high: of accuracy, 0 to 1; no interval with one seed.
       p, p_holm: two-sided; Holm's covers the whole comparison and is there for its measure only.
       sd: standard deviation of the difference between seeds.
-      smallest: the smallest true difference that so many seeds find with a power of 80 %; None where no spread was seen.
+      smallest: the smallest true difference that so many seeds find with a power of 80 %; None
+        where no spread was seen.
       seeds: those that were paired.
     """
 
@@ -60,8 +62,10 @@ class Row:
       accuracy: measure ('test/greedy', ...) -> accuracy over the seeds that are done.
       before: measure -> mean accuracy of the checkpoint that training started from.
       differences: measure -> difference to the baseline; empty for the baseline itself.
-      verdict: 'better', 'worse' or 'no difference seen' for the comparison's measure; 'baseline', 'not tested' or 'failed'.
-      forgetting: mean over the splits 'other:<task>' of greedy accuracy after minus before; below 0 something was lost.
+      verdict: 'better', 'worse' or 'no difference seen' for the comparison's measure; 'baseline',
+        'not tested' or 'failed'.
+      forgetting: mean over the splits 'other:<task>' of greedy accuracy after minus before; below 0
+        something was lost.
       length: mean response length on 'test', tokens.
       cost: medians over the seeds that are done.
     """
@@ -82,7 +86,8 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A comparison: rows by task, the baseline first; `problems` is task -> split -> number; `notes` say what is missing in it."""
+    """A comparison: rows by task, the baseline first; `problems` is task -> split -> number;
+    `notes` say what is missing in it."""
 
     baseline: str
     measure: str
@@ -106,36 +111,45 @@ class Table:
 def build(cells: Sequence[Cell], baseline: str, *, measure: str = 'test/greedy') -> Table:
     """Compares recipes.
 
-    A recipe is better or worse than the baseline where both hold: its p-value, adjusted after Holm over every tested (task, recipe) of
-    the measure, is at most 5 %, and the interval of the difference, which counts problems as a sample too, leaves 0 out.
+    A recipe is better or worse than the baseline where both hold: its p-value, adjusted after Holm
+    over every tested (task, recipe) of the measure, is at most 5 %, and the interval of the
+    difference, which counts problems as a sample too, leaves 0 out.
 
     Args:
       cells: in the order in which tasks and recipes are to be shown; failed ones as well.
       baseline: the recipe that the others are compared with.
-      measure: what verdicts are about: 'test/greedy', 'test/sampled', 'ood/greedy' or 'ood/sampled'.
+      measure: what verdicts are about: 'test/greedy', 'test/sampled', 'ood/greedy' or
+        'ood/sampled'.
 
     Raises:
-      UserError: no cells, an unknown baseline or measure, a cell that is there twice, or cells of one task that did not
-        answer the same problems.
+      UserError: no cells, an unknown baseline or measure, a cell that is there twice, or cells of
+        one task that did not answer the same problems.
     """
     if not cells:
         raise UserError('cells: there is nothing to compare.')
     recipes = list(dict.fromkeys(cell.recipe for cell in cells))
     for name, value, choices in (('baseline', baseline, recipes), ('measure', measure, MEASURES)):
         if value not in choices:
-            raise UserError(f'{name}="{value}": expected one of {listing(choices)}.{nearest(value, choices)}')
+            raise UserError(
+                f'{name}="{value}": expected one of {listing(choices)}.{nearest(value, choices)}'
+            )
     recipes = [baseline, *(recipe for recipe in recipes if recipe != baseline)]
     found: dict[tuple[str, str], dict[int, Cell]] = {}
     for cell in cells:
         seeds = found.setdefault((cell.task, cell.recipe), {})
         if cell.seed in seeds:
-            raise UserError(f'cells: {cell.recipe} on {cell.task} with seed {cell.seed} is there twice.')
+            raise UserError(
+                f'cells: {cell.recipe} on {cell.task} with seed {cell.seed} is there twice.'
+            )
         seeds[cell.seed] = cell
     rows, problems, notes = [], {}, []
     for task in dict.fromkeys(cell.task for cell in cells):
         problems[task] = _problems([cell for cell in cells if cell.task == task and cell.done])
         arms = {recipe: _Arm(found[task, recipe]) for recipe in recipes if (task, recipe) in found}
-        rows += [_row(task, recipe, arm, arms.get(baseline), recipe == baseline) for recipe, arm in arms.items()]
+        rows += [
+            _row(task, recipe, arm, arms.get(baseline), recipe == baseline)
+            for recipe, arm in arms.items()
+        ]
         notes += _gaps(task, arms, baseline)
     return Table(baseline, measure, tuple(_judged(rows, measure)), problems, tuple(notes))
 
@@ -147,7 +161,9 @@ class _Arm:
         self.done = {seed: cells[seed] for seed in sorted(cells) if cells[seed].done}
         self.failed = {seed: cells[seed] for seed in sorted(cells) if not cells[seed].done}
 
-    def outcomes(self, measure: str, seeds: Sequence[int], part: str = 'correct') -> np.ndarray | None:
+    def outcomes(
+        self, measure: str, seeds: Sequence[int], part: str = 'correct'
+    ) -> np.ndarray | None:
         """[S, N], or None where a seed lacks the measure."""
         split, mode = measure.rsplit('/', 1)
         rows = [getattr(self.done[seed], part).get(split, {}).get(mode) for seed in seeds]
@@ -156,14 +172,25 @@ class _Arm:
 
 def _problems(cells: Sequence[Cell]) -> dict[str, int]:
     """Split -> number of problems; all cells of a task must agree."""
-    sizes = [{(split, mode): len(outcomes) for split, modes in cell.correct.items() for mode, outcomes in modes.items() if outcomes}
-             for cell in cells]  # fmt: skip
+    sizes = [
+        {
+            (split, mode): len(outcomes)
+            for split, modes in cell.correct.items()
+            for mode, outcomes in modes.items()
+            if outcomes
+        }
+        for cell in cells
+    ]
     for cell, size in zip(cells[1:], sizes[1:]):
         odd = sorted(key for key in {*sizes[0], *size} if sizes[0].get(key) != size.get(key))
         if odd:
             there, here = sizes[0].get(odd[0], 0), size.get(odd[0], 0)
-            raise UserError(f'cells: on {cell.task}, {cell.recipe} with seed {cell.seed} answered {here} problems of {"/".join(odd[0])}, '
-                            f'{cells[0].recipe} with seed {cells[0].seed} {there}; only the same problems can be paired.')  # fmt: skip
+            raise UserError(
+                f'cells: on {cell.task}, {cell.recipe} with seed {cell.seed} answered {here} '
+                f'problems of {"/".join(odd[0])}, '
+                f'{cells[0].recipe} with seed {cells[0].seed} {there}; only the same problems can '
+                'be paired.'
+            )
     return {split: size for (split, _), size in (sizes[0] if sizes else {}).items()}
 
 
@@ -180,12 +207,26 @@ def _row(task: str, recipe: str, arm: _Arm, base: _Arm | None, is_baseline: bool
             before[measure] = float(start.mean())
         common = [seed for seed in seeds if base is not None and seed in base.done]
         if not is_baseline and common:
-            differences[measure] = _difference(arm.outcomes(measure, common), base.outcomes(measure, common), tuple(common))
-    lengths = [cell.length['test'] for cell in arm.done.values() if cell.length.get('test') is not None]
+            differences[measure] = _difference(
+                arm.outcomes(measure, common), base.outcomes(measure, common), tuple(common)
+            )
+    lengths = [
+        cell.length['test'] for cell in arm.done.values() if cell.length.get('test') is not None
+    ]
     return Row(
-        task, recipe, seeds, tuple(arm.failed), next((cell.error for cell in arm.failed.values()), ''), accuracy, before, differences,
-        BASELINE if is_baseline else UNTESTED, _forgetting(arm), statistics.fmean(lengths) if lengths else None,
-        {name: _median([cell.cost[name] for cell in arm.done.values()]) for name in COSTS})  # fmt: skip
+        task,
+        recipe,
+        seeds,
+        tuple(arm.failed),
+        next((cell.error for cell in arm.failed.values()), ''),
+        accuracy,
+        before,
+        differences,
+        BASELINE if is_baseline else UNTESTED,
+        _forgetting(arm),
+        statistics.fmean(lengths) if lengths else None,
+        {name: _median([cell.cost[name] for cell in arm.done.values()]) for name in COSTS},
+    )
 
 
 def _estimate(values_SxN: np.ndarray) -> Estimate:
@@ -201,7 +242,9 @@ def _estimate(values_SxN: np.ndarray) -> Estimate:
 
 def _difference(values_SxN: np.ndarray, base_SxN: np.ndarray, seeds: tuple[int, ...]) -> Difference:
     if min(values_SxN.shape) < 2:
-        return Difference(float((values_SxN - base_SxN).mean()), None, None, None, None, None, None, seeds)
+        return Difference(
+            float((values_SxN - base_SxN).mean()), None, None, None, None, None, None, seeds
+        )
     found = comparison_statistics.paired(values_SxN, base_SxN)
     low, high = found.low, found.high
     if (values_SxN == base_SxN).all():  # no problem told them apart; of N, this many could have
@@ -213,15 +256,21 @@ def _difference(values_SxN: np.ndarray, base_SxN: np.ndarray, seeds: tuple[int, 
 
 def _forgetting(arm: _Arm) -> Estimate | None:
     changes = []
-    for split in dict.fromkeys(split for cell in arm.done.values() for split in cell.correct if split.startswith('other:')):
-        after, before = (arm.outcomes(f'{split}/greedy', tuple(arm.done), part) for part in ('correct', 'before'))
+    for split in dict.fromkeys(
+        split for cell in arm.done.values() for split in cell.correct if split.startswith('other:')
+    ):
+        after, before = (
+            arm.outcomes(f'{split}/greedy', tuple(arm.done), part) for part in ('correct', 'before')
+        )
         if after is not None and before is not None:
             changes.append(after - before)
     if not changes:
         return None
     # Each split counts the same, however many problems it has.
     total = sum(change.shape[1] for change in changes)
-    change_SxN = np.concatenate([change * total / (len(changes) * change.shape[1]) for change in changes], 1)
+    change_SxN = np.concatenate(
+        [change * total / (len(changes) * change.shape[1]) for change in changes], 1
+    )
     if min(change_SxN.shape) < 2:
         return Estimate(float(change_SxN.mean()), None, None)
     return Estimate(float(change_SxN.mean()), *comparison_statistics.crossed_interval(change_SxN))
@@ -237,24 +286,43 @@ def _gaps(task: str, arms: Mapping[str, _Arm], baseline: str) -> list[str]:
     said: dict[str, list[str]] = {}
     base = arms.get(baseline)
     if base is None or not base.done:
-        said[f'{task}: the baseline %s has no finished run, so nothing is compared with it.'] = [baseline]
+        said[f'{task}: the baseline %s has no finished run, so nothing is compared with it.'] = [
+            baseline
+        ]
     for recipe, arm in arms.items():
         if len(arm.done) == 1:
-            said.setdefault(f'{task}: one seed of %s, so no interval over seeds and no test; at least two are needed.', []).append(recipe)
+            said.setdefault(
+                f'{task}: one seed of %s, so no interval over seeds and no test; at least two are '
+                'needed.',
+                [],
+            ).append(recipe)
         if recipe == baseline or base is None or not base.done or not arm.done:
             continue
         common = [seed for seed in arm.done if seed in base.done]
         every = sorted({*arm.done, *arm.failed, *base.done, *base.failed})
         if len(common) < len(every):
             which = f' ({", ".join(map(str, common))})' if common else ''
-            said.setdefault(f'{task}: %s and {baseline} are paired on {len(common)} of {len(every)} seeds{which}.', []).append(recipe)
+            said.setdefault(
+                f'{task}: %s and {baseline} are paired on {len(common)} of {len(every)} '
+                f'seeds{which}.',
+                [],
+            ).append(recipe)
     return [note.replace('%s', ', '.join(recipes), 1) for note, recipes in said.items()]
 
 
 def _judged(rows: Sequence[Row], measure: str) -> list[Row]:
     """Rows with Holm's p-values, over all rows that were tested, and their verdicts."""
-    tested = [index for index, row in enumerate(rows) if measure in row.differences and row.differences[measure].p is not None]
-    adjusted = dict(zip(tested, comparison_statistics.holm([rows[index].differences[measure].p for index in tested])))
+    tested = [
+        index
+        for index, row in enumerate(rows)
+        if measure in row.differences and row.differences[measure].p is not None
+    ]
+    adjusted = dict(
+        zip(
+            tested,
+            comparison_statistics.holm([rows[index].differences[measure].p for index in tested]),
+        )
+    )
     judged = []
     for index, row in enumerate(rows):
         if not row.seeds:
@@ -263,6 +331,8 @@ def _judged(rows: Sequence[Row], measure: str) -> list[Row]:
             difference = row.differences[measure]._replace(p_holm=adjusted[index])
             seen = difference.p_holm <= LEVEL and not difference.low <= 0 <= difference.high
             verdict = (BETTER if difference.mean > 0 else WORSE) if seen else SAME
-            row = dataclasses.replace(row, differences=row.differences | {measure: difference}, verdict=verdict)
+            row = dataclasses.replace(
+                row, differences=row.differences | {measure: difference}, verdict=verdict
+            )
         judged.append(row)
     return judged

@@ -2,8 +2,9 @@
 
     python -m reasonjax.arena.worker --compiled FOLDER --core 0
 
-Reads a line of JSON for each cell (`cell.Spec`) and answers with a line once its result is written. Everything else that a run prints goes
-to standard error. Programs that were compiled once are kept in a folder, for the other workers and for the next seeds.
+Reads a line of JSON for each cell (`cell.Spec`) and answers with a line once its result is written.
+Everything else that a run prints goes to standard error. Programs that were compiled once are kept
+in a folder, for the other workers and for the next seeds.
 """
 
 import argparse
@@ -17,14 +18,17 @@ from typing import TextIO
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser('python -m reasonjax.arena.worker', description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        'python -m reasonjax.arena.worker', description=__doc__.splitlines()[0]
+    )
     parser.add_argument('--compiled', required=True, help='folder for compiled programs')
     parser.add_argument('--core', type=int, help='the processor to stay on')
     options = parser.parse_args(arguments)
     if options.core is not None and hasattr(os, 'sched_setaffinity'):
         # Before jax starts: it makes as many threads as there are cores to use.
         os.sched_setaffinity(0, {options.core})
-    # XLA calls two tuning preferences of its own "machine features" that the host lacks, for each program it reads back.
+    # XLA calls two tuning preferences of its own "machine features" that the host lacks, for each
+    # program it reads back.
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     replies = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
@@ -56,8 +60,9 @@ def _serve(compiled: str, replies: TextIO) -> None:
 
 
 def _lines() -> Iterator[str]:
-    """Lines of standard input. Where it ends, the process does, whatever it is doing: whoever started it is gone, and with it the lock that
-    kept a second comparison away."""
+    """Lines of standard input. Where it ends, the process does, whatever it is doing: whoever
+    started it is gone, and with it the lock that kept a second comparison away.
+    """
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def listen() -> None:

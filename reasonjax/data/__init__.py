@@ -1,1 +1,2 @@
-"""Data: sources, tokenizers, rendering to tokens and weights, packing, and the resumable iterator."""
+"""Data: sources, tokenizers, rendering to tokens and weights, packing, and the resumable
+iterator."""

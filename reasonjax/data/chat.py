@@ -1,13 +1,15 @@
 """Conversations: which tokens of a rendered chat template the model has to say.
 
-No stock template marks what the assistant says, so it is found by rendering prefixes. The messages before an answer, with
-the template's generation prompt, are what the model is given when it answers; what the text up to and with the answer
-adds to that, as far as its first EOS, is what the model has to say: thoughts, words, tool calls, the end of the turn.
+No stock template marks what the assistant says, so it is found by rendering prefixes. The messages
+before an answer, with the template's generation prompt, are what the model is given when it
+answers; what the text up to and with the answer adds to that, as far as its first EOS, is what the
+model has to say: thoughts, words, tool calls, the end of the turn.
 
-Some templates render earlier turns differently once later ones follow (Qwen 3 drops their thoughts). No single text
-then holds all answers as the model would give them, so such a conversation becomes several documents, each of as many
-successive answers as agree. So does one whose template writes no EOS behind its answers: each document ends with the EOS
-that the model has to say there. Where the token that opens the next turn is an EOS (GLM), it is the end of the answer.
+Some templates render earlier turns differently once later ones follow (Qwen 3 drops their
+thoughts). No single text then holds all answers as the model would give them, so such a
+conversation becomes several documents, each of as many successive answers as agree. So does one
+whose template writes no EOS behind its answers: each document ends with the EOS that the model has
+to say there. Where the token that opens the next turn is an EOS (GLM), it is the end of the answer.
 
 What a message holds and the template leaves out is an error (see `message_marks`).
 """
@@ -60,11 +62,18 @@ class Turn(NamedTuple):
 
 def is_chat(value: Any) -> bool:
     """Whether a column holds messages rather than text: a non-empty list of mappings."""
-    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(message, Mapping) for message in value)
+    return (
+        isinstance(value, list | tuple)
+        and len(value) > 0
+        and all(isinstance(message, Mapping) for message in value)
+    )
 
 
-def conversation(messages: Sequence[Message], example: Mapping[str, Any], name: str) -> Conversation:
-    """Checks messages, and adds what the columns `tools` and `chat_template_kwargs` of their row say.
+def conversation(
+    messages: Sequence[Message], example: Mapping[str, Any], name: str
+) -> Conversation:
+    """Checks messages, and adds what the columns `tools` and `chat_template_kwargs` of their row
+    say.
 
     Args:
         messages: see `is_chat`.
@@ -72,7 +81,8 @@ def conversation(messages: Sequence[Message], example: Mapping[str, Any], name: 
         name: the column the messages are from, for errors.
 
     Raises:
-        UserError: see `reasonjax.data.messages.checked`; or a column that is not what its name says.
+        UserError: see `reasonjax.data.messages.checked`; or a column that is not what its name
+          says.
     """
     try:
         tools = _without_nulls(_parsed(example.get('tools'), 'tools')) or None
@@ -82,13 +92,16 @@ def conversation(messages: Sequence[Message], example: Mapping[str, Any], name: 
         raise UserError('column "tools" must be a list of JSON schemas')
     template_kwargs = _parsed(example.get('chat_template_kwargs'), 'chat_template_kwargs') or {}
     if not isinstance(template_kwargs, Mapping):
-        raise UserError('column "chat_template_kwargs" must map variables of the chat template to values')
+        raise UserError(
+            'column "chat_template_kwargs" must map variables of the chat template to values'
+        )
     given = {key: value for key, value in template_kwargs.items() if value is not None}
     return Conversation(checked(messages, name, tools), {'tools': tools, 'template_kwargs': given})
 
 
 def prompt(chat: Conversation, tokenizer: Tokenizer) -> str:
-    """Returns the text to continue: the messages and the generation prompt; an assistant's last message is left open."""
+    """Returns the text to continue: the messages and the generation prompt; an assistant's last
+    message is left open."""
     chat = _fitted(chat, tokenizer)
     text = _head(chat, len(chat.messages), tokenizer)
     _check_heard(chat, len(chat.messages), text, tokenizer)
@@ -98,24 +111,34 @@ def prompt(chat: Conversation, tokenizer: Tokenizer) -> str:
 def documents(chat: Conversation, start: int, tokenizer: Tokenizer) -> list[Document]:
     """Renders the assistant's messages from index `start` on, but for those of weight 0.
 
-    What follows the last of them teaches nothing and is left out. Where message `start` continues an assistant's
-    message before it, the two are one turn, of which the model has to say the second part.
+    What follows the last of them teaches nothing and is left out. Where message `start` continues
+    an assistant's message before it, the two are one turn, of which the model has to say the second
+    part.
 
     Returns:
-        A document for each run of successive answers that one text holds as they are given; for most templates one.
+        A document for each run of successive answers that one text holds as they are given; for
+        most templates one.
 
     Raises:
-        UserError: no answer, an empty one, or one that the template leaves out in part or does not render as a continuation
-            of what the model is given.
+        UserError: no answer, an empty one, or one that the template leaves out in part or does not
+            render as a continuation of what the model is given.
     """
-    answers = [k for k, m in enumerate(chat.messages) if k >= start and m['role'] == 'assistant' and m.get('weight', 1)]
+    answers = [
+        k
+        for k, m in enumerate(chat.messages)
+        if k >= start and m['role'] == 'assistant' and m.get('weight', 1)
+    ]
     if not answers:
         raise UserError(
-            f'no assistant message to learn from: every token weight would be zero; roles seen: {_roles(chat)}'
+            'no assistant message to learn from: every token weight would be zero; roles seen: '
+            f'{_roles(chat)}'
             f'{_ALIASED if {m["role"] for m in chat.messages} & _ALIASES else ""}'
         )
     if answers[0] == 0:
-        raise UserError('message 1 (assistant) comes before anything it could answer; give it as part of the prompt')
+        raise UserError(
+            'message 1 (assistant) comes before anything it could answer; give it as part of the '
+            'prompt'
+        )
     for k in answers:
         _check_answer(chat.messages[k], k + 1, tokenizer)
     chat = _fitted(chat, tokenizer)
@@ -124,7 +147,9 @@ def documents(chat: Conversation, start: int, tokenizer: Tokenizer) -> list[Docu
     runs = [[turns[0]]]
     for turn in turns[1:]:
         before = runs[-1][-1]
-        if turn.head.startswith(before.head + before.said) and before.said.endswith(_ends(tokenizer)):
+        if turn.head.startswith(before.head + before.said) and before.said.endswith(
+            _ends(tokenizer)
+        ):
             runs[-1].append(turn)
         else:
             runs.append([turn])
@@ -132,8 +157,13 @@ def documents(chat: Conversation, start: int, tokenizer: Tokenizer) -> list[Docu
 
 
 def unread(example: Mapping[str, Any], columns: Sequence[str], tokenizer: Tokenizer) -> int:
-    """Counts the keys of messages in these columns that the chat template does not read; see `message_forms.unread`."""
-    return sum(message_forms.unread(example[name], tokenizer) for name in columns if is_chat(example.get(name)))
+    """Counts the keys of messages in these columns that the chat template does not read; see
+    `message_forms.unread`."""
+    return sum(
+        message_forms.unread(example[name], tokenizer)
+        for name in columns
+        if is_chat(example.get(name))
+    )
 
 
 def _fitted(chat: Conversation, tokenizer: Tokenizer) -> Conversation:
@@ -144,14 +174,20 @@ def _fitted(chat: Conversation, tokenizer: Tokenizer) -> Conversation:
 
 
 def _head(chat: Conversation, upto: int, tokenizer: Tokenizer, may_continue: bool = True) -> str:
-    """What the model is given when it is to go on after `upto` messages: with the last, where that is its own and it may continue it."""
+    """What the model is given when it is to go on after `upto` messages: with the last, where that
+    is its own and it may continue it."""
     is_open = may_continue and chat.messages[upto - 1]['role'] == 'assistant'
-    if is_open and (chat.messages[upto - 1].get('tool_calls') or not words(chat.messages[upto - 1]).strip()):
+    if is_open and (
+        chat.messages[upto - 1].get('tool_calls') or not words(chat.messages[upto - 1]).strip()
+    ):
         raise UserError(
-            f'message {upto} (assistant) is the last before the answer, which would continue it, but it has calls or no words; '
+            f'message {upto} (assistant) is the last before the answer, which would continue it, '
+            'but it has calls or no words; '
             'leave it out, or let a message follow that it can answer'
         )
-    return tokenizer.chat_text(chat.messages[:upto], not is_open, continue_final_message=is_open, **chat.options)
+    return tokenizer.chat_text(
+        chat.messages[:upto], not is_open, continue_final_message=is_open, **chat.options
+    )
 
 
 def _turn(chat: Conversation, k: int, tokenizer: Tokenizer, may_continue: bool) -> Turn:
@@ -167,13 +203,22 @@ def _turn(chat: Conversation, k: int, tokenizer: Tokenizer, may_continue: bool) 
     _check_thoughts(answer, said, k + 1)
     what = message_marks.left_out(answer, said, lambda marked: rendered(marked)[0])
     if what:
-        raise UserError(f'message {k + 1} (assistant): the chat template leaves out {what}, so it would not be learnt; {_way(what)}')
+        raise UserError(
+            f'message {k + 1} (assistant): the chat template leaves out {what}, so it would not be '
+            f'learnt; {_way(what)}'
+        )
     return Turn(head, said, rest)
 
 
 def _together(begun: Message, more: Message) -> Message:
     text = words(begun) + words(more)
-    return {**begun, **more, 'content': [{'type': 'text', 'text': text}] if isinstance(begun['content'], list | tuple) else text}
+    return {
+        **begun,
+        **more,
+        'content': [{'type': 'text', 'text': text}]
+        if isinstance(begun['content'], list | tuple)
+        else text,
+    }
 
 
 def _way(what: str) -> str:
@@ -189,33 +234,42 @@ def _said(chat: Conversation, head: str, answer: Message, tokenizer: Tokenizer) 
     text = tokenizer.chat_text(chat.messages, False, **chat.options)
     if text.startswith(head) and text != head:
         return _ended(chat, text[len(head) :], answer, tokenizer)
-    # The template words what comes before differently once the answer is there (Mistral's has the system prompt in the
-    # last message, if that is a question). What follows the same question and opening is the answer all the same.
+    # The template words what comes before differently once the answer is there (Mistral's has the
+    # system prompt in the last message, if that is a question). What follows the same question and
+    # opening is the answer all the same.
     asked = words(chat.messages[-2]).strip()
-    written = next((way for way in (asked, json.dumps(asked, ensure_ascii=False)[1:-1]) if way in head), head)
+    written = next(
+        (way for way in (asked, json.dumps(asked, ensure_ascii=False)[1:-1]) if way in head), head
+    )
     opening = head[head.rfind(written) :]
     if text.count(opening) == 1 and not text.endswith(opening):
         return _ended(chat, text.partition(opening)[2], answer, tokenizer)
     raise UserError(
-        f'the chat template does not render message {number} (assistant) as a continuation of what the model is given when '
-        f'it answers, which ends with {head[-60:]!r}, so its tokens cannot be weighted; set the variables of the template '
+        f'the chat template does not render message {number} (assistant) as a continuation of what '
+        'the model is given when '
+        f'it answers, which ends with {head[-60:]!r}, so its tokens cannot be weighted; set the '
+        'variables of the template '
         '(column chat_template_kwargs), or give prompt and completion as strings'
     )
 
 
 def _ended(chat: Conversation, text: str, answer: Message, tokenizer: Tokenizer) -> tuple[str, str]:
-    """Cuts what follows a head behind the first token that ends an answer; adds that token where only a next turn brings it."""
+    """Cuts what follows a head behind the first token that ends an answer; adds that token where
+    only a next turn brings it."""
     start = max(0, message_marks.position(answer, text, 0))
     ends = [text.find(end, start) + len(end) for end in _ends(tokenizer) if end in text[start:]]
     if ends:
         return text[: min(ends)], text[min(ends) :]
-    return text + _opening(tokenizer, 'tool_calls' in answer, *message_forms.settings(chat.options)), ''
+    return text + _opening(
+        tokenizer, 'tool_calls' in answer, *message_forms.settings(chat.options)
+    ), ''
 
 
 @functools.lru_cache(maxsize=256)
 def _opening(tokenizer: Tokenizer, called: bool, has_tools: bool, variables: str) -> str:
-    """What a template that ends no answer writes behind one when the next turn follows, as far as its first token if that is an
-    EOS: the model has to say it. '' for a template that writes none."""
+    """What a template that ends no answer writes behind one when the next turn follows, as far as
+    its first token if that is an EOS: the model has to say it. '' for a template that writes none.
+    """
     options = message_forms.sample_options(has_tools, variables)
     try:
         messages = message_forms.fitted(message_forms.exchange(called), tokenizer, options)
@@ -224,15 +278,27 @@ def _opening(tokenizer: Tokenizer, called: bool, has_tools: bool, variables: str
         return ''
     behind, further = (text.rpartition(MARK)[2] for text in texts)
     more = further[len(behind) :] if further.startswith(behind) else ''
-    return next((more[: more.index(end) + len(end)] for end in _ends(tokenizer) if more.lstrip().startswith(end)), '')
+    return next(
+        (
+            more[: more.index(end) + len(end)]
+            for end in _ends(tokenizer)
+            if more.lstrip().startswith(end)
+        ),
+        '',
+    )
 
 
 def _document(run: Sequence[Turn], tokenizer: Tokenizer) -> Document:
-    """Tokenises piece by piece, so that the ids before an answer are those the sampler is given, whatever merges the
-    tokenizer would make across the border."""
+    """Tokenises piece by piece, so that the ids before an answer are those the sampler is given,
+    whatever merges the tokenizer would make across the border.
+    """
     ids, weights, done = [], [], ''
     for turn in run:
-        told = tokenizer.encode_more(turn.head[len(done) :], done) if done else tokenizer.encode(turn.head)
+        told = (
+            tokenizer.encode_more(turn.head[len(done) :], done)
+            if done
+            else tokenizer.encode(turn.head)
+        )
         said = tokenizer.encode_more(turn.said, turn.head)
         done = turn.head + turn.said
         if turn is run[-1] and said[-1] not in tokenizer.eos_ids:
@@ -244,27 +310,44 @@ def _document(run: Sequence[Turn], tokenizer: Tokenizer) -> Document:
 
 
 def _check_answer(message: Message, number: int, tokenizer: Tokenizer) -> None:
-    if not any((words(message).strip(), message.get('tool_calls'), *(message.get(key, '').strip() for key in THOUGHTS))):
+    if not any(
+        (
+            words(message).strip(),
+            message.get('tool_calls'),
+            *(message.get(key, '').strip() for key in THOUGHTS),
+        )
+    ):
         raise UserError(f'message {number} (assistant) is empty: there is nothing to learn from')
     spelt = next((end for text in _texts(message) for end in _ends(tokenizer) if end in text), None)
     if spelt is not None:
         raise UserError(
-            f'message {number} (assistant) spells the token "{spelt}", with which an answer ends: a model that learns it '
+            f'message {number} (assistant) spells the token "{spelt}", with which an answer ends: '
+            'a model that learns it '
             'stops there. Take it out of the text (the chat template writes it)'
         )
 
 
 def _check_thoughts(message: Message, said: str, number: int) -> None:
-    """Stops thoughts that spell the tag with which the template closes them: what follows would count as said."""
+    """Stops thoughts that spell the tag with which the template closes them: what follows would
+    count as said."""
     is_spelt = any(_CLOSING in message.get(key, '') for key in THOUGHTS)
     if is_spelt and said.count(_CLOSING) > sum(text.count(_CLOSING) for text in _texts(message)):
-        raise UserError(f'message {number} (assistant): its thoughts spell {_CLOSING}, with which the template closes them; take it out')
+        raise UserError(
+            f'message {number} (assistant): its thoughts spell {_CLOSING}, with which the template '
+            'closes them; take it out'
+        )
 
 
 def _check_heard(
-    chat: Conversation, upto: int, text: str, tokenizer: Tokenizer, may_continue: bool = True, learnt: Sequence[int] = ()
+    chat: Conversation,
+    upto: int,
+    text: str,
+    tokenizer: Tokenizer,
+    may_continue: bool = True,
+    learnt: Sequence[int] = (),
 ) -> None:
-    """Stops a conversation of which the template, without a word, leaves out something before the answer (`learnt` is seen to)."""
+    """Stops a conversation of which the template, without a word, leaves out something before the
+    answer (`learnt` is seen to)."""
     missing = [name for name in tool_names(chat.options['tools']) if name not in text]
     if missing:
         raise UserError(
@@ -281,25 +364,35 @@ def _check_heard(
                 break
     if not doubtful:
         return
-    # A template may trim, escape or move what it is given, and drop what has had its time: when it was said, or asked and answered.
+    # A template may trim, escape or move what it is given, and drop what has had its time: when it
+    # was said, or asked and answered.
     marked = {k: message_marks.marked(chat.messages[k], k) for k in doubtful}
     messages = [marked[k][0] if k in marked else message for k, message in enumerate(chat.messages)]
     text = _head(chat._replace(messages=messages), upto, tokenizer, may_continue)
-    answers = [k for k, message in enumerate(chat.messages[:upto]) if message['role'] == 'assistant']
+    answers = [
+        k for k, message in enumerate(chat.messages[:upto]) if message['role'] == 'assistant'
+    ]
     for k, (message, marks) in marked.items():
         is_answer = k in answers
         if not message_marks.missing(marks, text, parts=not is_answer):
             continue
         then = k + 1 if is_answer else next((answer for answer in answers if answer > k), upto)
-        alone = text if then == upto else tokenizer.chat_text(messages[:then], not is_answer, **chat.options)
+        alone = (
+            text
+            if then == upto
+            else tokenizer.chat_text(messages[:then], not is_answer, **chat.options)
+        )
         what = message_marks.missing(marks, alone, parts=not is_answer)
         if not what:
             continue
         if is_answer:
-            raise UserError(f'message {k + 1} (assistant): the chat template leaves out {what}; {_way(what)}')
+            raise UserError(
+                f'message {k + 1} (assistant): the chat template leaves out {what}; {_way(what)}'
+            )
         part = '' if what == message_marks.CONTENT else f' ({what})'
         raise UserError(
-            f'the chat template leaves out message {k + 1}{part}: it has no role "{message["role"]}"; roles seen: {_roles(chat)}'
+            f'the chat template leaves out message {k + 1}{part}: it has no role '
+            f'"{message["role"]}"; roles seen: {_roles(chat)}'
         )
 
 
@@ -309,7 +402,8 @@ def _roles(chat: Conversation) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _ends(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """The tokens that end an answer, as text. White space is none: it may be part of other tokens too."""
+    """The tokens that end an answer, as text. White space is none: it may be part of other tokens
+    too."""
     return tuple(text for text in map(tokenizer.token, tokenizer.eos_ids) if not text.isspace())
 
 

@@ -14,7 +14,8 @@ class Document(NamedTuple):
 
     Attributes:
         tokens: [T] int32 ids.
-        weights: [T] float32, the weight of tokens[t] as a target; weights[0] is 0 and the sum is positive.
+        weights: [T] float32, the weight of tokens[t] as a target; weights[0] is 0 and the sum is
+          positive.
         marks: what else a batch says of it, by name: a scalar array, or one of [T].
     """
 
@@ -24,7 +25,9 @@ class Document(NamedTuple):
 
     def marked(self, **marks: Any) -> 'Document':
         """Returns a copy with these marks."""
-        return self._replace(marks={**self.marks, **{name: np.asarray(value) for name, value in marks.items()}})
+        return self._replace(
+            marks={**self.marks, **{name: np.asarray(value) for name, value in marks.items()}}
+        )
 
 
 def document(ids: Sequence[int], weights: Sequence[float]) -> Document:
@@ -36,5 +39,7 @@ def document(ids: Sequence[int], weights: Sequence[float]) -> Document:
     weights = np.array(weights, np.float32)
     weights[0] = 0
     if not weights.any():
-        raise UserError('every token weight is zero: the only token has nothing before it to be predicted from')
+        raise UserError(
+            'every token weight is zero: the only token has nothing before it to be predicted from'
+        )
     return Document(np.array(ids, np.int32), weights)

@@ -1,4 +1,5 @@
-"""Whether the text of a conversation has all that a message says: seen from the text, or by marks put into the message."""
+"""Whether the text of a conversation has all that a message says: seen from the text, or by marks
+put into the message."""
 
 import json
 import re
@@ -12,7 +13,8 @@ from reasonjax.data.tokenizers.templates import MARK, words
 CONTENT = 'its content'
 # Shorter texts may be part of what a template writes by itself.
 _TELLING = 16
-# Behind a word at the end of a text, or before what may be a tag: some templates cut content at `</think>`.
+# Behind a word at the end of a text, or before what may be a tag: some templates cut content at
+# `</think>`.
 _CUTS = re.compile(r'(?<=[^\s<>\[\]])(?=\s*(?:[<\[]|\Z))')
 
 
@@ -38,8 +40,12 @@ def left_out(message: Message, text: str, again: Callable[[Message], str]) -> st
         text: what the template made of it.
         again: renders the message with marks in its texts, for what the text alone does not settle.
     """
-    is_plain = not message.get('tool_calls') and not any(message.get(key, '').strip() for key in THOUGHTS)
-    if (is_telling(message) and position(message, text, 0) >= 0) or (is_plain and text.lstrip().startswith(words(message).strip())):
+    is_plain = not message.get('tool_calls') and not any(
+        message.get(key, '').strip() for key in THOUGHTS
+    )
+    if (is_telling(message) and position(message, text, 0) >= 0) or (
+        is_plain and text.lstrip().startswith(words(message).strip())
+    ):
         return ''
     made, marks = marked(message, 0)
     return missing(marks, again(made))
@@ -61,14 +67,16 @@ def missing(marks: Sequence[Mark], text: str, parts: bool = True) -> str:
 
 
 def is_telling(message: Message) -> bool:
-    """Whether a text that has all that a message says, word for word, can be taken to have it from there."""
+    """Whether a text that has all that a message says, word for word, can be taken to have it from
+    there."""
     if message.get('tool_calls') or isinstance(message.get('content'), Mapping):
         return False
     return all(not piece or len(piece) >= _TELLING for piece in _pieces(message))
 
 
 def position(message: Message, text: str, start: int) -> int:
-    """Returns where all that a message says ends, word for word, in a text from `start` on; -1 where it is not there."""
+    """Returns where all that a message says ends, word for word, in a text from `start` on; -1
+    where it is not there."""
     for piece in _pieces(message):
         start = text.find(piece, start)
         if start < 0:
@@ -78,7 +86,9 @@ def position(message: Message, text: str, start: int) -> int:
 
 
 def _pieces(message: Message) -> list[str]:
-    thoughts = [message[key] for key in THOUGHTS if key in message and message['role'] == 'assistant']
+    thoughts = [
+        message[key] for key in THOUGHTS if key in message and message['role'] == 'assistant'
+    ]
     return [piece.strip() for piece in (*thoughts, words(message))]
 
 
@@ -104,22 +114,33 @@ def marked(message: Message, number: int) -> tuple[Message, list[Mark]]:
         marks.append(Mark(CONTENT, f'{start}c', 2))
     elif isinstance(content, list | tuple):
         made['content'] = [
-            {**part, 'text': put(part['text'], f'part {i} of its content', f'{start}p{i}z')} if part['text'].strip() else part
+            {**part, 'text': put(part['text'], f'part {i} of its content', f'{start}p{i}z')}
+            if part['text'].strip()
+            else part
             for i, part in enumerate(content, 1)
         ]
     for key in THOUGHTS:
         if message['role'] == 'assistant' and message.get(key, '').strip():
             made[key] = put(message[key], 'its thoughts', f'{start}t')
     if 'tool_calls' in message:
-        made['tool_calls'] = [_marked_call(call, i, f'{start}f{i}', marks) for i, call in enumerate(message['tool_calls'], 1)]
+        made['tool_calls'] = [
+            _marked_call(call, i, f'{start}f{i}', marks)
+            for i, call in enumerate(message['tool_calls'], 1)
+        ]
     return made, marks
 
 
-def _marked_call(call: Mapping[str, Any], number: int, start: str, marks: list[Mark]) -> Mapping[str, Any]:
+def _marked_call(
+    call: Mapping[str, Any], number: int, start: str, marks: list[Mark]
+) -> Mapping[str, Any]:
     function = call.get('function', call)
     what = f'call {number} ("{function["name"]}")'
     marks += [Mark(what, f'{start}n', 1), Mark(f'the arguments of {what}', f'{start}a', 2)]
     arguments = {**parsed(function['arguments']), f'{start}a': f'{start}a'}
-    text = json.dumps(arguments, ensure_ascii=False) if isinstance(function['arguments'], str) else arguments
+    text = (
+        json.dumps(arguments, ensure_ascii=False)
+        if isinstance(function['arguments'], str)
+        else arguments
+    )
     function = {**function, 'name': f'{function["name"]}{start}n', 'arguments': text}
     return {**call, 'function': function} if 'function' in call else function

@@ -7,27 +7,36 @@ import numpy as np
 
 from reasonjax.data.documents import Document
 
-# More open rows than this do not make rows fuller on documents of usual lengths, but make a restart replay more.
+# More open rows than this do not make rows fuller on documents of usual lengths, but make a restart
+# replay more.
 OPEN_ROWS = 32
 
 
 def pack(
-    documents: grain.IterDataset, *, max_length: int, pad_id: int, seed: int, open_rows: int = OPEN_ROWS
+    documents: grain.IterDataset,
+    *,
+    max_length: int,
+    pad_id: int,
+    seed: int,
+    open_rows: int = OPEN_ROWS,
 ) -> grain.IterDataset:
     """Packs documents best-fit into rows; no document is ever split or cut.
 
-    A set of `open_rows` rows is filled until a document fits none of them, then all are emitted in an order drawn from
-    `seed`. The state of the iterator is that of `documents` at the start of the set, which is filled again on restore.
+    A set of `open_rows` rows is filled until a document fits none of them, then all are emitted in
+    an order drawn from `seed`. The state of the iterator is that of `documents` at the start of the
+    set, which is filled again on restore.
 
     Args:
-        documents: a stream of `Document`, each of at most `max_length` tokens, with weight 0 on the first.
+        documents: a stream of `Document`, each of at most `max_length` tokens, with weight 0 on the
+          first.
         max_length: tokens per row.
         pad_id: fills what is left of a row.
         seed: draws the order within a set of rows.
         open_rows: rows filled at the same time.
 
     Returns:
-        A stream of rows as `padded` makes them, with segments 1, 2, ... and positions that restart at 0.
+        A stream of rows as `padded` makes them, with segments 1, 2, ... and positions that restart
+        at 0.
     """
     packed = grain.experimental.BestFitPackIterDataset(
         documents.map(_checked),
@@ -41,9 +50,11 @@ def pack(
 
 
 def padded(document: Document, *, pad_id: int, length: int) -> dict[str, np.ndarray]:
-    """Makes one row of one document, padded on the right: tokens, weights, segments and positions, each [length].
+    """Makes one row of one document, padded on the right: tokens, weights, segments and positions,
+    each [length].
 
-    The document's marks follow under their names: scalars as they are, marks of tokens padded with 0.
+    The document's marks follow under their names: scalars as they are, marks of tokens padded with
+    0.
     """
     size = len(document.tokens)
     row = {
@@ -61,8 +72,11 @@ def padded(document: Document, *, pad_id: int, length: int) -> dict[str, np.ndar
     return row
 
 
-def left_padded(prompts: Sequence[np.ndarray], *, pad_id: int, length: int) -> dict[str, np.ndarray]:
-    """Makes left-padded rows, so that every prompt ends in the last column: tokens, segments, positions [P, length]."""
+def left_padded(
+    prompts: Sequence[np.ndarray], *, pad_id: int, length: int
+) -> dict[str, np.ndarray]:
+    """Makes left-padded rows, so that every prompt ends in the last column: tokens, segments,
+    positions [P, length]."""
     shape = (len(prompts), length)
     batch = {
         'tokens': np.full(shape, pad_id, np.int32),
@@ -85,7 +99,8 @@ def stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def _checked(document: Document) -> dict[str, np.ndarray]:
     if document.weights[0] != 0:
         raise ValueError(
-            'the first token of a document has a weight, but inside a row it would be predicted from another document'
+            'the first token of a document has a weight, but inside a row it would be predicted '
+            'from another document'
         )
     return {'tokens': document.tokens, 'weights': document.weights}
 

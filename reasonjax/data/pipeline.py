@@ -1,4 +1,5 @@
-"""Pipelines: source -> transforms -> tokens -> batches, as iterators that restore bit for bit (see `stream`)."""
+"""Pipelines: source -> transforms -> tokens -> batches, as iterators that restore bit for bit (see
+`stream`)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,36 +39,60 @@ def supervised(
         transforms: applied in order to each row; see `reasonjax.methods.transforms`.
         tokenizer: see `reasonjax.data.tokenizers`.
         max_length: tokens per row of a batch (T).
-        batch_size: examples per batch; B is the number of their rows: twice as many for preferences, else as many.
+        batch_size: examples per batch; B is the number of their rows: twice as many for
+          preferences, else as many.
         seed: fixes the order and every draw of the transforms.
-        overlong: what to do with an example of more than `max_length` tokens: 'error', or 'drop' and count it.
-        packing: put several whole documents in a row. Demonstrations only; `batch_size` then counts rows.
-        pad_to: 'max_length', or an integer: pad to the longest example of the batch, rounded up to a multiple of it
-            (each new length compiles a new program). Without packing only.
+        overlong: what to do with an example of more than `max_length` tokens: 'error', or 'drop'
+          and count it.
+        packing: put several whole documents in a row. Demonstrations only; `batch_size` then counts
+          rows.
+        pad_to: 'max_length', or an integer: pad to the longest example of the batch, rounded up to
+            a multiple of it (each new length compiles a new program). Without packing only.
         shuffle: False keeps the order of the source.
         form: what rows are; see `reasonjax.data.forms`.
         step_separator: follows each step of a stepwise row.
 
     Returns:
-        An iterator of dicts of [B, T] arrays: `tokens` int32, `weights` float32, `segments` int32, `positions` int32,
+        An iterator of dicts of [B, T] arrays: `tokens` int32, `weights` float32, `segments` int32,
+          `positions` int32,
         and what `forms` says batches of this form have beside them.
 
     Raises:
-        UserError: a bad setting at once; a bad row, named with its file and line, when it is reached.
+        UserError: a bad setting at once; a bad row, named with its file and line, when it is
+          reached.
     """
     stream.check_positive(max_length=max_length, batch_size=batch_size)
     if packing and pad_to != 'max_length':
-        raise UserError(f'data.pad_to: packed rows are always filled up to max_length, got {pad_to!r}')
+        raise UserError(
+            f'data.pad_to: packed rows are always filled up to max_length, got {pad_to!r}'
+        )
     if pad_to != 'max_length' and (not isinstance(pad_to, int) or pad_to < 1):
         raise UserError(f'data.pad_to: expected "max_length" or a positive integer, got {pad_to!r}')
     if packing and form != 'demonstration':
-        raise UserError(f'data.packing: only demonstrations can be packed; rows of data.form="{form}" are told apart by row')
+        raise UserError(
+            f'data.packing: only demonstrations can be packed; rows of data.form="{form}" are told '
+            'apart by row'
+        )
     rendered = forms.renderer(form, tokenizer, step_separator=step_separator)
     measure = Measure(
-        max_length, overlong, 'max_length', rendered, lambda rows: max(len(row.tokens) for row in rows), _unread(forms.COLUMNS, tokenizer)
+        max_length,
+        overlong,
+        'max_length',
+        rendered,
+        lambda rows: max(len(row.tokens) for row in rows),
+        _unread(forms.COLUMNS, tokenizer),
     )
     examples = stream.examples(source, transforms, measure, seed, shuffle)
-    settings = [tokenizer.fingerprint(), max_length, overlong, packing, seed, shuffle, form, repr(step_separator)]
+    settings = [
+        tokenizer.fingerprint(),
+        max_length,
+        overlong,
+        packing,
+        seed,
+        shuffle,
+        form,
+        repr(step_separator),
+    ]
     pad_id = tokenizer.pad_id
     fingerprint = stream.fingerprint(source, settings)
     if packing:
@@ -81,7 +106,9 @@ def supervised(
         if pad_to != 'max_length':
             longest = max(len(document.tokens) for document in documents)
             length = min(-(-longest // pad_to) * pad_to, max_length)
-        return rows_of.stacked([rows_of.padded(document, pad_id=pad_id, length=length) for document in documents])
+        return rows_of.stacked(
+            [rows_of.padded(document, pad_id=pad_id, length=length) for document in documents]
+        )
 
     return Batches(examples, batch_size, collate, examples.counters, fingerprint)
 
@@ -106,16 +133,19 @@ def prompts(
         max_prompt_length: tokens per prompt (Tp).
         num_prompts: prompts per batch (P).
         seed: fixes the order and every draw of the transforms.
-        overlong: what to do with a prompt of more than `max_prompt_length` tokens: 'error', or 'drop' and count it.
+        overlong: what to do with a prompt of more than `max_prompt_length` tokens: 'error', or
+          'drop' and count it.
         shuffle: False keeps the order of the source.
 
     Returns:
-        An iterator of dicts: `tokens`, `segments` (1 token, 0 padding) and `positions`, each [P, Tp] int32,
-        left-padded; `index` [P] int64, the place of the prompt in the stream; `rows`, a list of P examples with all
-        their columns.
+        An iterator of dicts: `tokens`, `segments` (1 token, 0 padding) and `positions`, each [P,
+          Tp] int32,
+        left-padded; `index` [P] int64, the place of the prompt in the stream; `rows`, a list of P
+        examples with all their columns.
 
     Raises:
-        UserError: a bad setting at once; a bad row, named with its file and line, when it is reached.
+        UserError: a bad setting at once; a bad row, named with its file and line, when it is
+          reached.
     """
     stream.check_positive(max_prompt_length=max_prompt_length, num_prompts=num_prompts)
     measure = _prompt_measure(max_prompt_length, overlong, tokenizer)
@@ -125,7 +155,9 @@ def prompts(
     def collate(items: Sequence[Item]) -> dict[str, Any]:
         return _prompt_batch(items, tokenizer.pad_id, max_prompt_length)
 
-    return Batches(examples, num_prompts, collate, examples.counters, stream.fingerprint(source, settings))
+    return Batches(
+        examples, num_prompts, collate, examples.counters, stream.fingerprint(source, settings)
+    )
 
 
 @dataclass(frozen=True)
@@ -133,8 +165,8 @@ class Evaluation:
     """One ordered pass over prompts.
 
     Attributes:
-        batches: dicts as `prompts` makes them, all of one size, with `valid` [P] bool: False marks the repeats that
-            fill the last.
+        batches: dicts as `prompts` makes them, all of one size, with `valid` [P] bool: False marks
+            the repeats that fill the last.
         counters: as those of `Batches`.
     """
 
@@ -194,7 +226,14 @@ def evaluation(
 
 
 def _prompt_measure(limit: int, overlong: str, tokenizer: Tokenizer) -> Measure:
-    return Measure(limit, overlong, 'max_prompt_length', lambda row: [render.prompt(row, tokenizer)], len, _unread(('prompt',), tokenizer))
+    return Measure(
+        limit,
+        overlong,
+        'max_prompt_length',
+        lambda row: [render.prompt(row, tokenizer)],
+        len,
+        _unread(('prompt',), tokenizer),
+    )
 
 
 def _unread(columns: Sequence[str], tokenizer: Tokenizer) -> Callable[[Mapping[str, Any]], int]:

@@ -1,8 +1,9 @@
 """Sources: random access to rows of columns, with the place each row came from.
 
-A source is anything with `__len__`, `__getitem__(i) -> dict`, `where(i) -> str` (as errors print it, `train.jsonl:17`)
-and `fingerprint() -> str` (the same for the same content, wherever the files lie). The functions of this module are
-chosen by name in a config: `dict(name='jsonl', path='train.jsonl')`.
+A source is anything with `__len__`, `__getitem__(i) -> dict`, `where(i) -> str` (as errors print
+it, `train.jsonl:17`) and `fingerprint() -> str` (the same for the same content, wherever the files
+lie). The functions of this module are chosen by name in a config: `dict(name='jsonl',
+path='train.jsonl')`.
 """
 
 import hashlib
@@ -17,7 +18,8 @@ from reasonjax.bounds import AtLeast
 from reasonjax.data import source_files
 from reasonjax.errors import UserError, listing, nearest, one_line
 
-# What a value may raise as it is turned into Python's: bytes that are no text, a date beyond the year 9999, a time zone that nobody knows.
+# What a value may raise as it is turned into Python's: bytes that are no text, a date beyond the
+# year 9999, a time zone that nobody knows.
 _UNREADABLE = (ValueError, OverflowError, KeyError)
 
 
@@ -60,15 +62,18 @@ class Source:
 def jsonl(*, path: str, limit: AtLeast(1) | None = None) -> Source:
     """Reads JSON lines: one object per line; blank lines are skipped.
 
-    A file whose name ends in .json may also hold one list of objects. Files that gzip has packed are read as they are.
+    A file whose name ends in .json may also hold one list of objects. Files that gzip has packed
+    are read as they are.
 
     Args:
-        path: a file, a folder or a glob pattern; of a folder its *.jsonl files in sorted order, where it has none its .jsonl.gz,
-            .ndjson or .json files. What the names of folders below it state ('lang=en') becomes a column.
+        path: a file, a folder or a glob pattern; of a folder its *.jsonl files in sorted order,
+            where it has none its .jsonl.gz, .ndjson or .json files. What the names of folders below
+            it state ('lang=en') becomes a column.
         limit: keep the first `limit` rows only; None keeps all.
 
     Raises:
-        UserError: nothing to read, or lines that are not JSON objects (the first is named, valid rows are counted).
+        UserError: nothing to read, or lines that are not JSON objects (the first is named, valid
+          rows are counted).
     """
     rows, places, digest = [], [], hashlib.sha256()
     for file, columns in source_files.find(path, 'jsonl'):
@@ -79,7 +84,10 @@ def jsonl(*, path: str, limit: AtLeast(1) | None = None) -> Source:
             try:
                 row = value() if callable(value) else value
                 if not isinstance(row, dict):
-                    raise UserError(f'{file}:{number}: expected a JSON object of columns, found {type(row).__name__}')
+                    raise UserError(
+                        f'{file}:{number}: expected a JSON object of columns, found '
+                        f'{type(row).__name__}'
+                    )
             except UserError as error:
                 broken.append(str(error).rstrip('.'))
                 continue
@@ -87,14 +95,16 @@ def jsonl(*, path: str, limit: AtLeast(1) | None = None) -> Source:
             places.append(f'{file}:{number}')
         if broken:
             raise UserError(
-                f'{broken[0]}; {_count(len(broken), "bad line")}, {_count(len(rows) - before, "valid row")} in this file'
+                f'{broken[0]}; {_count(len(broken), "bad line")}, '
+                f'{_count(len(rows) - before, "valid row")} in this file'
                 f'{source_files.advice(file, "jsonl", content[:64])}'
             )
     return _limited(f'jsonl:{path}', rows, places, digest, limit)
 
 
 def _values(content: bytes, file: pathlib.Path) -> Iterator[tuple[int, Any]]:
-    """Yields the values of a file with their numbers: of a list its entries, else for each line what parses it."""
+    """Yields the values of a file with their numbers: of a list its entries, else for each line
+    what parses it."""
     content = content.removeprefix(b'\xef\xbb\xbf')
     if '.json' in (suffix.lower() for suffix in file.suffixes) and content.lstrip()[:1] == b'[':
         listed = files.parse_json(files.decode(content, str(file)), str(file), distinct=True)
@@ -120,21 +130,30 @@ def _digest(digest: Any, content: bytes, columns: Mapping[str, Any]) -> None:
 
 
 def _with(columns: Mapping[str, Any], row: dict[str, Any], where: str) -> dict[str, Any]:
-    """Adds the columns that the names of folders state; a row may have them itself, if they agree."""
+    """Adds the columns that the names of folders state; a row may have them itself, if they
+    agree."""
     for name, value in columns.items():
         if name in row and str(row[name]) != str(value):
-            raise UserError(f'{where}: column "{name}" is {one_line(repr(row[name]), 80)}, but its folder is called {name}={value}')
-    return {**row, **{name: value for name, value in columns.items() if name not in row}} if columns else row
+            raise UserError(
+                f'{where}: column "{name}" is {one_line(repr(row[name]), 80)}, but its folder is '
+                f'called {name}={value}'
+            )
+    return (
+        {**row, **{name: value for name, value in columns.items() if name not in row}}
+        if columns
+        else row
+    )
 
 
 def parquet(*, path: str, limit: AtLeast(1) | None = None) -> Source:
     """Reads Parquet files into memory.
 
-    Within columns, keys without a value are left out: a table gives every message every key that any message has.
+    Within columns, keys without a value are left out: a table gives every message every key that
+    any message has.
 
     Args:
-        path: a file, a folder (its *.parquet files in sorted order) or a glob pattern. What the names of folders below it
-            state ('lang=en/part-0.parquet') becomes a column.
+        path: a file, a folder (its *.parquet files in sorted order) or a glob pattern. What the
+            names of folders below it state ('lang=en/part-0.parquet') becomes a column.
         limit: keep the first `limit` rows only; None keeps all.
 
     Raises:
@@ -150,25 +169,33 @@ def parquet(*, path: str, limit: AtLeast(1) | None = None) -> Source:
         try:
             number = pq.read_metadata(pa.BufferReader(content)).num_rows
             if number > 2**20 + 100 * len(content):
-                raise UserError(f'{file}: has {len(content):,} bytes and {number:,} rows; nothing of this size is read')
+                raise UserError(
+                    f'{file}: has {len(content):,} bytes and {number:,} rows; nothing of this size '
+                    'is read'
+                )
             table = pq.read_table(pa.BufferReader(content))
         except UserError:
             raise
         except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
             raise UserError(
                 f'{file}: not a readable Parquet file ({one_line(str(error))}); '
-                f'{_count(len(rows), "valid row")} in the files before it{source_files.advice(file, "parquet", content[:64])}'
+                f'{_count(len(rows), "valid row")} in the files before '
+                f'it{source_files.advice(file, "parquet", content[:64])}'
             ) from error
         start = len(rows)
         rows.extend(_rows(table, file))
         places.extend(f'{file}:{i + 1}' for i in range(table.num_rows))
         if columns:
-            rows[start:] = [_with(columns, row, where) for row, where in zip(rows[start:], places[start:], strict=True)]
+            rows[start:] = [
+                _with(columns, row, where)
+                for row, where in zip(rows[start:], places[start:], strict=True)
+            ]
     return _limited(f'parquet:{path}', rows, places, digest, limit, _without_gaps)
 
 
 def tfds(*, dataset: str, split: str = 'train', data_dir: str | None = None) -> Source:
-    """Opens a TensorFlow Datasets data set for random access, without TensorFlow; text columns become `str`.
+    """Opens a TensorFlow Datasets data set for random access, without TensorFlow; text columns
+    become `str`.
 
     Args:
         dataset: as in the catalogue: `gsm8k`, `math_qa:1.0.0`, `my_data/config`.
@@ -181,12 +208,17 @@ def tfds(*, dataset: str, split: str = 'train', data_dir: str | None = None) -> 
     import tensorflow_datasets
 
     try:
-        builder = tensorflow_datasets.builder(dataset, data_dir=data_dir, file_format='array_record')
+        builder = tensorflow_datasets.builder(
+            dataset, data_dir=data_dir, file_format='array_record'
+        )
     except tensorflow_datasets.core.registered.DatasetNotFoundError as error:
-        raise UserError(f'source.dataset: no TFDS data set {dataset!r} (data_dir={data_dir!r}). {error}') from error
+        raise UserError(
+            f'source.dataset: no TFDS data set {dataset!r} (data_dir={data_dir!r}). {error}'
+        ) from error
     except (ValueError, NotImplementedError) as error:
         raise UserError(
-            f'source.dataset: TFDS data set {dataset!r} cannot be opened with random access: {error}'
+            f'source.dataset: TFDS data set {dataset!r} cannot be opened with random access: '
+            f'{error}'
         ) from error
     builder.download_and_prepare()
     try:
@@ -194,7 +226,9 @@ def tfds(*, dataset: str, split: str = 'train', data_dir: str | None = None) -> 
     except (ValueError, KeyError) as error:
         choices = list(builder.info.splits)
         hint = nearest(split, choices)
-        raise UserError(f'source.split: {dataset} has no split {split!r}; splits: {listing(choices)}.{hint}') from error
+        raise UserError(
+            f'source.split: {dataset} has no split {split!r}; splits: {listing(choices)}.{hint}'
+        ) from error
     except NotImplementedError as error:
         raise UserError(
             f'source.dataset: TFDS data set {dataset!r} was not prepared as array_record: {error}'
@@ -202,7 +236,9 @@ def tfds(*, dataset: str, split: str = 'train', data_dir: str | None = None) -> 
     if not len(rows):
         raise UserError(f'source.split: split {split!r} of TFDS data set {dataset} has no rows')
     info = builder.info
-    shards = {key: [value.num_bytes, list(value.shard_lengths)] for key, value in info.splits.items()}
+    shards = {
+        key: [value.num_bytes, list(value.shard_lengths)] for key, value in info.splits.items()
+    }
     digest = hashlib.sha256(json.dumps([info.full_name, split, shards], sort_keys=True).encode())
     return Source(f'tfds:{info.full_name}[{split}]', rows, digest.hexdigest(), convert=_plain)
 
@@ -221,24 +257,36 @@ def memory(*, rows: Sequence[Mapping[str, Any]], label: str = 'memory') -> Sourc
         raise UserError(f'{label}: no rows')
     for i, row in enumerate(rows):
         if not isinstance(row, Mapping):
-            raise UserError(f'{label}:{i + 1}: expected a mapping from column to value, found {type(row).__name__}')
+            raise UserError(
+                f'{label}:{i + 1}: expected a mapping from column to value, found '
+                f'{type(row).__name__}'
+            )
     digest = hashlib.sha256()
     for i, row in enumerate(rows):
         try:
             digest.update(json.dumps(dict(row), sort_keys=True).encode())
         except (TypeError, ValueError, RecursionError) as error:
-            raise UserError(f'{label}:{i + 1}: holds what JSON cannot ({one_line(str(error))})') from error
+            raise UserError(
+                f'{label}:{i + 1}: holds what JSON cannot ({one_line(str(error))})'
+            ) from error
     return Source(label, rows, digest.hexdigest())
 
 
 def _limited(
-    name: str, rows: list, places: list[str], digest: Any, limit: int | None, convert: Callable[[Mapping], dict] = dict
+    name: str,
+    rows: list,
+    places: list[str],
+    digest: Any,
+    limit: int | None,
+    convert: Callable[[Mapping], dict] = dict,
 ) -> Source:
     if not rows:
         raise UserError(f'{name.partition(":")[2]}: no rows (0 valid rows counted)')
     if limit is not None:
         if limit < 1:
-            raise UserError(f'source.limit: expected a positive number of rows or None, got {limit}')
+            raise UserError(
+                f'source.limit: expected a positive number of rows or None, got {limit}'
+            )
         digest.update(f'limit={limit}'.encode())
         rows, places = rows[:limit], places[:limit]
     return Source(name, rows, digest.hexdigest(), places, convert)
@@ -256,9 +304,14 @@ def _rows(table: Any, file: pathlib.Path) -> list[dict[str, Any]]:
             try:
                 table.slice(i, 1).to_pylist()
             except UnicodeDecodeError as error:
-                raise UserError(f'{file}:{i + 1}: holds text that is not UTF-8 ({error.reason}, byte {error.start + 1})') from error
+                raise UserError(
+                    f'{file}:{i + 1}: holds text that is not UTF-8 ({error.reason}, byte '
+                    f'{error.start + 1})'
+                ) from error
             except _UNREADABLE as error:
-                raise UserError(f'{file}:{i + 1}: holds a value that Python cannot ({one_line(str(error))})') from error
+                raise UserError(
+                    f'{file}:{i + 1}: holds a value that Python cannot ({one_line(str(error))})'
+                ) from error
         raise
 
 
@@ -281,7 +334,9 @@ def _plain(value: Any) -> Any:
         try:
             return value.decode('utf-8')
         except UnicodeDecodeError as error:
-            raise UserError(f'holds text that is not UTF-8 ({error.reason}, byte {error.start + 1})') from error
+            raise UserError(
+                f'holds text that is not UTF-8 ({error.reason}, byte {error.start + 1})'
+            ) from error
     if hasattr(value, 'dtype'):
         return _plain(value.tolist())
     if isinstance(value, list | tuple):

@@ -1,7 +1,8 @@
 """The stream of examples: source rows, transformed and rendered, in an order of its own each epoch.
 
-Row `i` of the endless stream is fixed by (seed, i): an own order for each epoch, and an own random generator for each
-row's transforms. What an iterator has to remember is how far it has come, so its state is a few integers.
+Row `i` of the endless stream is fixed by (seed, i): an own order for each epoch, and an own random
+generator for each row's transforms. What an iterator has to remember is how far it has come, so its
+state is a few integers.
 """
 
 import functools
@@ -25,21 +26,29 @@ COUNTERS = ('rows', 'examples', 'rows_without_examples', 'dropped_overlong', 'dr
 
 
 class Batches(grain.DatasetIterator):
-    """Batches without end, made one or two ahead on a thread; `get_state` and `set_state` restore the stream bit for
-    bit.
+    """Batches without end, made one or two ahead on a thread; `get_state` and `set_state` restore
+    the stream bit for bit.
 
     Attributes:
-        counters: what became of the source up to the last batch, restored with the state: `rows` read, `examples` made
-            of them (each text of a conversation that needs several is one), `rows_without_examples` (transforms
-            returned none), `dropped_overlong`, `dropped_keys` (of messages, that the chat template does not read: a
-            date, say). Packing reads ahead, and they with it.
+        counters: what became of the source up to the last batch, restored with the state: `rows`
+            read, `examples` made of them (each text of a conversation that needs several is one),
+            `rows_without_examples` (transforms returned none), `dropped_overlong`, `dropped_keys`
+            (of messages, that the chat template does not read: a date, say). Packing reads ahead,
+            and they with it.
     """
 
     def __init__(
-        self, items: grain.IterDataset, size: int, collate: Callable, counters: dict[str, int], fingerprint: str
+        self,
+        items: grain.IterDataset,
+        size: int,
+        collate: Callable,
+        counters: dict[str, int],
+        fingerprint: str,
     ):
         batches = items.batch(size, batch_fn=collate).map(lambda batch: (batch, dict(counters)))
-        super().__init__(iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2)))
+        super().__init__(
+            iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2))
+        )
         self._fingerprint = fingerprint
         self.counters = dict(counters)
 
@@ -48,13 +57,19 @@ class Batches(grain.DatasetIterator):
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        return {'parent': self._parent.get_state(), 'counters': dict(self.counters), 'fingerprint': self._fingerprint}
+        return {
+            'parent': self._parent.get_state(),
+            'counters': dict(self.counters),
+            'fingerprint': self._fingerprint,
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         if state['fingerprint'] != self._fingerprint:
             raise UserError(
-                'data: the checkpoint was written with other rows, another tokenizer or other data settings, so its '
-                'position in the stream means nothing here; use a new workdir, or put the old data back'
+                'data: the checkpoint was written with other rows, another tokenizer or other data '
+                'settings, so its '
+                'position in the stream means nothing here; use a new workdir, or put the old data '
+                'back'
             )
         self._parent.set_state(state['parent'])
         self.counters = dict(state['counters'])
@@ -111,21 +126,29 @@ class Measure:
         length = self.length(rendered)
         if length > self.limit and self.overlong == 'error':
             raise UserError(
-                f'{length} tokens, but {self.key}={self.limit}; raise {self.key} to at least {length}, '
+                f'{length} tokens, but {self.key}={self.limit}; raise {self.key} to at least '
+                f'{length}, '
                 'or set overlong="drop" to drop such rows and count them'
             )
         return length <= self.limit
 
 
 def transformed(
-    source: Source, transforms: Sequence[Transform], measure: Measure, seed: int, index: int, row: int
+    source: Source,
+    transforms: Sequence[Transform],
+    measure: Measure,
+    seed: int,
+    index: int,
+    row: int,
 ) -> Outcome:
     """Transforms and renders source row `row` as number `index` of the stream."""
     try:
         examples = [source[row]]
         _check_texts(examples[0])
         for number, transform in enumerate(transforms):
-            rng = np.random.Generator(np.random.Philox(key=[seed, index], counter=[0, 0, 0, number]))
+            rng = np.random.Generator(
+                np.random.Philox(key=[seed, index], counter=[0, 0, 0, number])
+            )
             examples = [made for example in examples for made in transform(example, rng)]
         rendered = [(example, made) for example in examples for made in measure.render(example)]
         kept = [(example, made) for example, made in rendered if measure.fits(made)]
@@ -136,17 +159,24 @@ def transformed(
 
 
 def _check_texts(row: Mapping[str, Any]) -> None:
-    """Raises UserError where a text of a row holds half a character: no tokenizer reads it, and no file takes it."""
+    """Raises UserError where a text of a row holds half a character: no tokenizer reads it, and no
+    file takes it."""
     for column, value in row.items():
         half = half_character(value)
         if half:
-            raise UserError(f'column "{column}" holds half a character ({half}, a lone surrogate), which no text can hold; mend or drop it')
+            raise UserError(
+                f'column "{column}" holds half a character ({half}, a lone surrogate), which no '
+                'text can hold; mend or drop it'
+            )
 
 
 class Examples(grain.IterDataset):
-    """The stream of `Item` that rows are flattened to, in order; `counters` follow the one iterator made of it."""
+    """The stream of `Item` that rows are flattened to, in order; `counters` follow the one iterator
+    made of it."""
 
-    def __init__(self, outcomes: grain.IterDataset, barren: Callable[[Mapping[str, int], int], None]):
+    def __init__(
+        self, outcomes: grain.IterDataset, barren: Callable[[Mapping[str, int], int], None]
+    ):
         super().__init__(outcomes)
         self._barren = barren
         self.counters = dict.fromkeys(COUNTERS, 0)
@@ -190,24 +220,32 @@ class _ExamplesIterator(grain.DatasetIterator):
         self._counters.update(state['counters'])
 
 
-def examples(source: Source, transforms: Sequence[Transform], measure: Measure, seed: int, shuffle: bool) -> Examples:
+def examples(
+    source: Source, transforms: Sequence[Transform], measure: Measure, seed: int, shuffle: bool
+) -> Examples:
     """The endless stream of everything that rows are rendered to.
 
     Raises:
-        UserError: a seed out of range at once; a bad row, or none that leaves anything, when it is reached.
+        UserError: a seed out of range at once; a bad row, or none that leaves anything, when it is
+          reached.
     """
     if not 0 <= seed < 2**63:
         raise UserError(f'seed: expected an integer from 0 to 2**63 - 1, got {seed}')
     size = len(source)
 
-    # Not grain's shuffle: its cost per row grows as sources get smaller (1.7 ms at 23 rows, 7 us at 6000).
+    # Not grain's shuffle: its cost per row grows as sources get smaller (1.7 ms at 23 rows, 7 us at
+    # 6000).
     @functools.lru_cache(maxsize=2)
     def order(epoch: int) -> np.ndarray:
-        return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=_ORDER_DRAWS)).permutation(size)
+        return np.random.Generator(
+            np.random.Philox(key=[seed, epoch], counter=_ORDER_DRAWS)
+        ).permutation(size)
 
     def outcome(index: int, _: int) -> Outcome:
         epoch, place = divmod(index, size)
-        return transformed(source, transforms, measure, seed, index, int(order(epoch)[place]) if shuffle else place)
+        return transformed(
+            source, transforms, measure, seed, index, int(order(epoch)[place]) if shuffle else place
+        )
 
     def barren(counters: Mapping[str, int], fruitless: int) -> None:
         # Among this many rows in a row is one whole epoch, wherever it starts.
@@ -215,15 +253,20 @@ def examples(source: Source, transforms: Sequence[Transform], measure: Measure, 
             raise UserError(nothing_left(source, counters, measure))
 
     outcomes = grain.MapDataset.range(size).repeat().map_with_index(outcome)
-    # Rows are not read ahead one by one (a future for each costs more than its tokens): whole batches are.
-    return Examples(outcomes.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)), barren)
+    # Rows are not read ahead one by one (a future for each costs more than its tokens): whole
+    # batches are.
+    return Examples(
+        outcomes.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)), barren
+    )
 
 
 def nothing_left(source: Source, counters: Mapping[str, int], measure: Measure) -> str:
     """What errors say where every row was dropped or made nothing."""
     return (
-        f'{source!r}: no example is left: of {counters["rows"]} rows read, {counters["dropped_overlong"]} examples '
-        f'were dropped as longer than {measure.key}={measure.limit}, and transforms returned nothing for '
+        f'{source!r}: no example is left: of {counters["rows"]} rows read, '
+        f'{counters["dropped_overlong"]} examples '
+        f'were dropped as longer than {measure.key}={measure.limit}, and transforms returned '
+        'nothing for '
         f'{counters["rows_without_examples"]} rows'
     )
 

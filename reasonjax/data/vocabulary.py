@@ -11,8 +11,9 @@ from reasonjax.errors import UserError, one_line
 def train_sentencepiece(texts: Iterable[str], path: pathlib.Path, vocab_size: int) -> None:
     """Trains a byte-pair vocabulary and writes it to `path` in one atomic rename.
 
-    Pieces: `<pad>` 0, `</s>` 1, `<s>` 2, `<unk>` 3, `<mask>` 4, then 256 bytes, so that any text can be spelt. Digits
-    are single pieces; white space is kept as it is. The same texts give the same bytes.
+    Pieces: `<pad>` 0, `</s>` 1, `<s>` 2, `<unk>` 3, `<mask>` 4, then 256 bytes, so that any text
+    can be spelt. Digits are single pieces; white space is kept as it is. The same texts give the
+    same bytes.
 
     Args:
         texts: the training texts.
@@ -39,8 +40,8 @@ def train_sentencepiece(texts: Iterable[str], path: pathlib.Path, vocab_size: in
             eos_id=1,
             bos_id=2,
             unk_id=3,
-            # A control piece, unlike a user-defined one, is never produced by encode: a text that spells <mask> stays
-            # text.
+            # A control piece, unlike a user-defined one, is never produced by encode: a text that
+            # spells <mask> stays text.
             control_symbols=['<mask>'],
             byte_fallback=True,
             split_digits=True,
@@ -57,7 +58,8 @@ def train_sentencepiece(texts: Iterable[str], path: pathlib.Path, vocab_size: in
         # Some conditions have words behind them, others are all that is said.
         reason = str(error).rpartition('] ')[2] or one_line(str(error))
         raise UserError(
-            f'tokenizer.vocab_size: no vocabulary of {vocab_size} pieces from {len(texts)} texts: {reason}'
+            f'tokenizer.vocab_size: no vocabulary of {vocab_size} pieces from {len(texts)} texts: '
+            f'{reason}'
         ) from error
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +73,7 @@ def _size(text: str) -> int:
     try:
         return len(text.encode())
     except UnicodeEncodeError as error:
-        from reasonjax.data.tokenizers.protocol import refuse_text  # which is in a package that imports this module
+        # which is in a package that imports this module
+        from reasonjax.data.tokenizers.protocol import refuse_text
 
         refuse_text(text, error)

@@ -1,1 +1,2 @@
-"""Methods: small pure functions, one folder per slot. Adding a method never touches the rest of the package."""
+"""Methods: small pure functions, one folder per slot. Adding a method never touches the rest of the
+package."""

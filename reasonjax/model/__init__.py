@@ -1,1 +1,2 @@
-"""Pure forward functions over a parameter tree, and the one spec tree everything about parameters derives from."""
+"""Pure forward functions over a parameter tree, and the one spec tree everything about parameters
+derives from."""

@@ -8,7 +8,16 @@ import numpy as np
 
 from reasonjax import bounds
 from reasonjax import config as configs
-from reasonjax.bounds import AtLeast, Between, Finite, NonNegative, OneOf, Positive, PositiveFraction, Real
+from reasonjax.bounds import (
+    AtLeast,
+    Between,
+    Finite,
+    NonNegative,
+    OneOf,
+    Positive,
+    PositiveFraction,
+    Real,
+)
 from reasonjax.errors import UserError, divisor, listing, nearest
 from reasonjax.model import remat, rope
 from reasonjax.model.dtypes import DTYPES
@@ -36,15 +45,21 @@ class ModelConfig:
       mlp_dim: hidden width of the MLP, or of one expert.
       activation: 'silu', 'gelu' (exact) or 'gelu_tanh'.
       gated: act(x G) * (x U) D, SwiGLU with 'silu'; otherwise act(x U) D.
-      experts: MLPs per layer, of which a router picks some for each token; 0 for one MLP and no router.
+      experts: MLPs per layer, of which a router picks some for each token; 0 for one MLP and no
+        router.
       experts_per_token: how many it picks.
       normalise_router: the weights of those picked sum to 1; otherwise they are their share of all.
-      router_balance_weight: factor of the load-balancing loss in the training loss; 0 only reports it.
-      router_z_weight: factor of the squared log-normaliser of the router in the training loss; 0 only reports it.
-      norms: where a block is normalised: its input ('before'), its output ('after'), or both ('around').
-      norm_offset: added to the scale of every norm; 1 where scales are stored as differences from one (Gemma).
+      router_balance_weight: factor of the load-balancing loss in the training loss; 0 only reports
+        it.
+      router_z_weight: factor of the squared log-normaliser of the router in the training loss; 0
+        only reports it.
+      norms: where a block is normalised: its input ('before'), its output ('after'), or both
+        ('around').
+      norm_offset: added to the scale of every norm; 1 where scales are stored as differences from
+        one (Gemma).
       norm_eps: added to the mean square.
-      qk_norm: RMSNorm of queries and keys before the rotation, of each 'head' (Qwen3), of the whole 'row' of heads (OLMo 2), or 'none'.
+      qk_norm: RMSNorm of queries and keys before the rotation, of each 'head' (Qwen3), of the whole
+        'row' of heads (OLMo 2), or 'none'.
       qkv_bias: bias on the query, key and value projections (Qwen2).
       o_bias: bias on the attention's output projection.
       mlp_bias: bias on the MLP's projections.
@@ -53,24 +68,28 @@ class ModelConfig:
       query_scale: factor of attention scores; 0 for head_dim ** -0.5.
       attention_softcap: c tanh(score / c); 0 for none.
       logit_softcap: the same for the logits; 0 for none.
-      attention_pattern: kinds of the layers, repeated over the depth: 'global', 'local' (sees `window` positions), either with '_nope'
-        behind it for layers without rotary positions.
+      attention_pattern: kinds of the layers, repeated over the depth: 'global', 'local' (sees
+        `window` positions), either with '_nope' behind it for layers without rotary positions.
       window: a local layer sees this many positions, its own included; 0 where no layer is local.
       rope_theta: base of the rotary frequencies.
       rope_scaling: a function of `model.rope` with its knobs.
-      rope_local_theta: base of the local layers' own, unscaled frequencies; 0 where they share the global ones.
+      rope_local_theta: base of the local layers' own, unscaled frequencies; 0 where they share the
+        global ones.
       rope_fraction: share of a head's width that is rotated.
       max_positions: longest sequence the positions are good for; 0 for no limit.
       embed_std: standard deviation of fresh embedding rows.
-      pad_id: this id gets logit -1e9 in the sampler and in the loss, so PAD can never be sampled; -1 forbids none.
+      pad_id: this id gets logit -1e9 in the sampler and in the loss, so PAD can never be sampled;
+        -1 forbids none.
       param_dtype: dtype parameters are stored in.
-      compute_dtype: dtype of activations and products; softmax, norms, log-probs and losses are float32.
-      scan: loop over layers with `lax.scan` (compiles once per layer shape) instead of unrolling (faster for few layers).
+      compute_dtype: dtype of activations and products; softmax, norms, log-probs and losses are
+        float32.
+      scan: loop over layers with `lax.scan` (compiles once per layer shape) instead of unrolling
+        (faster for few layers).
       remat: what the backward pass recomputes; see `model.remat`.
-      attention_chunk: queries per chunk of the attention in training and prefill; 0 takes blocks of a quarter, each with the keys that it
-        may see.
-      attention_kernel: what computes attention in training, scoring and prefill: 'xla' anywhere, 'cudnn' or 'flash' on GPUs, 'splash' on
-        TPUs; see `model.kernels`.
+      attention_chunk: queries per chunk of the attention in training and prefill; 0 takes blocks of
+        a quarter, each with the keys that it may see.
+      attention_kernel: what computes attention in training, scoring and prefill: 'xla' anywhere,
+        'cudnn' or 'flash' on GPUs, 'splash' on TPUs; see `model.kernels`.
       logprob_chunk: positions per chunk of the vocabulary projection; 0 takes all at once.
     """
 
@@ -125,7 +144,9 @@ class ModelConfig:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kind of every layer."""
-        return tuple(self.attention_pattern[i % len(self.attention_pattern)] for i in range(self.layers))
+        return tuple(
+            self.attention_pattern[i % len(self.attention_pattern)] for i in range(self.layers)
+        )
 
     @property
     def local(self) -> tuple[bool, ...]:
@@ -136,7 +157,10 @@ class ModelConfig:
     def rope_of_layer(self) -> tuple[str, ...]:
         """Which rotary table each layer reads."""
         own = 'local' if self.rope_local_theta else 'global'
-        return tuple('nope' if kind.endswith('nope') else own if kind == 'local' else 'global' for kind in self.kinds)
+        return tuple(
+            'nope' if kind.endswith('nope') else own if kind == 'local' else 'global'
+            for kind in self.kinds
+        )
 
     @property
     def rope_tables(self) -> tuple[str, ...]:
@@ -146,9 +170,19 @@ class ModelConfig:
 
 # What a run may choose for a model whose shape is given: everything else is the shape.
 CHOSEN = (
-    'pad_id', 'param_dtype', 'compute_dtype', 'scan', 'remat', 'attention_chunk', 'attention_kernel', 'logprob_chunk', 'embed_std',
-    'router_balance_weight', 'router_z_weight', 'max_positions',
-)  # fmt: skip
+    'pad_id',
+    'param_dtype',
+    'compute_dtype',
+    'scan',
+    'remat',
+    'attention_chunk',
+    'attention_kernel',
+    'logprob_chunk',
+    'embed_std',
+    'router_balance_weight',
+    'router_z_weight',
+    'max_positions',
+)
 
 
 def from_config(model: Mapping[str, Any], *, vocab_size: int, pad_id: int) -> ModelConfig:
@@ -176,15 +210,21 @@ def from_config(model: Mapping[str, Any], *, vocab_size: int, pad_id: int) -> Mo
 
 
 def check_fields(model: Mapping[str, Any]) -> None:
-    """Raises UserError where `config.model` lacks a field, has one that is none, or a value that is not within the field's bound."""
+    """Raises UserError where `config.model` lacks a field, has one that is none, or a value that is
+    not within the field's bound."""
     fields = {f.name: f for f in dataclasses.fields(ModelConfig)}
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and name not in model and name != 'vocab_size':
             raise UserError(f'config.model.{name}: missing; it has no default.')
     for name in model:
         if name not in fields:
-            raise UserError(f'config.model.{name}: no such field.{nearest(name, fields)} Fields: {listing(fields)}.')
-        default = bounds.NOTHING if fields[name].default is dataclasses.MISSING else fields[name].default
+            raise UserError(
+                f'config.model.{name}: no such field.{nearest(name, fields)} Fields: '
+                f'{listing(fields)}.'
+            )
+        default = (
+            bounds.NOTHING if fields[name].default is dataclasses.MISSING else fields[name].default
+        )
         if name != 'rope_scaling':  # a function, whose knobs are checked as such
             kind = AtLeast(0) if name == 'vocab_size' else fields[name].type
             bounds.check(model[name], kind, f'config.model.{name}', default)
@@ -192,27 +232,41 @@ def check_fields(model: Mapping[str, Any]) -> None:
 
 def frozen(scaling: Mapping[str, Any] | tuple) -> tuple[tuple[str, Any], ...]:
     """A named function with its knobs, hashable."""
-    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in sorted(dict(scaling).items()))
+    return tuple(
+        (name, tuple(value) if isinstance(value, list) else value)
+        for name, value in sorted(dict(scaling).items())
+    )
 
 
 def check(config: ModelConfig, tokenizer_vocab: int) -> None:
     """Raises UserError where the numbers cannot be a model."""
     if config.vocab_size < tokenizer_vocab:
         raise UserError(
-            f'config.model.vocab_size={config.vocab_size}: the tokenizer produces ids up to {tokenizer_vocab - 1}; '
+            f'config.model.vocab_size={config.vocab_size}: the tokenizer produces ids up to '
+            f'{tokenizer_vocab - 1}; '
             f'set it to at least {tokenizer_vocab}, or 0 to take the size from the tokenizer.'
         )
     if config.heads % config.kv_heads:
         best = divisor(config.heads, config.kv_heads)
-        raise UserError(f'config.model.kv_heads={config.kv_heads}: must divide heads={config.heads}; nearest: {best}.')
+        raise UserError(
+            f'config.model.kv_heads={config.kv_heads}: must divide heads={config.heads}; nearest: '
+            f'{best}.'
+        )
     if config.rotated < 2 or config.rotated % 2:
         raise UserError(
-            f'config.model.head_dim={config.head_dim}, rope_fraction={config.rope_fraction}: rotary positions need an even width.'
+            f'config.model.head_dim={config.head_dim}, rope_fraction={config.rope_fraction}: '
+            'rotary positions need an even width.'
         )
     if config.experts and config.experts_per_token > config.experts:
-        raise UserError(f'config.model.experts_per_token={config.experts_per_token}: there are {config.experts} experts.')
+        raise UserError(
+            f'config.model.experts_per_token={config.experts_per_token}: there are '
+            f'{config.experts} experts.'
+        )
     if config.experts and (config.mlp_bias or not config.gated):
-        raise UserError('config.model.experts: experts are gated MLPs without bias; set gated=True and mlp_bias=False.')
+        raise UserError(
+            'config.model.experts: experts are gated MLPs without bias; set gated=True and '
+            'mlp_bias=False.'
+        )
     remat.check(config.remat)
     _check_layers(config)
     # Made here, so that a wrong scaling is an error before anything is built.
@@ -241,11 +295,20 @@ def frequencies(config: ModelConfig, table: str) -> rope.Frequencies:
         try:
             found, factor = configs.resolve(scaling, 'rope_scaling', key)(theta, width)
         except (ArithmeticError, ValueError) as error:
-            raise error if isinstance(error, UserError) else UserError(f'{where} cannot be worked out ({error}).') from error
+            raise (
+                error
+                if isinstance(error, UserError)
+                else UserError(f'{where} cannot be worked out ({error}).')
+            ) from error
         # In float32, in which angles are computed.
-        wrong = np.flatnonzero(~(np.isfinite(np.asarray(found, np.float32)) & (np.asarray(found) >= 0)))
+        wrong = np.flatnonzero(
+            ~(np.isfinite(np.asarray(found, np.float32)) & (np.asarray(found) >= 0))
+        )
     if len(wrong):
-        raise UserError(f'{where}: {len(wrong)} of {width // 2} frequencies (first: dimension {wrong[0]}) are not finite numbers.')
+        raise UserError(
+            f'{where}: {len(wrong)} of {width // 2} frequencies (first: dimension {wrong[0]}) are '
+            'not finite numbers.'
+        )
     if not 0 < factor < np.inf:
         raise UserError(f'{where} has the factor {factor:g}; it must be finite, above 0.')
     return found, factor
@@ -253,9 +316,13 @@ def frequencies(config: ModelConfig, table: str) -> rope.Frequencies:
 
 def _check_layers(config: ModelConfig) -> None:
     if not config.attention_pattern:
-        raise UserError('config.model.attention_pattern: names no kind of layer; ("global",) makes all alike.')
+        raise UserError(
+            'config.model.attention_pattern: names no kind of layer; ("global",) makes all alike.'
+        )
     if any(config.local) and not config.window:
-        raise UserError('config.model.window=0: attention_pattern has local layers, which need a window.')
+        raise UserError(
+            'config.model.window=0: attention_pattern has local layers, which need a window.'
+        )
 
 
 def to_dict(config: ModelConfig) -> dict[str, Any]:

@@ -1,7 +1,9 @@
-"""Attention to what is cached: of one new token per row while completions are drawn, of a chunk of tokens while prompts are read.
+"""Attention to what is cached: of one new token per row while completions are drawn, of a chunk of
+tokens while prompts are read.
 
-Keys lie with time as the last axis and values with the width of a head last: both products then read the cache as it lies (on CPU
-the other order of keys takes 1.6 times as long). Scores and weighted sums are products of matrices, as in `model.attention`.
+Keys lie with time as the last axis and values with the width of a head last: both products then
+read the cache as it lies (on CPU the other order of keys takes 1.6 times as long). Scores and
+weighted sums are products of matrices, as in `model.attention`.
 """
 
 from collections.abc import Callable
@@ -22,7 +24,8 @@ class Cache(NamedTuple):
     Attributes:
       k: [B, K, d, T], in the compute dtype or int8.
       v: [B, K, T, d], likewise.
-      k_scale, v_scale: [B, K, T] float32, what int8 keys and values are multiplied by; None where they are not int8.
+      k_scale, v_scale: [B, K, T] float32, what int8 keys and values are multiplied by; None where
+        they are not int8.
     """
 
     k: jax.Array
@@ -44,7 +47,8 @@ def stored(k_BxTxKxd: jax.Array, v_BxTxKxd: jax.Array, int8: bool = False) -> Ca
 
     Args:
       k_BxTxKxd, v_BxTxKxd: as the forward pass gives them.
-      int8: round to 8 bits, symmetrically, by the largest magnitude of each position and head (as KV-cache quantisation per token does).
+      int8: round to 8 bits, symmetrically, by the largest magnitude of each position and head (as
+        KV-cache quantisation per token does).
     """
     k, v = k_BxTxKxd.transpose(0, 2, 3, 1), v_BxTxKxd.swapaxes(1, 2)
     if not int8:
@@ -57,44 +61,74 @@ def empty(config: ModelConfig, rows: int, length: int, int8: bool = False) -> Ca
     """Room for `length` positions of each row."""
     shape, dtype = (rows, config.kv_heads), jnp.int8 if int8 else jnp.dtype(config.compute_dtype)
     scales = (jnp.zeros((*shape, length)), jnp.zeros((*shape, length))) if int8 else (None, None)
-    return Cache(jnp.zeros((*shape, config.head_dim, length), dtype), jnp.zeros((*shape, length, config.head_dim), dtype), *scales)
+    return Cache(
+        jnp.zeros((*shape, config.head_dim, length), dtype),
+        jnp.zeros((*shape, length, config.head_dim), dtype),
+        *scales,
+    )
 
 
 def each(function: Callable, cache: Cache, *others: Cache) -> Cache:
-    """`function(part, *parts of the others, axis of time)` of every part of a cache that there is."""
-    return Cache(*(None if parts[0] is None else function(*parts) for parts in zip(cache, *others, TIME, strict=True)))
+    """`function(part, *parts of the others, axis of time)` of every part of a cache that there
+    is."""
+    return Cache(
+        *(
+            None if parts[0] is None else function(*parts)
+            for parts in zip(cache, *others, TIME, strict=True)
+        )
+    )
 
 
 def placed(cache: Cache) -> Cache:
-    """Where a cache stays: rows split over devices as those of a batch, heads as those of the weights that make them."""
-    return each(lambda x, axis: layout.constrain(x, 'batch', 'kv_heads', *[None] * (x.ndim - 2)), cache)
+    """Where a cache stays: rows split over devices as those of a batch, heads as those of the
+    weights that make them."""
+    return each(
+        lambda x, axis: layout.constrain(x, 'batch', 'kv_heads', *[None] * (x.ndim - 2)), cache
+    )
 
 
 def grown(cache: Cache, length: int) -> Cache:
     """The same cache with room for more positions."""
-    return each(lambda x, axis: jnp.pad(x, [(0, length - x.shape[a] if a == axis else 0) for a in range(x.ndim)]), cache)
+    return each(
+        lambda x, axis: jnp.pad(
+            x, [(0, length - x.shape[a] if a == axis else 0) for a in range(x.ndim)]
+        ),
+        cache,
+    )
 
 
 def written(cache: Cache, new: Cache, index: jax.Array) -> Cache:
-    """Puts new positions into the cache from `index` on: one place for all rows [], or one for each row [B]."""
+    """Puts new positions into the cache from `index` on: one place for all rows [], or one for each
+    row [B]."""
     if jnp.ndim(index) == 0:
-        return each(lambda old, x, axis: jax.lax.dynamic_update_slice_in_dim(old, x, index, axis), cache, new)
+        return each(
+            lambda old, x, axis: jax.lax.dynamic_update_slice_in_dim(old, x, index, axis),
+            cache,
+            new,
+        )
 
     def put(old: jax.Array, x: jax.Array, axis: int) -> jax.Array:
-        return jax.vmap(lambda old, x, i: jax.lax.dynamic_update_slice_in_dim(old, x, i, axis - 1))(old, x, index)
+        return jax.vmap(lambda old, x, i: jax.lax.dynamic_update_slice_in_dim(old, x, i, axis - 1))(
+            old, x, index
+        )
 
     return each(put, cache, new)
 
 
-def decode(config: ModelConfig, prompt: list[Cache], prompt_mask_PxTp: jax.Array, index: jax.Array) -> Attention:
-    """One new token per row: attention over the row's prompt and its own cache, one softmax over both.
+def decode(
+    config: ModelConfig, prompt: list[Cache], prompt_mask_PxTp: jax.Array, index: jax.Array
+) -> Attention:
+    """One new token per row: attention over the row's prompt and its own cache, one softmax over
+    both.
 
     Args:
       config: the model's shape.
-      prompt: per layer, the prompt cache; P divides the number of rows, and the rows of a prompt are adjacent. Prompts end in the last
-        column, which is the place of the first token in the own cache.
+      prompt: per layer, the prompt cache; P divides the number of rows, and the rows of a prompt
+        are adjacent. Prompts end in the last column, which is the place of the first token in the
+        own cache.
       prompt_mask_PxTp: bool, prompt positions to attend to.
-      index: int32, where in the own cache the new token goes: [] for all rows, or [B], and then P = B; later places are not attended to.
+      index: int32, where in the own cache the new token goes: [] for all rows, or [B], and then P =
+        B; later places are not attended to.
 
     The layer cache given to `forward` is `(layer, Cache of the rows)`.
     """
@@ -102,7 +136,9 @@ def decode(config: ModelConfig, prompt: list[Cache], prompt_mask_PxTp: jax.Array
     index_xx1 = jnp.reshape(index, (-1, 1))
     prompt_distance_xxTp = Tp - 1 - jnp.arange(Tp) + index_xx1
 
-    def attention(q: jax.Array, k: jax.Array, v: jax.Array, cache: tuple[int, Cache], local: Any) -> tuple[jax.Array, tuple[int, Cache]]:
+    def attention(
+        q: jax.Array, k: jax.Array, v: jax.Array, cache: tuple[int, Cache], local: Any
+    ) -> tuple[jax.Array, tuple[int, Cache]]:
         layer, own = cache
         B, _, H, d = q.shape
         K, R, G = k.shape[2], H // k.shape[2], B // P
@@ -119,21 +155,28 @@ def decode(config: ModelConfig, prompt: list[Cache], prompt_mask_PxTp: jax.Array
         of_prompt = seen_by(config, prompt_mask_PxTp, prompt_distance_xxTp, local)
         distance_xxC = index_xx1 - jnp.arange(own.length)
         of_own = seen_by(config, distance_xxC >= 0, distance_xxC, local)
-        theirs_PxKxGRxT = jnp.where(of_prompt[:, None, None], _scores(config, shared(q_BxKxRxd), prompt[layer]), MASKED)
+        theirs_PxKxGRxT = jnp.where(
+            of_prompt[:, None, None], _scores(config, shared(q_BxKxRxd), prompt[layer]), MASKED
+        )
         mine_BxKxRxC = jnp.where(of_own[:, None, None], _scores(config, q_BxKxRxd, own), MASKED)
-        # The two parts meet only in the softmax's maximum and sum: its weights stay where the products want them.
+        # The two parts meet only in the softmax's maximum and sum: its weights stay where the
+        # products want them.
         largest_BxKxRx1 = jnp.maximum(apart(_max(theirs_PxKxGRxT)), _max(mine_BxKxRxC))
         theirs_PxKxGRxT = jnp.exp(theirs_PxKxGRxT - shared(largest_BxKxRx1))
         mine_BxKxRxC = jnp.exp(mine_BxKxRxC - largest_BxKxRx1)
         total_BxKxRx1 = apart(_sum(theirs_PxKxGRxT)) + _sum(mine_BxKxRxC)
-        out = (apart(_weighted(theirs_PxKxGRxT, prompt[layer], q.dtype)) + _weighted(mine_BxKxRxC, own, q.dtype)) / total_BxKxRx1
+        out = (
+            apart(_weighted(theirs_PxKxGRxT, prompt[layer], q.dtype))
+            + _weighted(mine_BxKxRxC, own, q.dtype)
+        ) / total_BxKxRx1
         return out.astype(q.dtype).reshape(B, 1, H, d), (layer, own)
 
     return attention
 
 
 def resumed(config: ModelConfig, segments_BxT: jax.Array, start: jax.Array) -> Attention:
-    """Attention of a chunk of S tokens to all T positions of their rows up to their own, in their own segment.
+    """Attention of a chunk of S tokens to all T positions of their rows up to their own, in their
+    own segment.
 
     Args:
       config: the model's shape.
@@ -144,7 +187,9 @@ def resumed(config: ModelConfig, segments_BxT: jax.Array, start: jax.Array) -> A
     """
     T = segments_BxT.shape[1]
 
-    def attention(q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache, local: Any) -> tuple[jax.Array, Cache]:
+    def attention(
+        q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache, local: Any
+    ) -> tuple[jax.Array, Cache]:
         B, S, H, d = q.shape
         K = k.shape[2]
         cache = written(cache, stored(k, v), start)
@@ -153,7 +198,9 @@ def resumed(config: ModelConfig, segments_BxT: jax.Array, start: jax.Array) -> A
         mask_BxSxT = (distance_SxT >= 0) & (of_chunk_BxS[:, :, None] == segments_BxT[:, None, :])
         q_BxKxSRxd = q.reshape(B, S, K, H // K, d).swapaxes(1, 2).reshape(B, K, -1, d)
         scores = _scores(config, q_BxKxSRxd, cache).reshape(B, K, S, -1, T)
-        scores = jnp.where(seen_by(config, mask_BxSxT, distance_SxT, local)[:, None, :, None], scores, MASKED)
+        scores = jnp.where(
+            seen_by(config, mask_BxSxT, distance_SxT, local)[:, None, :, None], scores, MASKED
+        )
         weights = jax.nn.softmax(scores, axis=-1).reshape(B, K, -1, T)
         out = _weighted(weights, cache, q.dtype).astype(q.dtype)
         return out.reshape(B, K, S, -1, d).swapaxes(1, 2).reshape(B, S, H, d), cache
@@ -170,14 +217,26 @@ def _rounded(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _scores(config: ModelConfig, q_BxKxNxd: jax.Array, cache: Cache) -> jax.Array:
-    products = jnp.einsum('bknd,bkdt->bknt', q_BxKxNxd, cache.k.astype(q_BxKxNxd.dtype), preferred_element_type=jnp.float32)
+    products = jnp.einsum(
+        'bknd,bkdt->bknt',
+        q_BxKxNxd,
+        cache.k.astype(q_BxKxNxd.dtype),
+        preferred_element_type=jnp.float32,
+    )
     products = products if cache.k_scale is None else products * cache.k_scale[:, :, None]
     return scaled(products, *scaling(config))
 
 
 def _weighted(weights_BxKxNxT: jax.Array, cache: Cache, dtype: Any) -> jax.Array:
-    weights = weights_BxKxNxT if cache.v_scale is None else weights_BxKxNxT * cache.v_scale[:, :, None]
-    return jnp.einsum('bknt,bktd->bknd', weights.astype(dtype), cache.v.astype(dtype), preferred_element_type=jnp.float32)
+    weights = (
+        weights_BxKxNxT if cache.v_scale is None else weights_BxKxNxT * cache.v_scale[:, :, None]
+    )
+    return jnp.einsum(
+        'bknt,bktd->bknd',
+        weights.astype(dtype),
+        cache.v.astype(dtype),
+        preferred_element_type=jnp.float32,
+    )
 
 
 def _max(x: jax.Array) -> jax.Array:

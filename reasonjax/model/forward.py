@@ -1,4 +1,5 @@
-"""The one forward pass: training, scoring, prefill and decoding differ only in the attention function they hand in."""
+"""The one forward pass: training, scoring, prefill and decoding differ only in the attention
+function they hand in."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,7 +26,8 @@ class Output(NamedTuple):
     Attributes:
       hidden: [B, T, D] after the final norm, in the compute dtype.
       cache: the new cache; None where attention returns none.
-      routing: of the experts, stacked over layers; None where there are none, or no token was to be counted.
+      routing: of the experts, stacked over layers; None where there are none, or no token was to be
+        counted.
     """
 
     hidden: jax.Array
@@ -48,15 +50,18 @@ def forward(
     """Runs the decoder up to and including the final norm.
 
     Args:
-      params: parameter tree of `model.spec.specs`; `params['layers']` is stacked, or a list of layers as `unstack` gives.
+      params: parameter tree of `model.spec.specs`; `params['layers']` is stacked, or a list of
+        layers as `unstack` gives.
       config: the model's shape.
       inputs_BxT: int32 token ids.
       positions_BxT: int32 rotary positions.
       attention: how queries meet keys; see `model.attention`.
-      cache: what `attention` carries from call to call: a list of per-layer caches, or a pytree stacked over layers when `config.scan`.
-      inputs_embeds: [B, T, D] to read instead of the embedding rows of `inputs_BxT` (which are scaled by `embed_scale`, these are not).
-      tap: `tap(layer, residual_BxTxD) -> residual`, called on the residual stream after every block; `layer` counts from 0. To capture
-        by writing to a closure, neither scan nor remat.
+      cache: what `attention` carries from call to call: a list of per-layer caches, or a pytree
+        stacked over layers when `config.scan`.
+      inputs_embeds: [B, T, D] to read instead of the embedding rows of `inputs_BxT` (which are
+        scaled by `embed_scale`, these are not).
+      tap: `tap(layer, residual_BxTxD) -> residual`, called on the residual stream after every
+        block; `layer` counts from 0. To capture by writing to a closure, neither scan nor remat.
       counted_BxT: bool, tokens whose routing to experts is reported.
     """
     dtype = jnp.dtype(config.compute_dtype)
@@ -72,9 +77,13 @@ def forward(
 
     def block(x: jax.Array, weights: dict, layer: Any, layer_cache: Any) -> tuple[jax.Array, tuple]:
         number = _of_layer(table_of_layer, layer)
-        rotation = Rotation(*(jax.lax.dynamic_index_in_dim(table, number, keepdims=False) for table in tables))
+        rotation = Rotation(
+            *(jax.lax.dynamic_index_in_dim(table, number, keepdims=False) for table in tables)
+        )
         local = _of_layer(config.local, layer)
-        mixed, layer_cache = _attend(weights['attention'], config, x, rotation, attention, layer_cache, local)
+        mixed, layer_cache = _attend(
+            weights['attention'], config, x, rotation, attention, layer_cache, local
+        )
         x = x + mixed
         mixed, routing = _mlp(weights['mlp'], config, x, counted_BxT)
         x = layout.constrain(x + mixed, 'batch', 'time', None)
@@ -98,14 +107,24 @@ def forward(
             x, beside = block(x, weights, layer, layer_cache)
             made.append(beside)
         cache = None if made[0][0] is None else [c for c, _ in made]
-        routing = None if made[0][1] is None else jax.tree.map(lambda *x: jnp.stack(x), *(r for _, r in made))
+        routing = (
+            None
+            if made[0][1] is None
+            else jax.tree.map(lambda *x: jnp.stack(x), *(r for _, r in made))
+        )
     return Output(_norm(x, params['norm'], config), cache, routing)
 
 
 def logits(params: dict, config: ModelConfig, hidden: jax.Array) -> jax.Array:
-    """Float32 logits [..., V] of hidden states [..., D]; PAD gets -1e9, in training and in sampling alike."""
-    # Products of the compute dtype, but not rounded to it: in bfloat16 that would move log-probs by hundredths.
-    out = unembed(hidden, params['embed'], jnp.float32) if config.tied else linear(hidden, params['head'], jnp.float32)
+    """Float32 logits [..., V] of hidden states [..., D]; PAD gets -1e9, in training and in sampling
+    alike."""
+    # Products of the compute dtype, but not rounded to it: in bfloat16 that would move log-probs by
+    # hundredths.
+    out = (
+        unembed(hidden, params['embed'], jnp.float32)
+        if config.tied
+        else linear(hidden, params['head'], jnp.float32)
+    )
     if config.logit_softcap:
         out = jnp.tanh(out / config.logit_softcap) * config.logit_softcap
     if config.pad_id < 0:
@@ -114,16 +133,21 @@ def logits(params: dict, config: ModelConfig, hidden: jax.Array) -> jax.Array:
 
 
 def unstack(layers: Any, number: int) -> list:
-    """Splits stacked layers into a list of layers, whose gradients come back as one concatenation per leaf."""
+    """Splits stacked layers into a list of layers, whose gradients come back as one concatenation
+    per leaf."""
     leaves, structure = jax.tree.flatten(layers)
-    pieces = [[jnp.squeeze(p, 0) for p in jax.lax.split(leaf, (1,) * number, axis=0)] for leaf in leaves]
+    pieces = [
+        [jnp.squeeze(p, 0) for p in jax.lax.split(leaf, (1,) * number, axis=0)] for leaf in leaves
+    ]
     return [jax.tree.unflatten(structure, [piece[i] for piece in pieces]) for i in range(number)]
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
-    """x / rms(x) * (offset + scale) over the last axis, in float32, in the dtype of x at last (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+    """x / rms(x) * (offset + scale) over the last axis, in float32, in the dtype of x at last
+    (Zhang & Sennrich 2019, arXiv:1910.07467)."""
 
-    # The backward pass computes it again from x: what it would otherwise keep costs more to write and read than to compute.
+    # The backward pass computes it again from x: what it would otherwise keep costs more to write
+    # and read than to compute.
     @jax.checkpoint
     def normed(x: jax.Array, scale: jax.Array) -> jax.Array:
         x32, scale32 = x.astype(jnp.float32), scale.astype(jnp.float32)
@@ -138,7 +162,8 @@ def _norm(x: jax.Array, scale: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def _of_layer(values: tuple, layer: Any) -> Any:
-    """What holds for a layer: a Python value where all layers are alike or `layer` is a number, an array where layers are scanned."""
+    """What holds for a layer: a Python value where all layers are alike or `layer` is a number, an
+    array where layers are scanned."""
     if len(set(values)) == 1:
         return values[0]
     return values[layer] if isinstance(layer, int) else jnp.asarray(values)[layer]
@@ -149,24 +174,40 @@ def _project(x: jax.Array, w: dict, name: str) -> jax.Array:
     return named(out + w[f'{name}_bias'].astype(out.dtype) if f'{name}_bias' in w else out, name)
 
 
-def _around(w: dict, config: ModelConfig, x: jax.Array, inner: Callable[[jax.Array], tuple[jax.Array, Any]]) -> tuple[jax.Array, Any]:
+def _around(
+    w: dict, config: ModelConfig, x: jax.Array, inner: Callable[[jax.Array], tuple[jax.Array, Any]]
+) -> tuple[jax.Array, Any]:
     """Norms before, after or around what a block adds to the residual stream."""
     out, beside = inner(_norm(x, w['norm'], config) if 'norm' in w else x)
     return (_norm(out, w['post_norm'], config) if 'post_norm' in w else out), beside
 
 
 def _attend(
-    w: dict, config: ModelConfig, x: jax.Array, rotation: Rotation, attention: Attention, cache: Any, local: Any
+    w: dict,
+    config: ModelConfig,
+    x: jax.Array,
+    rotation: Rotation,
+    attention: Attention,
+    cache: Any,
+    local: Any,
 ) -> tuple[jax.Array, Any]:
     def heads(normed: jax.Array, name: str, number: int) -> jax.Array:
         out = _project(normed, w, name)
         if config.qk_norm == 'row' and name in 'qk':
             out = _norm(out, w[f'{name}_norm'], config)
         out = out.reshape(*x.shape[:2], number, config.head_dim)
-        return _norm(out, w[f'{name}_norm'], config) if config.qk_norm == 'head' and name in 'qk' else out
+        return (
+            _norm(out, w[f'{name}_norm'], config)
+            if config.qk_norm == 'head' and name in 'qk'
+            else out
+        )
 
     def inner(normed: jax.Array) -> tuple[jax.Array, Any]:
-        q, k, v = heads(normed, 'q', config.heads), heads(normed, 'k', config.kv_heads), heads(normed, 'v', config.kv_heads)
+        q, k, v = (
+            heads(normed, 'q', config.heads),
+            heads(normed, 'k', config.kv_heads),
+            heads(normed, 'v', config.kv_heads),
+        )
         out, new = attention(rotate(q, rotation), rotate(k, rotation), v, cache, local)
         out = named(out, 'attended')
         return _project(out.reshape(*x.shape[:2], config.heads * config.head_dim), w, 'o'), new
@@ -174,9 +215,15 @@ def _attend(
     return _around(w, config, x, inner)
 
 
-def _mlp(w: dict, config: ModelConfig, x: jax.Array, counted_BxT: jax.Array | None) -> tuple[jax.Array, Routing | None]:
+def _mlp(
+    w: dict, config: ModelConfig, x: jax.Array, counted_BxT: jax.Array | None
+) -> tuple[jax.Array, Routing | None]:
     def activate(x: jax.Array) -> jax.Array:
-        return jax.nn.silu(x) if config.activation == 'silu' else jax.nn.gelu(x, approximate=config.activation == 'gelu_tanh')
+        return (
+            jax.nn.silu(x)
+            if config.activation == 'silu'
+            else jax.nn.gelu(x, approximate=config.activation == 'gelu_tanh')
+        )
 
     # Computed again in the backward pass, as the norms are.
     @jax.checkpoint
@@ -187,7 +234,9 @@ def _mlp(w: dict, config: ModelConfig, x: jax.Array, counted_BxT: jax.Array | No
         if config.experts:
             return mixture(w, config, normed, activate, counted_BxT)
         up = _project(normed, w, 'up')
-        hidden = gate(_project(normed, w, 'gate'), up) if config.gated else jax.checkpoint(activate)(up)
+        hidden = (
+            gate(_project(normed, w, 'gate'), up) if config.gated else jax.checkpoint(activate)(up)
+        )
         return _project(hidden, w, 'down'), None
 
     return _around(w, config, x, inner)

@@ -1,9 +1,12 @@
-"""Completions that share a prompt: the prompt is read once for all of them, and only completions meet the vocabulary.
+"""Completions that share a prompt: the prompt is read once for all of them, and only completions
+meet the vocabulary.
 
-A batch of rows [B, C] with their prompts beside them goes through one forward pass as S shards, each p prompts of Tp tokens and then n bins
-of L tokens. A bin holds one completion, or several of the same prompt. Its queries meet its prompt's keys and its own in one softmax, as if
-each completion stood behind its prompt in a row of its own; the masks are those of a prompt and of a bin, never of a whole shard, which
-would grow with the square of all its completions (Liu et al. 2025, arXiv:2506.05433, share prompts so; bins are ours).
+A batch of rows [B, C] with their prompts beside them goes through one forward pass as S shards,
+each p prompts of Tp tokens and then n bins of L tokens. A bin holds one completion, or several of
+the same prompt. Its queries meet its prompt's keys and its own in one softmax, as if each
+completion stood behind its prompt in a row of its own; the masks are those of a prompt and of a
+bin, never of a whole shard, which would grow with the square of all its completions (Liu et al.
+2025, arXiv:2506.05433, share prompts so; bins are ours).
 """
 
 from collections.abc import Mapping
@@ -33,7 +36,8 @@ class Shards(NamedTuple):
       segments: [S * n, L] int32, 0 = padding; differs between the completions of a bin.
       row: [S * n, L] int32, the place's row within the shard; -1 = padding.
       attend: [S * n, L] bool, or None.
-      places: [B, C] int32, where in its shard's bins each token of a row went, -1 = nowhere; None where bins are the rows.
+      places: [B, C] int32, where in its shard's bins each token of a row went, -1 = nowhere; None
+        where bins are the rows.
     """
 
     of_prompt: tuple[jax.Array, jax.Array, jax.Array]
@@ -49,7 +53,9 @@ class Shards(NamedTuple):
     def join(self, of_prompts: jax.Array, of_bins: jax.Array) -> jax.Array:
         """[S * p, Tp, ...] and [S * n, L, ...] -> [S, p * Tp + n * L, ...]."""
         S = len(self.prompt_of_bin)
-        return jnp.concatenate([x.reshape(S, -1, *x.shape[2:]) for x in (of_prompts, of_bins)], axis=1)
+        return jnp.concatenate(
+            [x.reshape(S, -1, *x.shape[2:]) for x in (of_prompts, of_bins)], axis=1
+        )
 
     def split(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Undoes `join`."""
@@ -78,10 +84,12 @@ def shards_of(batch: Mapping[str, jax.Array]) -> Shards:
     """Lays a batch out for the forward pass.
 
     Args:
-      batch: `tokens`, `segments`, `positions` [B, C] of completions, one a row, B / P of each prompt adjacent; optionally `inputs` and
-        `attend` [B, C], see `model.score`; `prompt_tokens`, `prompt_segments`, `prompt_positions` [P, Tp], padded on the left. Where rows
-        are packed, `packed_from` [S, n, L]: place r * C + t of shard s, which holds rows s * B / S and on, or -1; and `packed_at` [B, C],
-        its inverse: place i * L + l. Without them S = P, and every row is a bin.
+      batch: `tokens`, `segments`, `positions` [B, C] of completions, one a row, B / P of each
+        prompt adjacent; optionally `inputs` and `attend` [B, C], see `model.score`;
+        `prompt_tokens`, `prompt_segments`, `prompt_positions` [P, Tp], padded on the left. Where
+        rows are packed, `packed_from` [S, n, L]: place r * C + t of shard s, which holds rows s * B
+        / S and on, or -1; and `packed_at` [B, C], its inverse: place i * L + l. Without them S = P,
+        and every row is a bin.
     """
     of_prompt, (B, C) = tuple(batch[name] for name in PROMPTS), batch['tokens'].shape
     P = len(of_prompt[0])
@@ -90,22 +98,43 @@ def shards_of(batch: Mapping[str, jax.Array]) -> Shards:
         row = jnp.where(batch['segments'] > 0, jnp.arange(B)[:, None] % (B // P), -1)
         inputs = batch.get('inputs', batch['tokens'])
         return Shards(
-            of_prompt, zeros, batch['tokens'], inputs, batch['positions'], batch['segments'], row, batch.get('attend'), places=None
+            of_prompt,
+            zeros,
+            batch['tokens'],
+            inputs,
+            batch['positions'],
+            batch['segments'],
+            row,
+            batch.get('attend'),
+            places=None,
         )
     S, n, L = batch['packed_from'].shape
     source = batch['packed_from'].reshape(S * n, L)
     row = jnp.where(source < 0, -1, source // C)
-    read = {name: _picked(batch[name], source, S) for name in ('tokens', 'inputs', 'positions', 'attend') if name in batch}
+    read = {
+        name: _picked(batch[name], source, S)
+        for name in ('tokens', 'inputs', 'positions', 'attend')
+        if name in batch
+    }
     # A bin without completions may have any prompt.
     prompt_of_bin = jnp.maximum(row[:, 0], 0).reshape(S, n) // (B // P)
     inputs = read.get('inputs', read['tokens'])
     return Shards(
-        of_prompt, prompt_of_bin, read['tokens'], inputs, read['positions'], row + 1, row, read.get('attend'), batch['packed_at']
+        of_prompt,
+        prompt_of_bin,
+        read['tokens'],
+        inputs,
+        read['positions'],
+        row + 1,
+        row,
+        read.get('attend'),
+        batch['packed_at'],
     )
 
 
 def units(batch: Mapping[str, jax.Array], together: int = 1) -> int:
-    """How many parts of a batch have to stay whole: shards, or prompts with their completions, or else `together` rows each."""
+    """How many parts of a batch have to stay whole: shards, or prompts with their completions, or
+    else `together` rows each."""
     name = next((name for name in ('packed_from', 'prompt_tokens') if name in batch), None)
     return len(batch[name]) if name else len(batch['tokens']) // together
 
@@ -120,18 +149,29 @@ def tokens_of_rows(batch: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def score(
-    params: dict, config: ModelConfig, batch: Mapping[str, jax.Array], *, temperature: float = 1.0, tap: Tap | None = None
+    params: dict,
+    config: ModelConfig,
+    batch: Mapping[str, jax.Array],
+    *,
+    temperature: float = 1.0,
+    tap: Tap | None = None,
 ) -> Scored:
     """Scores the completions of a batch as `shards_of` takes it; see `model.score`.
 
-    `tap` sees shards, [S, p * Tp + n * L, D]. `Scored.routing` is of whole sequences, as if every row had its prompt.
+    `tap` sees shards, [S, p * Tp + n * L, D]. `Scored.routing` is of whole sequences, as if every
+    row had its prompt.
     """
     shards = shards_of(batch)
     tokens, _, positions = shards.of_prompt
     out = forward(
-        params, config, shards.join(tokens, shards.inputs), shards.join(positions, shards.positions), attention(config, shards),
-        tap=tap, counted_BxT=_counted(shards, len(batch['tokens'])) if config.experts else None,
-    )  # fmt: skip
+        params,
+        config,
+        shards.join(tokens, shards.inputs),
+        shards.join(positions, shards.positions),
+        attention(config, shards),
+        tap=tap,
+        counted_BxT=_counted(shards, len(batch['tokens'])) if config.experts else None,
+    )
     of_prompts, of_bins = shards.split(out.hidden)
     # What predicts a completion's first token is its prompt's last.
     before = shards.for_bins(of_prompts[:, -1:])
@@ -140,52 +180,78 @@ def score(
         begins = jnp.pad(shards.row[:, 1:] != shards.row[:, :-1], [(0, 0), (1, 0)])
         predicting = jnp.where(begins[..., None], before, predicting)
     scored = token_scores(params, config, predicting, shards.tokens, temperature)
-    routing = None if out.routing is None else jax.tree.map(lambda x: x.reshape(len(x), -1, *x.shape[3:]), out.routing)
+    routing = (
+        None
+        if out.routing is None
+        else jax.tree.map(lambda x: x.reshape(len(x), -1, *x.shape[3:]), out.routing)
+    )
     return Scored(*(shards.for_rows(x) for x in scored[:3]), routing=routing)
 
 
 def attention(config: ModelConfig, shards: Shards) -> Attention:
-    """Self-attention of shards: prompts are causal, and a bin's tokens see their prompt besides what is before them in their segment.
+    """Self-attention of shards: prompts are causal, and a bin's tokens see their prompt besides
+    what is before them in their segment.
 
-    Scores of a prompt are [Tp, Tp], those of a bin [L, Tp + L]; of either, a block or `config.attention_chunk` rows exist at a time.
+    Scores of a prompt are [Tp, Tp], those of a bin [L, Tp + L]; of either, a block or
+    `config.attention_chunk` rows exist at a time.
     """
     _, prompt_segments, prompt_positions = shards.of_prompt
     within_prompts = causal(config, prompt_segments)
     shown_BxTp = shards.for_bins(prompt_segments) > 0
-    position_of_key_BxT = jnp.concatenate([shards.for_bins(prompt_positions), shards.positions], axis=1)
+    position_of_key_BxT = jnp.concatenate(
+        [shards.for_bins(prompt_positions), shards.positions], axis=1
+    )
     times_1xL = jnp.arange(shards.tokens.shape[1])[None]
 
-    def visible(time_1xS: jax.Array, segments_BxS: jax.Array, positions_BxS: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def visible(
+        time_1xS: jax.Array, segments_BxS: jax.Array, positions_BxS: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         own_BxSxL = earlier(time_1xS, segments_BxS, shards.segments, shards.attend)
-        shown_BxSxTp = jnp.broadcast_to(shown_BxTp[:, None], (*own_BxSxL.shape[:2], shown_BxTp.shape[1]))
+        shown_BxSxTp = jnp.broadcast_to(
+            shown_BxTp[:, None], (*own_BxSxL.shape[:2], shown_BxTp.shape[1])
+        )
         distance_BxSxT = positions_BxS[:, :, None] - position_of_key_BxT[:, None]
         return jnp.concatenate([shown_BxSxTp, own_BxSxL], axis=2), distance_BxSxT
 
     if config.attention_kernel == 'xla':
-        weigh = in_chunks(config, visible, (times_1xL, shards.segments, shards.positions), before=shown_BxTp.shape[1])
+        weigh = in_chunks(
+            config,
+            visible,
+            (times_1xL, shards.segments, shards.positions),
+            before=shown_BxTp.shape[1],
+        )
     else:
         distance_BxLxT = shards.positions[:, :, None] - position_of_key_BxT[:, None]
         packed = shards.places is not None
-        weigh = kernels.in_bins(config, shown_BxTp, shards.segments, shards.attend, distance_BxLxT, packed)
+        weigh = kernels.in_bins(
+            config, shown_BxTp, shards.segments, shards.attend, distance_BxLxT, packed
+        )
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, local: Any) -> tuple[jax.Array, None]:
+    def attend(
+        q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, local: Any
+    ) -> tuple[jax.Array, None]:
         (q_prompt, q), (k_prompt, k), (v_prompt, v) = (shards.split(x) for x in (q, k, v))
         of_prompts, _ = within_prompts(q_prompt, k_prompt, v_prompt, None, local)
-        k, v = (jnp.concatenate([shards.for_bins(x), own], axis=1) for x, own in ((k_prompt, k), (v_prompt, v)))
+        k, v = (
+            jnp.concatenate([shards.for_bins(x), own], axis=1)
+            for x, own in ((k_prompt, k), (v_prompt, v))
+        )
         return shards.join(of_prompts, weigh(q, k, v, local)), None
 
     return attend
 
 
 def _picked(x: jax.Array, places: jax.Array, S: int) -> jax.Array:
-    """What x [S * a, b] has at `places` [S * c, d] of its shard, counted through its a * b; zero (False) where they are negative."""
+    """What x [S * a, b] has at `places` [S * c, d] of its shard, counted through its a * b; zero
+    (False) where they are negative."""
     index = places.reshape(S, -1)
     found = jnp.take_along_axis(x.reshape(S, -1), jnp.maximum(index, 0), axis=1)
     return jnp.where(index < 0, jnp.zeros((), x.dtype), found).reshape(places.shape)
 
 
 def _counted(shards: Shards, B: int) -> jax.Array:
-    """Which tokens of a shard belong to each of its rows [S, B / S, p * Tp + n * L]; those of a prompt to several."""
+    """Which tokens of a shard belong to each of its rows [S, B / S, p * Tp + n * L]; those of a
+    prompt to several."""
     S, prompts = len(shards.prompt_of_bin), shards.of_prompt[1] > 0
     R, p = B // S, len(prompts) // S
     rows = jnp.arange(R)

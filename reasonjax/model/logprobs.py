@@ -1,4 +1,5 @@
-"""Log-probabilities, entropies and hits of given tokens under hidden states, without ever holding [B, T, V]."""
+"""Log-probabilities, entropies and hits of given tokens under hidden states, without ever holding
+[B, T, V]."""
 
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ from reasonjax.parallel import layout
 
 
 class Scored(NamedTuple):
-    """What a model says of a batch's tokens; zero at padding and at the first token of each segment, which nothing predicts.
+    """What a model says of a batch's tokens; zero at padding and at the first token of each
+    segment, which nothing predicts.
 
     Attributes:
       logprob: [B, T] float32, log p(x_t | x_<t) in nats.
@@ -28,12 +30,17 @@ class Scored(NamedTuple):
 
 
 def token_scores(
-    params: dict, config: ModelConfig, hidden_BxTxD: jax.Array, targets_BxT: jax.Array, temperature: float = 1.0
+    params: dict,
+    config: ModelConfig,
+    hidden_BxTxD: jax.Array,
+    targets_BxT: jax.Array,
+    temperature: float = 1.0,
 ) -> Scored:
     """Scores `targets` under the distribution that each hidden state predicts.
 
-    The vocabulary projection runs over chunks of T with the batch axis kept (a chunk of flattened tokens would cut across the shards of the
-    batch), each recomputed in the backward pass, so that at most [B, chunk, V] logits exist.
+    The vocabulary projection runs over chunks of T with the batch axis kept (a chunk of flattened
+    tokens would cut across the shards of the batch), each recomputed in the backward pass, so that
+    at most [B, chunk, V] logits exist.
     """
     T = hidden_BxTxD.shape[1]
     number = -(-T // (config.logprob_chunk or T))
@@ -44,19 +51,27 @@ def token_scores(
     def body(pair: tuple[jax.Array, jax.Array]) -> Scored:
         return _chunk_scores(params, config, *pair, temperature)
 
-    scored = jax.lax.map(body, (layout.split_time(hidden_BxTxD, number), layout.split_time(targets_BxT, number)))
+    scored = jax.lax.map(
+        body, (layout.split_time(hidden_BxTxD, number), layout.split_time(targets_BxT, number))
+    )
     return Scored(*(layout.join_time(x, T) for x in scored[:3]))
 
 
-def _chunk_scores(params: dict, config: ModelConfig, hidden: jax.Array, targets: jax.Array, temperature: float) -> Scored:
+def _chunk_scores(
+    params: dict, config: ModelConfig, hidden: jax.Array, targets: jax.Array, temperature: float
+) -> Scored:
     z = logits(params, config, hidden) / temperature
     return distribution_scores(z, targets)
 
 
 def distribution_scores(logits_xV: jax.Array, targets: jax.Array) -> Scored:
-    """Log-prob of each target, entropy and hit under softmax(logits): shapes [..., V] and [...]. The sampler records with it too."""
-    # The maximum is there for the softmax; an argmax would be another pass, and on CPU the slowest of all.
-    correct = jnp.take_along_axis(logits_xV, targets[..., None], axis=-1)[..., 0] >= jnp.max(logits_xV, axis=-1)
+    """Log-prob of each target, entropy and hit under softmax(logits): shapes [..., V] and [...].
+    The sampler records with it too."""
+    # The maximum is there for the softmax; an argmax would be another pass, and on CPU the slowest
+    # of all.
+    correct = jnp.take_along_axis(logits_xV, targets[..., None], axis=-1)[..., 0] >= jnp.max(
+        logits_xV, axis=-1
+    )
     return Scored(*_logprob_and_entropy(logits_xV, targets), correct)
 
 
@@ -68,20 +83,24 @@ def _logprob_and_entropy(logits_xV: jax.Array, targets: jax.Array) -> tuple[jax.
 def _kept(logits_xV: jax.Array, targets: jax.Array) -> tuple[tuple[jax.Array, jax.Array], tuple]:
     normaliser = jax.nn.logsumexp(logits_xV, axis=-1)
     logprob = jnp.take_along_axis(logits_xV, targets[..., None], axis=-1)[..., 0] - normaliser
-    # From log-probs, not as log-normaliser minus expected logit: that cancels where logits are large.
+    # From log-probs, not as log-normaliser minus expected logit: that cancels where logits are
+    # large.
     logprobs_xV = logits_xV - normaliser[..., None]
     entropy = -jnp.sum(jnp.exp(logprobs_xV) * logprobs_xV, axis=-1)
     return (logprob, entropy), (logits_xV, targets, normaliser, entropy)
 
 
 def _back(kept: tuple, gradients: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-    """With p = softmax(z) and entropy H: d log p_t = 1_t - p, d H = -p (log p + H). One pass over [..., V], and nothing of that size kept
-    but the logits."""
+    """With p = softmax(z) and entropy H: d log p_t = 1_t - p, d H = -p (log p + H). One pass over
+    [..., V], and nothing of that size kept but the logits.
+    """
     logits_xV, targets, normaliser, entropy = kept
     of_logprob, of_entropy = (g[..., None] for g in gradients)
     logprobs_xV = logits_xV - normaliser[..., None]
     hit_xV = jnp.arange(logits_xV.shape[-1]) == targets[..., None]
-    through_p_xV = jnp.exp(logprobs_xV) * (of_logprob + of_entropy * (logprobs_xV + entropy[..., None]))
+    through_p_xV = jnp.exp(logprobs_xV) * (
+        of_logprob + of_entropy * (logprobs_xV + entropy[..., None])
+    )
     return jnp.where(hit_xV, of_logprob, 0) - through_p_xV, None
 
 

@@ -21,8 +21,8 @@ def shardings(specs: Any, params: Any, mesh: Mesh) -> Any:
 
     Args:
       specs: the spec tree.
-      params: arrays or shapes; a leaf of `specs` may be a `Weight` node here, whose parts inherit the axes they share with the dense
-        weight.
+      params: arrays or shapes; a leaf of `specs` may be a `Weight` node here, whose parts inherit
+        the axes they share with the dense weight.
       mesh: of the run.
 
     Returns:
@@ -39,9 +39,15 @@ def shardings(specs: Any, params: Any, mesh: Mesh) -> Any:
 
 
 def check_divides(
-    sizes: Mapping[str, int], model: ModelConfig, *, rows: Mapping[str, int], lengths: Mapping[str, int], key: str = 'mesh'
+    sizes: Mapping[str, int],
+    model: ModelConfig,
+    *,
+    rows: Mapping[str, int],
+    lengths: Mapping[str, int],
+    key: str = 'mesh',
 ) -> None:
-    """Raises UserError where a mesh does not divide a model or its batches, with the nearest meshes that do.
+    """Raises UserError where a mesh does not divide a model or its batches, with the nearest meshes
+    that do.
 
     Args:
       sizes: of the mesh axes.
@@ -54,14 +60,29 @@ def check_divides(
     if not wrong:
         return
     near = nearest_shapes(sizes, model, rows, lengths)
-    hint = ' or '.join(', '.join(f'{axis}={size}' for axis, size in shape.items() if size > 1) or 'all 1' for shape in near)
-    advice = f'Nearest that divide {math.prod(sizes.values())} devices: {hint}.' if near else 'No mesh of these devices divides it.'
+    hint = ' or '.join(
+        ', '.join(f'{axis}={size}' for axis, size in shape.items() if size > 1) or 'all 1'
+        for shape in near
+    )
+    advice = (
+        f'Nearest that divide {math.prod(sizes.values())} devices: {hint}.'
+        if near
+        else 'No mesh of these devices divides it.'
+    )
     raise UserError(f'config.{key}: ' + '; '.join(wrong) + f'. {advice}')
 
 
-def _indivisible(sizes: Mapping[str, int], model: ModelConfig, rows: Mapping[str, int], lengths: Mapping[str, int]) -> list[str]:
+def _indivisible(
+    sizes: Mapping[str, int],
+    model: ModelConfig,
+    rows: Mapping[str, int],
+    lengths: Mapping[str, int],
+) -> list[str]:
     ways = math.prod(sizes[axis] for axis in ROWS)
-    split = [('model.heads', model.heads, 'tensor', sizes['tensor']), ('model.mlp_dim', model.mlp_dim, 'tensor', sizes['tensor'])]
+    split = [
+        ('model.heads', model.heads, 'tensor', sizes['tensor']),
+        ('model.mlp_dim', model.mlp_dim, 'tensor', sizes['tensor']),
+    ]
     # Fewer key heads than devices is usual; each is then kept by several.
     if sizes['tensor'] % model.kv_heads:
         split.append(('model.kv_heads', model.kv_heads, 'tensor', sizes['tensor']))
@@ -69,13 +90,22 @@ def _indivisible(sizes: Mapping[str, int], model: ModelConfig, rows: Mapping[str
         split.append(('model.experts', model.experts, 'expert', sizes['expert']))
     split += [(name, number, ' x '.join(ROWS), ways) for name, number in rows.items()]
     split += [(name, number, 'sequence', sizes['sequence']) for name, number in lengths.items()]
-    return [f'{name}={number} does not divide over {axes}={size}' for name, number, axes, size in split if number % size]
+    return [
+        f'{name}={number} does not divide over {axes}={size}'
+        for name, number, axes, size in split
+        if number % size
+    ]
 
 
 def nearest_shapes(
-    sizes: Mapping[str, int], model: ModelConfig, rows: Mapping[str, int], lengths: Mapping[str, int], number: int = 2
+    sizes: Mapping[str, int],
+    model: ModelConfig,
+    rows: Mapping[str, int],
+    lengths: Mapping[str, int],
+    number: int = 2,
 ) -> list[dict[str, int]]:
-    """The meshes of as many devices that divide everything, nearest first: by the factors in which their axes differ."""
+    """The meshes of as many devices that divide everything, nearest first: by the factors in which
+    their axes differ."""
     devices = math.prod(sizes.values())
     divisors = [d for d in range(1, devices + 1) if devices % d == 0]
     # Experts are an axis only of a model that has some.
@@ -86,4 +116,6 @@ def nearest_shapes(
             shape = dict(zip(AXES, (devices // math.prod(rest), *rest)))
             if not _indivisible(shape, model, rows, lengths):
                 fitting.append(shape)
-    return sorted(fitting, key=lambda shape: sum(abs(math.log(shape[axis] / sizes[axis])) for axis in AXES))[:number]
+    return sorted(
+        fitting, key=lambda shape: sum(abs(math.log(shape[axis] / sizes[axis])) for axis in AXES)
+    )[:number]

@@ -1,4 +1,5 @@
-"""Parameters moved from one mesh to another over the same devices, inside a program: from where they train to where they sample."""
+"""Parameters moved from one mesh to another over the same devices, inside a program: from where
+they train to where they sample."""
 
 import math
 from typing import Any
@@ -14,34 +15,50 @@ from reasonjax.weights.linear import LowRank
 
 
 def moved(specs: Any, params: Any, mesh: Mesh, dtype: Any) -> Any:
-    """Returns the parameters where `placement.shardings` puts them on `mesh`; to be called under jit.
+    """Returns the parameters where `placement.shardings` puts them on `mesh`; to be called under
+    jit.
 
-    Matrices travel in the dtype they are multiplied in, and in two steps: first each device gets its columns (or rows) of its share, then
-    shares are gathered. Asked for the end at once, the partitioner gathers whole matrices on every device and throws most of them away.
+    Matrices travel in the dtype they are multiplied in, and in two steps: first each device gets
+    its columns (or rows) of its share, then shares are gathered. Asked for the end at once, the
+    partitioner gathers whole matrices on every device and throws most of them away.
 
     Args:
       specs: the spec tree.
       params: arrays on another mesh of the same devices in the same order.
       mesh: to be on.
-      dtype: of the computation; vectors, and weights of other kinds than arrays and low-rank pairs, keep theirs.
+      dtype: of the computation; vectors, and weights of other kinds than arrays and low-rank pairs,
+        keep theirs.
     """
     homes = shardings(specs, params, mesh)
 
     def lighter(axes: tuple, leaf: Any) -> Any:
         if isinstance(leaf, LowRank):
-            return LowRank(lighter(axes, leaf.base), leaf.a.astype(dtype), leaf.b.astype(dtype), leaf.scale)
+            return LowRank(
+                lighter(axes, leaf.base), leaf.a.astype(dtype), leaf.b.astype(dtype), leaf.scale
+            )
         matrix = isinstance(leaf, jax.Array) and len(axes) - axes.count('layers') >= 2
         return leaf.astype(dtype) if matrix and leaf.dtype == jnp.float32 else leaf
 
     cast = jax.tree.map(lambda spec, leaf: lighter(spec.axes, leaf), specs, params, is_leaf=is_spec)
-    halfway = jax.tree.map(lambda x, home: jax.lax.with_sharding_constraint(x, _shared(x.shape, home, mesh)), cast, homes)
+    halfway = jax.tree.map(
+        lambda x, home: jax.lax.with_sharding_constraint(x, _shared(x.shape, home, mesh)),
+        cast,
+        homes,
+    )
     return jax.lax.with_sharding_constraint(halfway, homes)
 
 
 def _shared(shape: tuple[int, ...], home: NamedSharding, mesh: Mesh) -> NamedSharding:
-    """The final place, with a dimension that is whole there split over all mesh axes that nothing is split over."""
-    spec = [_split_over(entry, mesh) for entry in (*home.spec, *(None,) * (len(shape) - len(home.spec)))]
-    free = tuple(axis for axis in layout.AXES if mesh.shape[axis] > 1 and not any(axis in entry for entry in spec))
+    """The final place, with a dimension that is whole there split over all mesh axes that nothing
+    is split over."""
+    spec = [
+        _split_over(entry, mesh) for entry in (*home.spec, *(None,) * (len(shape) - len(home.spec)))
+    ]
+    free = tuple(
+        axis
+        for axis in layout.AXES
+        if mesh.shape[axis] > 1 and not any(axis in entry for entry in spec)
+    )
     ways = math.prod(mesh.shape[axis] for axis in free)
     whole = [i for i, entry in enumerate(spec) if not entry and shape[i] % ways == 0]
     if not whole:

@@ -1,8 +1,10 @@
-"""Rotary frequencies: `(theta, width, *, knobs) -> (frequencies [width / 2] float64, factor of cosines and sines)`, in NumPy.
+"""Rotary frequencies: `(theta, width, *, knobs) -> (frequencies [width / 2] float64, factor of
+cosines and sines)`, in NumPy.
 
-A scaling is named in `config.model.rope_scaling` with the field's names for its knobs. None depends on the sequence at hand: where the
-published method does (dynamic, longrope), the knob `length` says for which length to compute, once for a run. Keys in a cache then stay
-right, a log-prob does not depend on what else is in the batch, and sampling agrees with scoring.
+A scaling is named in `config.model.rope_scaling` with the field's names for its knobs. None depends
+on the sequence at hand: where the published method does (dynamic, longrope), the knob `length` says
+for which length to compute, once for a run. Keys in a cache then stay right, a log-prob does not
+depend on what else is in the batch, and sampling agrees with scoring.
 """
 
 import math
@@ -21,14 +23,21 @@ def none(theta: float, width: int) -> Frequencies:
 
 
 def linear(theta: float, width: int, *, factor: Positive) -> Frequencies:
-    """Position interpolation (Chen et al. 2023, arXiv:2306.15595): positions are divided by `factor`."""
+    """Position interpolation (Chen et al. 2023, arXiv:2306.15595): positions are divided by
+    `factor`."""
     return none(theta, width)[0] / factor, 1.0
 
 
 def dynamic(
-    theta: float, width: int, *, factor: Positive, original_max_position_embeddings: AtLeast(1), length: AtLeast(0) = 0
+    theta: float,
+    width: int,
+    *,
+    factor: Positive,
+    original_max_position_embeddings: AtLeast(1),
+    length: AtLeast(0) = 0,
 ) -> Frequencies:
-    """NTK-aware scaling of the base for a sequence of `length` tokens; up to the original length nothing changes.
+    """NTK-aware scaling of the base for a sequence of `length` tokens; up to the original length
+    nothing changes.
 
     Args:
       theta: base.
@@ -38,7 +47,9 @@ def dynamic(
       length: longest sequence of this run; 0 for no longer than the original.
     """
     # Of the published factor * L / L0 - (factor - 1), the form that is exactly 1 where L is L0.
-    stretch = 1 + factor * (max(length, original_max_position_embeddings) / original_max_position_embeddings - 1)
+    stretch = 1 + factor * (
+        max(length, original_max_position_embeddings) / original_max_position_embeddings - 1
+    )
     return none(theta * stretch ** (width / (width - 2)), width)
 
 
@@ -51,7 +62,8 @@ def llama3(
     high_freq_factor: Positive = 4.0,
     original_max_position_embeddings: AtLeast(1) = 8192,
 ) -> Frequencies:
-    """Llama 3.1: long waves are interpolated, short ones kept, those between blended (arXiv:2407.21783, section 3.4.3).
+    """Llama 3.1: long waves are interpolated, short ones kept, those between blended
+    (arXiv:2407.21783, section 3.4.3).
 
     Raises:
       UserError: `low_freq_factor` is above `high_freq_factor`.
@@ -76,14 +88,16 @@ def yarn(
     mscale_all_dim: NonNegative = 0.0,
     truncate: bool = True,
 ) -> Frequencies:
-    """YaRN (Peng et al. 2023, arXiv:2309.00071): a ramp over dimensions from kept to interpolated, and warmer attention.
+    """YaRN (Peng et al. 2023, arXiv:2309.00071): a ramp over dimensions from kept to interpolated,
+    and warmer attention.
 
     Args:
       theta: base.
       width: rotated part of a head.
       factor: of the context.
       original_max_position_embeddings: what the model was trained with.
-      attention_factor: of cosines and sines; None for 0.1 ln(factor) + 1, or the ratio of two such where both mscales are given.
+      attention_factor: of cosines and sines; None for 0.1 ln(factor) + 1, or the ratio of two such
+        where both mscales are given.
       beta_fast: turns over the original context from which on a dimension is kept.
       beta_slow: turns up to which it is interpolated.
       mscale: see attention_factor.
@@ -96,7 +110,11 @@ def yarn(
     _in_order('yarn', beta_slow=beta_slow, beta_fast=beta_fast)
 
     def end(turns: float) -> float:
-        return width * math.log(original_max_position_embeddings / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        return (
+            width
+            * math.log(original_max_position_embeddings / (turns * 2 * math.pi))
+            / (2 * math.log(theta))
+        )
 
     def warmth(scale: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1
@@ -107,7 +125,9 @@ def yarn(
     low, high = max(low, 0), min(high, width - 1)
     ramp = np.clip((np.arange(width // 2) - low) / ((high - low) or 1e-3), 0, 1)
     if attention_factor is None:
-        attention_factor = warmth(mscale) / warmth(mscale_all_dim) if mscale and mscale_all_dim else warmth(1.0)
+        attention_factor = (
+            warmth(mscale) / warmth(mscale_all_dim) if mscale and mscale_all_dim else warmth(1.0)
+        )
     frequencies, _ = none(theta, width)
     return frequencies * (1 - ramp + ramp / factor), attention_factor
 
@@ -123,7 +143,8 @@ def longrope(
     attention_factor: Positive | None = None,
     length: AtLeast(0) = 0,
 ) -> Frequencies:
-    """LongRoPE (Ding et al. 2024, arXiv:2402.13753): every dimension has its own divisor, one set for short and one for long contexts.
+    """LongRoPE (Ding et al. 2024, arXiv:2402.13753): every dimension has its own divisor, one set
+    for short and one for long contexts.
 
     Args:
       theta: base.
@@ -140,14 +161,25 @@ def longrope(
     """
     divisors = long_factor if length > original_max_position_embeddings else short_factor
     if len(divisors) != width // 2:
-        raise UserError(f'config.model.rope_scaling: longrope has {len(divisors)} divisors; heads with {width} rotated need {width // 2}.')
+        raise UserError(
+            f'config.model.rope_scaling: longrope has {len(divisors)} divisors; heads with {width} '
+            f'rotated need {width // 2}.'
+        )
     if attention_factor is None:
-        attention_factor = math.sqrt(1 + math.log(factor) / math.log(original_max_position_embeddings)) if factor > 1 else 1.0
+        attention_factor = (
+            math.sqrt(1 + math.log(factor) / math.log(original_max_position_embeddings))
+            if factor > 1
+            else 1.0
+        )
     return none(theta, width)[0] / np.asarray(divisors, np.float64), attention_factor
 
 
 def _in_order(name: str, **ends: float) -> None:
-    """Raises UserError where the first of two knobs is above the second: the band between them would be inside out."""
+    """Raises UserError where the first of two knobs is above the second: the band between them
+    would be inside out."""
     (low, least), (high, most) = ends.items()
     if least > most:
-        raise UserError(f'config.model.rope_scaling: {name} needs {low} of at most {high}, got {low}={least:g} and {high}={most:g}.')
+        raise UserError(
+            f'config.model.rope_scaling: {name} needs {low} of at most {high}, got {low}={least:g} '
+            f'and {high}={most:g}.'
+        )

@@ -1,4 +1,5 @@
-"""Rotary positions as the forward pass applies them: which frequencies a layer has, and the rotation itself."""
+"""Rotary positions as the forward pass applies them: which frequencies a layer has, and the
+rotation itself."""
 
 from typing import NamedTuple
 
@@ -19,7 +20,11 @@ class Rotation(NamedTuple):
 def longest(config: ModelConfig) -> int:
     """The longest sequence the positions are good for; 0 for no limit."""
     scaling = dict(config.rope_scaling)
-    return max(scaling['length'], scaling['original_max_position_embeddings']) if 'length' in scaling else config.max_positions
+    return (
+        max(scaling['length'], scaling['original_max_position_embeddings'])
+        if 'length' in scaling
+        else config.max_positions
+    )
 
 
 def rotations(config: ModelConfig, positions_BxT: jax.Array) -> Rotation:
@@ -27,14 +32,20 @@ def rotations(config: ModelConfig, positions_BxT: jax.Array) -> Rotation:
     made = [frequencies(config, table) for table in config.rope_tables]
     frequency_Nxd = jnp.asarray(np.stack([f for f, _ in made]), jnp.float32)
     factor_N = jnp.asarray([factor for _, factor in made], jnp.float32)[:, None, None, None, None]
-    angle = positions_BxT.astype(jnp.float32)[None, ..., None, None] * frequency_Nxd[:, None, None, None]
+    angle = (
+        positions_BxT.astype(jnp.float32)[None, ..., None, None]
+        * frequency_Nxd[:, None, None, None]
+    )
     return Rotation(jnp.cos(angle) * factor_N, jnp.sin(angle) * factor_N)
 
 
 def rotate(x_BxTxHxd: jax.Array, rotation: Rotation) -> jax.Array:
-    """Rotates the two halves of the rotated part of each head (as Llama and Qwen do); the rest passes."""
+    """Rotates the two halves of the rotated part of each head (as Llama and Qwen do); the rest
+    passes."""
     rotated = 2 * rotation.cos.shape[-1]
     turning, passing = x_BxTxHxd[..., :rotated], x_BxTxHxd[..., rotated:]
     a, b = jnp.split(turning.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([a * rotation.cos - b * rotation.sin, b * rotation.cos + a * rotation.sin], axis=-1).astype(x_BxTxHxd.dtype)
+    turned = jnp.concatenate(
+        [a * rotation.cos - b * rotation.sin, b * rotation.cos + a * rotation.sin], axis=-1
+    ).astype(x_BxTxHxd.dtype)
     return turned if rotated == x_BxTxHxd.shape[-1] else jnp.concatenate([turned, passing], axis=-1)

@@ -25,13 +25,15 @@ def score(
     inputs_embeds: jax.Array | None = None,
     tap: Tap | None = None,
 ) -> Scored:
-    """Scores every token of a batch given its predecessors in the same segment, and its prompt where prompts stand beside the rows.
+    """Scores every token of a batch given its predecessors in the same segment, and its prompt
+    where prompts stand beside the rows.
 
     Args:
       params: parameter tree.
       config: the model's shape.
-      batch: `tokens`, `positions`, `segments` [B, T] int32; optionally `inputs` [B, T] to read in place of the tokens, and
-        `attend` [B, T] bool to hide positions as keys. With `prompt_tokens` [P, Tp] and what belongs to them, rows are completions; see
+      batch: `tokens`, `positions`, `segments` [B, T] int32; optionally `inputs` [B, T] to read in
+        place of the tokens, and `attend` [B, T] bool to hide positions as keys. With
+        `prompt_tokens` [P, Tp] and what belongs to them, rows are completions; see
         `groups.shards_of`.
       temperature: logits are divided by it, as the sampler's are.
       inputs_embeds: see `forward`; not where rows share prompts.
@@ -42,14 +44,30 @@ def score(
     """
     if 'prompt_tokens' in batch:
         if inputs_embeds is not None:
-            raise UserError('config: the objective gives embeddings in place of tokens, which takes whole rows; set share_prompts=False.')
+            raise UserError(
+                'config: the objective gives embeddings in place of tokens, which takes whole '
+                'rows; set share_prompts=False.'
+            )
         return groups.score(params, config, batch, temperature=temperature, tap=tap)
     segments = batch['segments']
     out = forward(
-        params, config, batch.get('inputs', batch['tokens']), batch['positions'], causal(config, segments, batch.get('attend')),
-        inputs_embeds=inputs_embeds, tap=tap, counted_BxT=segments > 0 if config.experts else None,
-    )  # fmt: skip
-    shifted = token_scores(params, config, out.hidden, jnp.roll(batch['tokens'], -1, axis=1), temperature)
-    follows = jnp.concatenate([jnp.zeros_like(segments[:, :1], bool), segments[:, 1:] == segments[:, :-1]], axis=1)
-    aligned = (jnp.where(follows & (segments > 0), jnp.roll(x, 1, axis=1), jnp.zeros((), x.dtype)) for x in shifted[:3])
+        params,
+        config,
+        batch.get('inputs', batch['tokens']),
+        batch['positions'],
+        causal(config, segments, batch.get('attend')),
+        inputs_embeds=inputs_embeds,
+        tap=tap,
+        counted_BxT=segments > 0 if config.experts else None,
+    )
+    shifted = token_scores(
+        params, config, out.hidden, jnp.roll(batch['tokens'], -1, axis=1), temperature
+    )
+    follows = jnp.concatenate(
+        [jnp.zeros_like(segments[:, :1], bool), segments[:, 1:] == segments[:, :-1]], axis=1
+    )
+    aligned = (
+        jnp.where(follows & (segments > 0), jnp.roll(x, 1, axis=1), jnp.zeros((), x.dtype))
+        for x in shifted[:3]
+    )
     return Scored(*aligned, routing=out.routing)

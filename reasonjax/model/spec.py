@@ -1,6 +1,7 @@
 """The spec tree: one function of the model's shape says what every parameter is.
 
-Abstract parameters, shardings, fresh weights, parameter counts and the names that filters match all derive from it.
+Abstract parameters, shardings, fresh weights, parameter counts and the names that filters match all
+derive from it.
 """
 
 import dataclasses
@@ -39,22 +40,36 @@ def is_spec(node: Any) -> bool:
 def specs(config: ModelConfig) -> dict:
     """The spec tree of a model.
 
-    Fresh matrices are normal with standard deviation 1/sqrt(fan-in); those that write into the residual stream are scaled by
-    1/sqrt(2 layers) besides (GPT-2's rule), so that its variance does not grow with depth.
+    Fresh matrices are normal with standard deviation 1/sqrt(fan-in); those that write into the
+    residual stream are scaled by 1/sqrt(2 layers) besides (GPT-2's rule), so that its variance does
+    not grow with depth.
     """
-    D, L, F, H, K, d = config.dim, config.layers, config.mlp_dim, config.heads, config.kv_heads, config.head_dim
+    D, L, F, H, K, d = (
+        config.dim,
+        config.layers,
+        config.mlp_dim,
+        config.heads,
+        config.kv_heads,
+        config.head_dim,
+    )
     residual = 1 / math.sqrt(2 * L)
 
     def matrix(rows: int, columns: int, axes: tuple[str, str], scale: float = 1.0) -> Spec:
         return Spec((L, rows, columns), ('layers', *axes), std=scale / math.sqrt(rows))
 
     def bank(rows: int, columns: int, axes: tuple[str, str], scale: float = 1.0) -> Spec:
-        return Spec((L, config.experts, rows, columns), ('layers', 'expert', *axes), std=scale / math.sqrt(rows))
+        return Spec(
+            (L, config.experts, rows, columns),
+            ('layers', 'expert', *axes),
+            std=scale / math.sqrt(rows),
+        )
 
     def norm(width: int, axis: str | None = None) -> Spec:
         return Spec((L, width), ('layers', axis), constant=1.0 - config.norm_offset)
 
-    placed = {'before': ('norm',), 'after': ('post_norm',), 'around': ('norm', 'post_norm')}[config.norms]
+    placed = {'before': ('norm',), 'after': ('post_norm',), 'around': ('norm', 'post_norm')}[
+        config.norms
+    ]
     attention = {name: norm(D) for name in placed} | {
         'q': matrix(D, H * d, ('embed', 'heads')),
         'k': matrix(D, K * d, ('embed', 'kv_heads')),
@@ -69,12 +84,19 @@ def specs(config: ModelConfig) -> dict:
     mlp = {name: norm(D) for name in placed}
     if config.experts:
         mlp |= {'router': matrix(D, config.experts, ('embed', None))}
-        mlp |= {name: bank(D, F, ('embed', 'mlp')) for name in ('up', 'gate')} | {'down': bank(F, D, ('mlp', 'embed'), residual)}
+        mlp |= {name: bank(D, F, ('embed', 'mlp')) for name in ('up', 'gate')} | {
+            'down': bank(F, D, ('mlp', 'embed'), residual)
+        }
     else:
-        mlp |= {'up': matrix(D, F, ('embed', 'mlp')), 'down': matrix(F, D, ('mlp', 'embed'), residual)}
+        mlp |= {
+            'up': matrix(D, F, ('embed', 'mlp')),
+            'down': matrix(F, D, ('mlp', 'embed'), residual),
+        }
         if config.gated:
             mlp['gate'] = matrix(D, F, ('embed', 'mlp'))
-        mlp |= _biases(mlp, ('up', 'down') * config.mlp_bias + ('gate',) * (config.mlp_bias and config.gated))
+        mlp |= _biases(
+            mlp, ('up', 'down') * config.mlp_bias + ('gate',) * (config.mlp_bias and config.gated)
+        )
     tree = {
         'embed': Spec((config.vocab_size, D), ('vocab', 'embed'), std=config.embed_std),
         'layers': {'attention': attention, 'mlp': mlp},
@@ -86,12 +108,19 @@ def specs(config: ModelConfig) -> dict:
 
 
 def _biases(matrices: dict[str, Spec], names: tuple[str, ...]) -> dict[str, Spec]:
-    return {f'{n}_bias': Spec((matrices[n].shape[0], matrices[n].shape[-1]), ('layers', matrices[n].axes[-1])) for n in names}
+    return {
+        f'{n}_bias': Spec(
+            (matrices[n].shape[0], matrices[n].shape[-1]), ('layers', matrices[n].axes[-1])
+        )
+        for n in names
+    }
 
 
 def abstract(tree: Any, dtype: Any) -> Any:
     """Shapes and dtypes of the parameters, without values."""
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(dtype)), tree, is_leaf=is_spec)
+    return jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(dtype)), tree, is_leaf=is_spec
+    )
 
 
 def initialise(tree: Any, key: jax.Array, dtype: Any) -> Any:

@@ -1,4 +1,5 @@
-"""What flags and environment say of a program of several processes. Here, because flags are checked before jax is imported."""
+"""What flags and environment say of a program of several processes. Here, because flags are checked
+before jax is imported."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +7,11 @@ from typing import Any
 from reasonjax import bounds
 from reasonjax.errors import UserError
 
-VARIABLES = {'coordinator': 'REASONJAX_COORDINATOR', 'num_processes': 'REASONJAX_NUM_PROCESSES', 'process_id': 'REASONJAX_PROCESS_ID'}
+VARIABLES = {
+    'coordinator': 'REASONJAX_COORDINATOR',
+    'num_processes': 'REASONJAX_NUM_PROCESSES',
+    'process_id': 'REASONJAX_PROCESS_ID',
+}
 DETECT = 'REASONJAX_DISTRIBUTED'
 
 
@@ -14,8 +19,8 @@ def settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[s
     """What `jax.distributed.initialize` is to be called with.
 
     Args:
-      flags: `coordinator` ('HOST:PORT'), `num_processes`, `process_id`: None or absent leaves one to its environment variable;
-        `distributed`: let jax find out from the cluster it runs in.
+      flags: `coordinator` ('HOST:PORT'), `num_processes`, `process_id`: None or absent leaves one
+        to its environment variable; `distributed`: let jax find out from the cluster it runs in.
       environment: `os.environ`.
 
     Returns:
@@ -26,7 +31,10 @@ def settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[s
     """
     detect = environment.get(DETECT, '')
     if detect not in ('', 'auto'):
-        raise UserError(f'{DETECT}={detect}: expected auto (jax finds the other processes from the cluster it runs in), or nothing.')
+        raise UserError(
+            f'{DETECT}={detect}: expected auto (jax finds the other processes from the cluster it '
+            'runs in), or nothing.'
+        )
     asked = '--distributed' if flags.get('distributed') else f'{DETECT}=auto' if detect else ''
     given = {}
     for name, variable in VARIABLES.items():
@@ -35,24 +43,44 @@ def settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[s
         elif environment.get(variable):
             given[name] = (environment[variable], variable)
     if asked and given:
-        raise UserError(f'{asked} has jax find out what {_sources(given)} states: give one or the other.')
+        raise UserError(
+            f'{asked} has jax find out what {_sources(given)} states: give one or the other.'
+        )
     if asked:
         return {}
     if not given:
         return None
-    missing = [f'--{name} ({variable})' for name, variable in VARIABLES.items() if name not in given]
+    missing = [
+        f'--{name} ({variable})' for name, variable in VARIABLES.items() if name not in given
+    ]
     if missing:
-        raise UserError(f'{_sources(given)} is given without {" and ".join(missing)}: several processes need all three.')
+        raise UserError(
+            f'{_sources(given)} is given without {" and ".join(missing)}: several processes need '
+            'all three.'
+        )
     host, _, port = given['coordinator'][0].rpartition(':')
     if not host or bounds.fault(bounds.parse_number(port, int), bounds.Between(1, 65535)):
-        raise UserError(f'{given["coordinator"][1]}={given["coordinator"][0]}: expected HOST:PORT, a free port on the host of process 0.')
+        raise UserError(
+            f'{given["coordinator"][1]}={given["coordinator"][0]}: expected HOST:PORT, a free port '
+            'on the host of process 0.'
+        )
     number, index = (
-        bounds.read(given[name][0], bounds.AtLeast(least), given[name][1]) for name, least in (('num_processes', 1), ('process_id', 0))
+        bounds.read(given[name][0], bounds.AtLeast(least), given[name][1])
+        for name, least in (('num_processes', 1), ('process_id', 0))
     )
     if index >= number:
-        raise UserError(f'{given["process_id"][1]}={index}: of {number} processes the last is {number - 1}; they are numbered from 0.')
-    # Deactivated, because jax otherwise asks the cluster for what was not given (which devices), and may take one of several.
-    return dict(coordinator_address=f'{host}:{port}', num_processes=number, process_id=index, cluster_detection_method='deactivate')
+        raise UserError(
+            f'{given["process_id"][1]}={index}: of {number} processes the last is {number - 1}; '
+            'they are numbered from 0.'
+        )
+    # Deactivated, because jax otherwise asks the cluster for what was not given (which devices),
+    # and may take one of several.
+    return dict(
+        coordinator_address=f'{host}:{port}',
+        num_processes=number,
+        process_id=index,
+        cluster_detection_method='deactivate',
+    )
 
 
 def _sources(given: Mapping[str, tuple]) -> str:

@@ -1,7 +1,7 @@
 """Logical axes and mesh axes: two small tables, and the constraint that reads them.
 
-The model names the axes of an activation and never a mesh. A program is compiled for a mesh by tracing it under that mesh (`on`); traced
-without one, nothing is constrained.
+The model names the axes of an activation and never a mesh. A program is compiled for a mesh by
+tracing it under that mesh (`on`); traced without one, nothing is constrained.
 """
 
 import functools
@@ -22,24 +22,36 @@ ROWS = ('data', 'fsdp', 'expert')
 # Logical axis -> mesh axes it is split over.
 RULES: dict[str | None, tuple[str, ...]] = {
     None: (),
-    # of parameters; `sequence` gathers them like `fsdp` does, because its devices hold different tokens
-    'layers': (), 'embed': ('fsdp', 'sequence'), 'heads': ('tensor',), 'kv_heads': ('tensor',), 'mlp': ('tensor',), 'vocab': ('tensor',),
+    # of parameters; `sequence` gathers them like `fsdp` does, because its devices hold different
+    # tokens
+    'layers': (),
+    'embed': ('fsdp', 'sequence'),
+    'heads': ('tensor',),
+    'kv_heads': ('tensor',),
+    'mlp': ('tensor',),
+    'vocab': ('tensor',),
     'expert': ('expert',),
     # of activations
-    'batch': ROWS, 'time': ('sequence',),
-}  # fmt: skip
+    'batch': ROWS,
+    'time': ('sequence',),
+}
 
 
-def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
+def partition_spec(
+    axes: tuple[str | None, ...], shape: tuple[int, ...], sizes: Mapping[str, int]
+) -> PartitionSpec:
     """Mesh axes of an array with these logical axes.
 
     Args:
       axes: a key of `RULES` for each dimension.
-      shape: of the array. Where a dimension does not divide over all its mesh axes, the last of them are left out; a mesh that splits
-        what matters too little is refused before a run starts (`model.placement.check_divides`).
+      shape: of the array. Where a dimension does not divide over all its mesh axes, the last of
+        them are left out; a mesh that splits what matters too little is refused before a run starts
+        (`model.placement.check_divides`).
       sizes: of the mesh axes.
     """
-    return PartitionSpec(*(_fitting(RULES[axis], length, sizes) for axis, length in zip(axes, shape, strict=True)))
+    return PartitionSpec(
+        *(_fitting(RULES[axis], length, sizes) for axis, length in zip(axes, shape, strict=True))
+    )
 
 
 def _fitting(mesh_axes: tuple[str, ...], length: int, sizes: Mapping[str, int]) -> Any:
@@ -50,7 +62,8 @@ def _fitting(mesh_axes: tuple[str, ...], length: int, sizes: Mapping[str, int]) 
 
 
 def on(mesh: Any, function: Callable) -> Callable:
-    """Returns `function` to be traced under a mesh, which `constrain` and `size` then see; hand it to `jax.jit`."""
+    """Returns `function` to be traced under a mesh, which `constrain` and `size` then see; hand it
+    to `jax.jit`."""
 
     @functools.wraps(function)
     def traced(*arguments: Any, **named: Any) -> Any:
@@ -73,24 +86,35 @@ def platform() -> str:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pins where an activation lives: a logical axis for each dimension; None keeps it whole. No-op on one device."""
+    """Pins where an activation lives: a logical axis for each dimension; None keeps it whole. No-op
+    on one device."""
     if size(*AXES) == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, jax.sharding.get_abstract_mesh().shape))
+    return jax.lax.with_sharding_constraint(
+        x, partition_spec(axes, x.shape, jax.sharding.get_abstract_mesh().shape)
+    )
 
 
 def split_time(x_BxT: jax.Array, number: int) -> jax.Array:
-    """[B, T, ...] -> [number, B, S, ...], S >= T / number: zeros fill up, and each device of `sequence` has an equal part of each piece."""
+    """[B, T, ...] -> [number, B, S, ...], S >= T / number: zeros fill up, and each device of
+    `sequence` has an equal part of each piece."""
     B, T, *rest = x_BxT.shape
     ways = size('sequence') if T % size('sequence') == 0 else 1
     each = -(-T // ways // number)
-    local = jnp.pad(x_BxT.reshape(B, ways, T // ways, *rest), [(0, 0), (0, 0), (0, number * each - T // ways), *((0, 0) for _ in rest)])
-    return jnp.moveaxis(local.reshape(B, ways, number, each, *rest), 2, 0).reshape(number, B, ways * each, *rest)
+    local = jnp.pad(
+        x_BxT.reshape(B, ways, T // ways, *rest),
+        [(0, 0), (0, 0), (0, number * each - T // ways), *((0, 0) for _ in rest)],
+    )
+    return jnp.moveaxis(local.reshape(B, ways, number, each, *rest), 2, 0).reshape(
+        number, B, ways * each, *rest
+    )
 
 
 def join_time(pieces_NxBxS: jax.Array, T: int) -> jax.Array:
     """Undoes `split_time` of T tokens: [number, B, S, ...] -> [B, T, ...]."""
     number, B, S, *rest = pieces_NxBxS.shape
     ways = size('sequence') if T % size('sequence') == 0 else 1
-    local = jnp.moveaxis(pieces_NxBxS.reshape(number, B, ways, S // ways, *rest), 0, 2).reshape(B, ways, -1, *rest)
+    local = jnp.moveaxis(pieces_NxBxS.reshape(number, B, ways, S // ways, *rest), 0, 2).reshape(
+        B, ways, -1, *rest
+    )
     return local[:, :, : T // ways].reshape(B, T, *rest)

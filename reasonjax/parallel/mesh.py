@@ -12,7 +12,17 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from reasonjax.errors import UserError
 from reasonjax.parallel.layout import AXES, ROWS, on, partition_spec
 
-__all__ = ['AXES', 'batch_sharding', 'filled', 'make_mesh', 'on', 'place_batch', 'placed', 'replicated', 'reshaped']
+__all__ = [
+    'AXES',
+    'batch_sharding',
+    'filled',
+    'make_mesh',
+    'on',
+    'place_batch',
+    'placed',
+    'replicated',
+    'reshaped',
+]
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence | None = None, key: str = 'mesh') -> Mesh:
@@ -20,11 +30,13 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence | None = None, key: st
 
     Args:
       shape: size of each axis of `AXES`; at most one is -1 and takes what is left.
-      devices: all there are by default. Several slices of a TPU (which only a network joins) are split over `data`, the outermost axis.
+      devices: all there are by default. Several slices of a TPU (which only a network joins) are
+        split over `data`, the outermost axis.
       key: config key, for the error message.
 
     Raises:
-      UserError: sizes that do not multiply to the number of devices, or slices that `data` does not cover.
+      UserError: sizes that do not multiply to the number of devices, or slices that `data` does not
+        cover.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = tuple(_sizes(shape, len(devices), key).values())
@@ -35,21 +47,27 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence | None = None, key: st
         grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     elif sizes[0] % slices:
         raise UserError(
-            f'config.{key}.data={sizes[0]}: there are {slices} slices, which only a network joins; data must be a multiple of {slices}.'
+            f'config.{key}.data={sizes[0]}: there are {slices} slices, which only a network joins; '
+            f'data must be a multiple of {slices}.'
         )
     else:
         within = (sizes[0] // slices, *sizes[1:])
         across = (slices, *(1 for _ in sizes[1:]))
-        grid = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            within, across, devices, allow_split_physical_axes=True
+        )
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def reshaped(mesh: Mesh, shape: Mapping[str, int], key: str) -> Mesh:
-    """A mesh of other sizes over the same devices in the same order, so that one program may use both; the same where all sizes are 0."""
+    """A mesh of other sizes over the same devices in the same order, so that one program may use
+    both; the same where all sizes are 0."""
     if not any(shape.values()):
         return mesh
     sizes = _sizes({axis: size or 1 for axis, size in shape.items()}, mesh.size, key)
-    return Mesh(mesh.devices.reshape(tuple(sizes.values())), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(
+        mesh.devices.reshape(tuple(sizes.values())), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    )
 
 
 def _sizes(shape: Mapping[str, int], number: int, key: str) -> dict[str, int]:
@@ -61,7 +79,10 @@ def _sizes(shape: Mapping[str, int], number: int, key: str) -> dict[str, int]:
     if free and fixed > 0 and number % fixed == 0:
         sizes[free[0]] = number // fixed
     if math.prod(sizes.values()) != number or min(sizes.values()) < 1:
-        raise UserError(f'config.{key}: {dict(shape)} does not make {number} devices; data=-1 with the rest 1 always does.')
+        raise UserError(
+            f'config.{key}: {dict(shape)} does not make {number} devices; data=-1 with the rest 1 '
+            'always does.'
+        )
     return sizes
 
 
@@ -85,7 +106,8 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict:
     """Puts a host batch on the mesh, rows split over `ROWS`, time over `sequence`.
 
     Args:
-      batch: arrays [B, ...] or [B, T, ...], the whole of them in every process; each process places what its devices hold.
+      batch: arrays [B, ...] or [B, T, ...], the whole of them in every process; each process places
+        what its devices hold.
 
     Raises:
       UserError: rows that do not divide over the devices.
@@ -95,7 +117,10 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict:
     for name, x in arrays.items():
         if len(x) % ways:
             axes = ' x '.join(ROWS)
-            raise UserError(f'{len(x)} rows of "{name}" do not divide over {ways} devices (mesh {axes}); use a multiple of {ways}.')
+            raise UserError(
+                f'{len(x)} rows of "{name}" do not divide over {ways} devices (mesh {axes}); use a '
+                f'multiple of {ways}.'
+            )
     return {name: _put(x, mesh) for name, x in arrays.items()}
 
 

@@ -1,12 +1,15 @@
-"""Many processes that run one program: how they are started, and how they divide host work and agree on its outcome.
+"""Many processes that run one program: how they are started, and how they divide host work and
+agree on its outcome.
 
-Devices compute together by themselves: a jitted program over a mesh is one program for all processes. What is left is the host. Every
-process builds the same global batch; work that needs doing once is divided (`divided`), files belong to the first process (`on_main`), and
-what follows from something that only one process knows is told to all. Every function here is called by all processes, in the same order,
-and does nothing but the work where there is one process.
+Devices compute together by themselves: a jitted program over a mesh is one program for all
+processes. What is left is the host. Every process builds the same global batch; work that needs
+doing once is divided (`divided`), files belong to the first process (`on_main`), and what follows
+from something that only one process knows is told to all. Every function here is called by all
+processes, in the same order, and does nothing but the work where there is one process.
 
-A process that fails alone leaves the others waiting. The service that `jax.distributed` runs in the first process ends them: `TIMEOUTS`
-says how soon. A `UserError` in `divided`, `on_main` or `main_first` is raised in all of them instead.
+A process that fails alone leaves the others waiting. The service that `jax.distributed` runs in the
+first process ends them: `TIMEOUTS` says how soon. A `UserError` in `divided`, `on_main` or
+`main_first` is raised in all of them instead.
 """
 
 import functools
@@ -27,20 +30,26 @@ from jax.experimental import multihost_utils
 from reasonjax.errors import UserError
 from reasonjax.parallel import launch
 
-# Seconds: for all to arrive; without a sign of life before a process counts as dead; for the others once one process has ended.
-TIMEOUTS = dict(initialization_timeout=300, heartbeat_timeout_seconds=100, shutdown_timeout_seconds=30)
+# Seconds: for all to arrive; without a sign of life before a process counts as dead; for the others
+# once one process has ended.
+TIMEOUTS = dict(
+    initialization_timeout=300, heartbeat_timeout_seconds=100, shutdown_timeout_seconds=30
+)
 
-# How long a file of the first process may take to be seen by the others: NFS clients look again after some seconds.
+# How long a file of the first process may take to be seen by the others: NFS clients look again
+# after some seconds.
 SHARED_WITHIN = 15.0
 
 
 def start(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> None:
-    """Joins the other processes where flags or environment say that there are some (`launch.settings`). Before anything runs on a device.
+    """Joins the other processes where flags or environment say that there are some
+    (`launch.settings`). Before anything runs on a device.
 
     What processes other than the first print is then discarded; their errors are not.
 
     Raises:
-      UserError: wrong settings, no cluster that jax knows, or processes that do not find each other.
+      UserError: wrong settings, no cluster that jax knows, or processes that do not find each
+        other.
     """
     settings = launch.settings(flags, environment)
     if settings is None:
@@ -49,7 +58,8 @@ def start(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ)
         jax.distributed.initialize(**settings, **TIMEOUTS)
     except ValueError as error:
         raise UserError(
-            f'--distributed: jax found no cluster that it knows (Cloud TPU, GKE, SLURM, Open MPI): {error} '
+            '--distributed: jax found no cluster that it knows (Cloud TPU, GKE, SLURM, Open MPI): '
+            f'{error} '
             'Give --coordinator HOST:PORT --num_processes N --process_id I.'
         ) from error
     except RuntimeError as error:
@@ -71,13 +81,15 @@ def is_main() -> bool:
 
 
 def share(number: int) -> slice:
-    """This process's part of `number` things: contiguous, in the order of the processes, sizes equal but for one."""
+    """This process's part of `number` things: contiguous, in the order of the processes, sizes
+    equal but for one."""
     index, count = jax.process_index(), jax.process_count()
     return slice(number * index // count, number * (index + 1) // count)
 
 
 def gather(value: Any) -> list[Any]:
-    """What every process has, in the order of the processes: any value that pickles; small, since all devices hold all of it."""
+    """What every process has, in the order of the processes: any value that pickles; small, since
+    all devices hold all of it."""
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(pickle.dumps((jax.process_index(), value)), np.uint8)
@@ -99,8 +111,9 @@ def agree(flag: bool) -> bool:
 def fetch(tree: Any) -> Any:
     """Device arrays as NumPy arrays, whole in every process.
 
-    What other processes hold is gathered by a program of its own. Asking the program that computes it for whole results would let the
-    compiler compute it whole, on every device: a rollout's loop, say.
+    What other processes hold is gathered by a program of its own. Asking the program that computes
+    it for whole results would let the compiler compute it whole, on every device: a rollout's loop,
+    say.
     """
 
     def whole(x: Any) -> Any:
@@ -127,12 +140,14 @@ def divided(number: int, work: Callable[[slice], Any]) -> list[Any]:
 
 
 def on_main(work: Callable[[], Any]) -> Any:
-    """Has the first process do `work`, and all wait for it and get its value, which pickles; a UserError is raised in all."""
+    """Has the first process do `work`, and all wait for it and get its value, which pickles; a
+    UserError is raised in all."""
     return _together(lambda: work() if is_main() else None)[0]
 
 
 def main_first(work: Callable[[], Any]) -> Any:
-    """Does `work` in the first process, then in the others, which find the files it wrote. A UserError of the first is raised in all."""
+    """Does `work` in the first process, then in the others, which find the files it wrote. A
+    UserError of the first is raised in all."""
     made = []
     on_main(lambda: made.append(work()))
     return made[0] if made else work()
@@ -162,13 +177,18 @@ def check_equal(value: Any, what: str, way: str) -> None:
       way: to mend it.
     """
     found = gather((value, socket.gethostname()))
-    odd = [f'process {i} on {host}' for i, (theirs, host) in enumerate(found) if theirs != found[0][0]]
+    odd = [
+        f'process {i} on {host}' for i, (theirs, host) in enumerate(found) if theirs != found[0][0]
+    ]
     if odd:
-        raise UserError(f'{what} of {", ".join(odd)} is not that of process 0 on {found[0][1]}. {way}')
+        raise UserError(
+            f'{what} of {", ".join(odd)} is not that of process 0 on {found[0][1]}. {way}'
+        )
 
 
 def check_shared(folder: pathlib.Path) -> None:
-    """Raises UserError, in all processes, where they do not see one and the same folder. Makes it."""
+    """Raises UserError, in all processes, where they do not see one and the same folder. Makes
+    it."""
     if jax.process_count() == 1:
         return
     file = folder / '.shared'

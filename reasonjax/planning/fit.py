@@ -1,4 +1,5 @@
-"""What to change in a run that does not fit: candidates are compiled, smallest change first, until one does."""
+"""What to change in a run that does not fit: candidates are compiled, smallest change first, until
+one does."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +37,8 @@ class Candidate(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """What came of a candidate: the programs compiled with it, and why it was not compiled if it was not."""
+    """What came of a candidate: the programs compiled with it, and why it was not compiled if it
+    was not."""
 
     candidate: Candidate
     programs: tuple[Compiled, ...]
@@ -48,10 +50,16 @@ class Trial(NamedTuple):
 
 
 def search(
-    config: ml_collections.ConfigDict, where: Topology, devices: list, stage: str, names: Sequence[str], failing: Sequence[str],
+    config: ml_collections.ConfigDict,
+    where: Topology,
+    devices: list,
+    stage: str,
+    names: Sequence[str],
+    failing: Sequence[str],
     say: Callable[[str], None],
-) -> list[Trial]:  # fmt: skip
-    """Tries changes in order of how small they are; the last trial is the one that fits, if any does.
+) -> list[Trial]:
+    """Tries changes in order of how small they are; the last trial is the one that fits, if any
+    does.
 
     Args:
       config: resolved.
@@ -85,9 +93,14 @@ def changed(config: ml_collections.ConfigDict, overrides: Overrides) -> ml_colle
 
 
 def _tried(
-    config: ml_collections.ConfigDict, candidate: Candidate, where: Topology, devices: list, stage: str, names: Sequence[str],
+    config: ml_collections.ConfigDict,
+    candidate: Candidate,
+    where: Topology,
+    devices: list,
+    stage: str,
+    names: Sequence[str],
     failing: Sequence[str],
-) -> Trial:  # fmt: skip
+) -> Trial:
     try:
         other = changed(config, candidate.overrides)
         planned = Stage(plan_run(other, devices), planned_stage(other, stage))
@@ -97,9 +110,18 @@ def _tried(
     ordered = [*failing, *(name for name in names if name not in failing)]
     found: list[Compiled] = []
     for program in planned.programs(tuple(ordered)):
-        resident = sum(shapes.bytes_of(tree) for kinds in (program.kinds, program.held) for tree in kinds.values())
+        resident = sum(
+            shapes.bytes_of(tree)
+            for kinds in (program.kinds, program.held)
+            for tree in kinds.values()
+        )
         if resident > where.chip.usable:
-            return Trial(candidate, tuple(found), f'{program.name}: {resident / 2**30:.1f} GiB of parameters, optimiser and batch alone')
+            return Trial(
+                candidate,
+                tuple(found),
+                f'{program.name}: {resident / 2**30:.1f} GiB of parameters, optimiser and batch '
+                'alone',
+            )
         found.append(compiled(program, planned, where))
         if not found[-1].fits:
             break
@@ -107,12 +129,25 @@ def _tried(
 
 
 def candidates(planned: Stage) -> Iterator[Candidate]:
-    """Changes of a stage's config, smallest first: those that change no number, then other meshes, then other precision; then all of the
-    first kind together with those of the others."""
+    """Changes of a stage's config, smallest first: those that change no number, then other meshes,
+    then other precision; then all of the first kind together with those of the others.
+    """
     # Keys that a config leaves out cannot be set on the command line.
     there = planned.run.config.model
-    free = [*_chunks(planned), *_accumulations(planned), *_prompts(planned), *_remat(planned.run.model)]
-    free = [one for one in free if all(key.partition('.')[0] != 'model' or key.partition('.')[2] in there for key, _ in one.overrides)]
+    free = [
+        *_chunks(planned),
+        *_accumulations(planned),
+        *_prompts(planned),
+        *_remat(planned.run.model),
+    ]
+    free = [
+        one
+        for one in free
+        if all(
+            key.partition('.')[0] != 'model' or key.partition('.')[2] in there
+            for key, _ in one.overrides
+        )
+    ]
     meshes = list(_meshes(planned))
     coarse = list(_precision(planned))
     yield from free
@@ -120,7 +155,9 @@ def candidates(planned: Stage) -> Iterator[Candidate]:
     if len(together.overrides) > 1:
         yield together
     yield from meshes
-    yield from (_joined(f'{mesh.what}, and all that changes no number', [together, mesh]) for mesh in meshes)
+    yield from (
+        _joined(f'{mesh.what}, and all that changes no number', [together, mesh]) for mesh in meshes
+    )
     yield from coarse
     widest = meshes[-1:]
     yield from (_joined(f'{one.what}, and all before', [together, *widest, one]) for one in coarse)
@@ -147,22 +184,36 @@ def _accumulations(planned: Stage) -> Iterator[Candidate]:
     for factor in (2, 4, 8, 16, 32, 64):
         more = c.accumulation * factor
         if rows % more == 0 and (rows // more) % ways == 0:
-            yield Candidate(f'micro-batches of {rows // more} rows', ((f'{name}.accumulation', str(more)),), ('train', 'iteration'))
+            yield Candidate(
+                f'micro-batches of {rows // more} rows',
+                ((f'{name}.accumulation', str(more)),),
+                ('train', 'iteration'),
+            )
 
 
 def _prompts(planned: Stage) -> Iterator[Candidate]:
     if not planned.online:
         return
-    c, name, ways = planned.settings, planned.place.name, math.prod(planned.rollout_mesh.shape[axis] for axis in ROWS)
+    c, name, ways = (
+        planned.settings,
+        planned.place.name,
+        math.prod(planned.rollout_mesh.shape[axis] for axis in ROWS),
+    )
     for factor in (2, 4, 8, 16, 32, 64):
         fewer, left = divmod(at_once(c), factor)
         if not left and fewer % ways == 0:
-            yield Candidate(f'{fewer} prompts at once', ((f'{name}.prompts_at_once', str(fewer)),), ('prefill', 'decode', 'iteration'))
+            yield Candidate(
+                f'{fewer} prompts at once',
+                ((f'{name}.prompts_at_once', str(fewer)),),
+                ('prefill', 'decode', 'iteration'),
+            )
 
 
 def _remat(model: ModelConfig) -> Iterator[Candidate]:
     if model.remat != 'full':
-        yield Candidate('recompute all of a block', (('model.remat', 'full'),), ('train', 'iteration'))
+        yield Candidate(
+            'recompute all of a block', (('model.remat', 'full'),), ('train', 'iteration')
+        )
 
 
 def _meshes(planned: Stage) -> Iterator[Candidate]:
@@ -174,18 +225,29 @@ def _meshes(planned: Stage) -> Iterator[Candidate]:
             yield Candidate(f'fsdp {fsdp * factor}', overrides, EVERYTHING)
     for factor in (2, 4, 8, 16):
         wider = tensor * factor
-        if (data * fsdp) % factor or model.heads % wider or model.mlp_dim % wider or wider > max(model.kv_heads, tensor):
+        if (
+            (data * fsdp) % factor
+            or model.heads % wider
+            or model.mlp_dim % wider
+            or wider > max(model.kv_heads, tensor)
+        ):
             continue
         from_fsdp = math.gcd(fsdp, factor)
         overrides = (
-            ('mesh.data', str(data * from_fsdp // factor)), ('mesh.fsdp', str(fsdp // from_fsdp)), ('mesh.tensor', str(wider)),
-        )  # fmt: skip
+            ('mesh.data', str(data * from_fsdp // factor)),
+            ('mesh.fsdp', str(fsdp // from_fsdp)),
+            ('mesh.tensor', str(wider)),
+        )
         yield Candidate(f'tensor {wider}', overrides, EVERYTHING)
 
 
 def _precision(planned: Stage) -> Iterator[Candidate]:
     if planned.run.model.param_dtype == 'float32':
-        yield Candidate('parameters and moments in bfloat16 (changes the result)', (('model.param_dtype', 'bfloat16'),), EVERYTHING)
+        yield Candidate(
+            'parameters and moments in bfloat16 (changes the result)',
+            (('model.param_dtype', 'bfloat16'),),
+            EVERYTHING,
+        )
 
 
 def _last_of_each(found: Sequence[Candidate]) -> list[Candidate]:

@@ -1,14 +1,16 @@
 """What a compiled program sends between devices, read from the compiler's text.
 
-The compiler's own counts take the body of a loop once. Here a loop counts as often as it runs, and each collective for what one device
-puts on the wire by the usual ring algorithms, n being the devices of its group and S the bytes of its operand on one device:
+The compiler's own counts take the body of a loop once. Here a loop counts as often as it runs, and
+each collective for what one device puts on the wire by the usual ring algorithms, n being the
+devices of its group and S the bytes of its operand on one device:
 
     all-gather            (n - 1) S        all-to-all, ragged-all-to-all   (n - 1) / n S
     reduce-scatter        (n - 1) / n S    collective-permute              S, times the share of devices that send to another
     all-reduce        2 (n - 1) / n S      collective-broadcast, send      S
 
-Understood are synchronous operations, pairs of -start and -done, `async-start` around a computation, operations inside fusions, an
-all-gather spread over several fusions (TPU: counted once), and an all-reduce fused with the slice that follows it (TPU: a reduce-scatter).
+Understood are synchronous operations, pairs of -start and -done, `async-start` around a
+computation, operations inside fusions, an all-gather spread over several fusions (TPU: counted
+once), and an all-reduce fused with the slice that follows it (TPU: a reduce-scatter).
 """
 
 import dataclasses
@@ -21,14 +23,23 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 KINDS = (
-    'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all', 'collective-permute', 'collective-broadcast', 'send',
-)  # fmt: skip
+    'all-gather',
+    'all-reduce',
+    'reduce-scatter',
+    'all-to-all',
+    'ragged-all-to-all',
+    'collective-permute',
+    'collective-broadcast',
+    'send',
+)
 WIDTHS = {'pred': 1, 'token': 0, 'opaque': 0, 'bf16': 2, 'tf32': 4}
 
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$')
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$')
 _ARRAY = re.compile(r'\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]')
-_CALLED = re.compile(r'\b(?:calls|to_apply|body|condition|true_computation|false_computation|called_computations)=\{?%?([\w.\-]+)')
+_CALLED = re.compile(
+    r'\b(?:calls|to_apply|body|condition|true_computation|false_computation|called_computations)=\{?%?([\w.\-]+)'
+)
 _BRANCHES = re.compile(r'\bbranch_computations=\{([^}]*)\}')
 _MESH_GROUPS = re.compile(r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^)]*\))? \{([^}]*)\}')
 _IOTA_GROUPS = re.compile(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?')
@@ -90,7 +101,9 @@ class Module:
         if not self.entry:
             raise ValueError('no ENTRY computation in the program text')
 
-    def collectives(self, devices: int, *, slices: int = 1, open_loops: float = 1) -> list[Collective]:
+    def collectives(
+        self, devices: int, *, slices: int = 1, open_loops: float = 1
+    ) -> list[Collective]:
         """Every collective that sends something.
 
         Args:
@@ -109,7 +122,9 @@ class Module:
                     found += _repeated(of(_attribute(instruction, 'body')), trips)
                     found += _repeated(of(_attribute(instruction, 'condition')), trips + 1)
                 elif instruction.operation == 'conditional':
-                    found += max((of(branch) for branch in _branches(instruction)), key=total, default=())
+                    found += max(
+                        (of(branch) for branch in _branches(instruction)), key=total, default=()
+                    )
                 elif instruction.operation in ('fusion', 'call', 'async-start', 'custom-call'):
                     for called in _CALLED.findall(instruction.attributes):
                         channel = self._spread_channel(called)
@@ -123,7 +138,8 @@ class Module:
         return [one for one in of(self.entry) if one.bytes]
 
     def trips(self, computation: str, loop: Instruction) -> int | None:
-        """How often a `while` runs: as the compiler wrote it down, or a counter that its condition compares with a constant."""
+        """How often a `while` runs: as the compiler wrote it down, or a counter that its condition
+        compares with a constant."""
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
         if known:
             return int(known[1])
@@ -143,13 +159,16 @@ class Module:
         return None if end is None else max(0, end - (begin or 0))
 
     def _inlined(self, computation: dict[str, Instruction]) -> Iterator[tuple[Instruction, object]]:
-        """Instructions of a condition, those of its fusions included, each with a way to say what an operand is in the condition."""
+        """Instructions of a condition, those of its fusions included, each with a way to say what
+        an operand is in the condition."""
         for instruction in computation.values():
             yield instruction, computation.get
             if instruction.operation in ('fusion', 'call'):
                 inner = self.computations.get(_CALLED.findall(instruction.attributes)[0], {})
 
-                def resolve(name: str, inner: dict = inner, outer: Instruction = instruction) -> Instruction | None:
+                def resolve(
+                    name: str, inner: dict = inner, outer: Instruction = instruction
+                ) -> Instruction | None:
                     there = inner.get(name)
                     if there is not None and there.operation == 'parameter':
                         return computation.get(outer.operands[int(there.operands[0])])
@@ -158,7 +177,9 @@ class Module:
                 for one in inner.values():
                     yield one, resolve
 
-    def _initial(self, computation: str, loop: Instruction, value: Instruction | None) -> int | None:
+    def _initial(
+        self, computation: str, loop: Instruction, value: Instruction | None
+    ) -> int | None:
         """The integer a value of a condition has when the loop begins, if the text tells."""
         instructions = self.computations[computation]
         if value is not None and value.operation == 'get-tuple-element':
@@ -168,18 +189,27 @@ class Module:
             value = instructions.get(state.operands[int(_attribute(value, 'index'))])
         while value is not None and value.operation in ('copy', 'bitcast', 'convert'):
             value = instructions.get(value.operands[0])
-        if value is None or value.operation != 'constant' or not re.fullmatch(r'-?\d+', value.operands[0] if value.operands else ''):
+        if (
+            value is None
+            or value.operation != 'constant'
+            or not re.fullmatch(r'-?\d+', value.operands[0] if value.operands else '')
+        ):
             return None
         return int(value.operands[0])
 
     def _spread_channel(self, computation: str) -> str | None:
         """The channel of a collective that is one piece of several in fusions, or None."""
         for instruction in self.computations.get(computation, {}).values():
-            if 'async_collective_fusion_config' in instruction.attributes and instruction.operation.removesuffix('-start') in KINDS:
+            if (
+                'async_collective_fusion_config' in instruction.attributes
+                and instruction.operation.removesuffix('-start') in KINDS
+            ):
                 return _attribute(instruction, 'channel_id')
         return None
 
-    def _sent(self, computation: str, instruction: Instruction, devices: int, slices: int) -> list[Collective]:
+    def _sent(
+        self, computation: str, instruction: Instruction, devices: int, slices: int
+    ) -> list[Collective]:
         kind = instruction.operation.removesuffix('-start')
         if kind not in KINDS:
             return []
@@ -221,13 +251,20 @@ def by_kind(collectives: Sequence[Collective]) -> dict[str, dict[str, float]]:
 
 
 def type_bytes(text: str) -> float:
-    """Bytes of the arrays in a type such as 'f32[8,256]{1,0:T(8,128)}' or a tuple of them; without padding."""
-    return sum(_width(dtype) * math.prod(map(int, filter(None, shape.split(',')))) for dtype, shape in _ARRAY.findall(text))
+    """Bytes of the arrays in a type such as 'f32[8,256]{1,0:T(8,128)}' or a tuple of them; without
+    padding."""
+    return sum(
+        _width(dtype) * math.prod(map(int, filter(None, shape.split(','))))
+        for dtype, shape in _ARRAY.findall(text)
+    )
 
 
 def replica_groups(attributes: str, devices: int) -> np.ndarray:
-    """The groups of a collective as [groups, devices of each], from any of the three ways they are written; empty means all together."""
-    mesh, iota, listed = (pattern.search(attributes) for pattern in (_MESH_GROUPS, _IOTA_GROUPS, _LISTED_GROUPS))
+    """The groups of a collective as [groups, devices of each], from any of the three ways they are
+    written; empty means all together."""
+    mesh, iota, listed = (
+        pattern.search(attributes) for pattern in (_MESH_GROUPS, _IOTA_GROUPS, _LISTED_GROUPS)
+    )
     if mesh:
         return _mesh_groups(mesh[1], mesh[2])
     if iota:
@@ -266,7 +303,9 @@ def _instruction(name: str, rest: str) -> Instruction:
     begin = end + found.end()
     close = _closing(rest, begin)
     inside = rest[begin:close]
-    operands = tuple(re.findall(r'%([\w.\-]+)', inside)) or tuple(filter(None, (part.split(' ')[-1] for part in inside.split(', '))))
+    operands = tuple(re.findall(r'%([\w.\-]+)', inside)) or tuple(
+        filter(None, (part.split(' ')[-1] for part in inside.split(', ')))
+    )
     return Instruction(name, rest[:end], found[1], operands, rest[close + 1 :])
 
 
@@ -304,17 +343,24 @@ def _branches(instruction: Instruction) -> list[str]:
 
 
 def _repeated(collectives: Sequence[Collective], times: float) -> list[Collective]:
-    return [dataclasses.replace(one, times=one.times * times, bytes=one.bytes * times) for one in collectives]
+    return [
+        dataclasses.replace(one, times=one.times * times, bytes=one.bytes * times)
+        for one in collectives
+    ]
 
 
 def _factor(kind: str, n: int) -> float:
     share = (n - 1) / n
-    return {'all-gather': n - 1, 'all-reduce': 2 * share, 'collective-broadcast': float(n > 1)}.get(kind, share)
+    return {'all-gather': n - 1, 'all-reduce': 2 * share, 'collective-broadcast': float(n > 1)}.get(
+        kind, share
+    )
 
 
 def _pairs(attributes: str) -> list[tuple[int, int]]:
     found = _PAIRS.search(attributes)
-    return [tuple(_integers(pair)) for pair in re.findall(r'\{([\d,]+)\}', found[1])] if found else []
+    return (
+        [tuple(_integers(pair)) for pair in re.findall(r'\{([\d,]+)\}', found[1])] if found else []
+    )
 
 
 def _integers(text: str) -> list[int]:

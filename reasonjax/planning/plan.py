@@ -1,4 +1,5 @@
-"""The plan of a run: its programs compiled for devices that need not be here, and what the compiler says of each."""
+"""The plan of a run: its programs compiled for devices that need not be here, and what the compiler
+says of each."""
 
 import dataclasses
 import math
@@ -33,17 +34,22 @@ UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What is known of a program. Bytes are of one device; None where a program that does not fit tells nothing.
+    """What is known of a program. Bytes are of one device; None where a program that does not fit
+    tells nothing.
 
     Attributes:
       name: of the program.
       seconds: that compiling took.
-      fits: whether all of it fits the memory of a device, together with what stays there while it runs.
-      peak: most bytes in use, what stays there included; of a program that does not fit, what the compiler says it needs.
+      fits: whether all of it fits the memory of a device, together with what stays there while it
+        runs.
+      peak: most bytes in use, what stays there included; of a program that does not fit, what the
+        compiler says it needs.
       limit: bytes there are.
-      memory: kind -> bytes. 'incoming' is the reference: what the stage started from, and changed; 'temporaries' are activations, gradients
-        and whatever else exists only while the program runs, the caches it makes ('of_which_cache') included.
-      flops, useful_flops: operations on all devices; the second without what is computed twice or masked.
+      memory: kind -> bytes. 'incoming' is the reference: what the stage started from, and changed;
+        'temporaries' are activations, gradients and whatever else exists only while the program
+        runs, the caches it makes ('of_which_cache') included.
+      flops, useful_flops: operations on all devices; the second without what is computed twice or
+        masked.
       memory_traffic: bytes read and written, by the rule of `model.flops`.
       collectives: kind -> `times` and `bytes` sent.
       largest: the operations that send most, with what they come from.
@@ -92,8 +98,8 @@ def plan(
       say: takes lines of progress.
 
     Returns:
-      What `--json` prints: `topology`, `mesh`, `stage`, `model`, `programs` (see `Compiled`), `fits`, `compile_seconds` and
-      `peak_host_bytes` of this process so far.
+      What `--json` prints: `topology`, `mesh`, `stage`, `model`, `programs` (see `Compiled`),
+      `fits`, `compile_seconds` and `peak_host_bytes` of this process so far.
 
     Raises:
       UserError: no such stage or program, or settings that the run itself would refuse.
@@ -104,29 +110,42 @@ def plan(
     known = PROGRAMS[settings(config, place).kind]
     for name in programs:
         if name not in known:
-            raise UserError(f'--program {name}: stage {place.name} has no such program.{nearest(name, known)} It has: {listing(known)}.')
+            raise UserError(
+                f'--program {name}: stage {place.name} has no such program.{nearest(name, known)} '
+                f'It has: {listing(known)}.'
+            )
     found = []
     for program in planned.programs(tuple(programs)):
         say(f'compiling {program.name} ...')
         found.append(compiled(program, planned, where))
-        say(f'compiling {program.name}: {found[-1].seconds:.1f} s, {found[-1].peak / 2**30:.2f} GiB')
+        say(
+            f'compiling {program.name}: {found[-1].seconds:.1f} s, {found[-1].peak / 2**30:.2f} GiB'
+        )
     return {
         'topology': {
-            'name': where.name, 'generation': where.chip.kind, 'chips': where.chips, 'devices': where.size, 'slices': where.slices,
+            'name': where.name,
+            'generation': where.chip.kind,
+            'chips': where.chips,
+            'devices': where.size,
+            'slices': where.slices,
             'usable_bytes_per_device': finite(where.chip.usable),
         },
         'mesh': dict(run.mesh.shape),
         'stage': {
-            'name': place.name, 'rows': planned.rows, 'tokens_per_row': planned.length, 'accumulation': planned.settings.accumulation,
+            'name': place.name,
+            'rows': planned.rows,
+            'tokens_per_row': planned.length,
+            'accumulation': planned.settings.accumulation,
         },
         'model': {
-            'parameters': spec.count(run.specs), 'trainable': sum(x.size for x in jax.tree.leaves(planned.state.trainable)),
+            'parameters': spec.count(run.specs),
+            'trainable': sum(x.size for x in jax.tree.leaves(planned.state.trainable)),
         },
         'programs': {one.name: as_json(one) for one in found},
         'fits': all(one.fits for one in found),
         'compile_seconds': sum(one.seconds for one in found),
         'peak_host_bytes': peak_host_bytes(),
-    }  # fmt: skip
+    }
 
 
 def compiled(program: Program, planned: Stage, where: Topology) -> Compiled:
@@ -136,14 +155,20 @@ def compiled(program: Program, planned: Stage, where: Topology) -> Compiled:
     held = {kind: float(shapes.bytes_of(tree)) for kind, tree in program.held.items()}
     work = program.work(run)
     common = dict(
-        name=program.name, limit=chip.usable, flops=sum(w.flops for w in work) * run.mesh.size, useful_flops=program.useful,
-        memory_traffic=sum(w.memory for w in work), tokens=program.tokens,
-    )  # fmt: skip
+        name=program.name,
+        limit=chip.usable,
+        flops=sum(w.flops for w in work) * run.mesh.size,
+        useful_flops=program.useful,
+        memory_traffic=sum(w.memory for w in work),
+        tokens=program.tokens,
+    )
     started = time.perf_counter()
     outcome = compile_text(program.function, program.arguments, chip.kind != 'cpu')
     seconds = time.perf_counter() - started
     if isinstance(outcome, float):
-        return Compiled(seconds=seconds, fits=False, peak=outcome, memory=_kinds(kinds, held), **common)
+        return Compiled(
+            seconds=seconds, fits=False, peak=outcome, memory=_kinds(kinds, held), **common
+        )
     stats, text = outcome
     output = max(0, stats.output_size_in_bytes - stats.alias_size_in_bytes)
     needed = stats.argument_size_in_bytes + stats.temp_size_in_bytes + output
@@ -157,24 +182,39 @@ def compiled(program: Program, planned: Stage, where: Topology) -> Compiled:
         'of_which_cache': float(shapes.bytes_of(program.cache)),
     }
     return Compiled(
-        seconds=seconds, fits=peak <= chip.usable, peak=peak, memory=memory, **common, **_bound(program, planned, where, text)
+        seconds=seconds,
+        fits=peak <= chip.usable,
+        peak=peak,
+        memory=memory,
+        **common,
+        **_bound(program, planned, where, text),
     )
 
 
 def _kinds(kinds: dict, held: dict) -> dict:
     """Kind -> bytes, of arguments and of what is held besides."""
-    return {kind: kinds.get(kind, 0.0) + held.get(kind, 0.0) for kind in ('parameters', 'optimiser', 'incoming', 'cache', 'batch')}
+    return {
+        kind: kinds.get(kind, 0.0) + held.get(kind, 0.0)
+        for kind in ('parameters', 'optimiser', 'incoming', 'cache', 'batch')
+    }
 
 
 def _bound(program: Program, planned: Stage, where: Topology, text: str) -> dict:
     run, chip = planned.run, where.chip
     # A loop whose end is found while it runs is that of the sampler, which may run to the limit.
     longest = planned.settings.get('max_completion_length', 1)
-    collectives = hlo.Module(text).collectives(run.mesh.size, slices=where.slices, open_loops=longest)
+    collectives = hlo.Module(text).collectives(
+        run.mesh.size, slices=where.slices, open_loops=longest
+    )
     sent = hlo.total([one for one in collectives if not one.across])
     across = hlo.total([one for one in collectives if one.across])
     largest = sorted(collectives, key=lambda one: -one.bytes)[:LARGEST]
-    found = dict(collectives=hlo.by_kind(collectives), largest=[dataclasses.asdict(one) for one in largest], sent=sent, sent_across=across)
+    found = dict(
+        collectives=hlo.by_kind(collectives),
+        largest=[dataclasses.asdict(one) for one in largest],
+        sent=sent,
+        sent_across=across,
+    )
     if not chip.flops:
         return found
     line = roofline(chip, program.work(run), sent, across)
@@ -187,12 +227,14 @@ def _bound(program: Program, planned: Stage, where: Topology, text: str) -> dict
 
 
 def compile_text(function: Any, arguments: tuple, dump: bool) -> tuple[Any, str] | float:
-    """Compiles, and returns the compiler's memory statistics with the program's text; or the bytes it needs, where they are too many.
+    """Compiles, and returns the compiler's memory statistics with the program's text; or the bytes
+    it needs, where they are too many.
 
     Args:
       function: jitted.
       arguments: shapes with shardings.
-      dump: take the text from the compiler's own files: asked for in memory, that of some TPU programs cannot be printed.
+      dump: take the text from the compiler's own files: asked for in memory, that of some TPU
+        programs cannot be printed.
     """
     with tempfile.TemporaryDirectory() as folder:
         options = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True} if dump else {}
@@ -205,19 +247,25 @@ def compile_text(function: Any, arguments: tuple, dump: bool) -> tuple[Any, str]
             return needed
         if not dump:
             return done.memory_analysis(), done.as_text()
-        files = sorted(pathlib.Path(folder).glob('*.after_optimizations.txt'), key=lambda path: path.stat().st_size)
+        files = sorted(
+            pathlib.Path(folder).glob('*.after_optimizations.txt'),
+            key=lambda path: path.stat().st_size,
+        )
         return done.memory_analysis(), files[-1].read_text()
 
 
 def bytes_needed(message: str) -> float | None:
-    """Bytes of one device that a program needs, from the compiler's message that they are too many; None where it says something else."""
+    """Bytes of one device that a program needs, from the compiler's message that they are too many;
+    None where it says something else."""
     found = next((match for pattern in OUT_OF_MEMORY if (match := pattern.search(message))), None)
     return None if found is None else float(found[1]) * UNITS[found[2]]
 
 
 def as_json(one: Compiled) -> dict:
     """Fields of a program, infinities as null."""
-    return {name: finite(value) for name, value in dataclasses.asdict(one).items() if name != 'name'}
+    return {
+        name: finite(value) for name, value in dataclasses.asdict(one).items() if name != 'name'
+    }
 
 
 def finite(value: Any) -> Any:

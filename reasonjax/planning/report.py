@@ -16,7 +16,18 @@ from reasonjax.planning import fit, topology
 from reasonjax.planning.plan import as_json, plan
 from reasonjax.training import load_config
 
-MEMORY = ('parameters', 'optimiser', 'incoming', 'cache', 'batch', 'padding', 'output', 'code', 'temporaries', 'of_which_cache')
+MEMORY = (
+    'parameters',
+    'optimiser',
+    'incoming',
+    'cache',
+    'batch',
+    'padding',
+    'output',
+    'code',
+    'temporaries',
+    'of_which_cache',
+)
 RESOURCES = ('compute', 'memory', 'interconnect', 'network')
 SHOWN = 3
 
@@ -44,53 +55,96 @@ def _say(text: str) -> None:
 
 def _fit(config: Any, where: topology.Topology, devices: list, found: Mapping) -> dict:
     failing = [name for name, one in found['programs'].items() if not one['fits']]
-    trials = fit.search(config, where, devices, found['stage']['name'], tuple(found['programs']), failing, _say)
+    trials = fit.search(
+        config, where, devices, found['stage']['name'], tuple(found['programs']), failing, _say
+    )
     tried = [
         {
-            'what': trial.candidate.what, 'command': fit.command(trial.candidate.overrides), 'fits': trial.fits,
-            'refused': trial.refused, 'programs': {one.name: as_json(one) for one in trial.programs},
+            'what': trial.candidate.what,
+            'command': fit.command(trial.candidate.overrides),
+            'fits': trial.fits,
+            'refused': trial.refused,
+            'programs': {one.name: as_json(one) for one in trial.programs},
         }
         for trial in trials
-    ]  # fmt: skip
-    return {'command': tried[-1]['command'] if tried and tried[-1]['fits'] else None, 'trials': tried}
+    ]
+    return {
+        'command': tried[-1]['command'] if tried and tried[-1]['fits'] else None,
+        'trials': tried,
+    }
 
 
 def show(found: Mapping[str, Any]) -> None:
     """Prints a plan as tables."""
     console = rich.console.Console(markup=False)
     where, model, stage = found['topology'], found['model'], found['stage']
-    mesh = ' '.join(f'{axis}={size}' for axis, size in found['mesh'].items() if size > 1) or 'one device'
+    mesh = (
+        ' '.join(f'{axis}={size}' for axis, size in found['mesh'].items() if size > 1)
+        or 'one device'
+    )
     console.print(
         f'{where["name"]}: {where["chips"]} chips, {where["devices"]} devices; mesh {mesh}\n'
         f'{model["parameters"]:,} parameters; {model["trainable"]:,} numbers train\n'
-        f'stage {stage["name"]}: {stage["rows"]} rows of {stage["tokens_per_row"]} tokens, micro-batches: {stage["accumulation"]}',
+        f'stage {stage["name"]}: {stage["rows"]} rows of {stage["tokens_per_row"]} tokens, '
+        f'micro-batches: {stage["accumulation"]}',
         highlight=False,
     )
     programs = found['programs']
     limit = where['usable_bytes_per_device']
-    _print(console, 'Memory of a device' + (f', of {_size(limit)}' if limit else ''), _turned(_memory_rows(programs)))
-    _print(console, 'Work, and the least time it takes' if limit else 'Work', _turned(_work_rows(programs)))
+    _print(
+        console,
+        'Memory of a device' + (f', of {_size(limit)}' if limit else ''),
+        _turned(_memory_rows(programs)),
+    )
+    _print(
+        console,
+        'Work, and the least time it takes' if limit else 'Work',
+        _turned(_work_rows(programs)),
+    )
     sending = [row for name, one in programs.items() for row in _collective_rows(name, one)]
     if sending:
         _print(console, 'Sent by a device, by kind', sending)
-    console.print(f'Compiled in {found["compile_seconds"]:.0f} s, in {_size(found["peak_host_bytes"])}.', highlight=False)
+    console.print(
+        f'Compiled in {found["compile_seconds"]:.0f} s, in {_size(found["peak_host_bytes"])}.',
+        highlight=False,
+    )
     _show_fit(console, found)
 
 
 def _show_fit(console: rich.console.Console, found: Mapping) -> None:
     if found['fits']:
-        console.print('It fits.' if found['topology']['usable_bytes_per_device'] else 'Simulated devices share the memory of the host.')
+        console.print(
+            'It fits.'
+            if found['topology']['usable_bytes_per_device']
+            else 'Simulated devices share the memory of the host.'
+        )
         return
-    failing = [f'{name} needs {_size(one["peak"])}' for name, one in found['programs'].items() if not one['fits']]
-    console.print(f'It does not fit: {", ".join(failing)} of {_size(found["topology"]["usable_bytes_per_device"])}.', highlight=False)
+    failing = [
+        f'{name} needs {_size(one["peak"])}'
+        for name, one in found['programs'].items()
+        if not one['fits']
+    ]
+    console.print(
+        f'It does not fit: {", ".join(failing)} of '
+        f'{_size(found["topology"]["usable_bytes_per_device"])}.',
+        highlight=False,
+    )
     if 'fit' not in found:
         return
     for trial in found['fit']['trials']:
         peaks = ', '.join(f'{name} {_size(one["peak"])}' for name, one in trial['programs'].items())
         verdict = 'fits' if trial['fits'] else trial['refused'] or 'does not fit'
-        console.print(f'  {trial["what"]}: {verdict}{f" ({peaks})" if peaks else ""}', highlight=False, soft_wrap=True)
+        console.print(
+            f'  {trial["what"]}: {verdict}{f" ({peaks})" if peaks else ""}',
+            highlight=False,
+            soft_wrap=True,
+        )
     command = found['fit']['command']
-    advice = f'The smallest change that fits: {command}' if command else 'No change that was tried fits; it takes more or larger chips.'
+    advice = (
+        f'The smallest change that fits: {command}'
+        if command
+        else 'No change that was tried fits; it takes more or larger chips.'
+    )
     console.print(advice, highlight=False, soft_wrap=True)
 
 
@@ -98,20 +152,34 @@ def _memory_rows(programs: Mapping) -> list[dict[str, str]]:
     rows = []
     for name, one in programs.items():
         memory = one['memory']
-        rows.append({'program': name, 'fits': 'yes' if one['fits'] else 'NO', 'peak': _size(one['peak'])})
-        rows[-1] |= {kind.replace('_', ' '): _size(memory[kind]) if memory.get(kind) else '' for kind in MEMORY}
+        rows.append(
+            {'program': name, 'fits': 'yes' if one['fits'] else 'NO', 'peak': _size(one['peak'])}
+        )
+        rows[-1] |= {
+            kind.replace('_', ' '): _size(memory[kind]) if memory.get(kind) else ''
+            for kind in MEMORY
+        }
     return rows
 
 
 def _work_rows(programs: Mapping) -> list[dict[str, str]]:
     rows = []
     for name, one in programs.items():
-        row = {'program': name, 'FLOP': _number(one['flops']), 'bytes/device': _number(one['memory_traffic'])}
-        row['sent/device'] = '' if one['sent'] is None else _number(one['sent'] + one['sent_across'])
+        row = {
+            'program': name,
+            'FLOP': _number(one['flops']),
+            'bytes/device': _number(one['memory_traffic']),
+        }
+        row['sent/device'] = (
+            '' if one['sent'] is None else _number(one['sent'] + one['sent_across'])
+        )
         if one['time']:
             row |= {kind: _seconds(one['time'][kind]) for kind in RESOURCES if one['time'][kind]}
             row |= {'at least': _seconds(one['time']['seconds']), 'bound': one['time']['bound']}
-            row |= {'tokens/s/chip': f'{one["tokens_per_second_per_chip"]:,.0f}', 'MFU': f'{one["mfu"]:.1%}'}
+            row |= {
+                'tokens/s/chip': f'{one["tokens_per_second_per_chip"]:,.0f}',
+                'MFU': f'{one["mfu"]:.1%}',
+            }
         rows.append(row)
     return rows
 
@@ -126,23 +194,36 @@ def _collective_rows(name: str, one: Mapping) -> list[dict[str, str]]:
             largest.setdefault(each['kind'], f'{_number(each["bytes"])}: {_origin(each["source"])}')
     return [
         {
-            'program': name if i == 0 else '', 'kind': kind, 'times': f'{sums["times"]:,.0f}', 'bytes': _number(sums['bytes']),
+            'program': name if i == 0 else '',
+            'kind': kind,
+            'times': f'{sums["times"]:,.0f}',
+            'bytes': _number(sums['bytes']),
             'most of it': largest.get(kind, ''),
         }
         for i, (kind, sums) in enumerate(kinds[:SHOWN])
-    ]  # fmt: skip
+    ]
 
 
 def _origin(source: str) -> str:
     """The end of the name the compiler gives an operation, which says most."""
-    parts = [part for part in source.split('/') if part not in ('while', 'body', 'closed_call', 'checkpoint', 'rematted_computation')]
+    parts = [
+        part
+        for part in source.split('/')
+        if part not in ('while', 'body', 'closed_call', 'checkpoint', 'rematted_computation')
+    ]
     return '/'.join(parts[-3:])
 
 
 def _turned(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """Rows with a column for each program: what there is to say of one is more than there are."""
-    labels = [label for label in dict.fromkeys(label for row in rows for label in row) if label != 'program']
-    turned = [{'': label} | {row['program']: row.get(label, '') for row in rows} for label in labels]
+    labels = [
+        label
+        for label in dict.fromkeys(label for row in rows for label in row)
+        if label != 'program'
+    ]
+    turned = [
+        {'': label} | {row['program']: row.get(label, '') for row in rows} for label in labels
+    ]
     return [row for row in turned if any(value for name, value in row.items() if name)]
 
 
@@ -150,7 +231,9 @@ def _print(console: rich.console.Console, title: str, rows: Sequence[Mapping[str
     table = rich.table.Table(box=rich.box.SIMPLE)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     for column in columns:
-        table.add_column(column, justify='left' if column in ('', 'program', 'kind', 'most of it') else 'right')
+        table.add_column(
+            column, justify='left' if column in ('', 'program', 'kind', 'most of it') else 'right'
+        )
     for row in rows:
         table.add_row(*(row.get(column, '') for column in columns))
     # A title of the table's own would be broken to the table's width.
@@ -164,7 +247,13 @@ def _size(number: float) -> str:
 
 
 def _seconds(number: float) -> str:
-    return f'{number:.3g} s' if number >= 1 else f'{number * 1e3:.3g} ms' if number >= 1e-3 else f'{number * 1e6:.3g} us'
+    return (
+        f'{number:.3g} s'
+        if number >= 1
+        else f'{number * 1e3:.3g} ms'
+        if number >= 1e-3
+        else f'{number * 1e6:.3g} us'
+    )
 
 
 def _number(number: float) -> str:

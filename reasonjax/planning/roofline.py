@@ -40,7 +40,8 @@ def roofline(chip: Chip, phases: Sequence[Work], sent: float, sent_across: float
 
     Args:
       chip: its peaks, shared by its devices.
-      phases: work of one device; a rollout and the update after it are two, since neither can use what the other leaves idle.
+      phases: work of one device; a rollout and the update after it are two, since neither can use
+        what the other leaves idle.
       sent: bytes that a device sends over the interconnect, all links of the chip at full speed.
       sent_across: bytes that a device sends to other slices.
     """
@@ -52,6 +53,10 @@ def roofline(chip: Chip, phases: Sequence[Work], sent: float, sent_across: float
         'compute': sum(c for c, m in zip(compute, memory, strict=True) if c >= m),
         'memory': sum(m for c, m in zip(compute, memory, strict=True) if m > c),
     }
-    candidates = {max(of_phases, key=of_phases.get): sum(of_phases.values()), 'interconnect': wire, 'network': network}
+    candidates = {
+        max(of_phases, key=of_phases.get): sum(of_phases.values()),
+        'interconnect': wire,
+        'network': network,
+    }
     bound = max(candidates, key=candidates.get)
     return Roofline(sum(compute), sum(memory), wire, network, candidates[bound], bound)

@@ -1,4 +1,5 @@
-"""What planned programs read and hold, as shapes: batches, references, and the bytes of each on one device."""
+"""What planned programs read and hold, as shapes: batches, references, and the bytes of each on one
+device."""
 
 import dataclasses
 import math
@@ -14,7 +15,9 @@ from reasonjax.errors import UserError
 from reasonjax.model.spec import is_spec
 
 # Fields of a supervised batch: name -> axes besides rows, dtype.
-SUPERVISED = {name: (('time',), np.int32) for name in ('tokens', 'segments', 'positions')} | {'weights': (('time',), np.float32)}
+SUPERVISED = {name: (('time',), np.int32) for name in ('tokens', 'segments', 'positions')} | {
+    'weights': (('time',), np.float32)
+}
 # What rows of a form say besides; see `data.forms`.
 MARKS = {
     'preference': {'chosen': ((), np.bool_)},
@@ -51,7 +54,9 @@ def vocabulary(config: ml_collections.ConfigDict) -> int:
     try:
         tokenizer = configs.resolve(config.tokenizer, 'tokenizer')(None, None)
     except UserError as error:
-        raise UserError(f'{error} To plan without a tokenizer, give --config.model.vocab_size.') from error
+        raise UserError(
+            f'{error} To plan without a tokenizer, give --config.model.vocab_size.'
+        ) from error
     return max(tokenizer.vocab_size, (tokenizer.mask_id or 0) + 1)
 
 
@@ -70,7 +75,8 @@ def inherited(specs: Any, incoming: Any, params: Any, trains: Any) -> Any:
       trains: tree of bool like `params`.
 
     Returns:
-      Tree over the specs' leaves: how many adapters down the array lies, or -1 where the incoming one is another array.
+      Tree over the specs' leaves: how many adapters down the array lies, or -1 where the incoming
+        one is another array.
     """
 
     def depth(spec: Any, found: Any, leaf: Any, train: Any) -> int:
@@ -86,8 +92,15 @@ def inherited(specs: Any, incoming: Any, params: Any, trains: Any) -> Any:
 
 
 def apart(specs: Any, incoming: Any, depths: Any) -> Any:
-    """The part of the incoming parameters that shares no memory with the stage's own; None elsewhere."""
-    return jax.tree.map(lambda _, found, depth: found if depth < 0 else None, specs, incoming, depths, is_leaf=is_spec)
+    """The part of the incoming parameters that shares no memory with the stage's own; None
+    elsewhere."""
+    return jax.tree.map(
+        lambda _, found, depth: found if depth < 0 else None,
+        specs,
+        incoming,
+        depths,
+        is_leaf=is_spec,
+    )
 
 
 def joined(specs: Any, apart: Any, params: Any, depths: Any) -> Any:
@@ -108,7 +121,10 @@ def shardings(tree: Any) -> Any:
 
 def bytes_of(tree: Any) -> int:
     """Bytes that one device holds of shapes with shardings; without the padding of layouts."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * _itemsize(x.dtype) for x in jax.tree.leaves(tree))
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * _itemsize(x.dtype)
+        for x in jax.tree.leaves(tree)
+    )
 
 
 def _itemsize(dtype: Any) -> int:

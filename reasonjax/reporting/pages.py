@@ -1,7 +1,8 @@
-"""What self-contained pages share: one HTML document with its style, tables that scroll, and figures as inline SVG.
+"""What self-contained pages share: one HTML document with its style, tables that scroll, and
+figures as inline SVG.
 
-A page needs nothing but itself: figures take their text colour from the page, so it reads in a dark and in a light browser, on a
-phone, and from an e-mail.
+A page needs nothing but itself: figures take their text colour from the page, so it reads in a dark
+and in a light browser, on a phone, and from an e-mail.
 """
 
 import contextlib
@@ -21,24 +22,31 @@ from reasonjax import files
 from reasonjax.terminal import printable
 
 COLOURS = ('#2f81c7', '#e0812b', '#3a9f5c', '#9a6bc9', '#d2524c', '#2aa3a3', '#b08a1e', '#d067a5')
-# Drawn in a colour that nothing else has, then replaced: SVG text takes the colour of the page around it.
+# Drawn in a colour that nothing else has, then replaced: SVG text takes the colour of the page
+# around it.
 INK = '#7b7c7d'
 
 
 def write(target: str | os.PathLike, title: str, parts: Sequence[str]) -> pathlib.Path:
     """Writes a document in one piece: a reader never sees half of it.
 
-    Control characters, and marks that turn the direction of text, are written out wherever they are, as on a terminal.
+    Control characters, and marks that turn the direction of text, are written out wherever they
+    are, as on a terminal.
 
     Args:
       target: the file.
       title: plain text.
       parts: HTML; empty ones are left out.
     """
-    page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<meta name="color-scheme" content="light dark"><style>{STYLE}</style></head>\n<body><main>\n'
-            + '\n'.join(part for part in parts if part) + '\n</main></body></html>\n')  # fmt: skip
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta '
+        f'charset="utf-8"><title>{html.escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light '
+        f'dark"><style>{STYLE}</style></head>\n<body><main>\n'
+        + '\n'.join(part for part in parts if part)
+        + '\n</main></body></html>\n'
+    )
     target = pathlib.Path(target)
     files.write_text(target, printable(page))
     return target
@@ -50,11 +58,15 @@ def section(title: str, body: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: bool = False) -> str:
-    """Cells are HTML already. The wrapper scrolls, so a wide table does not widen the page of a phone."""
-    return (f'<div class="wide"><table{" class=numeric" if numeric else ""}><thead><tr>'
-            + ''.join(f'<th>{name}</th>' for name in head) + '</tr></thead><tbody>'
-            + ''.join('<tr>' + ''.join(f'<td>{cell}</td>' for cell in row) + '</tr>' for row in rows)
-            + '</tbody></table></div>')  # fmt: skip
+    """Cells are HTML already. The wrapper scrolls, so a wide table does not widen the page of a
+    phone."""
+    return (
+        f'<div class="wide"><table{" class=numeric" if numeric else ""}><thead><tr>'
+        + ''.join(f'<th>{name}</th>' for name in head)
+        + '</tr></thead><tbody>'
+        + ''.join('<tr>' + ''.join(f'<td>{cell}</td>' for cell in row) + '</tr>' for row in rows)
+        + '</tbody></table></div>'
+    )
 
 
 def number(value: Any, digits: int) -> str:
@@ -72,10 +84,20 @@ def style(salt: str, ink: str = INK) -> contextlib.AbstractContextManager:
       ink: colour of text and axes.
     """
     # No mathematics in a name: a dollar sign is a dollar sign.
-    return matplotlib.rc_context({
-        'svg.fonttype': 'none', 'svg.hashsalt': salt, 'font.size': 9.5, 'font.family': 'sans-serif', 'text.color': ink,
-        'text.parse_math': False, 'axes.edgecolor': ink, 'axes.labelcolor': ink, 'xtick.color': ink, 'ytick.color': ink,
-    })  # fmt: skip
+    return matplotlib.rc_context(
+        {
+            'svg.fonttype': 'none',
+            'svg.hashsalt': salt,
+            'font.size': 9.5,
+            'font.family': 'sans-serif',
+            'text.color': ink,
+            'text.parse_math': False,
+            'axes.edgecolor': ink,
+            'axes.labelcolor': ink,
+            'xtick.color': ink,
+            'ytick.color': ink,
+        }
+    )
 
 
 def frame(plot: Any, grid: str, ink: str = INK) -> None:
@@ -86,18 +108,28 @@ def frame(plot: Any, grid: str, ink: str = INK) -> None:
 
 
 def figure(title: str, drawn: matplotlib.figure.Figure) -> str:
-    """A drawing made under `style(title)` as an SVG element in an HTML figure; call it under the same settings."""
+    """A drawing made under `style(title)` as an SVG element in an HTML figure; call it under the
+    same settings."""
     matplotlib.backends.backend_svg.FigureCanvasSVG(drawn)
     buffer = io.StringIO()
     drawn.savefig(buffer, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
-    # Only the drawing: the prologue and the metadata name addresses, and the colour of the text is the page's.
+    # Only the drawing: the prologue and the metadata name addresses, and the colour of the text is
+    # the page's.
     svg = buffer.getvalue()
-    svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg') :], flags=re.DOTALL).replace(INK, 'currentColor')
-    # Groups are numbered from one in each drawing, and nothing refers to them: on a page of many the names would be there twice.
+    svg = re.sub(
+        r'<metadata>.*?</metadata>', '', svg[svg.index('<svg') :], flags=re.DOTALL
+    ).replace(INK, 'currentColor')
+    # Groups are numbered from one in each drawing, and nothing refers to them: on a page of many
+    # the names would be there twice.
     svg = re.sub(r'<g id="[^"]*"', '<g', svg)
     label = html.escape(title, quote=True)
-    svg = re.sub(r'<svg .*?viewBox="([^"]*)"[^>]*>', lambda found: f'<svg viewBox="{found[1]}" role="img" aria-label="{label}">',
-                 svg, count=1, flags=re.DOTALL)  # fmt: skip
+    svg = re.sub(
+        r'<svg .*?viewBox="([^"]*)"[^>]*>',
+        lambda found: f'<svg viewBox="{found[1]}" role="img" aria-label="{label}">',
+        svg,
+        count=1,
+        flags=re.DOTALL,
+    )
     return f'<figure><figcaption>{html.escape(title)}</figcaption>{svg}</figure>'
 
 

@@ -1,8 +1,10 @@
-"""One self-contained page about a run: what it reached, answers before and after, curves, samples, settings.
+"""One self-contained page about a run: what it reached, answers before and after, curves, samples,
+settings.
 
-`report.html` needs nothing but itself: curves are inline SVG that take their text colour from the page, so it reads in a
-dark and in a light browser, on a phone, and from an e-mail. It is built from what the workdir holds, so a run in progress
-or a run of one stage gives a shorter page, not an error.
+`report.html` needs nothing but itself: curves are inline SVG that take their text colour from the
+page, so it reads in a dark and in a light browser, on a phone, and from an e-mail. It is built from
+what the workdir holds, so a run in progress or a run of one stage gives a shorter page, not an
+error.
 """
 
 import html
@@ -49,12 +51,26 @@ class Chart(NamedTuple):
 
 
 CHARTS = (
-    Chart('Accuracy on held-out problems', (
-        Curve('eval_accuracy', 'greedy', 'eval_accuracy_lo', 'eval_accuracy_hi'),
-        Curve('eval_sampled_accuracy', 'sampled', 'eval_sampled_accuracy_lo', 'eval_sampled_accuracy_hi'),
-    ), percent=True),
-    Chart('Response length, tokens', (
-        Curve('eval_mean_length', 'held-out'), Curve('completions/mean_length', 'training, sampled'))),
+    Chart(
+        'Accuracy on held-out problems',
+        (
+            Curve('eval_accuracy', 'greedy', 'eval_accuracy_lo', 'eval_accuracy_hi'),
+            Curve(
+                'eval_sampled_accuracy',
+                'sampled',
+                'eval_sampled_accuracy_lo',
+                'eval_sampled_accuracy_hi',
+            ),
+        ),
+        percent=True,
+    ),
+    Chart(
+        'Response length, tokens',
+        (
+            Curve('eval_mean_length', 'held-out'),
+            Curve('completions/mean_length', 'training, sampled'),
+        ),
+    ),
     Chart('Reward', (Curve('reward', 'mean reward'),)),
     Chart('Loss', (Curve('loss', 'loss'),)),
     Chart('Entropy, nats per token', (Curve('entropy', 'entropy'),)),
@@ -64,7 +80,8 @@ CHARTS = (
 
 
 def write(workdir: str | os.PathLike) -> pathlib.Path:
-    """Builds `report.html` from metrics.jsonl, summary.json, config.json, environment.json and completions/.
+    """Builds `report.html` from metrics.jsonl, summary.json, config.json, environment.json and
+    completions/.
 
     Args:
         workdir: the folder of a run; whatever of these files is there is used.
@@ -75,13 +92,19 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     workdir = pathlib.Path(workdir)
     path = workdir / 'metrics.jsonl'
     records = metrics.read(path) if path.is_file() else []
-    summary = files.json_object(workdir / 'summary.json') if (workdir / 'summary.json').is_file() else {}
+    summary = (
+        files.json_object(workdir / 'summary.json') if (workdir / 'summary.json').is_file() else {}
+    )
     parts = [
         _headline(workdir.resolve().name, summary, records),
         _results(summary.get('stages') or []),
         _examples(summary.get('examples') or []),
         _curves(records),
-        _completions(sorted(p for p in (workdir / 'completions').glob('*.parquet') if TABLE.fullmatch(p.name))),
+        _completions(
+            sorted(
+                p for p in (workdir / 'completions').glob('*.parquet') if TABLE.fullmatch(p.name)
+            )
+        ),
         _settings('Config', _json(workdir / 'config.json')),
         _settings('Environment', _json(workdir / 'environment.json')),
     ]
@@ -95,8 +118,12 @@ def _json(path: pathlib.Path) -> Any:
 def _headline(name: str, summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
     stages = [stage for stage in summary.get('stages') or [] if stage.get('accuracy') is not None]
     if stages:
-        steps = ' → '.join(f'<b>{100 * stage["accuracy"]:.1f} %</b> <span class="quiet">{html.escape(stage["name"])}'
-                           '</span>' for stage in stages)
+        steps = ' → '.join(
+            f'<b>{100 * stage["accuracy"]:.1f} %</b> <span '
+            f'class="quiet">{html.escape(stage["name"])}'
+            '</span>'
+            for stage in stages
+        )
         status = f'Greedy accuracy on held-out problems: {steps}'
     elif records:
         status = f'In progress: stage {html.escape(str(records[-1]["stage"]))}, step {html.escape(str(records[-1]["step"]))}.'
@@ -110,13 +137,21 @@ def _results(stages: Sequence[Mapping[str, Any]]) -> str:
         return ''
     rows = []
     for stage in stages:
-        cells = [html.escape(str(stage['name'])), _accuracy(stage, 'accuracy', 'ci95'),
-                 _accuracy(stage, 'sampled_accuracy', 'sampled_ci95'), pages.number(stage.get('mean_length'), 1),
-                 pages.number(stage.get('problems'), 0), pages.number(stage.get('seconds'), 1)]
+        cells = [
+            html.escape(str(stage['name'])),
+            _accuracy(stage, 'accuracy', 'ci95'),
+            _accuracy(stage, 'sampled_accuracy', 'sampled_ci95'),
+            pages.number(stage.get('mean_length'), 1),
+            pages.number(stage.get('problems'), 0),
+            pages.number(stage.get('seconds'), 1),
+        ]
         rows.append(cells)
     head = ('stage', 'greedy', 'sampled', 'mean length', 'problems', 'seconds')
-    return pages.section('Results', pages.table(head, rows, numeric=True)
-                         + '<p class="quiet">Intervals are 95 %. Length is in tokens.</p>')
+    return pages.section(
+        'Results',
+        pages.table(head, rows, numeric=True)
+        + '<p class="quiet">Intervals are 95 %. Length is in tokens.</p>',
+    )
 
 
 def _accuracy(stage: Mapping[str, Any], key: str, interval: str) -> str:
@@ -127,26 +162,38 @@ def _accuracy(stage: Mapping[str, Any], key: str, interval: str) -> str:
 def _examples(examples: Sequence[Mapping[str, Any]]) -> str:
     cards = []
     for example in examples:
-        answers = ''.join(f'<dt>{html.escape(str(stage))}</dt><dd><pre>{_text(answer)}</pre></dd>'
-                          for stage, answer in (example.get('answers') or {}).items())
+        answers = ''.join(
+            f'<dt>{html.escape(str(stage))}</dt><dd><pre>{_text(answer)}</pre></dd>'
+            for stage, answer in (example.get('answers') or {}).items()
+        )
         solution = ''
         if example.get('solution') is not None:
             solution = f'<dt>solution</dt><dd><pre>{_text(example["solution"])}</pre></dd>'
-        cards.append(f'<article><pre class="prompt">{_text(example.get("prompt"))}</pre>'
-                     f'<dl>{solution}{answers}</dl></article>')
+        cards.append(
+            f'<article><pre class="prompt">{_text(example.get("prompt"))}</pre>'
+            f'<dl>{solution}{answers}</dl></article>'
+        )
     return pages.section('The same problem, before and after', ''.join(cards)) if cards else ''
 
 
 def _completions(paths: Sequence[pathlib.Path]) -> str:
     if not paths:
         return ''
-    picked = sorted({round(i * (len(paths) - 1) / max(1, COMPLETION_FILES - 1)) for i in range(COMPLETION_FILES)})
+    picked = sorted(
+        {
+            round(i * (len(paths) - 1) / max(1, COMPLETION_FILES - 1))
+            for i in range(COMPLETION_FILES)
+        }
+    )
     blocks = []
     for index in picked:
         try:
             table = pq.read_table(paths[index])
         except (pa.ArrowException, OSError) as error:
-            blocks.append(f'<p>{html.escape(paths[index].name)} cannot be read: {html.escape(one_line(str(error)))}</p>')
+            blocks.append(
+                f'<p>{html.escape(paths[index].name)} cannot be read: '
+                f'{html.escape(one_line(str(error)))}</p>'
+            )
             continue
         rows = table.slice(0, COMPLETION_ROWS).to_pylist()
         if not rows:
@@ -155,18 +202,31 @@ def _completions(paths: Sequence[pathlib.Path]) -> str:
         cells = [[_value(row[name]) for name in names] for row in rows]
         stage = f'{html.escape(str(rows[0]["stage"]))}, ' if 'stage' in rows[0] else ''
         is_last = index == picked[-1]
-        blocks.append(f'<details{" open" if is_last else ""}><summary>{stage}step {html.escape(str(rows[0].get("step")))} '
-                      f'<span class="quiet">{len(rows)} of {table.num_rows} completions</span></summary>'
-                      + pages.table([html.escape(name) for name in names], cells) + '</details>')
+        blocks.append(
+            f'<details{" open" if is_last else ""}><summary>{stage}step '
+            f'{html.escape(str(rows[0].get("step")))} '
+            f'<span class="quiet">{len(rows)} of {table.num_rows} completions</span></summary>'
+            + pages.table([html.escape(name) for name in names], cells)
+            + '</details>'
+        )
     return pages.section('Sampled completions', ''.join(blocks))
 
 
 def _settings(title: str, tree: Any) -> str:
     if not tree:
         return ''
-    rows = [[f'<code>{html.escape(text)}</code>' for text in (path, json.dumps(value, ensure_ascii=False))]
-            for path, value in _flat('', tree)]
-    return pages.section(title, f'<details><summary>{len(rows)} settings</summary>{pages.table(("key", "value"), rows)}</details>')
+    rows = [
+        [
+            f'<code>{html.escape(text)}</code>'
+            for text in (path, json.dumps(value, ensure_ascii=False))
+        ]
+        for path, value in _flat('', tree)
+    ]
+    return pages.section(
+        title,
+        f'<details><summary>{len(rows)} '
+        f'settings</summary>{pages.table(("key", "value"), rows)}</details>',
+    )
 
 
 def _flat(path: str, tree: Any) -> Iterable[tuple[str, Any]]:
@@ -195,18 +255,24 @@ def _value(value: Any) -> str:
 
 
 class _Axis:
-    """The stages side by side, each as wide as the next: sixty steps of one must be as readable as a thousand of another.
+    """The stages side by side, each as wide as the next: sixty steps of one must be as readable as
+    a thousand of another.
 
-    A stage spans the positions `start` (its step 0) to `start + 1` (its last step). One that has only step 0, such as an
-    evaluation before any training, takes no room. Only stages with one of `keys` are there.
+    A stage spans the positions `start` (its step 0) to `start + 1` (its last step). One that has
+    only step 0, such as an evaluation before any training, takes no room. Only stages with one of
+    `keys` are there.
     """
 
     def __init__(self, records: Sequence[Mapping[str, Any]], keys: Sequence[str]):
-        shown = {record['stage'] for record in records if any(_finite(record.get(key)) for key in keys)}
+        shown = {
+            record['stage'] for record in records if any(_finite(record.get(key)) for key in keys)
+        }
         self.steps: dict[str, int] = {}
         for record in records:
             if record['stage'] in shown:
-                self.steps[record['stage']] = max(self.steps.get(record['stage'], 0), record['step'])
+                self.steps[record['stage']] = max(
+                    self.steps.get(record['stage'], 0), record['step']
+                )
         self.start: dict[str, int] = {}
         self.width = 0
         for stage, steps in self.steps.items():
@@ -215,13 +281,23 @@ class _Axis:
         self._records = records
 
     def series(self, keys: Sequence[str], stage: str | None = None) -> np.ndarray:
-        """[N, 1 + len(keys)]: position and values of the records that have the first key; nan where one lacks another."""
-        rows = [(self.start[r['stage']] + r['step'] / max(self.steps[r['stage']], 1), *(r.get(key) for key in keys))
-                for r in self._records if _finite(r.get(keys[0])) and stage in (None, r['stage'])]
-        return np.array([[x if _finite(x) else math.nan for x in row] for row in rows]).reshape(-1, 1 + len(keys))
+        """[N, 1 + len(keys)]: position and values of the records that have the first key; nan where
+        one lacks another."""
+        rows = [
+            (
+                self.start[r['stage']] + r['step'] / max(self.steps[r['stage']], 1),
+                *(r.get(key) for key in keys),
+            )
+            for r in self._records
+            if _finite(r.get(keys[0])) and stage in (None, r['stage'])
+        ]
+        return np.array([[x if _finite(x) else math.nan for x in row] for row in rows]).reshape(
+            -1, 1 + len(keys)
+        )
 
     def ticks(self) -> tuple[list[float], list[str]]:
-        """Positions and labels: the first, middle and last step of a stage; of many stages only the last."""
+        """Positions and labels: the first, middle and last step of a stage; of many stages only the
+        last."""
         positions, labels = [0.0], ['0']
         for stage, steps in self.steps.items():
             if not steps:
@@ -230,7 +306,11 @@ class _Axis:
                 positions.append(self.start[stage] + steps // 2 / steps)
                 labels.append(str(steps // 2))
             positions.append(self.start[stage] + 1.0)
-            labels.append(f'{steps} | 0' if self.width <= 3 and self.start[stage] + 1 < self.width else str(steps))
+            labels.append(
+                f'{steps} | 0'
+                if self.width <= 3 and self.start[stage] + 1 < self.width
+                else str(steps)
+            )
         return positions, labels
 
 
@@ -245,10 +325,18 @@ def _thin(series: np.ndarray) -> np.ndarray:
 
 
 def _curves(records: Sequence[Mapping[str, Any]]) -> str:
-    phases = list(dict.fromkeys(name for record in records for name in record if name.startswith('time/')))
-    times = Chart('Time per step, seconds', tuple(Curve(name, name[len('time/'):]) for name in phases), stacked=True)
+    phases = list(
+        dict.fromkeys(name for record in records for name in record if name.startswith('time/'))
+    )
+    times = Chart(
+        'Time per step, seconds',
+        tuple(Curve(name, name[len('time/') :]) for name in phases),
+        stacked=True,
+    )
     drawn = [svg for chart in (*CHARTS, times) if (svg := _draw(chart, records))]
-    return pages.section('Curves', '<div class="charts">' + ''.join(drawn) + '</div>') if drawn else ''
+    return (
+        pages.section('Curves', '<div class="charts">' + ''.join(drawn) + '</div>') if drawn else ''
+    )
 
 
 def _draw(chart: Chart, records: Sequence[Mapping[str, Any]]) -> str:
@@ -263,23 +351,46 @@ def _draw(chart: Chart, records: Sequence[Mapping[str, Any]]) -> str:
         (_stack if chart.stacked else _lines)(plot, present, axis)
         _frame(plot, chart, axis)
         if len(present) > 1:
-            plot.legend(frameon=False, fontsize=9, ncols=min(len(present), 5), loc='lower left', bbox_to_anchor=(0, 1.0),
-                        borderpad=0, handlelength=1.2, handletextpad=0.5, columnspacing=1.2)
+            plot.legend(
+                frameon=False,
+                fontsize=9,
+                ncols=min(len(present), 5),
+                loc='lower left',
+                bbox_to_anchor=(0, 1.0),
+                borderpad=0,
+                handlelength=1.2,
+                handletextpad=0.5,
+                columnspacing=1.2,
+            )
         return pages.figure(chart.title, figure)
 
 
 def _lines(plot: Any, curves: Sequence[Curve], axis: _Axis) -> None:
     for curve, colour in zip(curves, pages.COLOURS):
         keys = [key for key in (curve.key, curve.low, curve.high) if key]
-        # Evaluations are one story through all stages; what is measured in training is another quantity in each.
-        pieces = [axis.series(keys, stage) for stage in ([None] if curve.key.startswith('eval_') else axis.steps)]
+        # Evaluations are one story through all stages; what is measured in training is another
+        # quantity in each.
+        pieces = [
+            axis.series(keys, stage)
+            for stage in ([None] if curve.key.startswith('eval_') else axis.steps)
+        ]
         label = curve.label
         for piece in (_thin(piece) for piece in pieces if len(piece)):
             marker = 'o' if len(piece) <= 30 else None
-            plot.plot(piece[:, 0], piece[:, 1], color=colour, marker=marker, markersize=3, linewidth=1.5, label=label)
+            plot.plot(
+                piece[:, 0],
+                piece[:, 1],
+                color=colour,
+                marker=marker,
+                markersize=3,
+                linewidth=1.5,
+                label=label,
+            )
             label = None  # one entry in the legend for all pieces
             if curve.low:
-                plot.fill_between(piece[:, 0], piece[:, 2], piece[:, 3], color=colour, alpha=0.2, linewidth=0)
+                plot.fill_between(
+                    piece[:, 0], piece[:, 2], piece[:, 3], color=colour, alpha=0.2, linewidth=0
+                )
 
 
 def _stack(plot: Any, curves: Sequence[Curve], axis: _Axis) -> None:
@@ -291,8 +402,14 @@ def _stack(plot: Any, curves: Sequence[Curve], axis: _Axis) -> None:
         for number, phase in enumerate(phases):
             seconds[np.searchsorted(positions, phase[:, 0]), number] = phase[:, 1]
         values = _thin(np.column_stack([positions, seconds]))
-        plot.stackplot(values[:, 0], values[:, 1:].T, labels=[] if labelled else [curve.label for curve in curves],
-                       colors=pages.COLOURS[:len(curves)], alpha=0.75, linewidth=0)
+        plot.stackplot(
+            values[:, 0],
+            values[:, 1:].T,
+            labels=[] if labelled else [curve.label for curve in curves],
+            colors=pages.COLOURS[: len(curves)],
+            alpha=0.75,
+            linewidth=0,
+        )
         labelled = True
 
 
@@ -310,5 +427,13 @@ def _frame(plot: Any, chart: Chart, axis: _Axis) -> None:
         if start:
             plot.axvline(start, color=pages.INK, linewidth=0.8, linestyle=(0, (3, 3)))
         if axis.steps[stage]:
-            plot.annotate(f'{stage} step' if axis.width <= 3 else stage, (start + 0.5, 0), (0, -20), ha='center',
-                          va='top', xycoords=('data', 'axes fraction'), textcoords='offset points', fontsize=9)
+            plot.annotate(
+                f'{stage} step' if axis.width <= 3 else stage,
+                (start + 0.5, 0),
+                (0, -20),
+                ha='center',
+                va='top',
+                xycoords=('data', 'axes fraction'),
+                textcoords='offset points',
+                fontsize=9,
+            )

@@ -61,7 +61,8 @@ class RowView(NamedTuple):
     Attributes:
       read: per model; of prompts that an equal number of adjacent rows share, or one of each row.
       start, first: per model [R] int32, as in `PromptCache`.
-      uniform: [R, C, 2] float32, the numbers that each token of the rows' completions is drawn by; None where decoding is greedy.
+      uniform: [R, C, 2] float32, the numbers that each token of the rows' completions is drawn by;
+        None where decoding is greedy.
     """
 
     read: tuple[PromptCache, ...]
@@ -72,17 +73,28 @@ class RowView(NamedTuple):
 
 def of_rows(read: PromptCache, prompt_R: jax.Array) -> PromptCache:
     """The prompts of each row."""
-    return PromptCache([taken(cache, prompt_R) for cache in read.cache], read.mask[prompt_R], read.start[prompt_R], read.first[prompt_R])
+    return PromptCache(
+        [taken(cache, prompt_R) for cache in read.cache],
+        read.mask[prompt_R],
+        read.start[prompt_R],
+        read.first[prompt_R],
+    )
 
 
-def run(fixed: DecodeConstants, view: RowView, s: Progress, go_on: Callable[[Progress], jax.Array]) -> Progress:
+def run(
+    fixed: DecodeConstants, view: RowView, s: Progress, go_on: Callable[[Progress], jax.Array]
+) -> Progress:
     """Steps while `go_on(state)`; a row that has ended draws nothing and writes nothing."""
     return jax.lax.while_loop(go_on, lambda s: advance(fixed, view, s), s)
 
 
 def grown(s: Progress, length: int) -> Progress:
     """Own caches with room for `length` tokens."""
-    return s.replace(own=jax.tree.map(lambda cache: decoding.placed(decoding.grown(cache, length)), s.own, is_leaf=is_cache))
+    return s.replace(
+        own=jax.tree.map(
+            lambda cache: decoding.placed(decoding.grown(cache, length)), s.own, is_leaf=is_cache
+        )
+    )
 
 
 def advance(fixed: DecodeConstants, view: RowView, s: Progress) -> Progress:
@@ -92,10 +104,19 @@ def advance(fixed: DecodeConstants, view: RowView, s: Progress) -> Progress:
     z, own = [], []
     models = zip(fixed.configs, fixed.params, view.read, view.start, view.first, s.own, strict=True)
     for config, params, read, start, first, caches in models:
-        attention = decoding.decode(config, read.cache, read.mask, s.time if fixed.aligned else s.step)
+        attention = decoding.decode(
+            config, read.cache, read.mask, s.time if fixed.aligned else s.step
+        )
         # Prompts of different models may end in different tokens.
         last = jnp.where(s.step == 0, first, s.last) if z else s.last
-        out = forward(params, config, last[:, None], (start + s.step)[:, None], attention, cache=list(enumerate(caches)))
+        out = forward(
+            params,
+            config,
+            last[:, None],
+            (start + s.step)[:, None],
+            attention,
+            cache=list(enumerate(caches)),
+        )
         z_RxV = logits(params, config, out.hidden[:, 0])
         z.append(z_RxV if scale == 1 else z_RxV / scale)
         own.append([cache for _, cache in out.cache])
@@ -114,11 +135,16 @@ def advance(fixed: DecodeConstants, view: RowView, s: Progress) -> Progress:
             uniform_Rx2 = jnp.take_along_axis(view.uniform, s.step[:, None, None], axis=1)[:, 0]
         token_R = drawing.draw(mass, uniform_Rx2)
     token_R, forced_R, memory = _put(fixed, token_R, s)
-    return _record(fixed, s, token_R, forced_R, policy).replace(time=s.time + 1, memory=memory, own=own)
+    return _record(fixed, s, token_R, forced_R, policy).replace(
+        time=s.time + 1, memory=memory, own=own
+    )
 
 
-def _put(fixed: DecodeConstants, token_R: jax.Array, s: Progress) -> tuple[jax.Array, jax.Array, tuple]:
-    """What forcings make of the drawn tokens, in turn: tokens, whether they were put, and what each remembers."""
+def _put(
+    fixed: DecodeConstants, token_R: jax.Array, s: Progress
+) -> tuple[jax.Array, jax.Array, tuple]:
+    """What forcings make of the drawn tokens, in turn: tokens, whether they were put, and what each
+    remembers."""
     forced_R, memory = jnp.zeros_like(s.done), []
     for force, remembered in zip(fixed.sampling.forcing, s.memory, strict=True):
         put_R, after = force(token_R, s, remembered)
@@ -127,14 +153,22 @@ def _put(fixed: DecodeConstants, token_R: jax.Array, s: Progress) -> tuple[jax.A
     return token_R, forced_R, tuple(memory)
 
 
-def _record(fixed: DecodeConstants, s: Progress, token_R: jax.Array, forced_R: jax.Array, policy: drawing.Distribution) -> Progress:
+def _record(
+    fixed: DecodeConstants,
+    s: Progress,
+    token_R: jax.Array,
+    forced_R: jax.Array,
+    policy: drawing.Distribution,
+) -> Progress:
     C, eos, stop = s.tokens.shape[1], fixed.sampling.eos_ids, fixed.sampling.stop
     active = ~s.done
     tail = jnp.concatenate([s.tail[:, 1:], token_R[:, None]], axis=1) if stop else s.tail
     ends = jnp.isin(token_R, jnp.asarray(eos, jnp.int32)) if eos else jnp.zeros_like(active)
     late_enough = s.step >= fixed.sampling.min_tokens
     for sequence in stop:
-        ends |= late_enough & jnp.all(tail[:, -len(sequence) :] == jnp.asarray(sequence, jnp.int32), axis=1)
+        ends |= late_enough & jnp.all(
+            tail[:, -len(sequence) :] == jnp.asarray(sequence, jnp.int32), axis=1
+        )
     step = s.step + active
 
     def write(into_RxC: jax.Array, new_R: jax.Array, behind: Any) -> jax.Array:

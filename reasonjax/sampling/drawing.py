@@ -1,4 +1,5 @@
-"""How a token is drawn, and what is said of it: one pass over the vocabulary for probabilities, log-prob and entropy."""
+"""How a token is drawn, and what is said of it: one pass over the vocabulary for probabilities,
+log-prob and entropy."""
 
 from typing import NamedTuple
 
@@ -21,7 +22,9 @@ class Distribution(NamedTuple):
 
     def logprob(self, tokens_B: jax.Array) -> jax.Array:
         """[B] float32, log-probability of each row's token in nats."""
-        return jnp.take_along_axis(self.below, tokens_B[:, None], axis=-1)[:, 0] - jnp.log(self.total)
+        return jnp.take_along_axis(self.below, tokens_B[:, None], axis=-1)[:, 0] - jnp.log(
+            self.total
+        )
 
     def entropy(self) -> jax.Array:
         """[B] float32, in nats. Both terms are positive, so that nothing cancels."""
@@ -42,11 +45,12 @@ def uniforms(keys_B: jax.Array) -> jax.Array:
 
 
 def draw(mass_BxV: jax.Array, uniform_Bx2: jax.Array) -> jax.Array:
-    """One token per row, with probability in proportion to its mass; one without mass is never drawn.
+    """One token per row, with probability in proportion to its mass; one without mass is never
+    drawn.
 
-    The inverse of the distribution function, in two levels: a block of about sqrt(V) tokens by the first number, a token of it by the
-    second. A sum over a large vocabulary in float32 would be too coarse for rare tokens; a block's is not, and the second number is spread
-    over the block alone.
+    The inverse of the distribution function, in two levels: a block of about sqrt(V) tokens by the
+    first number, a token of it by the second. A sum over a large vocabulary in float32 would be too
+    coarse for rare tokens; a block's is not, and the second number is spread over the block alone.
 
     Args:
       mass_BxV: float32, not negative; not all zero.
@@ -68,5 +72,8 @@ def _chosen(mass_BxN: jax.Array, uniform_B: jax.Array) -> jax.Array:
     """The first whose cumulated mass exceeds the share `uniform_B` of the whole."""
     up_to_BxN = jnp.cumsum(mass_BxN, axis=-1)
     beyond_BxN = up_to_BxN > uniform_B[:, None] * up_to_BxN[:, -1:]
-    # Cumulated in some other order than one by one, rounding can show a step where no mass is: such are passed over.
-    return jnp.argmax(jnp.where(mass_BxN > 0, beyond_BxN.astype(jnp.int32), -1), axis=-1).astype(jnp.int32)
+    # Cumulated in some other order than one by one, rounding can show a step where no mass is: such
+    # are passed over.
+    return jnp.argmax(jnp.where(mass_BxN > 0, beyond_BxN.astype(jnp.int32), -1), axis=-1).astype(
+        jnp.int32
+    )

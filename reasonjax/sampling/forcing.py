@@ -1,8 +1,10 @@
-"""Tokens that are put rather than drawn: spans at a place or behind a token, and the length of thinking.
+"""Tokens that are put rather than drawn: spans at a place or behind a token, and the length of
+thinking.
 
-A forcing is called after each draw: `(drawn [R] int32, state, memory) -> (tokens [R] int32, memory)`, where -1 leaves what was drawn;
-`init(R)` gives the memory of R fresh rows, arrays with rows in front. The log-prob recorded of a token that was put is the policy's of it,
-and `Rollout.forced` says which they are: no policy gradient should run through them.
+A forcing is called after each draw: `(drawn [R] int32, state, memory) -> (tokens [R] int32,
+memory)`, where -1 leaves what was drawn; `init(R)` gives the memory of R fresh rows, arrays with
+rows in front. The log-prob recorded of a token that was put is the policy's of it, and
+`Rollout.forced` says which they are: no policy gradient should run through them.
 """
 
 import dataclasses
@@ -45,22 +47,34 @@ class Span:
         if not self.tokens:
             raise UserError('forced span: it has no tokens.')
         if (self.place < 0) == (self.behind < 0):
-            raise UserError(f'forced span: give place (got {self.place}) or behind (got {self.behind}), one of them.')
+            raise UserError(
+                f'forced span: give place (got {self.place}) or behind (got {self.behind}), one of '
+                'them.'
+            )
         if self.behind == self.tokens[-1]:
-            raise UserError(f'forced span: it ends in the token {self.behind} that it follows, and would never stop.')
+            raise UserError(
+                f'forced span: it ends in the token {self.behind} that it follows, and would never '
+                'stop.'
+            )
 
     def init(self, rows: int) -> jax.Array:
         return jnp.zeros(rows, jnp.int32)
 
-    def __call__(self, drawn_R: jax.Array, state: Progress, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
-        due_R = state.step == self.place if self.place >= 0 else (state.last == self.behind) & (state.step > 0)
+    def __call__(
+        self, drawn_R: jax.Array, state: Progress, memory: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        due_R = (
+            state.step == self.place
+            if self.place >= 0
+            else (state.last == self.behind) & (state.step > 0)
+        )
         return _next(jnp.where((memory == 0) & due_R, 1, memory), self.tokens)
 
 
 @dataclasses.dataclass(frozen=True)
 class Thinking:
-    """Budget forcing: thinking that ends too early is extended, thinking that is too long is ended (Muennighoff et al. 2025,
-    arXiv:2501.19393, section 3.1).
+    """Budget forcing: thinking that ends too early is extended, thinking that is too long is ended
+    (Muennighoff et al. 2025, arXiv:2501.19393, section 3.1).
 
     Attributes:
       ends: tokens that end the thinking when drawn.
@@ -80,18 +94,23 @@ class Thinking:
         if not self.ends:
             raise UserError('thinking: no token ends it.')
         if self.budget < 0 or self.times < 0:
-            raise UserError(f'thinking: budget={self.budget} and times={self.times} must be 0 (off) or more.')
+            raise UserError(
+                f'thinking: budget={self.budget} and times={self.times} must be 0 (off) or more.'
+            )
         if self.budget and not self.closing:
             raise UserError(f'thinking: budget={self.budget} needs the tokens that close it.')
         if self.times and not self.extension:
             raise UserError(f'thinking: times={self.times} needs the tokens of the extension.')
 
     def init(self, rows: int) -> dict[str, jax.Array]:
-        """`over`: no longer thinking; `used`: extensions so far; `extending`, `closing`: the place in the span that is being put, or 0."""
+        """`over`: no longer thinking; `used`: extensions so far; `extending`, `closing`: the place
+        in the span that is being put, or 0."""
         whole = {name: jnp.zeros(rows, jnp.int32) for name in ('used', 'extending', 'closing')}
         return whole | {'over': jnp.zeros(rows, bool)}
 
-    def __call__(self, drawn_R: jax.Array, state: Progress, memory: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, drawn_R: jax.Array, state: Progress, memory: dict[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         free = ~memory['over'] & (memory['extending'] == 0)
         ends = free & jnp.isin(drawn_R, jnp.asarray(self.ends))
         late = free & (state.step >= self.budget) if self.budget else jnp.zeros_like(free)

@@ -1,7 +1,9 @@
-"""Functions of logits that narrow or bend what may be drawn. Each has a neutral value at which it returns its input.
+"""Functions of logits that narrow or bend what may be drawn. Each has a neutral value at which it
+returns its input.
 
-A processor of the sampler is `(logits_RxV, state) -> logits_RxV`; the state is `rollout.slots.Progress`. What is here is what transformers
-has under the same names, prompt included where it includes it.
+A processor of the sampler is `(logits_RxV, state) -> logits_RxV`; the state is
+`rollout.slots.Progress`. What is here is what transformers has under the same names, prompt
+included where it includes it.
 """
 
 import dataclasses
@@ -30,8 +32,10 @@ class MinTokens:
 
 @dataclasses.dataclass(frozen=True)
 class RepetitionPenalty:
-    """Positive logits of tokens that prompt or completion have are divided by it, negative ones multiplied (Keskar et al. 2019,
-    arXiv:1909.05858, section 4.1, as transformers has it); 1 is off."""
+    """Positive logits of tokens that prompt or completion have are divided by it, negative ones
+    multiplied (Keskar et al. 2019, arXiv:1909.05858, section 4.1, as transformers has it); 1 is
+    off.
+    """
 
     penalty: float
 
@@ -51,7 +55,8 @@ class NoRepeatNgram:
     def __call__(self, logits_RxV: jax.Array, state: Progress) -> jax.Array:
         if not self.size:
             return logits_RxV
-        # Rows are laid so that they end in the last column: what is to be repeated is then in the same columns of all.
+        # Rows are laid so that they end in the last column: what is to be repeated is then in the
+        # same columns of all.
         text_RxT = jax.vmap(jnp.roll)(so_far(state), state.tokens.shape[1] - state.step)
         before, T = self.size - 1, text_RxT.shape[1]
         if T <= before:
@@ -59,12 +64,17 @@ class NoRepeatNgram:
         following_RxW = text_RxT[:, before:]
         matches = following_RxW >= 0
         for j in range(before):
-            matches &= (text_RxT[:, j : j + T - before] == text_RxT[:, T - before + j, None]) & (text_RxT[:, j : j + T - before] >= 0)
-        return jnp.where(_marked(logits_RxV, jnp.where(matches, following_RxW, -1)), REMOVED, logits_RxV)
+            matches &= (text_RxT[:, j : j + T - before] == text_RxT[:, T - before + j, None]) & (
+                text_RxT[:, j : j + T - before] >= 0
+            )
+        return jnp.where(
+            _marked(logits_RxV, jnp.where(matches, following_RxW, -1)), REMOVED, logits_RxV
+        )
 
 
 def so_far(state: Progress) -> jax.Array:
-    """[R, Tp + C] int32: the tokens of prompt and completion, adjacent; -1 in front of the prompt and behind what has been produced."""
+    """[R, Tp + C] int32: the tokens of prompt and completion, adjacent; -1 in front of the prompt
+    and behind what has been produced."""
     produced = jnp.arange(state.tokens.shape[1]) < state.step[:, None]
     return jnp.concatenate([state.prompt, jnp.where(produced, state.tokens, -1)], axis=1)
 
@@ -76,7 +86,9 @@ def _marked(logits_RxV: jax.Array, tokens_RxN: jax.Array) -> jax.Array:
     return jnp.zeros((R, V), bool).at[jnp.arange(R)[:, None], tokens_RxN].set(True, mode='drop')
 
 
-def truncate(logits_BxV: jax.Array, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> jax.Array:
+def truncate(
+    logits_BxV: jax.Array, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> jax.Array:
     """Applies top-k, then top-p, then min-p, as transformers does; removed tokens get -1e30."""
     logits_BxV = keep_top_k(logits_BxV, top_k)
     logits_BxV = keep_top_p(logits_BxV, top_p)
@@ -92,7 +104,8 @@ def keep_top_k(logits_BxV: jax.Array, k: int) -> jax.Array:
 
 
 def keep_top_p(logits_BxV: jax.Array, p: float) -> jax.Array:
-    """Keeps the smallest set of most likely tokens whose mass reaches p (Holtzman et al. 2020, arXiv:1904.09751); 1 keeps all."""
+    """Keeps the smallest set of most likely tokens whose mass reaches p (Holtzman et al. 2020,
+    arXiv:1904.09751); 1 keeps all."""
     if p >= 1:
         return logits_BxV
     order = jnp.argsort(-logits_BxV, axis=-1)
@@ -104,7 +117,10 @@ def keep_top_p(logits_BxV: jax.Array, p: float) -> jax.Array:
 
 
 def keep_min_p(logits_BxV: jax.Array, p: float) -> jax.Array:
-    """Keeps tokens at least p times as likely as the most likely one (Nguyen et al. 2024, arXiv:2407.01082); 0 keeps all."""
+    """Keeps tokens at least p times as likely as the most likely one (Nguyen et al. 2024,
+    arXiv:2407.01082); 0 keeps all."""
     if p <= 0:
         return logits_BxV
-    return jnp.where(logits_BxV < logits_BxV.max(axis=-1, keepdims=True) + jnp.log(p), REMOVED, logits_BxV)
+    return jnp.where(
+        logits_BxV < logits_BxV.max(axis=-1, keepdims=True) + jnp.log(p), REMOVED, logits_BxV
+    )

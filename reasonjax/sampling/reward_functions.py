@@ -1,12 +1,15 @@
-"""What a reward function is, which columns of a row it is given, and what is wrong with a row before anything is sampled for it.
+"""What a reward function is, which columns of a row it is given, and what is wrong with a row
+before anything is sampled for it.
 
-A function is called with what was sampled (`SAMPLED`), with the row's other columns by name, and with its knobs. No column of a row
-takes the place of any of these: the names are `RESERVED`, and a row that has one is refused. A row's own `prompt` and `completion` (its
-demonstration) are not passed.
+A function is called with what was sampled (`SAMPLED`), with the row's other columns by name, and
+with its knobs. No column of a row takes the place of any of these: the names are `RESERVED`, and a
+row that has one is refused. A row's own `prompt` and `completion` (its demonstration) are not
+passed.
 
 A function may say more about itself in two attributes, which are called with its knobs:
 
-* `needs(**knobs) -> names`: columns that it cannot do without, beside the parameters that have no default.
+* `needs(**knobs) -> names`: columns that it cannot do without, beside the parameters that have no
+  default.
 * `check_row(row, **knobs)`: raises UserError where it could never say anything sensible of a row.
 """
 
@@ -21,7 +24,8 @@ from reasonjax.errors import UserError, listing, nearest, show
 from reasonjax.sampling import reward_worker
 
 SAMPLED = ('prompts', 'completions', 'completion_ids', 'terminated', 'rendered_prompts')
-TRL_ONLY = ('trainer_state', 'log_extra', 'log_metric')  # what TRL passes beside columns, and reasonjax does not
+# what TRL passes beside columns, and reasonjax does not
+TRL_ONLY = ('trainer_state', 'log_extra', 'log_metric')
 RESERVED = (*SAMPLED, *TRL_ONLY)
 WITHHELD = ('prompt', 'completion')
 
@@ -31,9 +35,9 @@ class RewardSpec:
     """One reward function of a run.
 
     Attributes:
-      target: a name from `reasonjax.methods.rewards`, 'pkg.module:function', 'pkg.module.function', or the function
-        itself, also with its knobs bound by `functools.partial` as config resolution returns it. Workers must be able
-        to import it.
+      target: a name from `reasonjax.methods.rewards`, 'pkg.module:function', 'pkg.module.function',
+        or the function itself, also with its knobs bound by `functools.partial` as config
+        resolution returns it. Workers must be able to import it.
       knobs: keyword arguments of every call.
       weight: factor in the total.
     """
@@ -44,7 +48,8 @@ class RewardSpec:
 
 
 def load(spec: RewardSpec, key: str) -> RewardSpec:
-    """Imports the target; moves knobs out of a partial, so that workers can import the function and bind them again.
+    """Imports the target; moves knobs out of a partial, so that workers can import the function and
+    bind them again.
 
     Raises:
       UserError: there is no such function, or its parameters are none that it can be called with.
@@ -52,22 +57,36 @@ def load(spec: RewardSpec, key: str) -> RewardSpec:
     if isinstance(spec.target, str):
         spec = dataclasses.replace(spec, target=reward_worker.load(spec.target, key))
     elif isinstance(spec.target, functools.partial) and not spec.target.args:
-        spec = dataclasses.replace(spec, target=spec.target.func, knobs={**spec.target.keywords, **spec.knobs})
+        spec = dataclasses.replace(
+            spec, target=spec.target.func, knobs={**spec.target.keywords, **spec.knobs}
+        )
     is_async = inspect.iscoroutinefunction(spec.target) or inspect.isasyncgenfunction(spec.target)
     if is_async or inspect.isgeneratorfunction(spec.target):
         kind = 'async' if is_async else 'a generator'
-        raise UserError(f'{key}: {describe(spec.target)} is {kind}, and has to be a function that returns a list of numbers.')
+        raise UserError(
+            f'{key}: {describe(spec.target)} is {kind}, and has to be a function that returns a '
+            'list of numbers.'
+        )
     for parameter in _read_parameters(spec, key):
         name = parameter.name
         gathers = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if gathers or parameter.default is not parameter.empty or name in spec.knobs:
             continue
         if parameter.kind is parameter.POSITIONAL_ONLY:
-            raise UserError(f'{key}: {describe(spec.target)} takes "{name}" by position only, and all is passed by name; drop "/".')
+            raise UserError(
+                f'{key}: {describe(spec.target)} takes "{name}" by position only, and all is '
+                'passed by name; drop "/".'
+            )
         if name in TRL_ONLY:
-            raise UserError(f'{key}: {describe(spec.target)} takes "{name}", which is not passed here; give it a default.')
+            raise UserError(
+                f'{key}: {describe(spec.target)} takes "{name}", which is not passed here; give it '
+                'a default.'
+            )
         if name in WITHHELD:
-            raise UserError(f'{key}: {describe(spec.target)} takes "{name}", which is not passed; what was sampled is "{name}s".')
+            raise UserError(
+                f'{key}: {describe(spec.target)} takes "{name}", which is not passed; what was '
+                f'sampled is "{name}s".'
+            )
     return spec
 
 
@@ -87,8 +106,10 @@ def find_address(function: Callable, key: str) -> str:
         if reward_worker.member(importlib.import_module(module), name) is function:
             return f'{module}:{name}'
     raise UserError(
-        f'{key}: worker processes cannot import {describe(function)}, which is defined in a notebook, in the main script '
-        'or inside another function. Put it at the top level of a module and name that, or set workers=0 to run it in '
+        f'{key}: worker processes cannot import {describe(function)}, which is defined in a '
+        'notebook, in the main script '
+        'or inside another function. Put it at the top level of a module and name that, or set '
+        'workers=0 to run it in '
         'this process, without limits of time and memory.'
     )
 
@@ -97,24 +118,40 @@ def _read_parameters(spec: RewardSpec, key: str) -> list[inspect.Parameter]:
     try:
         return list(inspect.signature(spec.target).parameters.values())
     except (TypeError, ValueError) as error:
-        raise UserError(f'{key}: {describe(spec.target)} does not tell its parameters ({error}); wrap it in a function.') from error
+        raise UserError(
+            f'{key}: {describe(spec.target)} does not tell its parameters ({error}); wrap it in a '
+            'function.'
+        ) from error
 
 
 def list_parameters(spec: RewardSpec, key: str) -> set[str]:
     """The parameters that a function has by name, knobs included."""
-    return {p.name for p in _read_parameters(spec, key) if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {
+        p.name
+        for p in _read_parameters(spec, key)
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
 
 
 def list_required(spec: RewardSpec, key: str) -> set[str]:
     """The columns that a function cannot do without."""
     needs = set(spec.target.needs(**spec.knobs)) if hasattr(spec.target, 'needs') else set()
-    without = {p.name for p in _read_parameters(spec, key) if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    without = {
+        p.name
+        for p in _read_parameters(spec, key)
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
     return (needs | without) - set(spec.knobs) - set(SAMPLED)
 
 
 def _list_knobs(spec: RewardSpec, key: str) -> set[str]:
-    keyword_only = {p.name for p in _read_parameters(spec, key) if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
-    return (keyword_only | set(spec.knobs)) - set(SAMPLED)  # what was sampled takes the place of a default
+    keyword_only = {
+        p.name
+        for p in _read_parameters(spec, key)
+        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
+    }
+    # what was sampled takes the place of a default
+    return (keyword_only | set(spec.knobs)) - set(SAMPLED)
 
 
 def select_columns(spec: RewardSpec, data: Mapping[str, Any], key: str) -> tuple[str, ...]:
@@ -133,14 +170,22 @@ def select_columns(spec: RewardSpec, data: Mapping[str, Any], key: str) -> tuple
 
 def _clash(spec: RewardSpec, key: str, name: str) -> UserError:
     meant = 'Where the parameter is meant to be the column, put it before the "*".'
-    return UserError(f'{key}: "{name}" is a knob of {describe(spec.target)} and a column of the data; {_rename(name)} {meant}')
+    return UserError(
+        f'{key}: "{name}" is a knob of {describe(spec.target)} and a column of the data; '
+        f'{_rename(name)} {meant}'
+    )
 
 
-def missing_column(spec: RewardSpec, key: str, name: str, names: Iterable[str], where: str = '') -> UserError:
+def missing_column(
+    spec: RewardSpec, key: str, name: str, names: Iterable[str], where: str = ''
+) -> UserError:
     """The error of a function whose column is not there."""
     names = list(map(str, names))
     hint = '' if name in names else nearest(name, names)
-    return UserError(f'{key}: {describe(spec.target)} needs a column "{name}"{where}.{hint} There are: {listing(names)}.')
+    return UserError(
+        f'{key}: {describe(spec.target)} needs a column "{name}"{where}.{hint} There are: '
+        f'{listing(names)}.'
+    )
 
 
 def _rename(name: str) -> str:
@@ -148,14 +193,19 @@ def _rename(name: str) -> str:
 
 
 def make_row_check(functions: Mapping[str, RewardSpec]) -> Callable[[Mapping[str, Any]], None]:
-    """Returns what raises UserError for a row that reward functions cannot be given, or cannot say anything sensible of.
+    """Returns what raises UserError for a row that reward functions cannot be given, or cannot say
+    anything sensible of.
 
     Args:
       functions: reward key -> what to run; loaded.
     """
-    knobs = {knob: key for key, spec in functions.items() for knob in _list_knobs(spec, f'rewards.{key}')}
+    knobs = {
+        knob: key for key, spec in functions.items() for knob in _list_knobs(spec, f'rewards.{key}')
+    }
     checks = [
-        functools.partial(spec.target.check_row, **{**_list_defaults(spec, f'rewards.{key}'), **spec.knobs})
+        functools.partial(
+            spec.target.check_row, **{**_list_defaults(spec, f'rewards.{key}'), **spec.knobs}
+        )
         for key, spec in functions.items()
         if hasattr(spec.target, 'check_row')
     ]
@@ -163,7 +213,10 @@ def make_row_check(functions: Mapping[str, RewardSpec]) -> Callable[[Mapping[str
     def check(row: Mapping[str, Any]) -> None:
         for name in row:
             if not isinstance(name, str):
-                raise UserError(f'column {show(name)}: columns are passed by name, and this one is of type {type(name).__name__}.')
+                raise UserError(
+                    f'column {show(name)}: columns are passed by name, and this one is of type '
+                    f'{type(name).__name__}.'
+                )
             if name in RESERVED:
                 given = f'what reward functions are given beside columns ({", ".join(RESERVED)})'
                 raise UserError(f'column "{name}" has the name of {given}; {_rename(name)}')
@@ -176,4 +229,8 @@ def make_row_check(functions: Mapping[str, RewardSpec]) -> Callable[[Mapping[str
 
 
 def _list_defaults(spec: RewardSpec, key: str) -> dict[str, Any]:
-    return {p.name: p.default for p in _read_parameters(spec, key) if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+    return {
+        p.name: p.default
+        for p in _read_parameters(spec, key)
+        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
+    }

@@ -1,4 +1,5 @@
-"""What runs inside a reward worker: load functions by name, call them, and turn whatever they do wrong into data.
+"""What runs inside a reward worker: load functions by name, call them, and turn whatever they do
+wrong into data.
 
 Imported by every worker process, so it stays light: the standard library and NumPy, never jax.
 """
@@ -24,7 +25,9 @@ from reasonjax.errors import UserError, nearest, show
 from reasonjax.terminal import printable
 
 OWN = 'reasonjax.methods.rewards'
-OUT_OF_MEMORY, WORN_OUT = 71, 72  # exit statuses of a worker that was refused memory: by a sample alone, or with what others have left
+# exit statuses of a worker that was refused memory: by a sample alone, or with what others have
+# left
+OUT_OF_MEMORY, WORN_OUT = 71, 72
 LARGEST = 1e18  # a reward; squares of larger ones, which deviations need, have no place in float32
 PRINTED = 10_000  # characters of a job's output that are shown
 LONGEST = 2000  # characters of an exception's text, or of a line of its traceback, that are
@@ -34,8 +37,8 @@ class Failure(NamedTuple):
     """Why there is no number.
 
     Attributes:
-      kind: 'errors' (raised, died, or returned something else), 'timeouts', 'nan' (nan, infinite, or beyond `LARGEST`),
-        or 'config' where no sample is to blame.
+      kind: 'errors' (raised, died, or returned something else), 'timeouts', 'nan' (nan, infinite,
+        or beyond `LARGEST`), or 'config' where no sample is to blame.
       text: what happened, to follow the function's name.
       trace: the end of the traceback, if there is one.
     """
@@ -45,16 +48,20 @@ class Failure(NamedTuple):
     trace: str = ''
 
 
-Outcome = list | Failure  # of a call: per sample a float, None or Failure; or the failure of the whole call
+# of a call: per sample a float, None or Failure; or the failure of the whole call
+Outcome = list | Failure
 _functions: dict[str, Callable] = {}  # filled once, when the worker process starts
-_worn = float('inf')  # bytes from which on a worker holds more than it did then, by so much that a sample may suffer from it
+# bytes from which on a worker holds more than it did then, by so much that a sample may suffer from
+# it
+_worn = float('inf')
 
 
 def load(target: str, key: str) -> Callable:
     """Imports a reward function.
 
     Args:
-      target: 'pkg.module:function', 'pkg.module.function', or the bare name of one in `reasonjax.methods.rewards`.
+      target: 'pkg.module:function', 'pkg.module.function', or the bare name of one in
+        `reasonjax.methods.rewards`.
       key: the config key, for error messages.
 
     Raises:
@@ -68,7 +75,11 @@ def load(target: str, key: str) -> Callable:
         raise UserError(f'{key}: cannot import "{module_name}": {error}.') from error
     function = member(module, name)
     if not callable(function):
-        known = [n for n, value in vars(module).items() if inspect.isfunction(value) and not n.startswith('_')]
+        known = [
+            n
+            for n, value in vars(module).items()
+            if inspect.isfunction(value) and not n.startswith('_')
+        ]
         has = f'{nearest(name, known)} It has: {", ".join(known) or "none"}.'
         raise UserError(f'{key}: module {module_name} has no function "{name}".{has}')
     return function
@@ -80,8 +91,10 @@ def member(module: Any, name: str) -> Any:
 
 
 def start(names: Mapping[str, str], knobs: bytes, memory_limit: float) -> None:
-    """Prepares a fresh worker: reward key -> target, the pickled knobs of each key, and the GiB it may take."""
-    # The pool's own handler needs the interpreter: a loop in C would outlive its time limit. There is nothing to tidy.
+    """Prepares a fresh worker: reward key -> target, the pickled knobs of each key, and the GiB it
+    may take."""
+    # The pool's own handler needs the interpreter: a loop in C would outlive its time limit. There
+    # is nothing to tidy.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     bound = pickle.loads(knobs)
@@ -97,7 +110,8 @@ def _limit_memory(size: int) -> None:
 
     global _worn
     _worn = _measure_memory() + size // 16
-    # Of data rather than of addresses, which some libraries reserve by the terabyte and never touch.
+    # Of data rather than of addresses, which some libraries reserve by the terabyte and never
+    # touch.
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     size = size if hard == resource.RLIM_INFINITY else min(size, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
@@ -112,12 +126,14 @@ def _measure_memory() -> int:
 
 
 def _exit(status: int, exit_: Callable = os._exit) -> None:
-    # The pool waits for a worker that ends in the middle of a job with status 0 as if it were at work.
+    # The pool waits for a worker that ends in the middle of a job with status 0 as if it were at
+    # work.
     exit_(status or 1)
 
 
 class _Limited:
-    """A text stream of which the first so many characters are shown, on the standard error of the run, and the rest is counted."""
+    """A text stream of which the first so many characters are shown, on the standard error of the
+    run, and the rest is counted."""
 
     encoding, errors = 'utf-8', 'backslashreplace'
 
@@ -140,13 +156,17 @@ class _Limited:
     def end(self, name: str) -> None:
         """Says how much was left out, and begins to count anew."""
         if self._written > PRINTED:
-            self._file.write(f'\n[{self._written - PRINTED} more characters that rewards.{name} has printed are not shown]\n')
+            self._file.write(
+                f'\n[{self._written - PRINTED} more characters that rewards.{name} has printed are '
+                'not shown]\n'
+            )
         self._file.flush()
         self._written = 0
 
 
 def _end_with_parent() -> None:
-    # A parent that was killed cannot stop its workers, and one in an endless loop never finds the pipe closed.
+    # A parent that was killed cannot stop its workers, and one in an endless loop never finds the
+    # pipe closed.
     parent_process().join()
     os._exit(1)
 
@@ -171,8 +191,10 @@ def work(name: str, calls: bytes) -> tuple[list[Outcome], float]:
             outcomes.append(call(_functions[name], samples, columns, leave=False))
             pace = max(pace, (time.perf_counter() - begin) / samples)
             if os.getpid() != process:
-                os._exit(1)  # a copy of the worker that the function has made, which would answer a second time
-            if outcomes[-1] == _NO_MEMORY:  # what fills the memory may stay there, and later samples are not to be blamed for it
+                # a copy of the worker that the function has made, which would answer a second time
+                os._exit(1)
+            # what fills the memory may stay there, and later samples are not to be blamed for it
+            if outcomes[-1] == _NO_MEMORY:
                 os._exit(OUT_OF_MEMORY if held <= _worn else WORN_OUT)
         return outcomes, pace
     finally:
@@ -180,14 +202,17 @@ def work(name: str, calls: bytes) -> tuple[list[Outcome], float]:
         sys.stdout, sys.stderr = streams
 
 
-def call(function: Callable, samples: int, columns: Mapping[str, list], leave: bool = True) -> Outcome:
+def call(
+    function: Callable, samples: int, columns: Mapping[str, list], leave: bool = True
+) -> Outcome:
     """Calls a reward function on a few samples.
 
     Args:
       function: knobs bound.
       samples: how many there are.
       columns: what it is given.
-      leave: whether an interruption by the user passes, as in the process of the run; in a worker nothing does.
+      leave: whether an interruption by the user passes, as in the process of the run; in a worker
+        nothing does.
     """
     try:
         returned = function(**columns)
@@ -207,7 +232,9 @@ def call(function: Callable, samples: int, columns: Mapping[str, list], leave: b
     except BaseException as error:  # others' code raises anything; all of it is reported
         if leave and isinstance(error, KeyboardInterrupt):
             raise
-        return Failure('errors', f'raised {type(error).__name__}: {describe(error)}', _format_trace(error))
+        return Failure(
+            'errors', f'raised {type(error).__name__}: {describe(error)}', _format_trace(error)
+        )
 
 
 _NO_MEMORY = Failure('errors', 'ran out of memory')
@@ -224,7 +251,9 @@ def describe(error: BaseException) -> str:
 
 def _format_trace(error: BaseException) -> str:
     try:
-        lines = ''.join(part[:LONGEST] for part in traceback.format_exception(error)[-6:]).splitlines()
+        lines = ''.join(
+            part[:LONGEST] for part in traceback.format_exception(error)[-6:]
+        ).splitlines()
     except BaseException:  # noqa: B036, of others' code
         return ''
     return ''.join(f'    {line}\n' for line in lines)
@@ -233,15 +262,25 @@ def _format_trace(error: BaseException) -> str:
 def _read_value(value: Any) -> float | None | Failure:
     if value is None:
         return None
-    kind = getattr(getattr(value, 'dtype', None), 'kind', 'f')  # of NumPy: a complex number or a date has a float too
-    if isinstance(value, str | bytes | type) or not hasattr(value, '__float__') or getattr(value, 'shape', ()) or kind not in 'biuf':
+    # of NumPy: a complex number or a date has a float too
+    kind = getattr(getattr(value, 'dtype', None), 'kind', 'f')
+    if (
+        isinstance(value, str | bytes | type)
+        or not hasattr(value, '__float__')
+        or getattr(value, 'shape', ())
+        or kind not in 'biuf'
+    ):
         return Failure('errors', f'returned {_show(value)}, not a number')
     try:
         number = float(value)
     except MemoryError:
         raise
     except Exception as error:  # of others' code
-        return Failure('errors', f'returned {_show(value)}, which cannot be made a float ({type(error).__name__}: {describe(error)})')
+        return Failure(
+            'errors',
+            f'returned {_show(value)}, which cannot be made a float ({type(error).__name__}: '
+            f'{describe(error)})',
+        )
     if abs(number) > LARGEST and math.isfinite(number):
         return Failure('nan', f'returned {number:g}; rewards are at most {LARGEST:g} in size')
     return number if math.isfinite(number) else Failure('nan', f'returned {number}')

@@ -3,7 +3,14 @@
 import dataclasses
 
 from reasonjax import bounds
-from reasonjax.bounds import AtLeast, BelowOne, OneOf, Penalty, PositiveFraction, TemperatureOrGreedy
+from reasonjax.bounds import (
+    AtLeast,
+    BelowOne,
+    OneOf,
+    Penalty,
+    PositiveFraction,
+    TemperatureOrGreedy,
+)
 from reasonjax.errors import UserError
 from reasonjax.sampling.forcing import Forcing
 
@@ -15,21 +22,27 @@ class Sampling:
     Attributes:
       num_generations: G, completions per prompt.
       max_tokens: C, longest completion, its EOS included.
-      temperature: logits are divided by it; 0 is greedy (log-probs are then those at temperature 1).
+      temperature: logits are divided by it; 0 is greedy (log-probs are then those at temperature
+        1).
       top_k: keep the k most likely tokens; 0 keeps all.
       top_p: keep the smallest set of most likely tokens whose mass reaches it; 1 keeps all.
       min_p: drop tokens less likely than this share of the most likely one; 0 keeps all.
       eos_ids: any of these ends a completion.
       min_tokens: tokens before anything may end a completion; 0 for none.
       stop: token sequences that end a completion when it ends in one of them; they stay part of it.
-      no_repeat_ngram_size: no so many tokens in a row come twice in prompt and completion; 0 is off.
+      no_repeat_ngram_size: no so many tokens in a row come twice in prompt and completion; 0 is
+        off.
       repetition_penalty: see `processors.RepetitionPenalty`; 1 is off.
       forcing: what puts tokens in the place of drawn ones, in turn; see `rollout.forcing`.
-      cache_dtype: of keys and values; '' is the compute dtype, 'int8' rounds them by position and head.
-      slots: rows that draw at the same time; a row that ends takes the next completion. 0: as many as there are completions.
+      cache_dtype: of keys and values; '' is the compute dtype, 'int8' rounds them by position and
+        head.
+      slots: rows that draw at the same time; a row that ends takes the next completion. 0: as many
+        as there are completions.
       burst: with slots, steps between two looks for rows that have ended.
-      cache_length: positions that the cache of a completion begins with, doubled as the longest grows; 0: C from the start.
-      halvings: when no completion waits, how often half of the rows are left together as soon as they hold all that still draw.
+      cache_length: positions that the cache of a completion begins with, doubled as the longest
+        grows; 0: C from the start.
+      halvings: when no completion waits, how often half of the rows are left together as soon as
+        they hold all that still draw.
       prefill_chunk: prompt tokens read at a time; 0: all.
     """
 
@@ -55,7 +68,10 @@ class Sampling:
     def __post_init__(self) -> None:
         bounds.check_fields(self, 'sampling')
         if self.min_tokens >= self.max_tokens:
-            raise UserError(f'sampling.min_tokens={self.min_tokens}: must be 0 (off) or more, and below max_tokens={self.max_tokens}.')
+            raise UserError(
+                f'sampling.min_tokens={self.min_tokens}: must be 0 (off) or more, and below '
+                f'max_tokens={self.max_tokens}.'
+            )
         if not all(self.stop):
             raise UserError(f'sampling.stop={self.stop}: must be sequences of at least one token.')
 

@@ -1,6 +1,8 @@
-"""The rows that draw: which completion each is at, how a row that has ended takes the next one, and how few rows are left together.
+"""The rows that draw: which completion each is at, how a row that has ended takes the next one, and
+how few rows are left together.
 
-Completions are numbered prompt by prompt: number = prompt * G + sample. All arrays stay on the devices, and so do all decisions.
+Completions are numbered prompt by prompt: number = prompt * G + sample. All arrays stay on the
+devices, and so do all decisions.
 """
 
 from typing import Any
@@ -18,8 +20,8 @@ class Rollout:
 
     Attributes:
       tokens: [P, G, C] int32, PAD after the end.
-      logprob: [P, G, C] float32, of each token under the full temperature-scaled distribution, before processors, top-k, top-p and min-p;
-        0 after the end.
+      logprob: [P, G, C] float32, of each token under the full temperature-scaled distribution,
+        before processors, top-k, top-p and min-p; 0 after the end.
       entropy: [P, G, C] float32, of that distribution; 0 after the end.
       length: [P, G] int32, tokens produced, EOS included.
       terminated: [P, G] bool, ended with an EOS or a stop sequence; otherwise it was cut at C.
@@ -41,16 +43,19 @@ class Progress:
     Attributes:
       time: [] int32, steps of the loop so far.
       job: [R] int32, number of the completion; P * G where a row has none.
-      step: [R] int32, tokens of the completion so far: the place of the token that is about to be drawn.
+      step: [R] int32, tokens of the completion so far: the place of the token that is about to be
+        drawn.
       last: [R] int32, the token to feed next.
       done: [R] bool, has ended, or has no completion.
       terminated: [R] bool.
       tokens, logprob, entropy: [R, C], as in `Rollout`.
       forced: [R, C] bool or None, as in `Rollout`.
       prompt: [R, Tp] int32, the tokens of the row's prompt, -1 in front of it.
-      tail: [R, n] int32, the last n tokens of the completion, n those of the longest stop sequence; -1 where there are fewer.
+      tail: [R, n] int32, the last n tokens of the completion, n those of the longest stop sequence;
+        -1 where there are fewer.
       memory: what each forcing remembers.
-      own: per model and layer, the keys and values of the completion: `model.decoding.Cache` of R rows.
+      own: per model and layer, the keys and values of the completion: `model.decoding.Cache` of R
+        rows.
     """
 
     time: jax.Array
@@ -69,7 +74,14 @@ class Progress:
     own: Any
 
 
-def fresh(first: jax.Array, prompt_RxTp: jax.Array, job_R: jax.Array, number: int, shape: tuple, forcing: tuple) -> dict[str, Any]:
+def fresh(
+    first: jax.Array,
+    prompt_RxTp: jax.Array,
+    job_R: jax.Array,
+    number: int,
+    shape: tuple,
+    forcing: tuple,
+) -> dict[str, Any]:
     """All of `Progress` at the start of these completions but `time` and `own`.
 
     Args:
@@ -115,7 +127,8 @@ def completions(s: Progress) -> Rollout:
 
 
 def collected(results: Rollout, s: Progress) -> Rollout:
-    """The results with the completions of rows that have ended, each in its place; rows without one write nothing."""
+    """The results with the completions of rows that have ended, each in its place; rows without one
+    write nothing."""
     number = len(results.length)
     to_R = jnp.where(s.done, s.job, number)
     return jax.tree.map(lambda all_, x: all_.at[to_R].set(x, mode='drop'), results, completions(s))
@@ -136,7 +149,8 @@ def next_jobs(s: Progress, following: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def replaced(s: Progress, new: dict[str, Any]) -> Progress:
-    """Rows that have ended, with a fresh state; their caches need none, because places from `step` on are not attended to."""
+    """Rows that have ended, with a fresh state; their caches need none, because places from `step`
+    on are not attended to."""
     old = {name: getattr(s, name) for name in new}
 
     def of_ended(fresh_Rx: jax.Array, old_Rx: jax.Array) -> jax.Array:
@@ -146,7 +160,8 @@ def replaced(s: Progress, new: dict[str, Any]) -> Progress:
 
 
 def together(s: Progress, rows: int) -> Progress:
-    """The first `rows` of those that have not ended, in their order, and as many others as are needed."""
+    """The first `rows` of those that have not ended, in their order, and as many others as are
+    needed."""
     order = jnp.argsort(s.done, stable=True)[:rows]
     own = jax.tree.map(lambda cache: taken(cache, order), s.own, is_leaf=is_cache)
     rest = s.replace(own=None, time=None)

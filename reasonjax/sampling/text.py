@@ -33,7 +33,8 @@ def completions(rollout: Rollout, tokenizer: Tokenizer) -> list[list[Completion]
     """
     if rollout.logprob is not None and (wrong := np.sum(~np.isfinite(np.asarray(rollout.logprob)))):
         raise UserError(
-            f'sampling: {wrong:,} of {np.size(rollout.logprob):,} log-probabilities are not finite numbers: the model overflows. Take '
+            f'sampling: {wrong:,} of {np.size(rollout.logprob):,} log-probabilities are not finite '
+            'numbers: the model overflows. Take '
             'a wider config.model.compute_dtype, or look at the weights it started from.'
         )
     tokens_PxGxC, length_PxG = np.asarray(rollout.tokens), np.asarray(rollout.length)

@@ -6,11 +6,12 @@ Format, for numbers of k digits (the level), zero-padded to k:
     worked       79016,95115,65112,56112#12256
     answer only  #12256
 
-A worked demonstration has one group per column, from the right: the two digits, the carry that comes in, and the
-two-digit column sum (`7 9 0 16`, then `9 5 1 15`, ...). After the first `#` stands the sum, always k + 1 digits, most
-significant first, zero-padded, nothing else; then the end-of-sequence token, which the text does not hold. Every
-character is one token of the quickstart's vocabulary, so the same rule can be checked on tokens: the k + 2 tokens after
-the first `#` are the digits of the sum and the end of sequence.
+A worked demonstration has one group per column, from the right: the two digits, the carry that
+comes in, and the two-digit column sum (`7 9 0 16`, then `9 5 1 15`, ...). After the first `#`
+stands the sum, always k + 1 digits, most significant first, zero-padded, nothing else; then the
+end-of-sequence token, which the text does not hold. Every character is one token of the
+quickstart's vocabulary, so the same rule can be checked on tokens: the k + 2 tokens after the first
+`#` are the digits of the sum and the end of sequence.
 """
 
 import dataclasses
@@ -29,15 +30,18 @@ from reasonjax.tasks.generated import STREAMS, Generated
 __all__ = ['CHARACTERS', 'Problems', 'addition', 'verify', 'working']
 
 CHARACTERS = '#=,0123456789+'
-MAX_LEVEL = 15  # a uniform float64 in [0, 1) holds 53 bits: no more than 15 decimal digits can be drawn from it evenly
+# a uniform float64 in [0, 1) holds 53 bits: no more than 15 decimal digits can be drawn from it
+# evenly
+MAX_LEVEL = 15
 
 
 @dataclasses.dataclass(frozen=True)
 class Problems:
-    """Addition problems as a random-access source; problem i depends on (seed, split, i), the levels and nothing else.
+    """Addition problems as a random-access source; problem i depends on (seed, split, i), the
+    levels and nothing else.
 
-    Rows: `prompt`, `completion` (the demonstration), `solution` (k + 1 digits), `level` (k) and `style` ('worked' or
-    'answer', of the demonstration).
+    Rows: `prompt`, `completion` (the demonstration), `solution` (k + 1 digits), `level` (k) and
+    `style` ('worked' or 'answer', of the demonstration).
     """
 
     split: str
@@ -49,7 +53,8 @@ class Problems:
     @functools.cached_property
     def uniform_Nx4(self) -> np.ndarray:
         """Four uniform float64 in [0, 1) per problem: level, first number, second number, style."""
-        # One Philox block is four words and depends on (key, i) only: a larger `size` never changes an earlier problem.
+        # One Philox block is four words and depends on (key, i) only: a larger `size` never changes
+        # an earlier problem.
         words = np.random.Philox(key=[self.seed, STREAMS[self.split]]).random_raw(4 * self.size)
         return (words >> np.uint64(11)).reshape(self.size, 4) * 2.0**-53
 
@@ -118,37 +123,57 @@ def addition(
 ) -> Task:
     """Addition of two numbers of k digits.
 
-    The splits draw from separate random streams. There are only 100 pairs of one digit and 10^4 of two, so those recur
-    between splits; among the 10^8 pairs of four digits that is rare. Report accuracy on levels of four or more, or take
-    `disjoint=True`: then no pair of numbers, in either order, is in two splits (but in 'train' and 'prompts').
+    The splits draw from separate random streams. There are only 100 pairs of one digit and 10^4 of
+    two, so those recur between splits; among the 10^8 pairs of four digits that is rare. Report
+    accuracy on levels of four or more, or take `disjoint=True`: then no pair of numbers, in either
+    order, is in two splits (but in 'train' and 'prompts').
 
     Args:
-      split: 'train' (demonstrations), 'prompts' (problems for reinforcement), 'validation' or 'test'.
+      split: 'train' (demonstrations), 'prompts' (problems for reinforcement), 'validation' or
+        'test'.
       size: number of problems; a longer split starts with the problems of a shorter one.
       levels: numbers of digits, drawn evenly.
       answer_only: share of demonstrations that give the answer without the working.
       seed: not negative.
-      granularity: 0 all demonstrations give the answer only, 1 all show the working; None: as `answer_only` says, which
-        otherwise is not read.
+      granularity: 0 all demonstrations give the answer only, 1 all show the working; None: as
+        `answer_only` says, which otherwise is not read.
       disjoint: draw other problems, of splits that have none in common, also with different seeds.
 
     Raises:
       UserError: a value out of range.
     """
     if split not in STREAMS:
-        raise UserError(f'addition: unknown split "{split}".{nearest(split, STREAMS)} Known: {listing(STREAMS)}.')
+        raise UserError(
+            f'addition: unknown split "{split}".{nearest(split, STREAMS)} Known: '
+            f'{listing(STREAMS)}.'
+        )
     if size < 1:
         raise UserError(f'addition: size must be at least 1, got {size}.')
     if not levels or not all(isinstance(k, int) and 1 <= k <= MAX_LEVEL for k in levels):
-        raise UserError(f'addition: levels must be numbers of digits from 1 to {MAX_LEVEL}, got {levels!r}.')
+        raise UserError(
+            f'addition: levels must be numbers of digits from 1 to {MAX_LEVEL}, got {levels!r}.'
+        )
     if not 0 <= answer_only <= 1:
         raise UserError(f'addition: answer_only is a share from 0 to 1, got {answer_only}.')
     if seed < 0:
         raise UserError(f'addition: seed must not be negative, got {seed}.')
-    share = float(answer_only) if granularity is None else 1.0 - whole('addition', 'granularity', granularity, 0, 1)
+    share = (
+        float(answer_only)
+        if granularity is None
+        else 1.0 - whole('addition', 'granularity', granularity, 0, 1)
+    )
     if disjoint:
         settings = {'answer_only': share}
-        source = Generated('addition', split, size, seed, tuple(levels), functools.partial(draw, **settings), key, settings)
+        source = Generated(
+            'addition',
+            split,
+            size,
+            seed,
+            tuple(levels),
+            functools.partial(draw, **settings),
+            key,
+            settings,
+        )
     else:
         source = Problems(split, size, tuple(levels), share, seed)
     return Task(f'addition/{split}', source, verify, ON_TOKENS)

@@ -1,4 +1,5 @@
-"""What math-verify is asked, and how: whether two expressions mean the same. It imports sympy; `answers` imports it where it is needed."""
+"""What math-verify is asked, and how: whether two expressions mean the same. It imports sympy;
+`answers` imports it where it is needed."""
 
 import re
 from typing import Any
@@ -9,7 +10,8 @@ import sympy
 from reasonjax.tasks.answer_values import Huge, Value, Words, same_spelling
 
 DIGITS = 50  # to which irrational numbers have to agree
-WRITTEN = {'\u2983': r'\{', '\u2984': r'\}', '\x03': r'\\'}  # what `simplify_answer` has put for these
+# what `simplify_answer` has put for these
+WRITTEN = {'\u2983': r'\{', '\u2984': r'\}', '\x03': r'\\'}
 _LETTER = re.compile(r'(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])')
 _BASE = re.compile(r'\d_\{?\d')
 
@@ -17,8 +19,9 @@ _BASE = re.compile(r'\d_\{?\d')
 def same_expression(a: Value, b: Value) -> bool:
     """Whether two answers mean the same of which at least one is an expression.
 
-    Numbers are compared exactly, before the library is asked: it rounds to six decimals what it takes for floats, and takes differences
-    below 1e-15 for none, so that it finds 1/2006! and 1/2004! equal.
+    Numbers are compared exactly, before the library is asked: it rounds to six decimals what it
+    takes for floats, and takes differences below 1e-15 for none, so that it finds 1/2006! and
+    1/2004! equal.
     """
     if same_spelling(a, b):
         return True
@@ -34,21 +37,35 @@ def same_expression(a: Value, b: Value) -> bool:
     kinds = {(_kind(x), _kind(y)) for x, y in pairs}
     if all(x != y for x, y in kinds):
         return False
-    return math_verify.verify(theirs, ours, float_rounding=DIGITS, numeric_precision=DIGITS, strict=True, timeout_seconds=None)
+    return math_verify.verify(
+        theirs,
+        ours,
+        float_rounding=DIGITS,
+        numeric_precision=DIGITS,
+        strict=True,
+        timeout_seconds=None,
+    )
 
 
 def _text(value: Value) -> str:
     if isinstance(value, Words):
         return value.written
     amount = value.amount
-    return f'{amount.sign}{amount.digits} \\cdot 10^{{{amount.exponent}}}' if isinstance(amount, Huge) else str(amount)
+    return (
+        f'{amount.sign}{amount.digits} \\cdot 10^{{{amount.exponent}}}'
+        if isinstance(amount, Huge)
+        else str(amount)
+    )
 
 
 def _told_apart(a: str, b: str) -> bool:
-    """Whether two texts differ in what the library does not look at: the base of a number, capital and small letters."""
+    """Whether two texts differ in what the library does not look at: the base of a number, capital
+    and small letters."""
     letters = [set(_LETTER.findall(text)) for text in (a, b)]
     lowered = [{letter.lower() for letter in names} for names in letters]
-    return bool(_BASE.search(a)) != bool(_BASE.search(b)) or (letters[0] != letters[1] and lowered[0] == lowered[1])
+    return bool(_BASE.search(a)) != bool(_BASE.search(b)) or (
+        letters[0] != letters[1] and lowered[0] == lowered[1]
+    )
 
 
 def _parsed(text: str) -> list:
@@ -80,4 +97,6 @@ def _same_number(x: Any, y: Any) -> bool | None:
 
 def _rational(value: Any) -> Any:
     """Decimals as they were written: a float would be the nearest of its precision."""
-    return value.xreplace({number: sympy.Rational(str(number)) for number in value.atoms(sympy.Float)})
+    return value.xreplace(
+        {number: sympy.Rational(str(number)) for number in value.atoms(sympy.Float)}
+    )

@@ -1,6 +1,8 @@
-r"""One spelling for what is written in several: Unicode and LaTeX ways to write the same number, set or expression.
+r"""One spelling for what is written in several: Unicode and LaTeX ways to write the same number,
+set or expression.
 
-`simplify_characters` takes time in proportion to the text; the others are for answers, whose length `answer_values.LONGEST` limits.
+`simplify_characters` takes time in proportion to the text; the others are for answers, whose length
+`answer_values.LONGEST` limits.
 """
 
 import re
@@ -13,16 +15,49 @@ _CHARACTERS = str.maketrans(
     | dict.fromkeys('\u2018\u2019\u02bc\u2032', "'")
     | dict.fromkeys('\u201c\u201d\u201e', '"')
     | {
-        '\u00d7': r' \times ', '\u00b7': r'\cdot ', '\u22c5': r'\cdot ', '\u2219': r'\cdot ', '\u00f7': '/', '\u2044': '/', '\u2215': '/',
-        '\u221e': r'\infty ', '\u03c0': r'\pi ', '\u221a': r'\sqrt ', '\u00b0': r'^\circ ', '\u00ba': r'^\circ ', '\u222a': r' \cup ',
-        '\u2208': r' \in ', '\u2264': r' \le ', '\u2265': r' \ge ', '\u2260': r' \ne ', '\u00b1': r' \pm ', '\u2248': r' \approx ',
-        '\u2205': r'\emptyset ', '\uff05': '%', '\uff0c': ',', '\uff0e': '.', '\uff08': '(', '\uff09': ')', '\uff04': '$', '\uff1d': '=',
-        '\u066b': '.', '\u066c': ',', '\u00a2': ' cents ', '\u3002': '.', '\uff1a': ':', '\uff1b': ';', '\uff01': '!', '\uff1f': '?',
-        '\u3001': ',', '\u2103': r'^\circ C', '\u2109': r'^\circ F', '\u2234': r' \therefore ',
+        '\u00d7': r' \times ',
+        '\u00b7': r'\cdot ',
+        '\u22c5': r'\cdot ',
+        '\u2219': r'\cdot ',
+        '\u00f7': '/',
+        '\u2044': '/',
+        '\u2215': '/',
+        '\u221e': r'\infty ',
+        '\u03c0': r'\pi ',
+        '\u221a': r'\sqrt ',
+        '\u00b0': r'^\circ ',
+        '\u00ba': r'^\circ ',
+        '\u222a': r' \cup ',
+        '\u2208': r' \in ',
+        '\u2264': r' \le ',
+        '\u2265': r' \ge ',
+        '\u2260': r' \ne ',
+        '\u00b1': r' \pm ',
+        '\u2248': r' \approx ',
+        '\u2205': r'\emptyset ',
+        '\uff05': '%',
+        '\uff0c': ',',
+        '\uff0e': '.',
+        '\uff08': '(',
+        '\uff09': ')',
+        '\uff04': '$',
+        '\uff1d': '=',
+        '\u066b': '.',
+        '\u066c': ',',
+        '\u00a2': ' cents ',
+        '\u3002': '.',
+        '\uff1a': ':',
+        '\uff1b': ';',
+        '\uff01': '!',
+        '\uff1f': '?',
+        '\u3001': ',',
+        '\u2103': r'^\circ C',
+        '\u2109': r'^\circ F',
+        '\u2234': r' \therefore ',
     }
     | dict.fromkeys('\u00ab\u00bb\u2039\u203a\u300c\u300d\u3010\u3011', '"')
     | dict.fromkeys('\u2192\u21d2\u27f9\u2794\u279c\u27a1', r' \Rightarrow ')
-)  # fmt: skip
+)
 _SUPERSCRIPTS = '\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b'
 _RAISED = re.compile(f'[{_SUPERSCRIPTS}]+')
 _LOWERED = str.maketrans(_SUPERSCRIPTS, '0123456789+-')
@@ -38,7 +73,10 @@ _LATEX = [
         (r'\\\\(?=[A-Za-z]{2})', r'\\'),  # escaped once too often
         (r'\\\\', ' \x03 '),  # the next row of a matrix
         (r'\\!\s*', ''),
-        (r'\\(?:[,;:> ]|quad(?![A-Za-z])|qquad(?![A-Za-z])|thinspace(?![A-Za-z])|hfill(?![A-Za-z]))', ' '),
+        (
+            r'\\(?:[,;:> ]|quad(?![A-Za-z])|qquad(?![A-Za-z])|thinspace(?![A-Za-z])|hfill(?![A-Za-z]))',
+            ' ',
+        ),
         (r'\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*(?=[()\[\]{}|\\.])', ''),
         (r'\\(?:display|text|script)style(?![A-Za-z])', ''),
         (r'\\(?:text)?color\s*\{[^{}]*\}', ''),
@@ -46,7 +84,10 @@ _LATEX = [
         (r'\\[dtc]frac(?![A-Za-z])', r'\\frac'),
         (r'\\(?:cdot|times|ast)(?![A-Za-z])', '*'),
         (r'\\div(?![A-Za-z])', '/'),
-        (r'\^\s*(?:\\(?:circ|degree)(?![A-Za-z])|\{\s*\\(?:circ|degree)\s*\})|\\(?:degree|textdegree)(?![A-Za-z])', ' degrees '),
+        (
+            r'\^\s*(?:\\(?:circ|degree)(?![A-Za-z])|\{\s*\\(?:circ|degree)\s*\})|\\(?:degree|textdegree)(?![A-Za-z])',
+            ' degrees ',
+        ),
         (r'\\leq?(?:slant)?(?![A-Za-z])', '<='),
         (r'\\geq?(?:slant)?(?![A-Za-z])', '>='),
         (r'\\neq?(?![A-Za-z])', '!='),
@@ -55,7 +96,8 @@ _LATEX = [
         (r'\\(?:text)?dollar(?![A-Za-z])', '$'),
         (r'\\(?:pounds|textsterling)(?![A-Za-z])', '\u00a3'),
         (r'\\(?:euro|texteuro)(?![A-Za-z])\s*(?:\{\})?', '\u20ac'),
-        (r'\\(?:\{|lbrace(?![A-Za-z]))', '\u2983'),  # braces that are meant, as against those that group
+        # braces that are meant, as against those that group
+        (r'\\(?:\{|lbrace(?![A-Za-z]))', '\u2983'),
         (r'\\(?:\}|rbrace(?![A-Za-z]))', '\u2984'),
         (r'\\%', '%'),
         (r'(?<!\\)\\[()\[\]]', ' '),
@@ -77,18 +119,26 @@ _PLACEHOLDER = '\x02'  # for a dollar sign that was escaped, and so is one
 
 
 def simplify_characters(text: str) -> str:
-    """Returns the text with one character for each meaning: ASCII digits, signs and operators, LaTeX for other symbols."""
+    """Returns the text with one character for each meaning: ASCII digits, signs and operators,
+    LaTeX for other symbols."""
     if text.isascii():
         return text
     text = unicodedata.normalize('NFC', text)
     text = _RAISED.sub(lambda raised: f'^{{{raised[0].translate(_LOWERED)}}}', text)
-    text = _VULGAR.sub(lambda vulgar: ' ' + unicodedata.normalize('NFKC', vulgar[0]).replace('\u2044', '/'), text)
+    text = _VULGAR.sub(
+        lambda vulgar: ' ' + unicodedata.normalize('NFKC', vulgar[0]).replace('\u2044', '/'), text
+    )
     text = text.translate(_CHARACTERS)
-    return text if text.isascii() else ''.join(c if c.isascii() else str(unicodedata.decimal(c, c)) for c in text)
+    return (
+        text
+        if text.isascii()
+        else ''.join(c if c.isascii() else str(unicodedata.decimal(c, c)) for c in text)
+    )
 
 
 def simplify_answer(text: str) -> str:
-    r"""Returns an answer without what only decorates it: math mode, text mode, spacing, emphasis, stops at its end.
+    r"""Returns an answer without what only decorates it: math mode, text mode, spacing, emphasis,
+    stops at its end.
 
     Braces that are meant (`\{`) become U+2983 and U+2984.
     """
@@ -109,7 +159,8 @@ def simplify_answer(text: str) -> str:
 
 
 def _without_pictures(text: str) -> str:
-    """Drops check marks, emoji and the like around an answer; an answer that is nothing else stays."""
+    """Drops check marks, emoji and the like around an answer; an answer that is nothing else
+    stays."""
     start, end = 0, len(text)
     while start < end and _is_picture(text[start]):
         start += 1
@@ -119,11 +170,14 @@ def _without_pictures(text: str) -> str:
 
 
 def _is_picture(character: str) -> bool:
-    return character.isspace() or (not character.isascii() and unicodedata.category(character) in ('So', 'Sk'))
+    return character.isspace() or (
+        not character.isascii() and unicodedata.category(character) in ('So', 'Sk')
+    )
 
 
 def _joined(match: re.Match) -> str:
-    """LaTeX's `{,}` is a comma within a number: before three digits one of thousands, else a decimal one."""
+    """LaTeX's `{,}` is a comma within a number: before three digits one of thousands, else a
+    decimal one."""
     first, *others = match[0].split('{,}')
     if all(len(other) == 3 for other in others) and len(first) <= 3 and first[0] != '0':
         return ','.join((first, *others))
@@ -151,7 +205,8 @@ _WORD = re.compile(r'(?<![^\W\d_])(?<!\\)[^\W\d_]{3,}|^no$', re.I)
 
 
 def simplify_expression(text: str) -> str:
-    """Returns what is left of an expression, or of words, when it comes to comparing: no spaces, one way to write each construct.
+    """Returns what is left of an expression, or of words, when it comes to comparing: no spaces,
+    one way to write each construct.
 
     Args:
       text: as `simplify_answer` returns it.

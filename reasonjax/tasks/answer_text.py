@@ -1,9 +1,11 @@
 r"""Where the answer of a completion stands, for models that were not told how to write it.
 
-In this order: the last `\boxed{...}`; else what follows the last 'the answer is', 'Answer:' or `####`; else the last value in bold, where
-no number stands on a later line; else the last line, where it is nothing but an answer; else the last number in the text, with the formula
-or the unit that it belongs to. What a model thinks before `</think>` is passed over, and so is all that stands outside of `<answer>`, where
-there is one. A remark in parentheses at the end ("120 minutes (2 hours)") is no part of an answer.
+In this order: the last `\boxed{...}`; else what follows the last 'the answer is', 'Answer:' or
+`####`; else the last value in bold, where no number stands on a later line; else the last line,
+where it is nothing but an answer; else the last number in the text, with the formula or the unit
+that it belongs to. What a model thinks before `</think>` is passed over, and so is all that stands
+outside of `<answer>`, where there is one. A remark in parentheses at the end ("120 minutes (2
+hours)") is no part of an answer.
 """
 
 import collections
@@ -15,27 +17,38 @@ from reasonjax.tasks.answer_spelling import simplify_answer, simplify_characters
 from reasonjax.tasks.answer_values import LONGEST, Group, Named, Value, Words, read_value
 
 _BOXES = r'\\(?:boxed|fbox|framebox|bbox)\s*'
-_BOX_OR_BRACE = re.compile(_BOXES + r'(?:\[[^\]\n]{0,80}\]\s*){0,2}\{|(?<![A-Za-z])boxed\{|\\.|[{}]', re.DOTALL)
+_BOX_OR_BRACE = re.compile(
+    _BOXES + r'(?:\[[^\]\n]{0,80}\]\s*){0,2}\{|(?<![A-Za-z])boxed\{|\\.|[{}]', re.DOTALL
+)
 _BARE_BOX = re.compile(_BOXES + r'(?![\s\[{])([^\s$]{1,200})')
 _SPECIAL = re.compile(r'</s>|<\|(?:im_end|endoftext|eot_id|end|eom_id)\|>|<eos>|<end_of_turn>')
 _TAG = re.compile(r'<(/?)(?:final[_ ]?)?answer>', re.I)
-_QUOTED = re.compile(r'answer["\']\s*:\s*(?:"((?:[^"\\\n]|\\.){1,200})"|\'([^\'\n]{1,200})\')', re.I)
+_QUOTED = re.compile(
+    r'answer["\']\s*:\s*(?:"((?:[^"\\\n]|\\.){1,200})"|\'([^\'\n]{1,200})\')', re.I
+)
 _IS = re.compile(r'answers?\b([^.\n:=]{0,60}?)(?:\b(?:is|are|was|be|equals)\b|:|=)', re.I)
 _HASHES = re.compile(r'(?<!#)####(?!#)[^\S\n]*([^\n]*)')
 _BOLD = re.compile(r'\*\*([^*\n]{1,200})\*\*|__([^_\n]{1,200})__')
 _SENTENCE_END = re.compile(r'(?<!\\)[.!?](?=["\')*_\]]*(?:\s|$))')
-_BECAUSE = re.compile(r'\s*(?:[,;(]|(?:because|since|as|which|when|if|so|for|where|that|given|after)\b)', re.I)
-_LEADING = re.compile(r'[-+]?\s*(?:\$\s*)?(?:\\frac\{[^{}]{0,40}\}\{[^{}]{0,40}\}|\.?\d[\d.,/]*)\s?%?')
+_BECAUSE = re.compile(
+    r'\s*(?:[,;(]|(?:because|since|as|which|when|if|so|for|where|that|given|after)\b)', re.I
+)
+_LEADING = re.compile(
+    r'[-+]?\s*(?:\$\s*)?(?:\\frac\{[^{}]{0,40}\}\{[^{}]{0,40}\}|\.?\d[\d.,/]*)\s?%?'
+)
 _MATHS = re.compile(
     r'\$\$([^$]{1,500})\$\$|\$(?=\S)((?:[^$\n\\]|\\.){1,500}?)(?<=\S)\$(?!\d)|\$([^$\n]{0,200}[\\^_()\[{=][^$\n]{0,200})\$(?!\d)'
     r'|\\\((.{1,500}?)\\\)|\\\[(.{1,500}?)\\\]',
     re.DOTALL,
 )
 _GROUP = re.compile(r'\\?[(\[{][^()\[\]{}\n]{1,100}\\?[)\]}]')
-_UNSPACED = '\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af'  # scripts that write numbers and words without spaces
+# scripts that write numbers and words without spaces
+_UNSPACED = '\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af'
 _SPACES = re.compile(f'[ \\t\\n\\r\\f\\v{_UNSPACED}]+')
 _EQUALS = re.compile(r'(?<![<>!:=])=(?!=)|\\equiv\b')
-_ENVIRONMENT = re.compile(r'\\(?:begin|end)\{(?:align|aligned|alignat|equation|gather|gathered|split|multline)\*?\}|(?<!\\)&(?=\s*=)')
+_ENVIRONMENT = re.compile(
+    r'\\(?:begin|end)\{(?:align|aligned|alignat|equation|gather|gathered|split|multline)\*?\}|(?<!\\)&(?=\s*=)'
+)
 _TEXT_MODE = re.compile(r'\\(?:text|mbox|mathrm)\s*\{[^{}]*\}')
 _DISPLAY = re.compile(r'\\[()\[\]]|\\begin\{[a-z]+\*?\}')
 _STATES = re.compile(r'\W*(?:(?:the|my|final|correct)\s+)*answers?\W*(?:is\b|:|=)', re.I)
@@ -47,10 +60,14 @@ _FUNCTIONS = frozenset('mod sin cos tan cot sec csc log exp max min sqrt gcd lcm
 _CHOICE = re.compile(
     r'[(*_\s]*(?:(?i:option|choice|letter)\s+\(?([A-J])\b\)?|([A-J])(?:[).:]+(?=[\s*]|$)|\s+(?=(?:because|since|given|so)\b)))'
 )
-_CHOSEN = re.compile(r'\b(?i:option|choice) (?:(?:is|would be)(?: option)? )?\W{0,3}([A-J])\W{0,4}$')
+_CHOSEN = re.compile(
+    r'\b(?i:option|choice) (?:(?:is|would be)(?: option)? )?\W{0,3}([A-J])\W{0,4}$'
+)
 _LABEL = re.compile(r'[A-Za-z][A-Za-z ]{0,60}:\s*')
 _NUMBERED = re.compile(r'\d+[.)]:?')
-_LABELS = frozenset('step case part question problem example section method exercise figure table note'.split())
+_LABELS = frozenset(
+    'step case part question problem example section method exercise figure table note'.split()
+)
 _SHORT_WORDS = frozenset('an as at be by he if in is it me my no of on so to up us we'.split())
 _WINDOW = 1500  # characters before the last digit that are looked at
 _MOST_WORDS = 12  # with a digit, looked at from the end on
@@ -74,7 +91,8 @@ def find_answer(text: str) -> str | None:
 
 
 def find_answer_of_solution(text: str) -> str:
-    """Returns the answer of a reference solution: of one that is worked out or a sentence its answer, else all of it."""
+    """Returns the answer of a reference solution: of one that is worked out or a sentence its
+    answer, else all of it."""
     text = _tagged(text).strip()
     boxed = find_last_boxed(text)
     if boxed is not None:
@@ -91,7 +109,8 @@ def find_answer_of_solution(text: str) -> str:
 
 
 def _tagged(text: str) -> str:
-    """What stands in the last `<answer>` that holds something, which may lack its end; else all of the text."""
+    """What stands in the last `<answer>` that holds something, which may lack its end; else all of
+    the text."""
     start, last = None, None
     for tag in _TAG.finditer(text):
         if not tag[1]:
@@ -104,7 +123,8 @@ def _tagged(text: str) -> str:
 
 
 def _without_remark(text: str) -> str:
-    """Drops parentheses at the end that explain the number before them, as against those that belong to a formula."""
+    """Drops parentheses at the end that explain the number before them, as against those that
+    belong to a formula."""
     tail = text[-400:]
     remark = _REMARK.search(tail)
     if remark is None:
@@ -113,12 +133,17 @@ def _without_remark(text: str) -> str:
     words = {word.lower() for word in _words(remark[1])}
     calculates = _words(line) and ',' not in remark[1] and _CALCULATION.search(remark[1])
     explains = words - _FUNCTIONS or calculates or re.fullmatch('[A-J]', remark[1])
-    return text[: len(text) - len(tail) + remark.start()] if explains and _REMARKED.search(line) else text
+    return (
+        text[: len(text) - len(tail) + remark.start()]
+        if explains and _REMARKED.search(line)
+        else text
+    )
 
 
 def find_last_boxed(text: str) -> str | None:
     """Returns what stands in the last box that is closed, however it is spelled."""
-    # One pass with a stack of open braces: a model that repeats an unclosed box must not make this quadratic.
+    # One pass with a stack of open braces: a model that repeats an unclosed box must not make this
+    # quadratic.
     opened, last = [], None
     for token in _BOX_OR_BRACE.finditer(text):
         written = token.group()
@@ -142,7 +167,11 @@ def _is_value(value: Value) -> bool:
     """Whether it is more than words."""
     if isinstance(value, Named):
         return _is_value(value.value)
-    return all(map(_is_value, value.items)) if isinstance(value, Group) else not isinstance(value, Words)
+    return (
+        all(map(_is_value, value.items))
+        if isinstance(value, Group)
+        else not isinstance(value, Words)
+    )
 
 
 def _is_short(text: str) -> bool:
@@ -171,14 +200,28 @@ def _stated(text: str) -> str | None:
 def _is_answer(hashes: re.Match) -> bool:
     """Whether an answer follows, and not the title of a section."""
     is_last = not hashes.string[hashes.end() :].strip()
-    return bool(hashes[1].strip()) and _is_short(hashes[1]) and (is_last or _is_value(read_value(hashes[1])))
+    return (
+        bool(hashes[1].strip())
+        and _is_short(hashes[1])
+        and (is_last or _is_value(read_value(hashes[1])))
+    )
 
 
 def _phrase(text: str, start: int) -> str:
-    """The first sentence from there on, on the next line where the rest of this one is empty or announces it."""
+    """The first sentence from there on, on the next line where the rest of this one is empty or
+    announces it."""
     for line in text[start : start + LONGEST].split('\n')[:6]:
         line = line.strip().lstrip(':*_ ').strip()
-        sentence = line[: next((end.start() for end in _SENTENCE_END.finditer(line) if _is_outside(line, end.start())), len(line))]
+        sentence = line[
+            : next(
+                (
+                    end.start()
+                    for end in _SENTENCE_END.finditer(line)
+                    if _is_outside(line, end.start())
+                ),
+                len(line),
+            )
+        ]
         if '\\' not in sentence and sentence.count('}') > sentence.count('{'):
             sentence = sentence.rstrip('} ')  # of JSON
         if _DISPLAY.sub('', sentence).strip('*_`$ ') and not sentence.rstrip('*_ ').endswith(':'):
@@ -189,11 +232,14 @@ def _phrase(text: str, start: int) -> str:
 def _is_outside(line: str, at: int) -> bool:
     """Whether a place is in no formula and no braces."""
     before = line[:at]
-    return before.count('{') <= before.count('}') and (before.count('$') % 2 == 0 or line.count('$') % 2 == 1)
+    return before.count('{') <= before.count('}') and (
+        before.count('$') % 2 == 0 or line.count('$') % 2 == 1
+    )
 
 
 def _without_sentence(phrase: str) -> str:
-    """The answer in a phrase: all of it where that is a value or has no number in it, else the number that the sentence is about."""
+    """The answer in a phrase: all of it where that is a value or has no number in it, else the
+    number that the sentence is about."""
     phrase = _without_remark(phrase.strip())
     value = read_value(phrase)
     if (choice := _CHOICE.match(phrase)) and not any(map(str.isdigit, phrase)):
@@ -202,7 +248,9 @@ def _without_sentence(phrase: str) -> str:
         return phrase
     phrase = simplify_answer(phrase[:LONGEST])
     leading = _LEADING.match(phrase)
-    if leading and (_BECAUSE.match(phrase, leading.end()) or not any(map(str.isdigit, phrase[leading.end() :]))):
+    if leading and (
+        _BECAUSE.match(phrase, leading.end()) or not any(map(str.isdigit, phrase[leading.end() :]))
+    ):
         return phrase[: leading.end()].strip().rstrip(',')
     if leading:
         return phrase
@@ -217,11 +265,16 @@ def _is_sentence(text: str) -> bool:
 def _words(text: str) -> list[str]:
     """Words of a language, as against names of variables and of LaTeX."""
     words = re.findall(r'(?<![A-Za-z0-9\\{])[A-Za-z]{2,}', text)
-    return [word for word in words if (len(word) > 2 or word.lower() in _SHORT_WORDS) and word != 'degrees']
+    return [
+        word
+        for word in words
+        if (len(word) > 2 or word.lower() in _SHORT_WORDS) and word != 'degrees'
+    ]
 
 
 def _conclusion(text: str) -> str:
-    """The last side of a calculation, written as a chain of equations; an equation of variables is an answer as it is."""
+    """The last side of a calculation, written as a chain of equations; an equation of variables is
+    an answer as it is."""
     sides = _EQUALS.split(text)
     if len(sides) < 2 or _is_value(read_value(text)):
         return text
@@ -263,13 +316,16 @@ def _last_line(text: str) -> str | None:
 
 
 def _last_number(text: str) -> str | None:
-    """The last number, with the formula or the words that make it one; a formula without number only at the very end."""
+    """The last number, with the formula or the words that make it one; a formula without number
+    only at the very end."""
     text = _joined_characters(text).rstrip()
     at = next((i for i in range(len(text) - 1, -1, -1) if text[i].isdigit()), -1)
     formula = _last(_MATHS.finditer(text, max(0, len(text) - _WINDOW)))
     if formula is not None and formula.end() > at:
         content = next(group for group in formula.groups() if group).strip()
-        at_end = not re.search(r'\w', text[formula.end() :]) and (at < 0 or not re.fullmatch('[A-Za-z]', content))
+        at_end = not re.search(r'\w', text[formula.end() :]) and (
+            at < 0 or not re.fullmatch('[A-Za-z]', content)
+        )
         if formula.start() < at or at_end:
             return _conclusion(content)
     if at < 0:
@@ -277,13 +333,18 @@ def _last_number(text: str) -> str | None:
     line_end = text.find('\n', at)
     start, end = max(0, at - _WINDOW), min(line_end if line_end >= 0 else len(text), at + 200)
     for group in _GROUP.finditer(text, start, end):
-        if group.start() < at < group.end() and isinstance(read_value(group[0]), Group) and _is_value(read_value(group[0])):
+        if (
+            group.start() < at < group.end()
+            and isinstance(read_value(group[0]), Group)
+            and _is_value(read_value(group[0]))
+        ):
             return group[0]
     return _in_prose(text[start:end])
 
 
 def _joined_characters(text: str) -> str:
-    """Like `simplify_characters`, but spaces that hold the digits of a number together do not part words."""
+    """Like `simplify_characters`, but spaces that hold the digits of a number together do not part
+    words."""
     if text.isascii():
         return text
     return simplify_characters(re.sub('(?<=\\d)[\u00a0\u2007\u2009\u202f](?=\\d{3})', ',', text))
@@ -293,7 +354,11 @@ def _in_prose(window: str) -> str | None:
     words = _SPACES.split(window)
     places = (i for i in reversed(range(len(words))) if any(map(str.isdigit, words[i])))
     for i in itertools.islice(places, _MOST_WORDS):
-        if i and words[i - 1].strip('#*').lower() in _LABELS and words[i].rstrip('*_')[-1:] in ':.)':
+        if (
+            i
+            and words[i - 1].strip('#*').lower() in _LABELS
+            and words[i].rstrip('*_')[-1:] in ':.)'
+        ):
             continue
         word = _bare(words[i])
         before = [words[j] if j >= 0 else '' for j in (i - 2, i - 1)]

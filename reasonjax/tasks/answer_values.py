@@ -1,17 +1,21 @@
-r"""What an answer means: a number, a list, set, tuple or interval of answers, or, where it is none of these, its words.
+r"""What an answer means: a number, a list, set, tuple or interval of answers, or, where it is none
+of these, its words.
 
 The rules:
 
-* Numbers are exact: `1/2`, `0.5`, `\frac12` and `5e-1` are equal, 0.333 and 1/3 are not. `1,234`, `1 234`, `1'234`, `1{,}234`, `1.234.567`
-  and `1.234,56` have thousands; a decimal comma counts only where it can be nothing else (so `1,2` is a list of two).
-* What is said of a number beside its size is dropped where only one side says it: `18 cm`, `$18` and `18 apples` equal 18. Units and
-  currencies that both sides state must agree: 18 cm is not 18 m, $18 is not 18 euros.
-* A number with a percent sign counts as it is written, as usual in GSM8K and MATH, and as what it means: 50% equals 50, and it equals 0.5.
-  Without the sign, 50 and 0.5 differ.
+* Numbers are exact: `1/2`, `0.5`, `\frac12` and `5e-1` are equal, 0.333 and 1/3 are not. `1,234`,
+  `1 234`, `1'234`, `1{,}234`, `1.234.567` and `1.234,56` have thousands; a decimal comma counts
+  only where it can be nothing else (so `1,2` is a list of two).
+* What is said of a number beside its size is dropped where only one side says it: `18 cm`, `$18`
+  and `18 apples` equal 18. Units and currencies that both sides state must agree: 18 cm is not 18
+  m, $18 is not 18 euros.
+* A number with a percent sign counts as it is written, as usual in GSM8K and MATH, and as what it
+  means: 50% equals 50, and it equals 0.5. Without the sign, 50 and 0.5 differ.
 * `x = 18` equals 18, and not `y = 18`; `total cost = 18` and `3 + 15 = 18` are 18.
-* `1, 2`, `2 and 1`, `\{1, 2\}` are equal: no order is stated. `(1, 2)`, `[1, 2]`, `(1, 2]` and `[1, 2)` differ from these, and from each
-  other.
-* Anything else is compared as it is written, apart from how LaTeX spells it; words without regard to case.
+* `1, 2`, `2 and 1`, `\{1, 2\}` are equal: no order is stated. `(1, 2)`, `[1, 2]`, `(1, 2]` and `[1,
+  2)` differ from these, and from each other.
+* Anything else is compared as it is written, apart from how LaTeX spells it; words without regard
+  to case.
 """
 
 import functools
@@ -29,7 +33,8 @@ _MOST_DIGITS = 800  # of a number that is computed with, exponent included
 
 
 class Huge(NamedTuple):
-    """A number that is compared digit by digit: sign, digits without zeros at either end, power of ten."""
+    """A number that is compared digit by digit: sign, digits without zeros at either end, power of
+    ten."""
 
     sign: str
     digits: str
@@ -45,7 +50,8 @@ class Number(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Several answers. `kind`: '{}' where they have no order, 'u' for a union, else the two brackets around them."""
+    """Several answers. `kind`: '{}' where they have no order, 'u' for a union, else the two
+    brackets around them."""
 
     kind: str
     items: tuple
@@ -103,13 +109,16 @@ def same_value(a: Value, b: Value, same_words: Callable[[Value, Value], bool]) -
 
 
 def same_spelling(a: Value, b: Value) -> bool:
-    """What `same_value` compares words with: two words are equal where they are written alike, and no words equal a number."""
+    """What `same_value` compares words with: two words are equal where they are written alike, and
+    no words equal a number."""
     return isinstance(a, Words) and isinstance(b, Words) and a.text == b.text
 
 
 def _same_in_any_order(items: Sequence[Value], left: list[Value], same_words: Callable) -> bool:
     for item in items:
-        place = next((i for i, other in enumerate(left) if same_value(item, other, same_words)), None)
+        place = next(
+            (i for i, other in enumerate(left) if same_value(item, other, same_words)), None
+        )
         if place is None:
             return False
         left.pop(place)
@@ -141,7 +150,9 @@ _ABOUT = re.compile(
 _NAME = re.compile(r'(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\(\w\))?)(?: [A-Za-z]+){0,4}')
 _VARIABLE = re.compile(r'\\?[A-Za-z](?:_\{?\w+\}?)?(?:\(\w\))?|\\[A-Za-z]+')
 _VARIABLES = re.compile(r'\( ?[A-Za-z](?:_\w)?(?: ?, ?[A-Za-z](?:_\w)?)+ ?\)')
-_UNNAMED = re.compile(r'[^A-Za-z]*(?:\\(?:frac|times|cdot|div|sqrt|binom|pi|pm|log|ln|(?:arc)?(?:sin|cos|tan|cot))(?![A-Za-z])[^A-Za-z]*)*')
+_UNNAMED = re.compile(
+    r'[^A-Za-z]*(?:\\(?:frac|times|cdot|div|sqrt|binom|pi|pm|log|ln|(?:arc)?(?:sin|cos|tan|cot))(?![A-Za-z])[^A-Za-z]*)*'
+)
 _QUOTED = re.compile(r"""'[^']+'|"[^"]+\"""")
 _FACTORIAL = re.compile(r'[\d)]!$')
 _OPENING = {'(': ')', '[': ']', '\u2983': '\u2984', '{': '}'}
@@ -151,7 +162,9 @@ _CLOSING = {')', ']', '\u2984', '}'}
 def _read(text: str, depth: int) -> Value:
     if depth > _DEEPEST or not text:
         return Words(text, text)
-    while text[:1] == '{' and _closed_at(text) == len(text) - 1 and len(_split(text[1:-1], ',')) == 1:
+    while (
+        text[:1] == '{' and _closed_at(text) == len(text) - 1 and len(_split(text[1:-1], ',')) == 1
+    ):
         text = text[1:-1].strip()
     number = read_number(text)
     if number is not None:
@@ -201,8 +214,13 @@ def _bracketed(text: str, depth: int) -> Value:
     if len(parts) == 1 and kind == '{}':
         return Group('{}', _flat([_read(inner, depth + 1)]))
     if len(parts) == 1:
-        is_inner = kind == '()' or (kind == '[]' and _QUOTED.fullmatch(inner))  # a list of one, as text
-        return _read(inner.strip('"\''), depth + 1) if is_inner else Words(simplify_expression(text), text)
+        # a list of one, as text
+        is_inner = kind == '()' or (kind == '[]' and _QUOTED.fullmatch(inner))
+        return (
+            _read(inner.strip('"\''), depth + 1)
+            if is_inner
+            else Words(simplify_expression(text), text)
+        )
     items = (_read(part, depth + 1) for part in parts)
     return Group(kind, _flat(items) if kind == '{}' else tuple(items))
 
@@ -221,7 +239,8 @@ def _depths(text: str) -> int:
 
 
 def _closed_at(text: str) -> int:
-    """Where the bracket at the start is closed, by whatever closes one: intervals mix them; -1 for nowhere."""
+    """Where the bracket at the start is closed, by whatever closes one: intervals mix them; -1 for
+    nowhere."""
     depth = 0
     for i, character in enumerate(text):
         depth += (character in _OPENING) - (character in _CLOSING)
@@ -231,12 +250,17 @@ def _closed_at(text: str) -> int:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Splits where no bracket is open. A comma that can be one of thousands separates nothing where others have a space behind them."""
+    """Splits where no bracket is open. A comma that can be one of thousands separates nothing where
+    others have a space behind them."""
     spaced = separator == ',' and ', ' in text
     parts, depth, start, i = [], 0, 0, 0
     while i < len(text):
         depth += (text[i] in _OPENING) - (text[i] in _CLOSING)
-        if depth == 0 and text.startswith(separator, i) and not (spaced and _THOUSANDS.match(text, max(0, i - 1))):
+        if (
+            depth == 0
+            and text.startswith(separator, i)
+            and not (spaced and _THOUSANDS.match(text, max(0, i - 1)))
+        ):
             parts.append(text[start:i].strip())
             start = i = i + len(separator)
         else:
@@ -272,9 +296,15 @@ _MAGNITUDES = [
         (r"[1-9]\d{0,2}(?:'\d{3})+,\d+", "'", ','),
     )
 ]
-_SIGN = re.compile(r'([+-]?)\s*(?:(?:US|A|C|NZ|HK)?([' + CURRENCIES + r'])|(USD|EUR|GBP|Rs\.?|INR)(?![A-Za-z]))?\s*([+-]?)\s*')
+_SIGN = re.compile(
+    r'([+-]?)\s*(?:(?:US|A|C|NZ|HK)?(['
+    + CURRENCIES
+    + r'])|(USD|EUR|GBP|Rs\.?|INR)(?![A-Za-z]))?\s*([+-]?)\s*'
+)
 _DIGITS = re.compile(r"\.?\d(?:[.,'_ ]?\d)*\.?")
-_POWER = re.compile(r'\s*(?:\*|[xX])\s*10\s*\^\s*(?:\{\s*([+-]?\d{1,12})\s*\}|([+-]?\d{1,12}))|[eE]([+-]?\d{1,12})(?![\w.])')
+_POWER = re.compile(
+    r'\s*(?:\*|[xX])\s*10\s*\^\s*(?:\{\s*([+-]?\d{1,12})\s*\}|([+-]?\d{1,12}))|[eE]([+-]?\d{1,12})(?![\w.])'
+)
 _TEN = re.compile(r'10\s*\^\s*(?:\{\s*([+-]?\d{1,12})\s*\}|([+-]?\d{1,12}))')
 _FRACTION = re.compile(r'\\frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))')
 _RATIO = re.compile(r'(\d+)\s*/\s*(\d+)(?![\d.,/])')
@@ -308,7 +338,8 @@ def read_number(text: str) -> Number | None:
 
 
 def _read_amount(text: str, start: int, money: bool) -> tuple[Fraction | Huge, int] | None:
-    """Reads a number without its sign from a place in the text on. Returns it, and where it ends."""
+    """Reads a number without its sign from a place in the text on. Returns it, and where it
+    ends."""
     mixed = _MIXED.match(text, start)
     if mixed and (part := _read_fraction(text, mixed.end())):
         return (int(mixed[1]) + part[0], part[1]) if 0 <= part[0] < 1 else None
@@ -324,7 +355,11 @@ def _read_amount(text: str, start: int, money: bool) -> tuple[Fraction | Huge, i
         plain = digits[0].replace(',', '.')
     power = _POWER.match(text, end)
     if plain is None or text[end : end + 1] in ('^', '_', '!', '\\', '*'):
-        return None if power is None or plain is None else (_decimal(plain, _exponent(power)), power.end())
+        return (
+            None
+            if power is None or plain is None
+            else (_decimal(plain, _exponent(power)), power.end())
+        )
     if power:
         return _decimal(plain, _exponent(power)), power.end()
     over = re.compile(r'\s*/\s*(?=\.?\d)').match(text, end)
@@ -332,7 +367,11 @@ def _read_amount(text: str, start: int, money: bool) -> tuple[Fraction | Huge, i
         return _decimal(plain, 0), end
     below = _DIGITS.match(text, over.end())
     top, bottom = _decimal(plain, 0), _decimal(_magnitude(below[0]) or '0', 0)
-    quotient = top / bottom if isinstance(top, Fraction) and isinstance(bottom, Fraction) and bottom else None
+    quotient = (
+        top / bottom
+        if isinstance(top, Fraction) and isinstance(bottom, Fraction) and bottom
+        else None
+    )
     return None if quotient is None else (quotient, below.end())
 
 
@@ -345,15 +384,23 @@ def _read_fraction(text: str, start: int) -> tuple[Fraction, int] | None:
     match = _FRACTION.match(text, start)
     if match is None:
         match = _RATIO.match(text, start)
-        return (Fraction(int(match[1]), int(match[2])), match.end()) if match and int(match[2]) else None
+        return (
+            (Fraction(int(match[1]), int(match[2])), match.end())
+            if match and int(match[2])
+            else None
+        )
     above, below = (read_number((match[i] or match[i + 1] or '').strip()) for i in (1, 3))
-    if not all(x and not x.percent and isinstance(x.amount, Fraction) for x in (above, below)) or not below.amount:
+    if (
+        not all(x and not x.percent and isinstance(x.amount, Fraction) for x in (above, below))
+        or not below.amount
+    ):
         return None
     return above.amount / below.amount, match.end()
 
 
 def _magnitude(text: str) -> str | None:
-    """Returns digits with their separators as plain digits with a decimal point; None where the separators make no sense."""
+    """Returns digits with their separators as plain digits with a decimal point; None where the
+    separators make no sense."""
     for pattern, thousands, point in _MAGNITUDES:
         if pattern.fullmatch(text):
             return (text.replace(thousands, '') if thousands else text).replace(point, '.')

@@ -41,8 +41,13 @@ def _last_line(text: str) -> str | None:
 
 
 EXTRACTORS = {
-    'answer': find_answer, 'strict': _strict, 'flexible': _flexible, 'hash': _hash, 'boxed': find_last_boxed, 'last_line': _last_line
-}  # fmt: skip
+    'answer': find_answer,
+    'strict': _strict,
+    'flexible': _flexible,
+    'hash': _hash,
+    'boxed': find_last_boxed,
+    'last_line': _last_line,
+}
 
 
 def extract(text: str, how: str) -> str | None:
@@ -50,11 +55,13 @@ def extract(text: str, how: str) -> str | None:
 
     Args:
       text: a completion, or a reference answer.
-      how: 'answer' wherever a model may have put it: in a box, behind 'the answer is', in bold, at the end (see `answer_text`);
-        'strict' the number after the first '#### ' (GSM8K's own form); 'flexible' the last thing that looks like a
-        number, by the expression with which lm-evaluation-harness reads GSM8K (so that scores compare: two or more of
-        `$0-9.,` count, even '...'); 'hash' everything after the first '#'; 'boxed' what is in the last \boxed{...}
-        whose braces are balanced, in every spelling (\fbox{7}, \boxed 7); 'last_line' the last line that is not blank, stripped.
+      how: 'answer' wherever a model may have put it: in a box, behind 'the answer is', in bold, at
+        the end (see `answer_text`); 'strict' the number after the first '#### ' (GSM8K's own form);
+        'flexible' the last thing that looks like a number, by the expression with which
+        lm-evaluation-harness reads GSM8K (so that scores compare: two or more of `$0-9.,` count,
+        even '...'); 'hash' everything after the first '#'; 'boxed' what is in the last \boxed{...}
+        whose braces are balanced, in every spelling (\fbox{7}, \boxed 7); 'last_line' the last line
+        that is not blank, stripped.
 
     Returns:
       The answer as written, or None where there is none.
@@ -69,10 +76,11 @@ def extract(text: str, how: str) -> str | None:
 
 
 def same_answer(a: str, b: str) -> bool:
-    """Whether two answers mean the same: numbers exactly and in every spelling, lists, sets, tuples, intervals, words.
+    """Whether two answers mean the same: numbers exactly and in every spelling, lists, sets,
+    tuples, intervals, words.
 
-    50% equals both 50, as GSM8K and MATH have it, and 0.5; without the sign, 50 and 0.5 differ. Units count where both state one. See
-    `answer_values` for all rules.
+    50% equals both 50, as GSM8K and MATH have it, and 0.5; without the sign, 50 and 0.5 differ.
+    Units count where both state one. See `answer_values` for all rules.
     """
     return same_value(read_value(a), read_value(b), same_spelling)
 
@@ -83,10 +91,12 @@ def _number(text: str) -> decimal.Decimal | None:
 
 
 def same_number(a: str, b: str) -> bool:
-    """Whether two texts are the same number, |a - b| < 1e-4, apart from commas, dollar signs, blanks and a final dot.
+    """Whether two texts are the same number, |a - b| < 1e-4, apart from commas, dollar signs,
+    blanks and a final dot.
 
-    Where either is no plain decimal number: whether the stripped texts are equal. It goes with the extractors that read as
-    lm-evaluation-harness does; `same_answer` knows what else a number can look like.
+    Where either is no plain decimal number: whether the stripped texts are equal. It goes with the
+    extractors that read as lm-evaluation-harness does; `same_answer` knows what else a number can
+    look like.
     """
     x, y = _number(a), _number(b)
     if x is None or y is None:
@@ -100,11 +110,13 @@ def same_text(a: str, b: str) -> bool:
 
 
 def same_mathematics(a: str, b: str) -> bool:
-    r"""`same_answer`, and expressions (LaTeX or plain) are equal too where math-verify can show it: x + 1 and 1 + x.
+    r"""`same_answer`, and expressions (LaTeX or plain) are equal too where math-verify can show it:
+    x + 1 and 1 + x.
 
-    Numbers, sets, tuples and intervals are told apart as in `same_answer`; the library is asked about what is in them only.
-    It has no time limit of its own (the library's relies on alarm signals, which work in main threads only): call it
-    where a hang can be killed, as the reward pool does.
+    Numbers, sets, tuples and intervals are told apart as in `same_answer`; the library is asked
+    about what is in them only. It has no time limit of its own (the library's relies on alarm
+    signals, which work in main threads only): call it where a hang can be killed, as the reward
+    pool does.
 
     Args:
       a: what was answered.
@@ -114,15 +126,23 @@ def same_mathematics(a: str, b: str) -> bool:
       UserError: math-verify is not installed.
     """
     if importlib.util.find_spec('math_verify') is None:
-        raise UserError('equality="math_verify" needs the package math-verify: pip install "reasonjax[tasks]".')
+        raise UserError(
+            'equality="math_verify" needs the package math-verify: pip install "reasonjax[tasks]".'
+        )
     if a.strip() == b.strip():
         return True
-    from reasonjax.tasks.answer_library import same_expression  # not above: it imports sympy, which is heavy, and optional
+    # not above: it imports sympy, which is heavy, and optional
+    from reasonjax.tasks.answer_library import same_expression
 
     return same_value(read_value(a), read_value(b), same_expression)
 
 
-EQUALITIES = {'answer': same_answer, 'number': same_number, 'text': same_text, 'math_verify': same_mathematics}
+EQUALITIES = {
+    'answer': same_answer,
+    'number': same_number,
+    'text': same_text,
+    'math_verify': same_mathematics,
+}
 
 
 def equivalent(a: str, b: str, equality: str = 'answer') -> bool:
@@ -131,13 +151,17 @@ def equivalent(a: str, b: str, equality: str = 'answer') -> bool:
     Args:
       a: what was answered.
       b: the solution.
-      equality: 'answer' (`same_answer`), 'number' (`same_number`), 'text' (`same_text`) or 'math_verify' (`same_mathematics`).
+      equality: 'answer' (`same_answer`), 'number' (`same_number`), 'text' (`same_text`) or
+        'math_verify' (`same_mathematics`).
 
     Raises:
       UserError: no equality of that name, or its package is missing.
     """
     if equality not in EQUALITIES:
-        raise UserError(f'equality: unknown "{equality}".{nearest(equality, EQUALITIES)} Known: {listing(EQUALITIES)}.')
+        raise UserError(
+            f'equality: unknown "{equality}".{nearest(equality, EQUALITIES)} Known: '
+            f'{listing(EQUALITIES)}.'
+        )
     return EQUALITIES[equality](a, b)
 
 
@@ -147,26 +171,33 @@ KEYS = ('ground_truth', 'solution', 'answer', 'final_answer', 'target', 'value')
 UNFINISHED = re.compile(r'\\(?:boxed|fbox)\s*\{(?![^{}]*\})(?:[^{}]|\{[^{}]*\})*\Z|####\s*\Z')
 # What a completion that gives an answer looks like, for each extractor.
 GIVEN = {
-    'answer': (r'\boxed{%s}', 'The answer is %s', '%s'), 'strict': ('#### %s',), 'flexible': ('The answer is %s',), 'hash': ('#%s',),
-    'boxed': (r'\boxed{%s}',), 'last_line': ('%s',),
-}  # fmt: skip
+    'answer': (r'\boxed{%s}', 'The answer is %s', '%s'),
+    'strict': ('#### %s',),
+    'flexible': ('The answer is %s',),
+    'hash': ('#%s',),
+    'boxed': (r'\boxed{%s}',),
+    'last_line': ('%s',),
+}
 
 
 def write_solution(value: Any) -> str | None:
-    """Returns a row's solution as a text, however the data holds it; None where it is unknown (None, '', an empty list).
+    """Returns a row's solution as a text, however the data holds it; None where it is unknown
+    (None, '', an empty list).
 
-    A number is written without exponent and without zeros at its end (7.0 is '7', 1e-05 is '0.00001'). A list of one is that one, a mapping
-    what it has under one of `KEYS`.
+    A number is written without exponent and without zeros at its end (7.0 is '7', 1e-05 is
+    '0.00001'). A list of one is that one, a mapping what it has under one of `KEYS`.
 
     Raises:
-      UserError: nan, infinity, several answers, lists in lists, bytes that are no text, and everything else.
+      UserError: nan, infinity, several answers, lists in lists, bytes that are no text, and
+        everything else.
     """
     return _text(value, 0)
 
 
 def _text(value: Any, depth: int) -> str | None:
     if getattr(value, 'dtype', None) is not None and hasattr(value, 'tolist'):  # of NumPy
-        # The shortest digits that its own precision tells apart: 0.1 as float32 is not 0.1 as float64.
+        # The shortest digits that its own precision tells apart: 0.1 as float32 is not 0.1 as
+        # float64.
         value = float(str(value)) if value.dtype.kind == 'f' and not value.shape else value.tolist()
     if value is None or value == '' or (isinstance(value, list | tuple) and not value):
         return None
@@ -176,7 +207,9 @@ def _text(value: Any, depth: int) -> str | None:
         try:
             return value.decode('utf-8') or None
         except UnicodeDecodeError as error:
-            raise UserError(f'column "solution": expected text, found bytes that are not UTF-8 ({show(value)}).') from error
+            raise UserError(
+                f'column "solution": expected text, found bytes that are not UTF-8 ({show(value)}).'
+            ) from error
     if isinstance(value, bool | datetime.date | datetime.time):
         return str(value)
     if isinstance(value, int | float | decimal.Decimal | fractions.Fraction):
@@ -188,21 +221,36 @@ def _text(value: Any, depth: int) -> str | None:
         if len(keys) == 1:
             return _text(value[keys[0]], depth + 1)
         raise UserError(
-            f'column "solution": of a mapping, one key may be the answer ({", ".join(KEYS)}), found {listing(map(str, value)) or "none"}.'
+            f'column "solution": of a mapping, one key may be the answer ({", ".join(KEYS)}), '
+            f'found {listing(map(str, value)) or "none"}.'
         )
-    if isinstance(value, list | tuple) and len(value) == 1 and not isinstance(value[0], list | tuple):
+    if (
+        isinstance(value, list | tuple)
+        and len(value) == 1
+        and not isinstance(value[0], list | tuple)
+    ):
         return _text(value[0], depth + 1)
     if isinstance(value, list | tuple):
-        raise UserError(f'column "solution": expected one answer, found {len(value)} in a list ({show(value)}); write them as one text.')
-    raise UserError(f'column "solution": expected a text or a number, found {type(value).__name__} ({show(value)}).')
+        raise UserError(
+            f'column "solution": expected one answer, found {len(value)} in a list '
+            f'({show(value)}); write them as one text.'
+        )
+    raise UserError(
+        f'column "solution": expected a text or a number, found {type(value).__name__} '
+        f'({show(value)}).'
+    )
 
 
 def _number_text(value: Any) -> str:
     if isinstance(value, fractions.Fraction):
         return str(value)
-    exact = decimal.Decimal(value if isinstance(value, int | decimal.Decimal) else repr(float(value)))
+    exact = decimal.Decimal(
+        value if isinstance(value, int | decimal.Decimal) else repr(float(value))
+    )
     if not exact.is_finite():
-        raise UserError(f'column "solution": expected an answer, found {exact}; use null where it is unknown.')
+        raise UserError(
+            f'column "solution": expected an answer, found {exact}; use null where it is unknown.'
+        )
     if abs(exact.adjusted()) > 400:  # nobody writes it out
         return str(exact)
     text = format(exact, 'f')
@@ -210,14 +258,17 @@ def _number_text(value: Any) -> str:
 
 
 def read_solution(value: Any, how: str = 'answer', equality: str = 'answer') -> str | None:
-    r"""Returns a row's solution in the form that completions are compared with; None where it is unknown.
+    r"""Returns a row's solution in the form that completions are compared with; None where it is
+    unknown.
 
-    Of a worked solution that is its answer: what follows '####', what is in a box, what it says the answer is, else its last number.
+    Of a worked solution that is its answer: what follows '####', what is in a box, what it says the
+    answer is, else its last number.
 
     Args:
       value: what the column holds; see `write_solution`.
       how: as for `extract`.
-      equality: as for `equivalent`. With 'text' a text is taken as it is, where it can be answered so.
+      equality: as for `equivalent`. With 'text' a text is taken as it is, where it can be answered
+        so.
 
     Raises:
       UserError: as `write_solution`, or a solution that no completion can be marked right with.
@@ -228,13 +279,19 @@ def read_solution(value: Any, how: str = 'answer', equality: str = 'answer') -> 
 
 @functools.lru_cache(8192)
 def _answerable(text: str, how: str, equality: str) -> str:
-    extract('', how), equivalent('', '', equality)  # names that are unknown are an error of their own
+    # names that are unknown are an error of their own
+    extract('', how), equivalent('', '', equality)
     for candidate in dict.fromkeys(_candidates(text, how, equality)):
-        if any(_is_right(given.replace('%s', candidate), candidate, how, equality) for given in GIVEN[how]):
+        if any(
+            _is_right(given.replace('%s', candidate), candidate, how, equality)
+            for given in GIVEN[how]
+        ):
             return candidate
     raise UserError(
-        f'column "solution": no completion can be marked right with {show(text)} under extract="{how}" and equality="{equality}". '
-        'extract="answer" with equality="answer" reads numbers in every form, and words; use null where the answer is unknown.'
+        f'column "solution": no completion can be marked right with {show(text)} under '
+        f'extract="{how}" and equality="{equality}". '
+        'extract="answer" with equality="answer" reads numbers in every form, and words; use null '
+        'where the answer is unknown.'
     )
 
 
@@ -251,7 +308,10 @@ def _candidates(text: str, how: str, equality: str) -> Iterator[str]:
         yield from _plain(answer)
     yield answer
     # Without a unit or a currency, where the extractor reads none.
-    for part in [*(extract(given.replace('%s', answer), how) for given in GIVEN[how]), (_flexible(answer) or '').replace('$', '')]:
+    for part in [
+        *(extract(given.replace('%s', answer), how) for given in GIVEN[how]),
+        (_flexible(answer) or '').replace('$', ''),
+    ]:
         if part and same_answer(part, answer):
             yield part
     yield from _plain(answer)
@@ -279,4 +339,6 @@ def _unpacked(text: str) -> str:
 def _is_right(completion: str, solution: str, how: str, equality: str) -> bool:
     # Of math-verify, which takes seconds to import, only what it does without the library.
     answer = extract(completion, how)
-    return answer is not None and (same_answer if equality == 'math_verify' else EQUALITIES[equality])(answer, solution)
+    return answer is not None and (
+        same_answer if equality == 'math_verify' else EQUALITIES[equality]
+    )(answer, solution)

@@ -1,7 +1,8 @@
-"""Estimates of p(target = 1 | evidence) that a model of a Bayes net's strings gives, and how far they are from the truth.
+"""Estimates of p(target = 1 | evidence) that a model of a Bayes net's strings gives, and how far
+they are from the truth.
 
-After Prystawski, Li, Goodman 2023 (arXiv 2304.03843). Problems are rows of the splits 'validation' and 'test' of the task `bayes`. A
-model is two functions, whatever computes them:
+After Prystawski, Li, Goodman 2023 (arXiv 2304.03843). Problems are rows of the splits 'validation'
+and 'test' of the task `bayes`. A model is two functions, whatever computes them:
 
     probability_of(texts) -> float array [N]    of '1' as the next character of each text, given that it is '0' or '1'
     sample(texts) -> N texts                    that follow each text, up to the answer and its '#' at least, where it comes to that
@@ -24,17 +25,25 @@ def direct(problems: Problems, probability_of: ProbabilityOf) -> np.ndarray:
 
 
 def scaffolded(
-    problems: Problems, probability_of: ProbabilityOf, rng: np.random.Generator, *, samples: int = 10, scaffold: str = 'scaffold'
+    problems: Problems,
+    probability_of: ProbabilityOf,
+    rng: np.random.Generator,
+    *,
+    samples: int = 10,
+    scaffold: str = 'scaffold',
 ) -> np.ndarray:
-    """The answer behind other variables, which are named to the model, and whose values it draws one after the other.
+    """The answer behind other variables, which are named to the model, and whose values it draws
+    one after the other.
 
     Args:
       problems: N rows.
       probability_of: the model.
       rng: of the values.
-      samples: walks of each problem, over whose answers the mean is taken; 0 goes through all 2^n values of n variables and weighs each
-        by its probability, which is the limit of many samples.
-      scaffold: the column that names the variables: 'scaffold' or 'negative_scaffold'. Without variables this is `direct`.
+      samples: walks of each problem, over whose answers the mean is taken; 0 goes through all 2^n
+        values of n variables and weighs each by its probability, which is the limit of many
+        samples.
+      scaffold: the column that names the variables: 'scaffold' or 'negative_scaffold'. Without
+        variables this is `direct`.
 
     Returns:
       float64 [N].
@@ -45,7 +54,10 @@ def scaffolded(
     if samples < 0:
         raise UserError(f'scaffolded: samples must not be negative, got {samples}.')
     if any(row.get(scaffold) is None for row in problems):
-        raise UserError(f'scaffolded: a problem has no {scaffold}: {next(row for row in problems if row.get(scaffold) is None)}.')
+        raise UserError(
+            f'scaffolded: a problem has no {scaffold}: '
+            f'{next(row for row in problems if row.get(scaffold) is None)}.'
+        )
     # A walk is its problem, what it has said so far, and its share of the estimate.
     walks = [
         (i, row['prompt'], 1 / times)
@@ -60,7 +72,10 @@ def scaffolded(
         walks = [walk for walk in walks if step >= len(problems[walk[0]][scaffold])]
         if samples:
             values = (rng.random(len(going)) < one).astype(int)
-            walks += [(i, f'{text}{value},', share) for (i, _, share), text, value in zip(going, asked, values)]
+            walks += [
+                (i, f'{text}{value},', share)
+                for (i, _, share), text, value in zip(going, asked, values)
+            ]
         else:
             chances = np.stack([1 - one, one], axis=1)
             walks += [
@@ -69,11 +84,19 @@ def scaffolded(
                 for value in (0, 1)
             ]
     answers = np.asarray(probability_of([f'{text}#' for _, text, _ in walks]), np.float64)
-    return np.bincount([i for i, _, _ in walks], [share for _, _, share in walks] * answers, minlength=len(problems))
+    return np.bincount(
+        [i for i, _, _ in walks],
+        [share for _, _, share in walks] * answers,
+        minlength=len(problems),
+    )
 
 
 def free(
-    problems: Problems, probability_of: ProbabilityOf, sample: Callable[[Sequence[str]], Sequence[str]], *, samples: int = 10
+    problems: Problems,
+    probability_of: ProbabilityOf,
+    sample: Callable[[Sequence[str]], Sequence[str]],
+    *,
+    samples: int = 10,
 ) -> tuple[np.ndarray, float]:
     """The answer behind whatever the model says first, up to its '#'.
 
@@ -84,7 +107,8 @@ def free(
       samples: completions of each problem, over whose answers the mean is taken.
 
     Returns:
-      float64 [N], nan where no completion came to an answer; and the share of completions that did not.
+      float64 [N], nan where no completion came to an answer; and the share of completions that did
+      not.
 
     Raises:
       UserError: less than one sample.
@@ -99,11 +123,14 @@ def free(
     answers[ended] = probability_of(texts) if texts else []
     counts = ended.reshape(-1, samples).sum(1)
     totals = np.where(ended, answers, 0).reshape(-1, samples).sum(1)
-    return np.divide(totals, counts, out=np.full(len(problems), np.nan), where=counts > 0), float(1 - ended.mean())
+    return np.divide(totals, counts, out=np.full(len(problems), np.nan), where=counts > 0), float(
+        1 - ended.mean()
+    )
 
 
 def error(problems: Problems, estimates: np.ndarray) -> float:
-    """Mean squared error to the exact conditional probability, over the problems that have an estimate."""
+    """Mean squared error to the exact conditional probability, over the problems that have an
+    estimate."""
     return float(np.nanmean((estimates - np.array([row['probability'] for row in problems])) ** 2))
 
 
@@ -122,24 +149,32 @@ def score(
       probability_of: the model.
       rng: of the values in scaffolds.
       sample: the same model, drawing; None leaves out what needs it.
-      samples: of each problem; 0 takes the exact sum over all values of a scaffold (completions that the model draws: 10).
+      samples: of each problem; 0 takes the exact sum over all values of a scaffold (completions
+        that the model draws: 10).
 
     Returns:
-      `mse_direct`, `mse_scaffolded`, `mse_negative` (where every problem has a negative scaffold), `mse_marginal` (of the exact marginal,
-      which a model that has not seen the pair falls back to); `gap_scaffolded`, `mse_direct - mse_scaffolded`; and with `sample`
-      `mse_free`, `gap_free` and `unfinished`, the share of completions without an answer, which count for nothing.
+      `mse_direct`, `mse_scaffolded`, `mse_negative` (where every problem has a negative scaffold),
+      `mse_marginal` (of the exact marginal, which a model that has not seen the pair falls back
+      to); `gap_scaffolded`, `mse_direct - mse_scaffolded`; and with `sample` `mse_free`, `gap_free`
+      and `unfinished`, the share of completions without an answer, which count for nothing.
     """
     scores = {
         'mse_marginal': error(problems, np.array([row['marginal'] for row in problems])),
         'mse_direct': error(problems, direct(problems, probability_of)),
-        'mse_scaffolded': error(problems, scaffolded(problems, probability_of, rng, samples=samples)),
+        'mse_scaffolded': error(
+            problems, scaffolded(problems, probability_of, rng, samples=samples)
+        ),
     }
     scores['gap_scaffolded'] = scores['mse_direct'] - scores['mse_scaffolded']
     if all(row['negative_scaffold'] is not None for row in problems):
-        estimates = scaffolded(problems, probability_of, rng, samples=samples, scaffold='negative_scaffold')
+        estimates = scaffolded(
+            problems, probability_of, rng, samples=samples, scaffold='negative_scaffold'
+        )
         scores['mse_negative'] = error(problems, estimates)
     if sample is not None:
-        estimates, scores['unfinished'] = free(problems, probability_of, sample, samples=samples or 10)
+        estimates, scores['unfinished'] = free(
+            problems, probability_of, sample, samples=samples or 10
+        )
         scores['mse_free'] = error(problems, estimates)
         scores['gap_free'] = scores['mse_direct'] - scores['mse_free']
     return scores

@@ -1,8 +1,9 @@
 """Directed acyclic graphs: distances, ancestors, and which nodes part two others.
 
-A graph is the parents of each node: `parents[i]` is a tuple of nodes. Two sets of nodes are d-separated by a third exactly where that
-third parts them in the moral graph of the ancestors of all three (Lauritzen et al. 1990); so the smallest set that d-separates two nodes
-is a smallest node cut of that graph, and that is a maximal flow (Menger).
+A graph is the parents of each node: `parents[i]` is a tuple of nodes. Two sets of nodes are
+d-separated by a third exactly where that third parts them in the moral graph of the ancestors of
+all three (Lauritzen et al. 1990); so the smallest set that d-separates two nodes is a smallest node
+cut of that graph, and that is a maximal flow (Menger).
 """
 
 import collections
@@ -61,7 +62,8 @@ def ancestors(parents: Parents, nodes: Iterable[int]) -> set[int]:
 
 
 def moral(parents: Parents, nodes: Collection[int]) -> dict[int, set[int]]:
-    """The moral graph of some nodes that hold their own ancestors: edges lose their direction, parents of one child are joined."""
+    """The moral graph of some nodes that hold their own ancestors: edges lose their direction,
+    parents of one child are joined."""
     adjacent = {i: set() for i in nodes}
     for child in nodes:
         family = (child, *parents[child])
@@ -82,7 +84,8 @@ def separated(parents: Parents, x: int, y: int, by: Collection[int]) -> bool:
 
 
 def cut(adjacent: Adjacent, sources: Collection[int], sink: int) -> set[int]:
-    """The smallest set of other nodes that parts all sources from the sink; of several, the one nearest the sources.
+    """The smallest set of other nodes that parts all sources from the sink; of several, the one
+    nearest the sources.
 
     Unit flow through each node (Menger). No source may be a neighbour of the sink.
     """
@@ -114,10 +117,12 @@ def cut(adjacent: Adjacent, sources: Collection[int], sink: int) -> set[int]:
 
 
 def separators(parents: Parents, x: int, y: int) -> list[set[int]]:
-    """Sets of nodes, from x to y, each of which d-separates what lies before it from y; x and y are no neighbours.
+    """Sets of nodes, from x to y, each of which d-separates what lies before it from y; x and y are
+    no neighbours.
 
-    The first is the smallest that d-separates x and y, the nearest to x of its size. Each further one is the smallest that parts the one
-    before it from y; the last holds a neighbour of y in the moral graph. No set where x and y are d-separated as they are.
+    The first is the smallest that d-separates x and y, the nearest to x of its size. Each further
+    one is the smallest that parts the one before it from y; the last holds a neighbour of y in the
+    moral graph. No set where x and y are d-separated as they are.
     """
     adjacent, found, sources = moral(parents, ancestors(parents, {x, y})), [], {x}
     while not any(y in adjacent[source] for source in sources):

@@ -1,4 +1,5 @@
-"""Bayes nets of binary variables: random ones, draws from them, and exact probabilities by variable elimination."""
+"""Bayes nets of binary variables: random ones, draws from them, and exact probabilities by variable
+elimination."""
 
 import dataclasses
 import functools
@@ -50,12 +51,15 @@ class Net:
         Raises:
           UserError: a factor would have more than 20 variables.
         """
-        needed = bayes_graph.ancestors(self.parents, [*query, *evidence])  # the other variables sum to 1
+        # the other variables sum to 1
+        needed = bayes_graph.ancestors(self.parents, [*query, *evidence])
         factors = [self._factor(i, evidence) for i in needed]
         hidden = needed - set(query) - set(evidence)
         while hidden:
             # The variable whose elimination leaves the smallest factor goes first.
-            scopes = {i: set().union(*(scope for scope, _ in factors if i in scope)) for i in hidden}
+            scopes = {
+                i: set().union(*(scope for scope, _ in factors if i in scope)) for i in hidden
+            }
             gone = min(hidden, key=lambda i: (len(scopes[i]), i))
             touched = [factor for factor in factors if gone in factor[0]]
             factors = [factor for factor in factors if gone not in factor[0]]
@@ -65,17 +69,26 @@ class Net:
         return joint / joint.sum()
 
     def _factor(self, i: int, evidence: Mapping[int, int]) -> tuple[tuple[int, ...], np.ndarray]:
-        """p(i | its parents) with the evidence put in: the variables that are left, and an axis for each."""
+        """p(i | its parents) with the evidence put in: the variables that are left, and an axis for
+        each."""
         family = (*self.parents[i], i)
         whole = np.stack([1 - self.tables[i], self.tables[i]], axis=-1)
-        return tuple(j for j in family if j not in evidence), whole[tuple(evidence.get(j, slice(None)) for j in family)]
+        return tuple(j for j in family if j not in evidence), whole[
+            tuple(evidence.get(j, slice(None)) for j in family)
+        ]
 
 
-def _product(factors: Sequence[tuple[tuple[int, ...], np.ndarray]], kept: tuple[int, ...]) -> tuple[tuple[int, ...], np.ndarray]:
-    """The product of factors, summed over all variables but those that are kept, with an axis for each of these, in their order."""
+def _product(
+    factors: Sequence[tuple[tuple[int, ...], np.ndarray]], kept: tuple[int, ...]
+) -> tuple[tuple[int, ...], np.ndarray]:
+    """The product of factors, summed over all variables but those that are kept, with an axis for
+    each of these, in their order."""
     scope = (*kept, *sorted(set().union(*(variables for variables, _ in factors)) - set(kept)))
     if len(scope) > MAX_FACTOR:
-        raise UserError(f'bayes: exact inference would need a factor of {len(scope)} variables, above {MAX_FACTOR}; take fewer edges.')
+        raise UserError(
+            f'bayes: exact inference would need a factor of {len(scope)} variables, above '
+            f'{MAX_FACTOR}; take fewer edges.'
+        )
     whole = np.ones((2,) * len(scope))
     for variables, values in factors:
         places = [scope.index(i) for i in variables]
@@ -85,32 +98,44 @@ def _product(factors: Sequence[tuple[tuple[int, ...], np.ndarray]], kept: tuple[
 
 
 def random_net(rng: np.random.Generator, nodes: int, edges: int) -> Net:
-    """Random edges in a random order of the variables; p(root) ~ U(0, 1), every other entry of a table ~ Beta(0.2, 0.2).
+    """Random edges in a random order of the variables; p(root) ~ U(0, 1), every other entry of a
+    table ~ Beta(0.2, 0.2).
 
     Raises:
       UserError: more edges than pairs, or a variable with more than 12 parents.
     """
     pairs = [(a, b) for a in range(nodes) for b in range(a)]
     if not 0 <= edges <= len(pairs):
-        raise UserError(f'bayes: edges must be from 0 to {len(pairs)} for {nodes} nodes, got {edges}.')
+        raise UserError(
+            f'bayes: edges must be from 0 to {len(pairs)} for {nodes} nodes, got {edges}.'
+        )
     place, parents = rng.permutation(nodes), [[] for _ in range(nodes)]
     for k in rng.choice(len(pairs), size=edges, replace=False).tolist():
         first, second = sorted(pairs[k], key=lambda i: place[i])
         parents[second].append(first)
     most = max(len(above) for above in parents)
     if most > MAX_PARENTS:
-        raise UserError(f'bayes: a variable of this net has {most} parents, above {MAX_PARENTS}; take fewer edges, or another net_seed.')
+        raise UserError(
+            f'bayes: a variable of this net has {most} parents, above {MAX_PARENTS}; take fewer '
+            'edges, or another net_seed.'
+        )
     return _with_tables(rng, parents)
 
 
 def chain_net(rng: np.random.Generator, nodes: int) -> Net:
-    """Variable 0 is a root, and each other one has the one before it as its parent; tables as in `random_net`."""
+    """Variable 0 is a root, and each other one has the one before it as its parent; tables as in
+    `random_net`."""
     return _with_tables(rng, [[i - 1] if i else [] for i in range(nodes)])
 
 
 def _with_tables(rng: np.random.Generator, parents: Sequence[Sequence[int]]) -> Net:
-    tables = [rng.beta(0.2, 0.2, size=(2,) * len(above)) if above else rng.random(()) for above in parents]
-    return Net(tuple(tuple(sorted(above)) for above in parents), tuple(np.clip(table, FLOOR, 1 - FLOOR) for table in tables))
+    tables = [
+        rng.beta(0.2, 0.2, size=(2,) * len(above)) if above else rng.random(()) for above in parents
+    ]
+    return Net(
+        tuple(tuple(sorted(above)) for above in parents),
+        tuple(np.clip(table, FLOOR, 1 - FLOOR) for table in tables),
+    )
 
 
 def mutual_information(joint: np.ndarray) -> float:

@@ -1,4 +1,5 @@
-"""Chained arithmetic modulo 10: operations on digits, one after the other from the left, without precedence.
+"""Chained arithmetic modulo 10: operations on digits, one after the other from the left, without
+precedence.
 
 Format, for k operations (the level), with results modulo 10 and `granularity` from coarse to fine:
 
@@ -7,9 +8,10 @@ Format, for k operations (the level), with results modulo 10 and `granularity` f
     1  rewrite         1-8*6=3*6=8#8             what is left of the expression after each operation
     2  steps           9+2=1,1-8=3,3*6=8#8       each operation with its two operands
 
-In a rewrite an operation's operands stand one expression back, amid what is copied; in steps they stand right before the result: that is
-the finer grain, and from six operations on also the shorter text. With `restate` each expression or step is written twice, so that a
-hidden character can mostly be read off its twin:
+In a rewrite an operation's operands stand one expression back, amid what is copied; in steps they
+stand right before the result: that is the finer grain, and from six operations on also the shorter
+text. With `restate` each expression or step is written twice, so that a hidden character can mostly
+be read off its twin:
 
     1  rewrite         1-8*6=1-8*6=3*6=3*6=8=8#8
     2  steps           9+2=1,9+2=1,1-8=3,1-8=3,3*6=8,3*6=8#8
@@ -32,7 +34,11 @@ from reasonjax.tasks.generated import STREAMS, Generated
 __all__ = ['CHARACTERS', 'chain', 'verify']
 
 CHARACTERS = '#=,0123456789+-*'
-OPERATIONS = {'+': lambda a, b: (a + b) % 10, '-': lambda a, b: (a - b) % 10, '*': lambda a, b: (a * b) % 10}
+OPERATIONS = {
+    '+': lambda a, b: (a + b) % 10,
+    '-': lambda a, b: (a - b) % 10,
+    '*': lambda a, b: (a * b) % 10,
+}
 MAX_LEVEL = 99
 
 
@@ -60,7 +66,9 @@ def draw(rng: np.random.Generator, level: int, *, granularity: int, restate: boo
     """A problem of `level` operations."""
     digits = rng.integers(10, size=level + 1).tolist()
     operations = [list(OPERATIONS)[i] for i in rng.integers(len(OPERATIONS), size=level).tolist()]
-    expression = ''.join(f'{digit}{operation}' for digit, operation in zip(digits, [*operations, '']))
+    expression = ''.join(
+        f'{digit}{operation}' for digit, operation in zip(digits, [*operations, ''])
+    )
     working, result = trace(expression, granularity, restate)
     return {'prompt': f'{expression}=', 'completion': f'{working}#{result}', 'solution': result}
 
@@ -81,14 +89,17 @@ def chain(
 ) -> Task:
     """Chained arithmetic modulo 10. Problems out of distribution are those of higher levels.
 
-    There are only 300 problems of one operation and 9000 of two: a long split holds them several times, other splits never.
+    There are only 300 problems of one operation and 9000 of two: a long split holds them several
+    times, other splits never.
 
     Args:
-      split: 'train' (demonstrations), 'prompts' (problems for reinforcement), 'validation' or 'test'.
+      split: 'train' (demonstrations), 'prompts' (problems for reinforcement), 'validation' or
+        'test'.
       size: number of problems; a longer split starts with the problems of a shorter one.
       levels: numbers of operations, drawn evenly, from 1 to 99.
       seed: not negative.
-      granularity: of the demonstrations: 0 the answer, 1 'rewrite', 2 'steps'. The problems do not depend on it.
+      granularity: of the demonstrations: 0 the answer, 1 'rewrite', 2 'steps'. The problems do not
+        depend on it.
       restate: write each part of the working twice.
 
     Raises:
@@ -96,9 +107,19 @@ def chain(
     """
     whole('chain', 'granularity', granularity, 0, 2)
     if restate and not granularity:
-        raise UserError('chain: restate=True writes the working twice, and granularity=0 has none. Nearest: granularity=1.')
+        raise UserError(
+            'chain: restate=True writes the working twice, and granularity=0 has none. Nearest: '
+            'granularity=1.'
+        )
     settings = {'granularity': granularity, 'restate': bool(restate)}
     source = Generated(
-        'chain', split, size, seed, checked_levels('chain', levels, 1, MAX_LEVEL), functools.partial(draw, **settings), key, settings
+        'chain',
+        split,
+        size,
+        seed,
+        checked_levels('chain', levels, 1, MAX_LEVEL),
+        functools.partial(draw, **settings),
+        key,
+        settings,
     )
     return Task(f'chain/{split}', source, verify, ON_TOKENS)

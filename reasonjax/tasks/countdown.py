@@ -1,14 +1,16 @@
 """Countdown: reach a target from some numbers, each used exactly once.
 
-Format, for n numbers (the level) and `granularity` from coarse to fine; numbers of more than one digit have commas between them:
+Format, for n numbers (the level) and `granularity` from coarse to fine; numbers of more than one
+digit have commas between them:
 
     prompt        284>20:                                  28,4,17>41:
     0  answer     #2*8+4
     1  attempts   4+2+8=14,2*8+4=20#2*8+4                  failed expressions, then the right one, with what each comes to
     2  results    4+2=6+8=14,2*8=16+4=20#2*8+4             the result of every operation
 
-Expressions are worked out from the left: all operations bind alike, and there are no parentheses. Every one whose value is the target is
-right, with any of + - * / and with results below zero or between whole numbers; demonstrations stay with whole numbers from 0.
+Expressions are worked out from the left: all operations bind alike, and there are no parentheses.
+Every one whose value is the target is right, with any of + - * / and with results below zero or
+between whole numbers; demonstrations stay with whole numbers from 0.
 
 `solves` marks expressions as they are usually written, with precedence and parentheses.
 """
@@ -38,7 +40,8 @@ PIECE = re.compile(r'\s*([0-9]+|[-+*/()])')
 
 
 class Attempt(NamedTuple):
-    """An expression: its numbers from the left, the operations between them, and the result of each."""
+    """An expression: its numbers from the left, the operations between them, and the result of
+    each."""
 
     numbers: tuple[int, ...]
     operations: tuple[str, ...]
@@ -56,16 +59,26 @@ def working(attempts: Sequence[Attempt], granularity: int) -> str:
         return ''
     if granularity == 1:
         return ','.join(f'{written(attempt)}={attempt.results[-1]}' for attempt in attempts)
-    steps = [''.join(f'{op}{x}={result}' for op, x, result in zip(a.operations, a.numbers[1:], a.results)) for a in attempts]
+    steps = [
+        ''.join(
+            f'{op}{x}={result}' for op, x, result in zip(a.operations, a.numbers[1:], a.results)
+        )
+        for a in attempts
+    ]
     return ','.join(f'{attempt.numbers[0]}{text}' for attempt, text in zip(attempts, steps))
 
 
 def attempt(rng: np.random.Generator, numbers: Sequence[int], operations: str) -> Attempt | None:
-    """The numbers in random order with random operations, among those that stay with whole numbers from 0; None where none does."""
+    """The numbers in random order with random operations, among those that stay with whole numbers
+    from 0; None where none does."""
     first, *others = order = rng.permutation(numbers).tolist()
     done, results, value = [], [], first
     for x in others:
-        possible = [o for o in operations if not (o == '-' and x > value) and not (o == '/' and (x == 0 or value % x))]
+        possible = [
+            o
+            for o in operations
+            if not (o == '-' and x > value) and not (o == '/' and (x == 0 or value % x))
+        ]
         if not possible:
             return None
         done.append(possible[rng.integers(len(possible))])
@@ -80,7 +93,14 @@ def _applied(operation: str, a: Fraction, b: Fraction | int) -> Fraction:
 
 
 def draw(
-    rng: np.random.Generator, level: int, *, operations: str, largest: int, largest_target: int, attempts: int, granularity: int
+    rng: np.random.Generator,
+    level: int,
+    *,
+    operations: str,
+    largest: int,
+    largest_target: int,
+    attempts: int,
+    granularity: int,
 ) -> dict:
     """A problem of `level` numbers: that of a random expression."""
     for _ in range(TRIES):
@@ -90,8 +110,10 @@ def draw(
             break
     else:
         raise UserError(
-            f'countdown: of {TRIES} expressions of {level} numbers up to largest={largest} with operations="{operations}" none comes to '
-            f'1 to largest_target={largest_target}. Set a larger largest_target, or other operations.'
+            f'countdown: of {TRIES} expressions of {level} numbers up to largest={largest} with '
+            f'operations="{operations}" none comes to '
+            f'1 to largest_target={largest_target}. Set a larger largest_target, or other '
+            'operations.'
         )
     target = right.results[-1]
     # Draws of its own: the problems are the same whatever the demonstrations show.
@@ -105,7 +127,11 @@ def draw(
             shown.append(found)
     prompt = f'{("," if largest > 9 else "").join(map(str, numbers))}>{target}:'
     solution = written(right)
-    return {'prompt': prompt, 'completion': f'{working([*shown, right], granularity)}#{solution}', 'solution': solution}
+    return {
+        'prompt': prompt,
+        'completion': f'{working([*shown, right], granularity)}#{solution}',
+        'solution': solution,
+    }
 
 
 def parsed(prompt: str) -> tuple[list[int], int]:
@@ -116,8 +142,12 @@ def parsed(prompt: str) -> tuple[list[int], int]:
     """
     match = PROMPT.fullmatch(prompt) if isinstance(prompt, str) else None
     if not match:
-        raise UserError(f'countdown: expected a prompt such as "284>20:" or "28,4,17>41:", got {prompt!r}.')
-    return [int(number) for number in (match[1].split(',') if ',' in match[1] else match[1])], int(match[2])
+        raise UserError(
+            f'countdown: expected a prompt such as "284>20:" or "28,4,17>41:", got {prompt!r}.'
+        )
+    return [int(number) for number in (match[1].split(',') if ',' in match[1] else match[1])], int(
+        match[2]
+    )
 
 
 def key(row: dict) -> str:
@@ -132,9 +162,11 @@ def _each_once(texts: Sequence[str], numbers: Sequence[int]) -> bool:
 
 
 def reaches(expression: str, numbers: Sequence[int], target: int) -> bool:
-    """Whether an expression, worked out from the left, uses each of the numbers exactly once and comes to the target, exactly.
+    """Whether an expression, worked out from the left, uses each of the numbers exactly once and
+    comes to the target, exactly.
 
-    Any text may be given: what is no such expression ('', spaces, signs, parentheses, other digits than 0-9) is wrong.
+    Any text may be given: what is no such expression ('', spaces, signs, parentheses, other digits
+    than 0-9) is wrong.
     """
     if not FROM_THE_LEFT.fullmatch(expression):
         return False
@@ -151,16 +183,20 @@ def reaches(expression: str, numbers: Sequence[int], target: int) -> bool:
 
 
 def solves(expression: str, numbers: Sequence[int], target: int) -> bool:
-    """Whether an expression with usual precedence and parentheses uses each number exactly once and equals the target, exactly.
+    """Whether an expression with usual precedence and parentheses uses each number exactly once and
+    equals the target, exactly.
 
-    Spaces may stand between its parts; an '=' may not, nor a sign that is no operation between two parts. Any text may be given, of any
-    length: it is read in one pass, without recursion, and no number is computed before all are known to be the right ones.
+    Spaces may stand between its parts; an '=' may not, nor a sign that is no operation between two
+    parts. Any text may be given, of any length: it is read in one pass, without recursion, and no
+    number is computed before all are known to be the right ones.
     """
     pieces, end = [], 0
     while found := PIECE.match(expression, end):
         pieces.append(found[1])
         end = found.end()
-    if expression[end:].strip() or not _each_once([piece for piece in pieces if piece.isdigit()], numbers):
+    if expression[end:].strip() or not _each_once(
+        [piece for piece in pieces if piece.isdigit()], numbers
+    ):
         return False
     rank = {'+': 1, '-': 1, '*': 2, '/': 2}
     values, waiting, operand = [], [], True  # `operand`: a number or '(' has to come next
@@ -196,9 +232,13 @@ def solves(expression: str, numbers: Sequence[int], target: int) -> bool:
 
 
 def verify(completion: str, row: dict, terminated: bool) -> dict:
-    """Right iff an expression that `reaches` the target of the row's prompt follows the first '#', and then the end of sequence."""
+    """Right iff an expression that `reaches` the target of the row's prompt follows the first '#',
+    and then the end of sequence."""
     _, found, answer = completion.partition('#')
-    return {'correct': terminated and bool(found) and reaches(answer, *parsed(row['prompt'])), 'answer': answer if found else None}
+    return {
+        'correct': terminated and bool(found) and reaches(answer, *parsed(row['prompt'])),
+        'answer': answer if found else None,
+    }
 
 
 verify.reads = ('prompt',)
@@ -228,29 +268,38 @@ def countdown(
 ) -> Task:
     """Countdown: numbers and a target that a random expression of them comes to.
 
-    With the defaults there are 1860 problems of three numbers and 19226 of four, and a random attempt is right one time in 10 and in 29.
+    With the defaults there are 1860 problems of three numbers and 19226 of four, and a random
+    attempt is right one time in 10 and in 29.
 
-    Demonstrations search: up to `attempts` - 1 random attempts, what was tried before left out, until one is right; else a right one last.
+    Demonstrations search: up to `attempts` - 1 random attempts, what was tried before left out,
+    until one is right; else a right one last.
 
     Args:
-      split: 'train' (demonstrations), 'prompts' (problems for reinforcement), 'validation' or 'test'. Problems with the same numbers in
-        another order and the same target are one problem.
+      split: 'train' (demonstrations), 'prompts' (problems for reinforcement), 'validation' or
+        'test'. Problems with the same numbers in another order and the same target are one problem.
       size: number of problems; a longer split starts with the problems of a shorter one.
       levels: how many numbers, drawn evenly, from 2 to 8.
       seed: not negative.
-      granularity: of the demonstrations: 0 the answer, 1 attempts, 2 results. The problems do not depend on it, nor on `attempts`.
+      granularity: of the demonstrations: 0 the answer, 1 attempts, 2 results. The problems do not
+        depend on it, nor on `attempts`.
       operations: those that demonstrations use, among + - * /. An answer may use all four.
       largest: numbers are drawn from 1 to this, at most 999.
       largest_target: targets are from 1 to this, at most 999999.
       attempts: at most so many in a demonstration, the right one included.
 
     Raises:
-      UserError: a value out of range, or, where a row is asked for, no problem with such numbers and targets.
+      UserError: a value out of range, or, where a row is asked for, no problem with such numbers
+        and targets.
     """
     wrong = set(operations) - set(OPERATIONS)
     if not operations or wrong or len(set(operations)) < len(operations):
-        near = ''.join(operation for operation in OPERATIONS if operation in operations) or OPERATIONS
-        raise UserError(f'countdown: operations must be some of "{OPERATIONS}", each once, got {operations!r}. Nearest: "{near}".')
+        near = (
+            ''.join(operation for operation in OPERATIONS if operation in operations) or OPERATIONS
+        )
+        raise UserError(
+            f'countdown: operations must be some of "{OPERATIONS}", each once, got {operations!r}. '
+            f'Nearest: "{near}".'
+        )
     settings = {
         'operations': operations,
         'largest': whole('countdown', 'largest', largest, 1, MAX_NUMBER),
@@ -259,5 +308,7 @@ def countdown(
         'granularity': whole('countdown', 'granularity', granularity, 0, 2),
     }
     levels = checked_levels('countdown', levels, 2, MAX_COUNT)
-    source = Generated('countdown', split, size, seed, levels, functools.partial(draw, **settings), key, settings)
+    source = Generated(
+        'countdown', split, size, seed, levels, functools.partial(draw, **settings), key, settings
+    )
     return Task(f'countdown/{split}', source, verify, ON_TOKENS)

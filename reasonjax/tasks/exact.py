@@ -1,4 +1,5 @@
-"""The rule of tasks with one right answer: exactly the characters of `solution` follow the first '#', and then the end of sequence."""
+"""The rule of tasks with one right answer: exactly the characters of `solution` follow the first
+'#', and then the end of sequence."""
 
 from typing import Any
 
@@ -9,7 +10,10 @@ from reasonjax.tasks.answers import write_solution
 def verify(completion: str, row: dict, terminated: bool) -> dict:
     """Right iff exactly the row's solution follows the first '#', and then the end of sequence."""
     _, found, answer = completion.partition('#')
-    return {'correct': terminated and bool(found) and answer == write_solution(row['solution']), 'answer': answer if found else None}
+    return {
+        'correct': terminated and bool(found) and answer == write_solution(row['solution']),
+        'answer': answer if found else None,
+    }
 
 
 verify.reads = ('solution',)
@@ -22,4 +26,7 @@ def on_tokens(tokenizer: Any, max_tokens: int) -> TokenRule:
     return answer_after('#', tokenizer, max_tokens)
 
 
-ON_TOKENS = OnTokens({'name': 'accuracy', 'extract': 'hash', 'equality': 'text', 'require_termination': True}, on_tokens)
+ON_TOKENS = OnTokens(
+    {'name': 'accuracy', 'extract': 'hash', 'equality': 'text', 'require_termination': True},
+    on_tokens,
+)

@@ -1,7 +1,9 @@
-"""Problems that are made as they are asked for: a function of (seed, split, i), and none of them in two splits.
+"""Problems that are made as they are asked for: a function of (seed, split, i), and none of them in
+two splits.
 
-A problem belongs to the split that a hash of its `key` names, whatever seed drew it: what is trained on and what is tested on are
-disjoint by construction, also between two runs with different seeds.
+A problem belongs to the split that a hash of its `key` names, whatever seed drew it: what is
+trained on and what is tested on are disjoint by construction, also between two runs with different
+seeds.
 """
 
 import dataclasses
@@ -14,24 +16,34 @@ import numpy as np
 from reasonjax.errors import UserError, listing, nearest
 
 STREAMS = {'train': 0, 'prompts': 1, 'test': 2, 'validation': 3}
-# Of ten equal parts of all problems, those of each split; demonstrations and prompts to reinforce may be the same problems.
-PARTS = {'train': range(2, 10), 'prompts': range(2, 10), 'test': range(1), 'validation': range(1, 2)}
+# Of ten equal parts of all problems, those of each split; demonstrations and prompts to reinforce
+# may be the same problems.
+PARTS = {
+    'train': range(2, 10),
+    'prompts': range(2, 10),
+    'test': range(1),
+    'validation': range(1, 2),
+}
 TRIES = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """A random-access source of problems of one split; the first rows of a longer one are those of a shorter one.
+    """A random-access source of problems of one split; the first rows of a longer one are those of
+    a shorter one.
 
     Attributes:
       name: of the task.
-      split: 'train' (demonstrations), 'prompts' (problems for reinforcement), 'validation' or 'test'.
+      split: 'train' (demonstrations), 'prompts' (problems for reinforcement), 'validation' or
+        'test'.
       size: number of problems.
       seed: not negative.
       levels: of difficulty, drawn evenly.
-      draw: `(rng, level) -> row`, with `prompt`, `completion`, `solution`; `level` is put beside them.
-      key: `(row) -> text`: two rows with the same text are one problem. None where `draw` makes rows of this split only: none is drawn
-        again, so that rows are distributed as `draw` distributes them.
+      draw: `(rng, level) -> row`, with `prompt`, `completion`, `solution`; `level` is put beside
+        them.
+      key: `(row) -> text`: two rows with the same text are one problem. None where `draw` makes
+        rows of this split only: none is drawn again, so that rows are distributed as `draw`
+        distributes them.
       settings: what `draw` depends on besides, for the fingerprint.
     """
 
@@ -46,7 +58,10 @@ class Generated:
 
     def __post_init__(self) -> None:
         if self.split not in STREAMS:
-            raise UserError(f'{self.name}: unknown split "{self.split}".{nearest(self.split, STREAMS)} Known: {listing(STREAMS)}.')
+            raise UserError(
+                f'{self.name}: unknown split "{self.split}".{nearest(self.split, STREAMS)} Known: '
+                f'{listing(STREAMS)}.'
+            )
         if self.size < 1:
             raise UserError(f'{self.name}: size must be at least 1, got {self.size}.')
         if not self.levels:
@@ -60,14 +75,20 @@ class Generated:
     def __getitem__(self, i: int) -> dict:
         if not 0 <= i < self.size:
             raise IndexError(f'{self!r} has no problem {i}')
-        # The counter's high word is the problem: its draws depend on nothing that other problems took.
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, STREAMS[self.split]], counter=[0, 0, 0, i]))
+        # The counter's high word is the problem: its draws depend on nothing that other problems
+        # took.
+        rng = np.random.Generator(
+            np.random.Philox(key=[self.seed, STREAMS[self.split]], counter=[0, 0, 0, i])
+        )
         level = self.levels[int(rng.integers(len(self.levels)))]
         for _ in range(TRIES):
             row = self.draw(rng, level) | {'level': level}
             if self.key is None or part(self.name, self.key(row)) in PARTS[self.split]:
                 return row
-        raise UserError(f'{self.name}: {TRIES} problems of level {level} were drawn, and none belongs to the split "{self.split}".')
+        raise UserError(
+            f'{self.name}: {TRIES} problems of level {level} were drawn, and none belongs to the '
+            f'split "{self.split}".'
+        )
 
     def where(self, i: int) -> str:
         return f'{self.name}:{self.split}[{i}]'

@@ -1,4 +1,5 @@
-"""GSM8K: grade-school word problems (Cobbe et al. 2021, arXiv 2110.14168) from a folder of JSONL files."""
+"""GSM8K: grade-school word problems (Cobbe et al. 2021, arXiv 2110.14168) from a folder of JSONL
+files."""
 
 import dataclasses
 import os
@@ -17,7 +18,9 @@ TEMPLATE = 'Question: {question}\nAnswer:'  # lm-evaluation-harness's
 STOPS = re.compile(r'Question:|</s>|<\|im_end\|>')  # likewise
 
 
-def rows_to_prompt(question: str, answer: str, *, template: str = TEMPLATE, keep_calculator: bool = False) -> dict:
+def rows_to_prompt(
+    question: str, answer: str, *, template: str = TEMPLATE, keep_calculator: bool = False
+) -> dict:
     """Makes a GSM8K row a prompt, a worked answer and the number to be found.
 
     Args:
@@ -27,7 +30,8 @@ def rows_to_prompt(question: str, answer: str, *, template: str = TEMPLATE, keep
       keep_calculator: keep the `<<48/2=24>>` annotations of the data set.
 
     Returns:
-      `prompt`, `completion` (a space and the worked answer) and `solution` (the number, without thousands separators).
+      `prompt`, `completion` (a space and the worked answer) and `solution` (the number, without
+      thousands separators).
 
     Raises:
       UserError: the answer does not end with '#### number'.
@@ -37,7 +41,11 @@ def rows_to_prompt(question: str, answer: str, *, template: str = TEMPLATE, keep
         raise UserError(f'expected an answer that ends in "#### number", got {answer[-80:]!r}.')
     text = answer if keep_calculator else CALCULATOR.sub('', answer)
     prompt = template.replace('{question}', question)
-    return {'prompt': prompt, 'completion': f' {text.rstrip()}', 'solution': final[1].replace(',', '').rstrip('.')}
+    return {
+        'prompt': prompt,
+        'completion': f' {text.rstrip()}',
+        'solution': final[1].replace(',', '').rstrip('.'),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +65,12 @@ class Rows:
                 hint = f'{nearest(column, row)} The row has: {listing(row)}.'
                 raise UserError(f'{self.where(i)}: GSM8K needs a text column "{column}".{hint}')
         try:
-            return {**row, **rows_to_prompt(row['question'], row['answer'], keep_calculator=self.keep_calculator)}
+            return {
+                **row,
+                **rows_to_prompt(
+                    row['question'], row['answer'], keep_calculator=self.keep_calculator
+                ),
+            }
         except UserError as error:
             raise UserError(f'{self.where(i)}: {error}') from error
 
@@ -69,20 +82,29 @@ class Rows:
 
 
 def verify(completion: str, row: dict, terminated: bool) -> dict:
-    """Marks a completion both ways, exactly as lm-evaluation-harness's task gsm8k does; `correct` is `strict`.
+    """Marks a completion both ways, exactly as lm-evaluation-harness's task gsm8k does; `correct`
+    is `strict`.
 
-    `strict`: the first '#### number', the form of the data set's own answers, is the solution. `flexible`: the last number of the text
-    is. Numbers are compared as they are written, apart from commas, dollar signs and one final dot: 72.0 is not 72. Text from a stop
-    string of that task on is ignored (a model that goes on to invent the next problem is marked on this one). Whether the completion
-    ended by itself does not matter.
+    `strict`: the first '#### number', the form of the data set's own answers, is the solution.
+    `flexible`: the last number of the text is. Numbers are compared as they are written, apart from
+    commas, dollar signs and one final dot: 72.0 is not 72. Text from a stop string of that task on
+    is ignored (a model that goes on to invent the next problem is marked on this one). Whether the
+    completion ended by itself does not matter.
     """
     del terminated
     text = STOPS.split(completion, maxsplit=1)[0]
     strict, flexible = extract(text, 'strict'), extract(text, 'flexible')
     solution = read_solution(row['solution'], 'strict', 'number')
-    strict_right, flexible_right = (None not in (x, solution) and _written(x) == _written(solution) for x in (strict, flexible))
+    strict_right, flexible_right = (
+        None not in (x, solution) and _written(x) == _written(solution) for x in (strict, flexible)
+    )
     answer = flexible if strict is None else strict
-    return {'correct': strict_right, 'answer': answer, 'strict': strict_right, 'flexible': flexible_right}
+    return {
+        'correct': strict_right,
+        'answer': answer,
+        'strict': strict_right,
+        'flexible': flexible_right,
+    }
 
 
 verify.reads = ('solution',)
@@ -92,19 +114,28 @@ def _written(number: str) -> str:
     return number.replace(',', '').replace('$', '').removesuffix('.')
 
 
-def gsm8k(*, path: str = '', split: str = 'test', limit: AtLeast(1) | None = None, keep_calculator: bool = False) -> Task:
+def gsm8k(
+    *,
+    path: str = '',
+    split: str = 'test',
+    limit: AtLeast(1) | None = None,
+    keep_calculator: bool = False,
+) -> Task:
     """GSM8K from `{path}/{split}.jsonl` (columns `question` and `answer`).
 
     Args:
-      path: folder; '' means the folder `gsm8k` in the folder that the environment variable REASONJAX_DATA names.
+      path: folder; '' means the folder `gsm8k` in the folder that the environment variable
+        REASONJAX_DATA names.
       split: file name without '.jsonl'.
       limit: only the first so many rows; None means all.
       keep_calculator: keep the `<<48/2=24>>` annotations in the demonstrations.
 
     Raises:
-      UserError: no such folder or file, an empty or malformed one, or a row without the needed columns.
+      UserError: no such folder or file, an empty or malformed one, or a row without the needed
+        columns.
     """
-    from reasonjax.data import sources  # not above: reward workers import this package, and need no data pipeline
+    # not above: reward workers import this package, and need no data pipeline
+    from reasonjax.data import sources
 
     if limit is not None and limit < 1:
         raise UserError(f'gsm8k: limit must be at least 1 or None, got {limit}.')

@@ -1,10 +1,12 @@
-"""Knights and Knaves: who tells the truth? Puzzles with exactly one solution, perturbations of them, and a score of memorisation.
+"""Knights and Knaves: who tells the truth? Puzzles with exactly one solution, perturbations of
+them, and a score of memorisation.
 
 After Xie et al. 2024 (arXiv 2410.23123); `knights_logic` holds statements, solver and search.
 
-Format. People are digits from 1, roles are letters; the prompt opens with the role of those who tell the truth and of those who lie, then
-has what each person says. Connectives: `-` not, `*` and, `+` or, `>` if-then, `=` if and only if. The answer is the role of each person, in
-the order of their numbers:
+Format. People are digits from 1, roles are letters; the prompt opens with the role of those who
+tell the truth and of those who lie, then has what each person says. Connectives: `-` not, `*` and,
+`+` or, `>` if-then, `=` if and only if. The answer is the role of each person, in the order of
+their numbers:
 
     prompt        KN,1:3K>2N,2:1K,3:1N+3K:      1 says: if 3 is a knight then 2 is a knave; ...
     0  answer     #KKN
@@ -12,9 +14,10 @@ the order of their numbers:
     2  claims     1K+3K>2N,3K+1N+3K,2K-1:3K>2N,2N-2:1K,>3,3N+1N+3K,2K+1K#KKN
     3  values     1K+3K>2N,3K+1N+3K:0+1:1,2K-1:3K>2N:1>0:0,2N-2:1K:1,>3,3N+1N+3K:0+0:0,2K+1K:1#KKN
 
-Working, in steps: a person, the role proposed, and `+` where that contradicts no claim, `-` where it does; `>3` goes back to person 3.
-Claims add what the person says (`+`), or who is contradicted and what they say (`-`). Values add that claim with 1 and 0 in place of what
-is known by then, and its own value where that settles it.
+Working, in steps: a person, the role proposed, and `+` where that contradicts no claim, `-` where
+it does; `>3` goes back to person 3. Claims add what the person says (`+`), or who is contradicted
+and what they say (`-`). Values add that claim with 1 and 0 in place of what is known by then, and
+its own value where that settles it.
 """
 
 import functools
@@ -40,7 +43,9 @@ SIGNS = {'and': '*', 'or': '+', '->': '>', '<=>': '='}
 ROLES = ('KN', 'AB', 'CD')  # pairs of letters: those who tell the truth, those who lie
 KINDS = ('statement', 'leaf', 'reorder', 'roles', 'flip')
 PROMPT = re.compile(r'([A-Z]{2})((?:,[1-8]:[-*+>=1-8A-Z]+)+):')
-STATEMENT = re.compile(r'-?[1-8][A-Z]|[1-8][A-Z](?:\*[1-8][A-Z])+|[1-8][A-Z](?:\+[1-8][A-Z])+|[1-8][A-Z][>=][1-8][A-Z]')
+STATEMENT = re.compile(
+    r'-?[1-8][A-Z]|[1-8][A-Z](?:\*[1-8][A-Z])+|[1-8][A-Z](?:\+[1-8][A-Z])+|[1-8][A-Z][>=][1-8][A-Z]'
+)
 MIN_PEOPLE, MAX_PEOPLE = 2, 8
 
 
@@ -58,8 +63,11 @@ class Puzzle(NamedTuple):
     statements: tuple[tuple, ...]
 
 
-def written(statement: tuple, roles: str, known: Sequence[bool | None] = (None,) * MAX_PEOPLE) -> str:
-    """A statement in characters; claims about people whose role is known (True: tells the truth) are 1 or 0.
+def written(
+    statement: tuple, roles: str, known: Sequence[bool | None] = (None,) * MAX_PEOPLE
+) -> str:
+    """A statement in characters; claims about people whose role is known (True: tells the truth)
+    are 1 or 0.
 
     Raises:
       UserError: a connective within a connective, for which there is no notation.
@@ -67,9 +75,15 @@ def written(statement: tuple, roles: str, known: Sequence[bool | None] = (None,)
     kind, *parts = statement
     if kind in LEAVES:
         role = known[parts[0]]
-        return f'{parts[0] + 1}{roles[LEAVES.index(kind)]}' if role is None else str(int(role == (kind == LEAVES[0])))
+        return (
+            f'{parts[0] + 1}{roles[LEAVES.index(kind)]}'
+            if role is None
+            else str(int(role == (kind == LEAVES[0])))
+        )
     if any(part[0] not in LEAVES for part in parts):
-        raise UserError(f'knights: only claims about roles are written under a connective, got {statement!r}.')
+        raise UserError(
+            f'knights: only claims about roles are written under a connective, got {statement!r}.'
+        )
     texts = [written(part, roles, known) for part in parts]
     return f'-{texts[0]}' if kind == 'not' else SIGNS[kind].join(texts)
 
@@ -121,7 +135,9 @@ def working(statements: Sequence[tuple], roles: str, granularity: int) -> str:
             text = f'{person + 1}{roles[not role]}{"-" if speaker else "+"}'
             if granularity > 1:
                 claimant = speaker[0] if speaker else person
-                text += f'{claimant + 1}:' * len(speaker) + _claim(statements[claimant], roles, known, granularity)
+                text += f'{claimant + 1}:' * len(speaker) + _claim(
+                    statements[claimant], roles, known, granularity
+                )
             texts.append(text)
             if speaker:
                 known[person] = None
@@ -152,7 +168,11 @@ def row_of(puzzle: Puzzle, solution: Sequence[bool], granularity: int) -> dict:
     said = ''.join(f',{i + 1}:{written(puzzle.statements[i], puzzle.roles)}' for i in puzzle.order)
     answer = ''.join(puzzle.roles[not role] for role in solution)
     work = working(puzzle.statements, puzzle.roles, granularity)
-    return {'prompt': f'{puzzle.roles}{said}:', 'completion': f'{work}#{answer}', 'solution': answer}
+    return {
+        'prompt': f'{puzzle.roles}{said}:',
+        'completion': f'{work}#{answer}',
+        'solution': answer,
+    }
 
 
 def draw(rng: np.random.Generator, level: int, *, granularity: int) -> dict:
@@ -166,26 +186,33 @@ def key(row: dict) -> str:
     return str(parsed(row['prompt']).statements)
 
 
-def perturbed(row: dict, kind: str, rng: np.random.Generator, *, granularity: int = 1) -> dict | None:
+def perturbed(
+    row: dict, kind: str, rng: np.random.Generator, *, granularity: int = 1
+) -> dict | None:
     """A row much like this one.
 
     Args:
       row: of `knights`, or of this function.
-      kind: 'statement' (one person says something else) and 'leaf' (one claim about a role is another) have a single solution too, and not
-        the same. 'reorder' (statements in another order), 'roles' (other letters) and 'flip' (the two letters change places, also in what
-        the prompt opens with) change nothing but the words.
+      kind: 'statement' (one person says something else) and 'leaf' (one claim about a role is
+        another) have a single solution too, and not the same. 'reorder' (statements in another
+        order), 'roles' (other letters) and 'flip' (the two letters change places, also in what the
+        prompt opens with) change nothing but the words.
       rng: of the draws.
       granularity: of the new demonstration; see `knights`.
 
     Returns:
-      The row, with the other columns of the old one; None where the puzzle has no such perturbation, as nearly half of those of two people,
-      one in seven of those of three and hardly any of six have for 'leaf'. Leave its problem out of both sides of `limem`.
+      The row, with the other columns of the old one; None where the puzzle has no such
+      perturbation, as nearly half of those of two people, one in seven of those of three and hardly
+      any of six have for 'leaf'. Leave its problem out of both sides of `limem`.
 
     Raises:
       UserError: an unknown kind, or a row that is not of this task.
     """
     if kind not in KINDS:
-        raise UserError(f'knights: unknown perturbation "{kind}".{nearest(str(kind), KINDS)} Known: {listing(KINDS)}.')
+        raise UserError(
+            f'knights: unknown perturbation "{kind}".{nearest(str(kind), KINDS)} Known: '
+            f'{listing(KINDS)}.'
+        )
     puzzle = parsed(row['prompt'])
     solution = [letter == puzzle.roles[0] for letter in row['solution']]
     if kind in ('statement', 'leaf'):
@@ -207,10 +234,11 @@ def perturbed(row: dict, kind: str, rng: np.random.Generator, *, granularity: in
 
 
 def limem(solved: Sequence[bool], solved_perturbed: Sequence[bool]) -> dict[str, float]:
-    """How much of what is solved is memorised: solved, but not where the problem is a little different.
+    """How much of what is solved is memorised: solved, but not where the problem is a little
+    different.
 
-    With accuracy Acc the share solved, and consistency CR the share of those whose perturbed problem is solved too:
-    LiMem = Acc (1 - CR), Xie et al. 2024.
+    With accuracy Acc the share solved, and consistency CR the share of those whose perturbed
+    problem is solved too: LiMem = Acc (1 - CR), Xie et al. 2024.
 
     Args:
       solved: N flags, one for each problem.
@@ -223,7 +251,10 @@ def limem(solved: Sequence[bool], solved_perturbed: Sequence[bool]) -> dict[str,
       UserError: no problem, or not as many flags of one kind as of the other.
     """
     if not len(solved) or len(solved) != len(solved_perturbed):
-        raise UserError(f'limem: takes one flag per problem and one per perturbed problem, got {len(solved)} and {len(solved_perturbed)}.')
+        raise UserError(
+            f'limem: takes one flag per problem and one per perturbed problem, got {len(solved)} '
+            f'and {len(solved_perturbed)}.'
+        )
     once = sum(map(bool, solved))
     both = sum(bool(a) and bool(b) for a, b in zip(solved, solved_perturbed))
     return {
@@ -241,19 +272,24 @@ def knights(
     seed: Seed = 0,
     granularity: Between(0, 3) = 1,
 ) -> Task:
-    """Knights and Knaves with exactly one solution. There are 399 puzzles of two people, and very many of three and more.
+    """Knights and Knaves with exactly one solution. There are 399 puzzles of two people, and very
+    many of three and more.
 
     Args:
-      split: 'train' (demonstrations), 'prompts' (problems for reinforcement), 'validation' or 'test'.
+      split: 'train' (demonstrations), 'prompts' (problems for reinforcement), 'validation' or
+        'test'.
       size: number of problems; a longer split starts with the problems of a shorter one.
       levels: numbers of people, drawn evenly, from 2 to 8.
       seed: not negative.
-      granularity: of the demonstrations: 0 the answer, 1 verdicts, 2 claims, 3 their values. The problems do not depend on it.
+      granularity: of the demonstrations: 0 the answer, 1 verdicts, 2 claims, 3 their values. The
+        problems do not depend on it.
 
     Raises:
       UserError: a value out of range.
     """
     settings = {'granularity': whole('knights', 'granularity', granularity, 0, 3)}
     levels = checked_levels('knights', levels, MIN_PEOPLE, MAX_PEOPLE)
-    source = Generated('knights', split, size, seed, levels, functools.partial(draw, **settings), key, settings)
+    source = Generated(
+        'knights', split, size, seed, levels, functools.partial(draw, **settings), key, settings
+    )
     return Task(f'knights/{split}', source, verify, ON_TOKENS)

@@ -1,13 +1,17 @@
-"""Knights always tell the truth and knaves always lie: statements, their solution, and the reasoning that finds it.
+"""Knights always tell the truth and knaves always lie: statements, their solution, and the
+reasoning that finds it.
 
-After Xie et al. 2024, "On Memorization of Large Language Models in Logical Reasoning" (arXiv 2410.23123), and the code released with it
-(AlphaPav/mem-kk-logic). A statement is a tuple in the form of that code:
+After Xie et al. 2024, "On Memorization of Large Language Models in Logical Reasoning" (arXiv
+2410.23123), and the code released with it (AlphaPav/mem-kk-logic). A statement is a tuple in the
+form of that code:
 
-    ('telling-truth', i)  ('lying', i)  ('not', s)  ('and', s, ...)  ('or', s, ...)  ('->', s, s)  ('<=>', s, s)
+    ('telling-truth', i)  ('lying', i)  ('not', s)  ('and', s, ...)  ('or', s, ...)  ('->', s, s)
+    ('<=>', s, s)
 
-where i is a person, from 0. A puzzle is a tuple of statements: number i is what person i says. A set of assignments of roles to n people is
-an integer of 2^n bits: bit b stands for the assignment in which person i is a knight iff bit i of b is set. So connectives are single
-operations on integers, and every question about a puzzle is asked of all assignments at once.
+where i is a person, from 0. A puzzle is a tuple of statements: number i is what person i says. A
+set of assignments of roles to n people is an integer of 2^n bits: bit b stands for the assignment
+in which person i is a knight iff bit i of b is set. So connectives are single operations on
+integers, and every question about a puzzle is asked of all assignments at once.
 """
 
 import functools
@@ -46,13 +50,18 @@ def truth(statement: tuple, people: int) -> int:
 
 
 def solutions(puzzle: Sequence[tuple]) -> list[tuple[bool, ...]]:
-    """All assignments (True: knight) in which everyone's statement is true iff they are a knight."""
+    """All assignments (True: knight) in which everyone's statement is true iff they are a
+    knight."""
     people = len(puzzle)
     knight, everything = tables(people)
     possible = everything
     for person, statement in zip(knight, puzzle):
         possible &= everything ^ person ^ truth(statement, people)
-    return [tuple(bool(b >> i & 1) for i in range(people)) for b in range(1 << people) if possible >> b & 1]
+    return [
+        tuple(bool(b >> i & 1) for i in range(people))
+        for b in range(1 << people)
+        if possible >> b & 1
+    ]
 
 
 def sample_leaf(rng: np.random.Generator, person: int, people: int) -> tuple:
@@ -63,10 +72,14 @@ def sample_leaf(rng: np.random.Generator, person: int, people: int) -> tuple:
             return leaf
 
 
-def sample_statement(rng: np.random.Generator, person: int, people: int, depth: int = DEPTH, width: int = WIDTH) -> tuple:
-    """Something that `person` may say: a die of six decides (0 leaf, 1 not, 2 and, 3 or, 4 ->, 5 <=>), and at depth 1 it is a leaf.
+def sample_statement(
+    rng: np.random.Generator, person: int, people: int, depth: int = DEPTH, width: int = WIDTH
+) -> tuple:
+    """Something that `person` may say: a die of six decides (0 leaf, 1 not, 2 and, 3 or, 4 ->, 5
+    <=>), and at depth 1 it is a leaf.
 
-    The parts of a connective differ from each other; 'and' and 'or' have from two to `width` of them.
+    The parts of a connective differ from each other; 'and' and 'or' have from two to `width` of
+    them.
     """
     die = int(rng.integers(6))
     if depth == 1 or die == 0:
@@ -88,7 +101,9 @@ def sample_puzzle(rng: np.random.Generator, people: int) -> tuple[tuple, tuple[b
         puzzle = tuple(sample_statement(rng, person, people) for person in range(people))
         if len(found := solutions(puzzle)) == 1:
             return puzzle, found[0]
-    raise RuntimeError(f'{TRIES} puzzles of {people} people were drawn, and none has exactly one solution.')
+    raise RuntimeError(
+        f'{TRIES} puzzles of {people} people were drawn, and none has exactly one solution.'
+    )
 
 
 def mentioned(statement: tuple) -> Iterator[int]:
@@ -103,14 +118,18 @@ def mentioned(statement: tuple) -> Iterator[int]:
 def reasoning(puzzle: Sequence[tuple]) -> list[tuple]:
     """How the released code solves a puzzle: a search in depth, written as steps.
 
-    People are looked at from person 0 on; whom a claim mentions is next, once its speaker has a role. Each is a knight if that contradicts
-    no claim, else a knave; if that does too, the search goes back to the last person who may still be a knave. A role contradicts the
-    claim of a speaker whose role is known where the claim is false of a knight, or true of a knave, whatever those without a role are.
+    People are looked at from person 0 on; whom a claim mentions is next, once its speaker has a
+    role. Each is a knight if that contradicts no claim, else a knave; if that does too, the search
+    goes back to the last person who may still be a knave. A role contradicts the claim of a speaker
+    whose role is known where the claim is false of a knight, or true of a knave, whatever those
+    without a role are.
 
     Returns:
-      Steps, people from 0 and roles as bool (True: knight): `('ok', person, role)`, `('conflict', person, role, speaker)` with the first
-      speaker whose claim is contradicted, `('reconsider', person, exhausted)` with those who have no role left, from the last on; at the
-      end `('success', roles)`, or `('failure',)` where there is no solution.
+      Steps, people from 0 and roles as bool (True: knight): `('ok', person, role)`, `('conflict',
+        person, role, speaker)` with the first
+      speaker whose claim is contradicted, `('reconsider', person, exhausted)` with those who have
+      no role left, from the last on; at the end `('success', roles)`, or `('failure',)` where there
+      is no solution.
     """
     people = len(puzzle)
     knight, everything = tables(people)
@@ -132,8 +151,19 @@ def reasoning(puzzle: Sequence[tuple]) -> list[tuple]:
             continue
         roles[person] = role = untried[person].pop()
         known = [i for i in range(people) if roles[i] is not None]
-        possible = functools.reduce(lambda found, i: found & (knight[i] if roles[i] else everything ^ knight[i]), known, everything)
-        speaker = next((i for i in known if not possible & (claims[i] if roles[i] else everything ^ claims[i])), None)
+        possible = functools.reduce(
+            lambda found, i: found & (knight[i] if roles[i] else everything ^ knight[i]),
+            known,
+            everything,
+        )
+        speaker = next(
+            (
+                i
+                for i in known
+                if not possible & (claims[i] if roles[i] else everything ^ claims[i])
+            ),
+            None,
+        )
         if speaker is not None:
             steps.append(('conflict', person, role, speaker))
             roles[person] = None
@@ -160,10 +190,14 @@ def replace_leaf(statement: tuple, place: int, leaf: tuple) -> tuple:
 def distinct(statement: tuple) -> bool:
     """Whether the parts of every connective differ from each other."""
     parts = statement[1:]
-    return statement[0] in LEAVES or (len(set(parts)) == len(parts) and all(distinct(part) for part in parts))
+    return statement[0] in LEAVES or (
+        len(set(parts)) == len(parts) and all(distinct(part) for part in parts)
+    )
 
 
-def resample(rng: np.random.Generator, puzzle: tuple, kind: str) -> tuple[tuple, tuple[bool, ...]] | None:
+def resample(
+    rng: np.random.Generator, puzzle: tuple, kind: str
+) -> tuple[tuple, tuple[bool, ...]] | None:
     """The puzzle with one part drawn anew, and its only solution, which is not the one it had.
 
     Args:
@@ -172,10 +206,13 @@ def resample(rng: np.random.Generator, puzzle: tuple, kind: str) -> tuple[tuple,
       kind: 'statement': all that one person says; 'leaf': one leaf of it.
 
     Returns:
-      Puzzle and solution; None where no other leaf does (often so with two people, seldom with five), or 1000 statements gave none.
+      Puzzle and solution; None where no other leaf does (often so with two people, seldom with
+      five), or 1000 statements gave none.
     """
     before = solutions(puzzle)
-    for person, new in _other_leaves(rng, puzzle) if kind == 'leaf' else _other_statements(rng, puzzle):
+    for person, new in (
+        _other_leaves(rng, puzzle) if kind == 'leaf' else _other_statements(rng, puzzle)
+    ):
         changed = (*puzzle[:person], new, *puzzle[person + 1 :])
         if distinct(new) and len(after := solutions(changed)) == 1 and after != before:
             return changed, after[0]

@@ -1,6 +1,7 @@
 """Rules that mark completions by their tokens, inside a compiled program.
 
-Only modules of this package whose names begin so import jax: tasks import them where a rule is built, so that reward workers start fast.
+Only modules of this package whose names begin so import jax: tasks import them where a rule is
+built, so that reward workers start fast.
 """
 
 from collections.abc import Mapping
@@ -16,10 +17,11 @@ from reasonjax.tasks.answers import write_solution
 
 
 def answer_after(marker: str, tokenizer: Tokenizer, max_tokens: int) -> TokenRule:
-    """1 where exactly the characters of the row's `solution` follow the first `marker`, and then the end of sequence, else 0; nan where the
-    row has no solution.
+    """1 where exactly the characters of the row's `solution` follow the first `marker`, and then
+    the end of sequence, else 0; nan where the row has no solution.
 
-    What decoding drops (padding, mask) is passed over here too, so that the rule says of tokens what it says of their text.
+    What decoding drops (padding, mask) is passed over here too, so that the rule says of tokens
+    what it says of their text.
 
     Args:
       marker: one character.
@@ -27,7 +29,8 @@ def answer_after(marker: str, tokenizer: Tokenizer, max_tokens: int) -> TokenRul
       max_tokens: longest completion.
 
     Raises:
-      UserError: a token that is not one character, or no marker among them; from `columns`, a solution that is no text or number.
+      UserError: a token that is not one character, or no marker among them; from `columns`, a
+        solution that is no text or number.
     """
     ids, dropped = character_ids(tokenizer)
     if marker not in ids:
@@ -38,10 +41,20 @@ def answer_after(marker: str, tokenizer: Tokenizer, max_tokens: int) -> TokenRul
         # A character that no token is, and a solution longer than a completion, are never answered.
         known = [ids.get(character, -1) for character in text or '']
         solution[: len(known)] = known[:max_tokens]
-        return {'solution': solution, 'solution_length': np.int32(-1 if text is None else len(known))}
+        return {
+            'solution': solution,
+            'solution_length': np.int32(-1 if text is None else len(known)),
+        }
 
-    def reward(tokens: jax.Array, length: jax.Array, terminated: jax.Array, columns: Mapping[str, jax.Array]) -> jax.Array:
-        said = (jnp.arange(tokens.shape[-1]) < length[..., None]) & ~jnp.isin(tokens, jnp.asarray(dropped, jnp.int32))
+    def reward(
+        tokens: jax.Array,
+        length: jax.Array,
+        terminated: jax.Array,
+        columns: Mapping[str, jax.Array],
+    ) -> jax.Array:
+        said = (jnp.arange(tokens.shape[-1]) < length[..., None]) & ~jnp.isin(
+            tokens, jnp.asarray(dropped, jnp.int32)
+        )
         marked = jnp.cumsum(said & (tokens == ids[marker]), axis=-1) > 0
         # The answer starts behind the first marker; the first column has nothing before it.
         answer = said & jnp.pad(marked[..., :-1], [(0, 0)] * (tokens.ndim - 1) + [(1, 0)])
@@ -59,7 +72,8 @@ def character_ids(tokenizer: Tokenizer) -> tuple[dict[str, int], list[int]]:
     """The id of each character, and the ids that decoding drops.
 
     Raises:
-      UserError: a token that is not one character, or a character that is two tokens: then other tokens may say the same text.
+      UserError: a token that is not one character, or a character that is two tokens: then other
+        tokens may say the same text.
     """
     ids, dropped = {}, []
     for i in range(tokenizer.vocab_size):
@@ -68,7 +82,8 @@ def character_ids(tokenizer: Tokenizer) -> tuple[dict[str, int], list[int]]:
             dropped.append(i)
         elif len(text) > 1 or text in ids:
             raise UserError(
-                f'the tokenizer has a token {text!r} ({i}), and a rule on tokens needs one token for each character, and one character '
+                f'the tokenizer has a token {text!r} ({i}), and a rule on tokens needs one token '
+                'for each character, and one character '
                 'for each token: tokenizer.name="characters".'
             )
         else:

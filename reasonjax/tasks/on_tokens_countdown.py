@@ -1,8 +1,11 @@
-"""Countdown's rule on tokens, inside a compiled program. It imports jax: `countdown` imports it where a rule is built.
+"""Countdown's rule on tokens, inside a compiled program. It imports jax: `countdown` imports it
+where a rule is built.
 
-Values are fractions, and exact: numerator and denominator are kept as their remainders by several primes. Let value = num / den, den the
-product of the numbers that divide; all of those are smaller than a prime, so no remainder of den is 0. The value is the target t iff
-num - t den = 0, iff all remainders of that are 0, because its size is below the product of the primes (bounds beside `PRIMES`).
+Values are fractions, and exact: numerator and denominator are kept as their remainders by several
+primes. Let value = num / den, den the product of the numbers that divide; all of those are smaller
+than a prime, so no remainder of den is 0. The value is the target t iff num - t den = 0, iff all
+remainders of that are 0, because its size is below the product of the primes (bounds beside
+`PRIMES`).
 """
 
 from collections.abc import Mapping
@@ -18,7 +21,8 @@ from reasonjax.protocols import TokenRule
 from reasonjax.tasks.countdown import MAX_COUNT, MAX_NUMBER, OPERATIONS, parsed
 from reasonjax.tasks.on_tokens import character_ids
 
-# The largest six below 2^16, so that products fit 32 bits. With up to 8 numbers below 1000, |num| <= 8 * 999^8, den <= 999^7, and t < 10^6:
+# The largest six below 2^16, so that products fit 32 bits. With up to 8 numbers below 1000, |num|
+# <= 8 * 999^8, den <= 999^7, and t < 10^6:
 # |num - t den| < 10^27.1, and the product of the primes is 10^28.9.
 PRIMES = (65521, 65519, 65497, 65479, 65449, 65447)
 SKIPPED, OTHER = 20, 21  # kinds of tokens besides 0 to 9 (digits) and 10 + place in OPERATIONS
@@ -29,7 +33,8 @@ class State(NamedTuple):
 
     Attributes:
       fine: [...] bool, it may still become an expression of the numbers.
-      digits, value: [...] int32, of the number that is being read: how many characters, and what they say (at most MAX_NUMBER + 1).
+      digits, value: [...] int32, of the number that is being read: how many characters, and what
+        they say (at most MAX_NUMBER + 1).
       operation: [...] int32, what stands before that number, a place in OPERATIONS.
       used_N: [..., N] bool, numbers that were used.
       num_R, den_R: [..., R] uint32, remainders of the value of what was read before that number.
@@ -45,23 +50,29 @@ class State(NamedTuple):
 
 
 def expression_after(marker: str, tokenizer: Tokenizer) -> TokenRule:
-    """1 where an expression that `countdown.reaches` the row's target follows the first `marker`, and then the end of sequence; else 0.
+    """1 where an expression that `countdown.reaches` the row's target follows the first `marker`,
+    and then the end of sequence; else 0.
 
-    What decoding drops (padding, mask) is passed over, so that the rule says of tokens what `countdown.verify` says of their text.
+    What decoding drops (padding, mask) is passed over, so that the rule says of tokens what
+    `countdown.verify` says of their text.
 
     Args:
       marker: one character.
       tokenizer: one with a character per token.
 
     Raises:
-      UserError: a token that is not one character, or no marker or digit among them; from `columns`, a row that is no problem of
-        countdown.
+      UserError: a token that is not one character, or no marker or digit among them; from
+        `columns`, a row that is no problem of countdown.
     """
     ids, dropped = character_ids(tokenizer)
     for character in (marker, *'0123456789'):
         if character not in ids:
-            raise UserError(f'the tokenizer has no {character!r}: for countdown, tokenizer.alphabet has to hold "{marker}0123456789".')
-    kinds_V = np.full(tokenizer.vocab_size + 1, OTHER, np.int32)  # the last one stands for ids that the tokenizer does not have
+            raise UserError(
+                f'the tokenizer has no {character!r}: for countdown, tokenizer.alphabet has to '
+                f'hold "{marker}0123456789".'
+            )
+    # the last one stands for ids that the tokenizer does not have
+    kinds_V = np.full(tokenizer.vocab_size + 1, OTHER, np.int32)
     kinds_V[dropped] = SKIPPED
     for kind, character in [*enumerate('0123456789'), *enumerate(OPERATIONS, 10)]:
         if character in ids:
@@ -73,12 +84,19 @@ def expression_after(marker: str, tokenizer: Tokenizer) -> TokenRule:
         padded_N[: len(numbers)] = numbers
         return {'numbers': padded_N, 'target': np.int32(target)}
 
-    def reward(tokens: jax.Array, length: jax.Array, terminated: jax.Array, columns: Mapping[str, jax.Array]) -> jax.Array:
+    def reward(
+        tokens: jax.Array,
+        length: jax.Array,
+        terminated: jax.Array,
+        columns: Mapping[str, jax.Array],
+    ) -> jax.Array:
         said = jnp.arange(tokens.shape[-1]) < length[..., None]
         marks = said & (tokens == ids[marker])
         answer = said & (jnp.cumsum(marks, axis=-1) - marks > 0)  # behind the first marker
         known = (tokens >= 0) & (tokens < tokenizer.vocab_size)
-        kinds = jnp.where(answer, jnp.asarray(kinds_V)[jnp.where(known, tokens, tokenizer.vocab_size)], SKIPPED)
+        kinds = jnp.where(
+            answer, jnp.asarray(kinds_V)[jnp.where(known, tokens, tokenizer.vocab_size)], SKIPPED
+        )
         numbers_N = jnp.broadcast_to(columns['numbers'], (*length.shape, MAX_COUNT))
         target = jnp.broadcast_to(columns['target'], length.shape)
         whole = right(kinds, numbers_N, target)
@@ -118,8 +136,17 @@ def right(kinds: jax.Array, numbers_N: jax.Array, target: jax.Array) -> jax.Arra
         x_R = s.value[..., None].astype(jnp.uint32)
         by_den_R = x_R * s.den_R % primes_R
         times, divides = (s.operation == OPERATIONS.index(o) for o in '*/')
-        sums_R = jnp.where((s.operation == OPERATIONS.index('-'))[..., None], s.num_R + primes_R - by_den_R, s.num_R + by_den_R)
-        num_R = jnp.where(times[..., None], s.num_R * x_R, jnp.where(divides[..., None], s.num_R, sums_R)) % primes_R
+        sums_R = jnp.where(
+            (s.operation == OPERATIONS.index('-'))[..., None],
+            s.num_R + primes_R - by_den_R,
+            s.num_R + by_den_R,
+        )
+        num_R = (
+            jnp.where(
+                times[..., None], s.num_R * x_R, jnp.where(divides[..., None], s.num_R, sums_R)
+            )
+            % primes_R
+        )
         den_R = jnp.where(divides[..., None], by_den_R, s.den_R)
         fine = s.fine & (s.digits > 0) & equal_N.any(-1) & ~(divides & (s.value == 0))
         return State(fine, zero, zero, s.operation, s.used_N | first_N, num_R, den_R)
@@ -133,7 +160,11 @@ def right(kinds: jax.Array, numbers_N: jax.Array, target: jax.Array) -> jax.Arra
             value=jnp.where(digit, jnp.minimum(10 * s.value + kind, MAX_NUMBER + 1), s.value),
         )
         after = taken(s)._replace(operation=kind - 10)
-        return jax.tree.map(lambda a, b: jnp.where(operator.reshape(*shape, *[1] * (a.ndim - len(shape))), a, b), after, read), None
+        return jax.tree.map(
+            lambda a, b: jnp.where(operator.reshape(*shape, *[1] * (a.ndim - len(shape))), a, b),
+            after,
+            read,
+        ), None
 
     end = taken(jax.lax.scan(step, start, jnp.moveaxis(kinds, -1, 0))[0])
     target_R = target[..., None].astype(jnp.uint32) % primes_R

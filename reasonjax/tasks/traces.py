@@ -1,7 +1,9 @@
-"""Programs over integers that write down what they compute, with noise in the computation if that is wanted.
+"""Programs over integers that write down what they compute, with noise in the computation if that
+is wanted.
 
-After "Understanding the Effect of Noise in LLM Training Data with Algorithmic Chains of Thought" (Havrilla, Iyer 2024, arXiv 2402.04004).
-A program is plain Python over `Traced` integers: each operation appends a line to the trace.
+After "Understanding the Effect of Noise in LLM Training Data with Algorithmic Chains of Thought"
+(Havrilla, Iyer 2024, arXiv 2402.04004). A program is plain Python over `Traced` integers: each
+operation appends a line to the trace.
 
     program    prompt        level                answer
     addition   A697+559=     digits               01256, a digit more than the numbers have
@@ -10,8 +12,9 @@ A program is plain Python over `Traced` integers: each operation appends a line 
     sorting    T12,35,7=     numbers              7,12,35
     median     D12,35,7=     numbers, odd         12
 
-Operations: + sum; / and % quotient and remainder; < and > the smaller and the greater of two. Addition goes through the columns from the
-right, each with two sums, a carry and a digit; sorting and median exchange neighbours (bubble sort).
+Operations: + sum; / and % quotient and remainder; < and > the smaller and the greater of two.
+Addition goes through the columns from the right, each with two sums, a carry and a digit; sorting
+and median exchange neighbours (bubble sort).
 
 Granularity, for S12,35,7=:
 
@@ -20,9 +23,10 @@ Granularity, for S12,35,7=:
     2  0+12=12,12+35=47,47+7=54#54      the operation too
     3  S:0+12=12,S:12+35=47,S:...#54    and the variable that takes the result (of a list, the place: 0, 1, ...)
 
-**Dynamic noise** replaces the result of an operation by another number and goes on from that: the trace hangs together, and later lines
-and perhaps the answer are wrong. With `dynamic=False` results are misprinted in the same way, but the computation goes on from the right
-one: the answer stays right. Noise that knows nothing of the computation is the transform `static_noise`.
+**Dynamic noise** replaces the result of an operation by another number and goes on from that: the
+trace hangs together, and later lines and perhaps the answer are wrong. With `dynamic=False` results
+are misprinted in the same way, but the computation goes on from the right one: the answer stays
+right. Noise that knows nothing of the computation is the transform `static_noise`.
 """
 
 import dataclasses
@@ -71,7 +75,8 @@ class Tape:
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """An integer whose operations write lines on a tape; operations that write none are errors, not silent."""
+    """An integer whose operations write lines on a tape; operations that write none are errors, not
+    silent."""
 
     value: int
     tape: Tape = dataclasses.field(repr=False, compare=False)
@@ -152,7 +157,8 @@ def _median(numbers: Sequence[Traced], tape: Tape, k: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """`run(numbers, tape, level) -> answer`; the letter that prompts begin with; the levels there are."""
+    """`run(numbers, tape, level) -> answer`; the letter that prompts begin with; the levels there
+    are."""
 
     run: Callable[[Sequence[Traced], Tape, int], str]
     letter: str
@@ -190,46 +196,67 @@ def traces(
     digits: Between(1, MAX_DIGITS) = 2,
     inputs: OneOf(*INPUTS) = 'magnitude',
 ) -> Task:
-    """A program over integers and its trace; programs, prompts and traces stand at the top of this file.
+    """A program over integers and its trace; programs, prompts and traces stand at the top of this
+    file.
 
-    Noise changes completions only: prompts and `solution` are those of the task without it, row by row, and rows with
-    `contamination` or `intensity` 0 are equal to it. `noised` says how many results were replaced in the row's trace.
+    Noise changes completions only: prompts and `solution` are those of the task without it, row by
+    row, and rows with `contamination` or `intensity` 0 are equal to it. `noised` says how many
+    results were replaced in the row's trace.
 
     Args:
-      split: 'train' (demonstrations), 'prompts' (problems for reinforcement), 'validation' or 'test'.
+      split: 'train' (demonstrations), 'prompts' (problems for reinforcement), 'validation' or
+        'test'.
       size: number of problems.
-      levels: drawn evenly: digits of both numbers of 'addition', 1 to 15; else how many numbers, 2 to 50, of 'median' odd ones.
+      levels: drawn evenly: digits of both numbers of 'addition', 1 to 15; else how many numbers, 2
+        to 50, of 'median' odd ones.
       seed: not negative.
-      granularity: of demonstrations: 0 the answer alone, 1 results, 2 operations, 3 operations and variables.
+      granularity: of demonstrations: 0 the answer alone, 1 results, 2 operations, 3 operations and
+        variables.
       program: 'addition', 'sum', 'maximum', 'sorting' or 'median'.
       contamination: share of demonstrations that noise comes over; neutral 0.
-      intensity: probability with which each result of those is replaced, by itself with one digit changed; neutral 0.
+      intensity: probability with which each result of those is replaced, by itself with one digit
+        changed; neutral 0.
       dynamic: the computation goes on from the replaced result; False only misprints it.
       digits: most digits of a number in a list, 1 to 15 (of 'addition' the level says).
-      inputs: 'magnitude' draws numbers evenly below 10^digits; 'length' first draws how many digits.
+      inputs: 'magnitude' draws numbers evenly below 10^digits; 'length' first draws how many
+        digits.
 
     Raises:
       UserError: a value out of range.
     """
     for knob, value, choices in (('program', program, PROGRAMS), ('inputs', inputs, INPUTS)):
         if value not in choices:
-            raise UserError(f'traces: unknown {knob} "{value}".{nearest(value, choices)} Known: {listing(choices)}.')
+            raise UserError(
+                f'traces: unknown {knob} "{value}".{nearest(value, choices)} Known: '
+                f'{listing(choices)}.'
+            )
     chosen = PROGRAMS[program]
     wrong = [k for k in levels if not isinstance(k, int) or k not in chosen.levels]
     if wrong:
-        near = min(chosen.levels, key=lambda k: abs(k - wrong[0])) if isinstance(wrong[0], int | float) else chosen.levels[0]
+        near = (
+            min(chosen.levels, key=lambda k: abs(k - wrong[0]))
+            if isinstance(wrong[0], int | float)
+            else chosen.levels[0]
+        )
         odd = 'odd ' if chosen.levels.step == 2 else ''
         raise UserError(
-            f'traces: levels of {program} must be {odd}numbers from {chosen.levels[0]} to {chosen.levels[-1]}, '
+            f'traces: levels of {program} must be {odd}numbers from {chosen.levels[0]} to '
+            f'{chosen.levels[-1]}, '
             f'got {wrong[0]!r}; nearest: {near}.'
         )
     if granularity not in GRAINS:
-        raise UserError(f'traces: granularity must be 0, 1, 2 or 3, got {granularity}; nearest: {min(max(granularity, 0), 3)}.')
+        raise UserError(
+            f'traces: granularity must be 0, 1, 2 or 3, got {granularity}; nearest: '
+            f'{min(max(granularity, 0), 3)}.'
+        )
     for knob, share in (('contamination', contamination), ('intensity', intensity)):
         if not 0 <= share <= 1:
             raise UserError(f'traces: {knob} is a share from 0 to 1, got {share}.')
     if not 1 <= digits <= MAX_DIGITS:
-        raise UserError(f'traces: digits must be from 1 to {MAX_DIGITS}, got {digits}; nearest: {min(max(digits, 1), MAX_DIGITS)}.')
+        raise UserError(
+            f'traces: digits must be from 1 to {MAX_DIGITS}, got {digits}; nearest: '
+            f'{min(max(digits, 1), MAX_DIGITS)}.'
+        )
 
     def draw(rng: np.random.Generator, level: int) -> dict:
         if program == 'addition':
@@ -240,8 +267,17 @@ def traces(
             prompt = ','.join(map(str, values))
         # The noise has a generator of its own: with noise or without, the problems are the same.
         word, noised = int(rng.integers(2**63)), rng.random() < contamination
-        clean, tape = Tape(), Tape(np.random.Generator(np.random.Philox(key=word)) if noised else None, intensity, dynamic)
-        solution, answer = (chosen.run([Traced(value, t) for value in values], t, level) for t in (clean, tape))
+        clean, tape = (
+            Tape(),
+            Tape(
+                np.random.Generator(np.random.Philox(key=word)) if noised else None,
+                intensity,
+                dynamic,
+            ),
+        )
+        solution, answer = (
+            chosen.run([Traced(value, t) for value in values], t, level) for t in (clean, tape)
+        )
         return {
             'prompt': f'{chosen.letter}{prompt}=',
             'completion': f'{",".join(_line(line, granularity) for line in tape.lines if granularity)}#{answer}',
@@ -250,10 +286,17 @@ def traces(
         }
 
     settings = dict(
-        program=program, granularity=granularity, contamination=contamination, intensity=intensity, dynamic=dynamic, digits=digits,
+        program=program,
+        granularity=granularity,
+        contamination=contamination,
+        intensity=intensity,
+        dynamic=dynamic,
+        digits=digits,
         inputs=inputs,
-    )  # fmt: skip
-    problems = Generated('traces', split, size, seed, tuple(levels), draw, lambda row: row['prompt'], settings)
+    )
+    problems = Generated(
+        'traces', split, size, seed, tuple(levels), draw, lambda row: row['prompt'], settings
+    )
     return Task(f'traces/{program}/{split}', problems, verify, ON_TOKENS)
 
 

@@ -1,7 +1,8 @@
 """Tracking a state through a list of inputs: four machines, of which three are serial by nature.
 
-After "Chain of Thought Empowers Transformers to Solve Inherently Serial Problems" (Li et al. 2024, arXiv 2402.12875). A transformer of
-constant depth that answers at once can only do what shallow circuits can; one that writes the states down can go as deep as it writes.
+After "Chain of Thought Empowers Transformers to Solve Inherently Serial Problems" (Li et al. 2024,
+arXiv 2402.12875). A transformer of constant depth that answers at once can only do what shallow
+circuits can; one that writes the states down can go as deep as it writes.
 
     machine       prompt                  states            answer         level n
     modular       R3,5,1=                 3,1,2             2              numbers; the running sum, mod 7
@@ -9,9 +10,10 @@ constant depth that answers at once can only do what shallow circuits can; one t
     squaring      Q05;83**=               25,44             44             squarings; r^2, r^4, ... mod p, of r;p
     circuit       C1,0,A0001,N02=         1,0,0,1           1              gates, inputs among them; their values in order
 
-The states s of `permutation` list the image of each symbol, s(1) s(2) ...; the permutation that comes first is applied first, so a
-permutation p takes s to x -> p(s(x)). In `circuit` gate 00 is the first; `A` and `O` stand before two gates and `N` before one, all
-earlier; the answer is the value of the last. `modular` is the control: a sum can be computed in parallel.
+The states s of `permutation` list the image of each symbol, s(1) s(2) ...; the permutation that
+comes first is applied first, so a permutation p takes s to x -> p(s(x)). In `circuit` gate 00 is
+the first; `A` and `O` stand before two gates and `N` before one, all earlier; the answer is the
+value of the last. `modular` is the control: a sum can be computed in parallel.
 
 Granularity, for R3,5,1=:
 
@@ -48,7 +50,8 @@ class Step(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """How problems of n steps are drawn: `draw(rng, n) -> (prompt, steps)`, n from `shortest` to `longest`."""
+    """How problems of n steps are drawn: `draw(rng, n) -> (prompt, steps)`, n from `shortest` to
+    `longest`."""
 
     draw: Callable[[np.random.Generator, int], tuple[str, list[Step]]]
     shortest: int
@@ -78,25 +81,37 @@ def _permutation(rng: np.random.Generator, n: int, *, group: int) -> tuple[str, 
 def _primes(largest: int) -> tuple[int, ...]:
     """The primes p = 3 (mod 4) up to `largest` that have as many digits as it has.
 
-    For them squaring permutes the squares, so that the states do not run into 1 however long one goes on.
+    For them squaring permutes the squares, so that the states do not run into 1 however long one
+    goes on.
     """
     smallest = 10 ** (len(str(largest)) - 1)
-    return tuple(p for p in range(max(smallest, 7), largest + 1) if p % 4 == 3 and all(p % d for d in range(3, int(p**0.5) + 1, 2)))
+    return tuple(
+        p
+        for p in range(max(smallest, 7), largest + 1)
+        if p % 4 == 3 and all(p % d for d in range(3, int(p**0.5) + 1, 2))
+    )
 
 
-def _squaring(rng: np.random.Generator, n: int, *, primes: tuple[int, ...]) -> tuple[str, list[Step]]:
+def _squaring(
+    rng: np.random.Generator, n: int, *, primes: tuple[int, ...]
+) -> tuple[str, list[Step]]:
     p = primes[int(rng.integers(len(primes)))]
     state, width, steps = int(rng.integers(2, p - 1)), len(str(p)), []
     prompt = f'Q{state:0{width}d};{p}{"*" * n}='
     for _ in range(n):
         before, square = f'{state:0{width}d}', state * state
         state = square % p
-        steps.append(Step(f'{state:0{width}d}', f'{before}*{before}={square:0{2 * width}d}>{state:0{width}d}'))
+        steps.append(
+            Step(
+                f'{state:0{width}d}', f'{before}*{before}={square:0{2 * width}d}>{state:0{width}d}'
+            )
+        )
     return prompt, steps
 
 
 def _base_of(prompt: str) -> str:
-    """The modulus and the first square: problems that share them are one, however often one squares, for they share their states."""
+    """The modulus and the first square: problems that share them are one, however often one
+    squares, for they share their states."""
     r, p = prompt[1:].rstrip('=').rstrip('*').split(';')
     return f'{p}:{min(int(r), int(p) - int(r))}'
 
@@ -112,7 +127,10 @@ def _circuit(rng: np.random.Generator, n: int) -> tuple[str, list[Step]]:
         else:
             operands = rng.choice(i, size=1 if kind == 'N' else 2, replace=False).tolist()
             bits = [values[j] for j in operands]
-            gate, whole = (kind + ''.join(form.format(x) for x in xs) for form, xs in (('{:02d}', operands), ('{}', bits)))
+            gate, whole = (
+                kind + ''.join(form.format(x) for x in xs)
+                for form, xs in (('{:02d}', operands), ('{}', bits))
+            )
             value = {'A': min(bits), 'O': max(bits), 'N': 1 - bits[0]}[kind]
         gates.append(gate)
         values.append(value)
@@ -142,52 +160,97 @@ def tracking(
     group: Between(2, 9) = 5,
     prime: Between(7, 9999) = 997,
 ) -> Task:
-    """The state of a machine after n inputs; prompts, states and answers of each machine stand at the top of this file.
+    """The state of a machine after n inputs; prompts, states and answers of each machine stand at
+    the top of this file.
 
-    A problem is its whole prompt, with the modulus or the size of the group. In `squaring` it is r and p alone, where r and p - r count
-    as one: two problems that differ in the number of squarings share their states, and are of one split.
+    A problem is its whole prompt, with the modulus or the size of the group. In `squaring` it is r
+    and p alone, where r and p - r count as one: two problems that differ in the number of squarings
+    share their states, and are of one split.
 
     Args:
-      split: 'train' (demonstrations), 'prompts' (problems for reinforcement), 'validation' or 'test'.
+      split: 'train' (demonstrations), 'prompts' (problems for reinforcement), 'validation' or
+        'test'.
       size: number of problems.
       levels: numbers of steps n, drawn evenly: 1 to 1000, for `circuit` 2 to 100 gates.
       seed: not negative.
-      granularity: of demonstrations: 0 the answer alone, 1 the states, 2 each state with what it is made of.
+      granularity: of demonstrations: 0 the answer alone, 1 the states, 2 each state with what it is
+        made of.
       machine: 'modular', 'permutation', 'squaring' or 'circuit'.
       every: a demonstration shows every nth step only; 1 shows all.
       modulus: of `modular`; 2 to 1000.
-      group: symbols that `permutation` permutes; 2 to 9. At 5 and more the group is not solvable, and the problem complete for NC1.
-      prime: largest modulus of `squaring`, 7 to 9999. Drawn are the primes p = 3 (mod 4) up to it that have as many digits as it has.
+      group: symbols that `permutation` permutes; 2 to 9. At 5 and more the group is not solvable,
+        and the problem complete for NC1.
+      prime: largest modulus of `squaring`, 7 to 9999. Drawn are the primes p = 3 (mod 4) up to it
+        that have as many digits as it has.
 
     Raises:
       UserError: a value out of range.
     """
     if machine not in MACHINES:
-        raise UserError(f'tracking: unknown machine "{machine}".{nearest(machine, MACHINES)} Known: {listing(MACHINES)}.')
-    for knob, value, low, high in (('modulus', modulus, 2, 1000), ('group', group, 2, 9), ('prime', prime, 7, 9999)):
+        raise UserError(
+            f'tracking: unknown machine "{machine}".{nearest(machine, MACHINES)} Known: '
+            f'{listing(MACHINES)}.'
+        )
+    for knob, value, low, high in (
+        ('modulus', modulus, 2, 1000),
+        ('group', group, 2, 9),
+        ('prime', prime, 7, 9999),
+    ):
         if not low <= value <= high:
-            raise UserError(f'tracking: {knob} must be from {low} to {high}, got {value}; nearest: {min(max(value, low), high)}.')
+            raise UserError(
+                f'tracking: {knob} must be from {low} to {high}, got {value}; nearest: '
+                f'{min(max(value, low), high)}.'
+            )
     if not _primes(prime):
         raise UserError(
-            f'tracking: there is no prime p = 3 (mod 4) up to prime={prime} with as many digits; nearest: {_next_prime(prime)}.'
+            f'tracking: there is no prime p = 3 (mod 4) up to prime={prime} with as many digits; '
+            f'nearest: {_next_prime(prime)}.'
         )
     if granularity not in GRAINS:
-        raise UserError(f'tracking: granularity must be 0 (the answer alone), 1 (states) or 2 (states and operands), got {granularity}.')
+        raise UserError(
+            'tracking: granularity must be 0 (the answer alone), 1 (states) or 2 (states and '
+            f'operands), got {granularity}.'
+        )
     if every < 1:
         raise UserError(f'tracking: every must be at least 1, got {every}.')
     chosen = _machines(modulus, group, prime)[machine]
     if not all(isinstance(n, int) and chosen.shortest <= n <= chosen.longest for n in levels):
-        raise UserError(f'tracking: levels of {machine} must be from {chosen.shortest} to {chosen.longest}, got {levels!r}.')
+        raise UserError(
+            f'tracking: levels of {machine} must be from {chosen.shortest} to {chosen.longest}, '
+            f'got {levels!r}.'
+        )
 
     def draw(rng: np.random.Generator, n: int) -> dict:
         prompt, steps = chosen.draw(rng, n)
         shown = [step[granularity - 1] for step in steps[every - 1 :: every]] if granularity else []
         solution = steps[-1].state
-        return {'prompt': prompt, 'completion': f'{",".join(shown)}#{solution}', 'solution': solution}
+        return {
+            'prompt': prompt,
+            'completion': f'{",".join(shown)}#{solution}',
+            'solution': solution,
+        }
 
-    kind = {'modular': f'modular{modulus}', 'permutation': f'permutation{group}'}.get(machine, machine)
-    settings = dict(machine=machine, granularity=granularity, every=every, modulus=modulus, group=group, prime=prime)
-    problems = Generated('tracking', split, size, seed, tuple(levels), draw, lambda row: f'{kind}:{chosen.key(row["prompt"])}', settings)
+    kind = {'modular': f'modular{modulus}', 'permutation': f'permutation{group}'}.get(
+        machine, machine
+    )
+    settings = dict(
+        machine=machine,
+        granularity=granularity,
+        every=every,
+        modulus=modulus,
+        group=group,
+        prime=prime,
+    )
+    problems = Generated(
+        'tracking',
+        split,
+        size,
+        seed,
+        tuple(levels),
+        draw,
+        lambda row: f'{kind}:{chosen.key(row["prompt"])}',
+        settings,
+    )
     return Task(f'tracking/{machine}/{split}', problems, verify, ON_TOKENS)
 
 

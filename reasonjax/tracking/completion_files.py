@@ -1,4 +1,5 @@
-"""The sampled completions of a step as a Parquet file: one row each, with rewards and whatever columns the problems have.
+"""The sampled completions of a step as a Parquet file: one row each, with rewards and whatever
+columns the problems have.
 
 Stages share a folder; a file holds the rows of every stage that has such a step.
 """
@@ -17,8 +18,11 @@ from reasonjax.files import put_aside
 TABLE = re.compile(r'completions_([0-9]{5,})\.parquet')
 
 
-def write(folder: pathlib.Path, stage: str, step: int, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path:
-    """Writes the completions of a step; see `metrics.Writer.completions`. Rows of another stage in the same file stay.
+def write(
+    folder: pathlib.Path, stage: str, step: int, rows: Sequence[Mapping[str, Any]]
+) -> pathlib.Path:
+    """Writes the completions of a step; see `metrics.Writer.completions`. Rows of another stage in
+    the same file stay.
 
     Raises:
         UserError: the file is there and cannot be read.
@@ -27,7 +31,9 @@ def write(folder: pathlib.Path, stage: str, step: int, rows: Sequence[Mapping[st
     import pyarrow.parquet as pq
 
     names = list(dict.fromkeys(name for row in rows for name in row))
-    middle = [name for name in names if name not in ('step', 'prompt', 'completion', 'advantage', 'stage')]
+    middle = [
+        name for name in names if name not in ('step', 'prompt', 'completion', 'advantage', 'stage')
+    ]
     columns = {'step': pa.array([int(step)] * len(rows), pa.int64())}
     for name in ('prompt', 'completion', *middle, 'advantage'):
         if name in names:
@@ -40,14 +46,17 @@ def write(folder: pathlib.Path, stage: str, step: int, rows: Sequence[Mapping[st
         try:
             others = [row for row in pq.read_table(path).to_pylist() if row['stage'] != stage]
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise UserError(f'{path}: not a readable Parquet file ({one_line(str(error))}); remove it.') from error
+            raise UserError(
+                f'{path}: not a readable Parquet file ({one_line(str(error))}); remove it.'
+            ) from error
         table = _joined(others, table) if others else table
     _replace(path, table)
     return path
 
 
 def count_files(folder: pathlib.Path, stage: str, upto: int) -> int:
-    """Counts the files that a stage has written up to a step, and takes out its rows from those of later steps.
+    """Counts the files that a stage has written up to a step, and takes out its rows from those of
+    later steps.
 
     A file that cannot be read is put aside, and named on standard error.
     """
@@ -64,7 +73,10 @@ def count_files(folder: pathlib.Path, stage: str, upto: int) -> int:
             stages = pq.read_table(path, columns=['stage']).column('stage').to_pylist()
         except (pa.ArrowException, OSError, KeyError) as error:
             reason = one_line(str(error))
-            print(f'warning: {path} cannot be read ({reason}). Put aside as {put_aside(path).name}.', file=sys.stderr)
+            print(
+                f'warning: {path} cannot be read ({reason}). Put aside as {put_aside(path).name}.',
+                file=sys.stderr,
+            )
             continue
         if stage in stages and int(name[1]) > upto:
             table = pq.read_table(path)
@@ -91,35 +103,52 @@ def _replace(path: pathlib.Path, table: Any) -> None:
 
 
 def _joined(others: list[dict[str, Any]], table: Any) -> Any:
-    """The rows that another stage wrote, and a table; a column that is a number here and text there becomes text."""
+    """The rows that another stage wrote, and a table; a column that is a number here and text there
+    becomes text."""
     import pyarrow as pa
 
     try:
         return pa.concat_tables([pa.Table.from_pylist(others), table], promote_options='permissive')
     except pa.ArrowException:
         rows = others + table.to_pylist()
-        return pa.table({name: column([row.get(name) for row in rows]) for name in dict.fromkeys(name for row in rows for name in row)})
+        return pa.table(
+            {
+                name: column([row.get(name) for row in rows])
+                for name in dict.fromkeys(name for row in rows for name in row)
+            }
+        )
 
 
 def column(values: Sequence[Any]) -> Any:
-    """An Arrow column of what rows hold: truth values, numbers, or text, in which anything else is written as JSON."""
+    """An Arrow column of what rows hold: truth values, numbers, or text, in which anything else is
+    written as JSON."""
     import pyarrow as pa
 
-    plain = [value.item() if hasattr(value, 'item') and getattr(value, 'size', 1) == 1 else value for value in values]
+    plain = [
+        value.item() if hasattr(value, 'item') and getattr(value, 'size', 1) == 1 else value
+        for value in values
+    ]
     if all(value is None or isinstance(value, bool) for value in plain):
         return pa.array(plain, pa.bool_())
-    if all(value is None or (isinstance(value, int) and -(2**63) <= value < 2**63) for value in plain):
+    if all(
+        value is None or (isinstance(value, int) and -(2**63) <= value < 2**63) for value in plain
+    ):
         return pa.array([None if value is None else int(value) for value in plain], pa.int64())
-    if all(value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63) for value in plain):
+    if all(
+        value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+        for value in plain
+    ):
         return pa.array([None if value is None else float(value) for value in plain], pa.float64())
     return pa.array([None if value is None else _text(value) for value in plain], pa.string())
 
 
 def _text(value: Any) -> str:
-    """Text as it is, anything else as JSON, dates and the like as Python shows them; half a character, which no file holds, is escaped."""
+    """Text as it is, anything else as JSON, dates and the like as Python shows them; half a
+    character, which no file holds, is escaped."""
     if not isinstance(value, str):
         try:
             value = json.dumps(value, ensure_ascii=False, default=str)
-        except (TypeError, ValueError, RecursionError):  # keys that are no text, a list that holds itself
+        # keys that are no text, a list that holds itself
+        except (TypeError, ValueError, RecursionError):
             value = repr(value)
     return value.encode(errors='backslashreplace').decode()

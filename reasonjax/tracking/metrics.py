@@ -1,7 +1,9 @@
-"""What a run writes down: `metrics.jsonl`, TensorBoard events, completions, phase times, progress, the final table.
+"""What a run writes down: `metrics.jsonl`, TensorBoard events, completions, phase times, progress,
+the final table.
 
-A value that is not finite is written as null, because JSON has no nan (pandas reads null as nan); the record then also
-holds `nonfinite`, a text such as "grad_norm=inf, loss=nan", so that nothing is lost and a search finds every such step.
+A value that is not finite is written as null, because JSON has no nan (pandas reads null as nan);
+the record then also holds `nonfinite`, a text such as "grad_norm=inf, loss=nan", so that nothing is
+lost and a search finds every such step.
 """
 
 import contextlib
@@ -31,8 +33,18 @@ from reasonjax.parallel import processes
 from reasonjax.terminal import printable
 from reasonjax.tracking import completion_files, records, tensorboard
 
-PACKAGES = ('reasonjax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'transformers', 'sentencepiece',
-            'numpy')
+PACKAGES = (
+    'reasonjax',
+    'jax',
+    'jaxlib',
+    'flax',
+    'optax',
+    'orbax-checkpoint',
+    'grain',
+    'transformers',
+    'sentencepiece',
+    'numpy',
+)
 
 
 class Writer:
@@ -40,12 +52,15 @@ class Writer:
 
     Args:
         workdir: made if it does not exist.
-        tensorboard: also writes event files, one TensorBoard run per stage (`tensorboard/<stage>`), so that the names
-            of the metrics stay what they are elsewhere.
-        active: False makes every call do nothing: all processes but the first of a multi-process run.
+        tensorboard: also writes event files, one TensorBoard run per stage (`tensorboard/<stage>`),
+            so that the names of the metrics stay what they are elsewhere.
+        active: False makes every call do nothing: all processes but the first of a multi-process
+          run.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, tensorboard: bool = True, active: bool = True):
+    def __init__(
+        self, workdir: str | os.PathLike, *, tensorboard: bool = True, active: bool = True
+    ):
         self._workdir = pathlib.Path(workdir)
         self._tensorboard = tensorboard
         self._active = active
@@ -61,16 +76,18 @@ class Writer:
         return self._workdir / 'metrics.jsonl'
 
     def resume(self, stage: str, step: int | None, known: Mapping[str, int] | None = None) -> None:
-        """Drops what a killed run wrote after its last checkpoint, so that the files equal an undisturbed run's.
+        """Drops what a killed run wrote after its last checkpoint, so that the files equal an
+        undisturbed run's.
 
-        Call it when a stage starts. A record belongs to the checkpoint of its step, so write the records of a step
-        before its checkpoint is saved.
+        Call it when a stage starts. A record belongs to the checkpoint of its step, so write the
+        records of a step before its checkpoint is saved.
 
         Args:
             stage: the stage that starts.
-            step: the step of the checkpoint it goes on from; None where it starts anew, which drops step 0 as well.
-            known: what `written` was when that checkpoint was saved. What is missing is said on standard error and in
-                a record.
+            step: the step of the checkpoint it goes on from; None where it starts anew, which drops
+              step 0 as well.
+            known: what `written` was when that checkpoint was saved. What is missing is said on
+                standard error and in a record.
         """
         last = -1 if step is None else step
         self._resumed[stage] = last
@@ -78,21 +95,28 @@ class Writer:
             return
         self.close()
         lines = records.mend(self.path)
-        kept = [line for line in lines if line.record['stage'] != stage or line.record['step'] <= last]
+        kept = [
+            line for line in lines if line.record['stage'] != stage or line.record['step'] <= last
+        ]
         if len(kept) < len(lines):
             records.write(self.path, kept)
         self._compare(stage, last, known, kept)
 
     def confirm(self, stage: str, step: int, known: Mapping[str, int]) -> None:
-        """Holds the records of a stage that is done, with its last step, against what `written` was then; as `resume`."""
+        """Holds the records of a stage that is done, with its last step, against what `written` was
+        then; as `resume`."""
         if self._active:
             self._compare(stage, step, known, records.mend(self.path))
 
-    def _compare(self, stage: str, step: int, known: Mapping[str, int] | None, lines: Sequence[records.Line]) -> None:
+    def _compare(
+        self, stage: str, step: int, known: Mapping[str, int] | None, lines: Sequence[records.Line]
+    ) -> None:
         own = [line for line in lines if line.record['stage'] == stage]
         tables = completion_files.count_files(self._workdir / 'completions', stage, step)
-        self._written[stage] = {'records': sum(records.weight(line.record) for line in own),
-                                'completions': tables + sum(line.record.get(records.TABLES_LOST, 0) for line in own)}
+        self._written[stage] = {
+            'records': sum(records.weight(line.record) for line in own),
+            'completions': tables + sum(line.record.get(records.TABLES_LOST, 0) for line in own),
+        }
         wrong = records.missing(own, tables, stage, step, known or {})
         if wrong:
             records.complain(self.path, stage, step, wrong)
@@ -100,21 +124,32 @@ class Writer:
             self._written[stage]['completions'] += wrong.get(records.TABLES_LOST, 0)
 
     def written(self, stage: str) -> dict[str, int]:
-        """How many records and tables of completions a stage has written so far, which its checkpoint is to know."""
+        """How many records and tables of completions a stage has written so far, which its
+        checkpoint is to know."""
         return dict(self._written.get(stage, {}))
 
-    def write(self, stage: str, step: int, metrics: Mapping[str, Any], *, once: bool = False) -> None:
-        """Appends one record, `{"stage", "step", **metrics}`; metrics are numbers (or arrays of one), text or None.
+    def write(
+        self, stage: str, step: int, metrics: Mapping[str, Any], *, once: bool = False
+    ) -> None:
+        """Appends one record, `{"stage", "step", **metrics}`; metrics are numbers (or arrays of
+        one), text or None.
 
-        With `once` it is left out where just this record is there: a run that was killed right after it goes on here.
+        With `once` it is left out where just this record is there: a run that was killed right
+        after it goes on here.
         """
         if not self._active:
             return
         plain = {name: records.scalar(value) for name, value in metrics.items()}
-        odd = {name: value for name, value in plain.items() if isinstance(value, float) and not math.isfinite(value)}
+        odd = {
+            name: value
+            for name, value in plain.items()
+            if isinstance(value, float) and not math.isfinite(value)
+        }
         record = {'stage': stage, 'step': int(step)} | plain | dict.fromkeys(odd)
         if odd:
-            record['nonfinite'] = ', '.join(f'{name}={value}' for name, value in sorted(odd.items()))
+            record['nonfinite'] = ', '.join(
+                f'{name}={value}' for name, value in sorted(odd.items())
+            )
         if once and self.path.is_file() and record in read(self.path):
             return
         if self._file is None:
@@ -125,24 +160,32 @@ class Writer:
         counts['records'] += records.weight(record)
         if self._tensorboard:
             # TensorBoard holds float32: what is larger, infinite or nan stays out.
-            scalars = {name: value for name, value in plain.items()
-                       if isinstance(value, int | float) and abs(value) < 3.4e38}
-            self._event_file(stage).write(tensorboard.record(tensorboard.event(int(step), 5, tensorboard.summary(scalars))))
+            scalars = {
+                name: value
+                for name, value in plain.items()
+                if isinstance(value, int | float) and abs(value) < 3.4e38
+            }
+            self._event_file(stage).write(
+                tensorboard.record(tensorboard.event(int(step), 5, tensorboard.summary(scalars)))
+            )
             self._event_file(stage).flush()
 
     def sync(self) -> None:
-        """Has the system put what is written on the disk, so that a checkpoint never knows of more than is there."""
+        """Has the system put what is written on the disk, so that a checkpoint never knows of more
+        than is there."""
         for file in (self._file, *self._events.values()):
             if file is not None:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def completions(self, stage: str, step: int, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path | None:
+    def completions(
+        self, stage: str, step: int, rows: Sequence[Mapping[str, Any]]
+    ) -> pathlib.Path | None:
         """Writes the completions of a step to `completions/completions_{step:05d}.parquet`.
 
-        Columns: `step`, `prompt`, `completion`, then the other keys of the rows in order (rewards, extra columns),
-        `advantage`, `stage`. What is neither text nor a number (messages) is stored as JSON text. Rows that another
-        stage wrote at the same step are kept.
+        Columns: `step`, `prompt`, `completion`, then the other keys of the rows in order (rewards,
+        extra columns), `advantage`, `stage`. What is neither text nor a number (messages) is stored
+        as JSON text. Rows that another stage wrote at the same step are kept.
 
         Returns:
             The file, or None where there is nothing to write.
@@ -162,7 +205,9 @@ class Writer:
         if self._active:
             earlier = records.environments(path)
             unlike = [one for one in earlier if {**one, 'started': ''} != {**now, 'started': ''}]
-            files.write_text(path, json.dumps(now | ({'earlier': unlike} if unlike else {}), indent=2) + '\n')
+            files.write_text(
+                path, json.dumps(now | ({'earlier': unlike} if unlike else {}), indent=2) + '\n'
+            )
         return now
 
     def close(self) -> None:
@@ -181,14 +226,18 @@ class Writer:
         self.close()
 
     def _event_file(self, stage: str) -> BinaryIO:
-        """The open TensorBoard file of a stage; a resumed stage tells it to drop what comes later."""
+        """The open TensorBoard file of a stage; a resumed stage tells it to drop what comes
+        later."""
         if stage not in self._events:
             folder = self._workdir / 'tensorboard' / stage
             folder.mkdir(parents=True, exist_ok=True)
             file = (folder / f'events.out.tfevents.{time.time():.6f}.{os.getpid()}').open('wb')
             file.write(tensorboard.record(tensorboard.event(0, 3, b'brain.Event:2')))
             if self._resumed.get(stage, -1) >= 0:
-                file.write(tensorboard.record(tensorboard.event(self._resumed[stage] + 1, 7, b'\x08\x01')))  # session_log.status = START
+                # session_log.status = START
+                file.write(
+                    tensorboard.record(tensorboard.event(self._resumed[stage] + 1, 7, b'\x08\x01'))
+                )
             self._events[stage] = file
         return self._events[stage]
 
@@ -199,7 +248,8 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices and cores: what is needed to make sense of a timing. Touches the devices."""
+    """Versions, devices and cores: what is needed to make sense of a timing. Touches the
+    devices."""
     devices = jax.devices()
     versions = {}
     for name in PACKAGES:
@@ -212,7 +262,9 @@ def environment() -> dict[str, Any]:
         'device_kind': devices[0].device_kind,
         'device_count': len(devices),
         'process_count': jax.process_count(),
-        'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+        'cores': len(os.sched_getaffinity(0))
+        if hasattr(os, 'sched_getaffinity')
+        else os.cpu_count(),
         'machine': platform.machine(),
         'system': platform.system(),
         'python': platform.python_version(),
@@ -221,9 +273,11 @@ def environment() -> dict[str, Any]:
 
 
 class Timers:
-    """Adds up how long the phases of a step take: `with timers('generate'): ...`, then `timers.take()`.
+    """Adds up how long the phases of a step take: `with timers('generate'): ...`, then
+    `timers.take()`.
 
-    Device work is launched, not run, by a call: fetch or block inside the phase. A checkpoint holds `seconds`, what is not taken yet.
+    Device work is launched, not run, by a call: fetch or block inside the phase. A checkpoint holds
+    `seconds`, what is not taken yet.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
@@ -248,8 +302,9 @@ class Timers:
 class Progress:
     """One line for a stage: steps, reward or loss, tokens/s and the time left.
 
-    A live bar on a terminal; elsewhere plain lines: the first and the last step, and one every `every` seconds between.
-    Before the first step both say what is being done, and for how long. Processes other than the first show nothing.
+    A live bar on a terminal; elsewhere plain lines: the first and the last step, and one every
+    `every` seconds between. Before the first step both say what is being done, and for how long.
+    Processes other than the first show nothing.
 
     Args:
         stage, total: its name and its last step.
@@ -259,10 +314,24 @@ class Progress:
         every, clock: seconds between plain lines, and what tells the time.
     """
 
-    def __init__(self, stage: str, total: int, *, start: int = 0, waiting: str = 'compiling',
-                 stream: TextIO | None = None, every: float = 10.0, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        stage: str,
+        total: int,
+        *,
+        start: int = 0,
+        waiting: str = 'compiling',
+        stream: TextIO | None = None,
+        every: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self._stage, self._total, self._every, self._clock = printable(stage), total, every, clock
-        self._start, self._waiting, self._begun, self._over = start, waiting, clock(), threading.Event()
+        self._start, self._waiting, self._begun, self._over = (
+            start,
+            waiting,
+            clock(),
+            threading.Event(),
+        )
         self._stream = sys.stdout if stream is None else stream
         self._first: tuple[int, float] | None = None
         self._printed = -math.inf
@@ -271,9 +340,13 @@ class Progress:
         self._shown = processes.is_main()
         if self._shown and self._stream.isatty():
             self._bar = rich.progress.Progress(
-                rich.progress.TextColumn('{task.description}', markup=False), rich.progress.BarColumn(bar_width=None),
-                rich.progress.MofNCompleteColumn(), _Live(self.text),
-                console=rich.console.Console(file=self._stream, emoji=False), refresh_per_second=4)
+                rich.progress.TextColumn('{task.description}', markup=False),
+                rich.progress.BarColumn(bar_width=None),
+                rich.progress.MofNCompleteColumn(),
+                _Live(self.text),
+                console=rich.console.Console(file=self._stream, emoji=False),
+                refresh_per_second=4,
+            )
             self._task = self._bar.add_task(self._stage, total=total, completed=start)
 
     def __enter__(self) -> 'Progress':
@@ -297,7 +370,11 @@ class Progress:
 
     def wait(self) -> None:
         """Prints a plain line that says what is waited for."""
-        print(f'{self._stage} {self._start}/{self._total}  {self.text()}', file=self._stream, flush=True)
+        print(
+            f'{self._stage} {self._start}/{self._total}  {self.text()}',
+            file=self._stream,
+            flush=True,
+        )
 
     def _wait(self) -> None:
         with contextlib.suppress(BrokenPipeError):  # the next line of the main thread meets it too
@@ -305,14 +382,17 @@ class Progress:
                 self.wait()
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Shows that `step` is done, with `reward` or else `loss` and `tokens_per_second`, where they are there."""
+        """Shows that `step` is done, with `reward` or else `loss` and `tokens_per_second`, where
+        they are there."""
         if not self._shown:
             return
         now = self._clock()
         # The first step holds the compilation, so the pace is measured from its end.
         self._first = self._first or (step, now)
         self._over.set()
-        shown = [f'{name} {float(metrics[name]):.4g}' for name in ('reward', 'loss') if name in metrics][:1]
+        shown = [
+            f'{name} {float(metrics[name]):.4g}' for name in ('reward', 'loss') if name in metrics
+        ][:1]
         if 'tokens_per_second' in metrics:
             shown.append(f'{_thousands(float(metrics["tokens_per_second"]))} tokens/s')
         done, since = step - self._first[0], now - self._first[1]
@@ -324,7 +404,11 @@ class Progress:
             self._printed = now
             if left and step < self._total:
                 shown.append(left)
-            print('  '.join([f'{self._stage} {step}/{self._total}', *shown]), file=self._stream, flush=True)
+            print(
+                '  '.join([f'{self._stage} {step}/{self._total}', *shown]),
+                file=self._stream,
+                flush=True,
+            )
 
 
 class _Live(rich.progress.ProgressColumn):
@@ -349,18 +433,22 @@ def _duration(seconds: float) -> str:
 
 
 def percent(value: float | None, interval: Sequence[float] | None = None) -> str:
-    """An accuracy between 0 and 1 with its interval as '48.1 % [45.0, 51.2]'; '-' where there is none."""
+    """An accuracy between 0 and 1 with its interval as '48.1 % [45.0, 51.2]'; '-' where there is
+    none."""
     if value is None:
         return '-'
     text = f'{100 * value:.1f} %'
-    return text if interval is None else f'{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]'
+    return (
+        text if interval is None else f'{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]'
+    )
 
 
 def table(rows: Sequence[Mapping[str, Any]], *, stream: TextIO | None = None) -> None:
     """Prints the final table from the `stages` of summary.json; what a row lacks is shown as '-'.
 
     Args:
-        rows: dicts with name, accuracy, ci95, sampled_accuracy, sampled_ci95, mean_length, problems, seconds.
+        rows: dicts with name, accuracy, ci95, sampled_accuracy, sampled_ci95, mean_length,
+          problems, seconds.
         stream: where to; None is standard output.
     """
     stream = sys.stdout if stream is None else stream
@@ -369,11 +457,19 @@ def table(rows: Sequence[Mapping[str, Any]], *, stream: TextIO | None = None) ->
     for name in ('greedy [95 %]', 'sampled [95 %]', 'mean length', 'problems', 'seconds'):
         printed.add_column(name, justify='right')
     for row in rows:
-        length, problems, seconds = (row.get(name) for name in ('mean_length', 'problems', 'seconds'))
-        printed.add_row(printable(str(row['name'])), percent(row.get('accuracy'), row.get('ci95')),
-                        percent(row.get('sampled_accuracy'), row.get('sampled_ci95')),
-                        '-' if length is None else f'{length:.1f}', '-' if problems is None else str(problems),
-                        '-' if seconds is None else f'{seconds:.1f}')
+        length, problems, seconds = (
+            row.get(name) for name in ('mean_length', 'problems', 'seconds')
+        )
+        printed.add_row(
+            printable(str(row['name'])),
+            percent(row.get('accuracy'), row.get('ci95')),
+            percent(row.get('sampled_accuracy'), row.get('sampled_ci95')),
+            '-' if length is None else f'{length:.1f}',
+            '-' if problems is None else str(problems),
+            '-' if seconds is None else f'{seconds:.1f}',
+        )
     # A file or a pipe has no width to fit: a line may be as long as it needs to be.
     width = None if stream.isatty() else 120
-    rich.console.Console(file=stream, width=width, highlight=False, markup=False, emoji=False).print(printed)
+    rich.console.Console(
+        file=stream, width=width, highlight=False, markup=False, emoji=False
+    ).print(printed)

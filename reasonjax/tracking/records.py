@@ -1,8 +1,10 @@
-"""What a run has written down, held against what its checkpoints know of it: nothing goes missing without a word.
+"""What a run has written down, held against what its checkpoints know of it: nothing goes missing
+without a word.
 
-A checkpoint knows how many records its stage had written. What cannot be given back is said on standard error and in a record of
-`metrics.jsonl`: `records_lost` records stood where this one stands, `records_extra` are too many, `completions_lost` tables are gone. A
-record with `steps_before` says that the length of a stage was changed there.
+A checkpoint knows how many records its stage had written. What cannot be given back is said on
+standard error and in a record of `metrics.jsonl`: `records_lost` records stood where this one
+stands, `records_extra` are too many, `completions_lost` tables are gone. A record with
+`steps_before` says that the length of a stage was changed there.
 """
 
 import json
@@ -16,7 +18,12 @@ from reasonjax import files
 from reasonjax.errors import UserError
 from reasonjax.files import put_aside
 
-LOST, EXTRA, TABLES_LOST, STEPS_BEFORE = 'records_lost', 'records_extra', 'completions_lost', 'steps_before'
+LOST, EXTRA, TABLES_LOST, STEPS_BEFORE = (
+    'records_lost',
+    'records_extra',
+    'completions_lost',
+    'steps_before',
+)
 
 
 class Line(NamedTuple):
@@ -37,7 +44,8 @@ def split(path: pathlib.Path) -> tuple[list[Line], list[tuple[int, str]]]:
     """Reads a `metrics.jsonl`.
 
     Returns:
-      Its records in order, and its damaged lines with their numbers. What a kill has cut off at the end is neither.
+      Its records in order, and its damaged lines with their numbers. What a kill has cut off at the
+      end is neither.
     """
     lines, damaged = [], []
     for number, line in enumerate(files.read_bytes(path).split(b'\n')[:-1], 1):
@@ -63,7 +71,8 @@ def _is_record(value: Any) -> bool:
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, in order; a last line that was cut off by a kill is left out.
+    """The records of a `metrics.jsonl`, in order; a last line that was cut off by a kill is left
+    out.
 
     Raises:
       UserError: no such file, or a damaged line.
@@ -71,12 +80,16 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     lines, damaged = split(path)
     if damaged:
         more = f', and {len(damaged) - 1} more' if len(damaged) > 1 else ''
-        raise UserError(f'{path}:{damaged[0][0]}: is damaged, no record of a run{more}; a run that goes on puts such lines aside.')
+        raise UserError(
+            f'{path}:{damaged[0][0]}: is damaged, no record of a run{more}; a run that goes on '
+            'puts such lines aside.'
+        )
     return [line.record for line in lines]
 
 
 def mend(path: pathlib.Path) -> list[Line]:
-    """Reads a `metrics.jsonl` that is going to be written on, if there is one; moves damaged lines to a file beside it, and says so.
+    """Reads a `metrics.jsonl` that is going to be written on, if there is one; moves damaged lines
+    to a file beside it, and says so.
 
     Raises:
       UserError: it is no file.
@@ -84,17 +97,29 @@ def mend(path: pathlib.Path) -> list[Line]:
     if not os.path.lexists(path):
         return []
     if not path.is_file():
-        what = 'a link to what is not there' if path.is_symlink() else 'a folder' if path.is_dir() else 'a pipe or a device'
+        what = (
+            'a link to what is not there'
+            if path.is_symlink()
+            else 'a folder'
+            if path.is_dir()
+            else 'a pipe or a device'
+        )
         raise UserError(f'{path}: is {what}, so no record can be written there; move it away.')
     lines, damaged = split(path)
     if damaged:
         beside = path.with_name(f'{path.name}.damaged')
         with beside.open('a', encoding='utf-8', errors='backslashreplace') as file:
             file.writelines(f'{text}\n' for _, text in damaged)
-        numbers = ', '.join(str(number) for number, _ in damaged[:5]) + (', ...' if len(damaged) > 5 else '')
-        print(f'warning: {path}: damaged lines ({numbers}) were moved to {beside.name}.', file=sys.stderr)
+        numbers = ', '.join(str(number) for number, _ in damaged[:5]) + (
+            ', ...' if len(damaged) > 5 else ''
+        )
+        print(
+            f'warning: {path}: damaged lines ({numbers}) were moved to {beside.name}.',
+            file=sys.stderr,
+        )
     if damaged or files.read_bytes(path)[-1:] not in (b'', b'\n'):
-        write(path, lines)  # without what a kill has cut off, either: the next record would be written behind it
+        # without what a kill has cut off, either: the next record would be written behind it
+        write(path, lines)
     return lines
 
 
@@ -104,7 +129,8 @@ def write(path: pathlib.Path, lines: Sequence[Line]) -> None:
 
 
 def environments(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The environments that a run was in, the latest first, from its `environment.json`; a damaged one is put aside, and named."""
+    """The environments that a run was in, the latest first, from its `environment.json`; a damaged
+    one is put aside, and named."""
     if not path.is_file():
         return []
     try:
@@ -118,7 +144,9 @@ def environments(path: pathlib.Path) -> list[dict[str, Any]]:
     return [latest, *earlier]
 
 
-def missing(lines: Sequence[Line], tables: int, stage: str, step: int, known: Mapping[str, int]) -> dict[str, int]:
+def missing(
+    lines: Sequence[Line], tables: int, stage: str, step: int, known: Mapping[str, int]
+) -> dict[str, int]:
     """What a stage's records lack of what its checkpoint knows; {} where all is there.
 
     Args:
@@ -129,7 +157,10 @@ def missing(lines: Sequence[Line], tables: int, stage: str, step: int, known: Ma
       known: `records` and `completions` as the checkpoint has them.
     """
     number = sum(weight(line.record) for line in lines)
-    after = sum(line.record['step'] == step and any(key.startswith('eval_') for key in line.record) for line in lines)
+    after = sum(
+        line.record['step'] == step and any(key.startswith('eval_') for key in line.record)
+        for line in lines
+    )
     tables += sum(line.record.get(TABLES_LOST, 0) for line in lines)
     wrong = {
         LOST: known.get('records', number) - number,
@@ -143,12 +174,16 @@ def complain(path: pathlib.Path, stage: str, step: int, wrong: Mapping[str, int]
     """Says on standard error what `missing` found."""
     of = f'of stage {stage} up to step {step}'
     texts = {
-        LOST: f'{wrong.get(LOST)} records {of} are gone (the file was shortened, deleted or damaged)',
+        LOST: f'{wrong.get(LOST)} records {of} are gone (the file was shortened, deleted or '
+        'damaged)',
         EXTRA: f'there are {wrong.get(EXTRA)} records {of} more than it wrote',
         TABLES_LOST: f'{wrong.get(TABLES_LOST)} tables of completions {of} are gone',
     }
     for name in wrong:
-        print(f'warning: {path}: {texts[name]}; the run goes on, and a record there says so ({name}).', file=sys.stderr)
+        print(
+            f'warning: {path}: {texts[name]}; the run goes on, and a record there says so ({name}).',
+            file=sys.stderr,
+        )
 
 
 def scalar(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """TensorBoard's event files: length-delimited protocol buffers, each with its checksum.
 
-Written here because the libraries that write them import torch or tensorflow wherever these are installed, seconds before the first step.
+Written here because the libraries that write them import torch or tensorflow wherever these are
+installed, seconds before the first step.
 """
 
 import functools
@@ -23,13 +24,20 @@ def _message(field: int, content: bytes) -> bytes:
 
 def event(step: int, field: int, content: bytes) -> bytes:
     """An Event: wall_time (field 1, a double), step (field 2), and `content` as `field`."""
-    return struct.pack('<Bd', 1 << 3 | 1, time.time()) + _varint(2 << 3) + _varint(step) + _message(field, content)
+    return (
+        struct.pack('<Bd', 1 << 3 | 1, time.time())
+        + _varint(2 << 3)
+        + _varint(step)
+        + _message(field, content)
+    )
 
 
 def summary(scalars: Mapping[str, float]) -> bytes:
     """A Summary: one Value of tag (field 1) and simple_value (field 2, a float) for each scalar."""
-    return b''.join(_message(1, _message(1, tag.encode()) + struct.pack('<Bf', 2 << 3 | 5, value))
-                    for tag, value in scalars.items())
+    return b''.join(
+        _message(1, _message(1, tag.encode()) + struct.pack('<Bf', 2 << 3 | 5, value))
+        for tag, value in scalars.items()
+    )
 
 
 @functools.cache

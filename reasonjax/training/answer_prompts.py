@@ -31,7 +31,9 @@ def check(options: argparse.Namespace) -> None:
     """Raises UserError where there is no run, or no file of prompts; touches no device."""
     read_config(options.workdir)
     if options.file and '.jsonl' not in options.file.lower() and not os.path.lexists(options.file):
-        raise UserError(f'--file: no file {options.file}.{files.nearest_name(pathlib.Path(options.file))}')
+        raise UserError(
+            f'--file: no file {options.file}.{files.nearest_name(pathlib.Path(options.file))}'
+        )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -52,13 +54,26 @@ def run(options: argparse.Namespace) -> None:
 
 
 def settings(
-    of_run: Run, *, samples: int, max_tokens: int, temperature: float, top_k: int, top_p: float, min_p: float
+    of_run: Run,
+    *,
+    samples: int,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
 ) -> Sampling:
-    """Returns the sampler's settings for a run's model; `max_tokens` 0 is the longest completion of its evaluation."""
+    """Returns the sampler's settings for a run's model; `max_tokens` 0 is the longest completion of
+    its evaluation."""
     return Sampling(
-        num_generations=samples, max_tokens=max_tokens or of_run.config.evaluation.max_completion_length, temperature=temperature,
-        top_k=top_k, top_p=top_p, min_p=min_p, eos_ids=of_run.tokenizer.eos_ids,
-    )  # fmt: skip
+        num_generations=samples,
+        max_tokens=max_tokens or of_run.config.evaluation.max_completion_length,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        eos_ids=of_run.tokenizer.eos_ids,
+    )
 
 
 def as_messages(prompts: Sequence[str | list]) -> list[list]:
@@ -67,7 +82,8 @@ def as_messages(prompts: Sequence[str | list]) -> list[list]:
 
 
 def read_prompts(options: argparse.Namespace) -> Iterator[str | list]:
-    """Prompts from the arguments, else from the file, else from standard input; empty lines are no prompts."""
+    """Prompts from the arguments, else from the file, else from standard input; empty lines are no
+    prompts."""
     if options.prompts and options.file:
         raise UserError('prompts as arguments and in --file: give one of them.')
     if options.prompts:
@@ -82,7 +98,9 @@ def _in_file(path: pathlib.Path) -> Iterator[str | list]:
     if not os.path.lexists(path):
         raise UserError(f'--file: no file {path}.{files.nearest_name(path)}')
     name = path.name.lower()
-    kind = next((kind for kind, endings in source_files.ENDINGS.items() if name.endswith(endings)), '')
+    kind = next(
+        (kind for kind, endings in source_files.ENDINGS.items() if name.endswith(endings)), ''
+    )
     if not kind:
         if other := source_files.advice(path, kind):  # its header, or its bytes, would be a prompt
             raise UserError(f'--file: {path}{other}.')
@@ -96,17 +114,25 @@ def _in_file(path: pathlib.Path) -> Iterator[str | list]:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """The lines of a text, as an editor numbers them: other characters that Python splits at are part of a prompt."""
-    return (line for line in text.replace('\r\n', '\n').replace('\r', '\n').split('\n') if line.strip())
+    """The lines of a text, as an editor numbers them: other characters that Python splits at are
+    part of a prompt."""
+    return (
+        line for line in text.replace('\r\n', '\n').replace('\r', '\n').split('\n') if line.strip()
+    )
 
 
-def sample(of_run: Run, params: Any, prompts: list, sampling: Sampling, seed: int, batch_size: int) -> Iterator[tuple[Any, list[dict]]]:
-    """Yields (prompt, completions); a completion is a dict of `text`, `terminated`, `tokens`, `ids`, `logprobs` and `logprob`, their sum.
+def sample(
+    of_run: Run, params: Any, prompts: list, sampling: Sampling, seed: int, batch_size: int
+) -> Iterator[tuple[Any, list[dict]]]:
+    """Yields (prompt, completions); a completion is a dict of `text`, `terminated`, `tokens`,
+    `ids`, `logprobs` and `logprob`, their sum.
 
-    Log-probabilities are in nats, under the temperature-scaled distribution (at temperature 1 where decoding is greedy).
+    Log-probabilities are in nats, under the temperature-scaled distribution (at temperature 1 where
+    decoding is greedy).
 
     Raises:
-      UserError: a prompt that is empty, cannot be rendered or is longer than the positions of the model, or more than memory holds.
+      UserError: a prompt that is empty, cannot be rendered or is longer than the positions of the
+        model, or more than memory holds.
     """
     yield from draw(of_run, params, open_prompts(of_run, prompts, batch_size), sampling, seed)
 
@@ -122,26 +148,41 @@ def open_prompts(of_run: Run, prompts: list, batch_size: int) -> pipeline.Evalua
     longest = max(_length(number, prompt, of_run) for number, prompt in enumerate(prompts, start=1))
     # Rounded up, so that prompts of about one length share a compiled program.
     length = -(-longest // ROUND) * ROUND
-    return pipeline.evaluation(rows, (), of_run.tokenizer, max_prompt_length=length, batch_size=size)
+    return pipeline.evaluation(
+        rows, (), of_run.tokenizer, max_prompt_length=length, batch_size=size
+    )
 
 
-def draw(of_run: Run, params: Any, batches: pipeline.Evaluation, sampling: Sampling, seed: int) -> Iterator[tuple[Any, list[dict]]]:
+def draw(
+    of_run: Run, params: Any, batches: pipeline.Evaluation, sampling: Sampling, seed: int
+) -> Iterator[tuple[Any, list[dict]]]:
     """Yields what `sample` does, of prompts that `open_prompts` has made batches of."""
     program = sampler(of_run, sampling)
     key = randomness.key(seed, 0, 0, 'rollout')
     for batch in batches:
-        arrays = {name: batch[name] for name in ('tokens', 'segments', 'positions')} | {'index': batch['index'].astype(np.uint32)}
+        arrays = {name: batch[name] for name in ('tokens', 'segments', 'positions')} | {
+            'index': batch['index'].astype(np.uint32)
+        }
         try:
             rollout = processes.fetch(program(params, arrays, key))
         except jax.errors.JaxRuntimeError as error:
             if 'RESOURCE_EXHAUSTED' not in str(error):
                 raise
-            (size, length), more = batch['tokens'].shape, f'{sampling.num_generations} times {sampling.max_tokens}'
+            (size, length), more = (
+                batch['tokens'].shape,
+                f'{sampling.num_generations} times {sampling.max_tokens}',
+            )
             what = f'{size} prompts of up to {length} tokens, with {more} more each'
-            raise UserError(f'{what}, need more memory than there is; give a smaller --batch_size or shorter prompts.') from error
+            raise UserError(
+                f'{what}, need more memory than there is; give a smaller --batch_size or shorter '
+                'prompts.'
+            ) from error
         texts = completions(rollout, of_run.tokenizer)
         for i in np.flatnonzero(batch['valid']):
-            yield batch['rows'][i]['prompt'], [_completion(c, rollout, i, g, of_run) for g, c in enumerate(texts[i])]
+            yield (
+                batch['rows'][i]['prompt'],
+                [_completion(c, rollout, i, g, of_run) for g, c in enumerate(texts[i])],
+            )
 
 
 def _length(number: int, prompt: Any, of_run: Run) -> int:
@@ -152,14 +193,24 @@ def _length(number: int, prompt: Any, of_run: Run) -> int:
         raise UserError(f'prompt {number}: {error}') from error
     limit = positions(of_run.model)
     if limit and tokens >= limit:
-        raise UserError(f'prompt {number} has {tokens} tokens, but the positions of this model are good for {limit}.')
+        raise UserError(
+            f'prompt {number} has {tokens} tokens, but the positions of this model are good for '
+            f'{limit}.'
+        )
     return tokens
 
 
 def _completion(c: Any, rollout: Rollout, i: int, g: int, of_run: Run) -> dict:
     logprobs = np.asarray(rollout.logprob)[i, g, : c.length].astype(float).round(6).tolist()
     tokens = [of_run.tokenizer.decode([token]) for token in c.ids]
-    return {'text': c.text, 'terminated': c.terminated, 'tokens': tokens, 'ids': c.ids, 'logprobs': logprobs, 'logprob': sum(logprobs)}
+    return {
+        'text': c.text,
+        'terminated': c.terminated,
+        'tokens': tokens,
+        'ids': c.ids,
+        'logprobs': logprobs,
+        'logprob': sum(logprobs),
+    }
 
 
 def _show(prompt: Any, found: dict, options: argparse.Namespace) -> None:
@@ -168,8 +219,15 @@ def _show(prompt: Any, found: dict, options: argparse.Namespace) -> None:
         print(printable_json(json.dumps({'prompt': prompt} | kept, ensure_ascii=False)), flush=True)
         return
     cut = '' if found['terminated'] else '  [cut at the limit]'
-    print(printable(f'{prompt}{found["text"]}{cut}' if isinstance(prompt, str) else f'{found["text"]}{cut}'), flush=True)
+    print(
+        printable(
+            f'{prompt}{found["text"]}{cut}' if isinstance(prompt, str) else f'{found["text"]}{cut}'
+        ),
+        flush=True,
+    )
     if options.logprobs:
         tokens = zip(found['tokens'], found['logprobs'], strict=True)
-        print('  ' + ' '.join(f'{printable(token) or "<end>"}:{value:.3f}' for token, value in tokens))
+        print(
+            '  ' + ' '.join(f'{printable(token) or "<end>"}:{value:.3f}' for token, value in tokens)
+        )
         print(f'  log p = {found["logprob"]:.4f}')

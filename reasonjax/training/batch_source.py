@@ -26,15 +26,18 @@ class BatchSource(NamedTuple):
     """Where batches come from.
 
     Attributes:
-      next: `(step, params, timers) -> StepBatches`, or with `on_device` `-> StepInputs` for the steps from this one on.
+      next: `(step, params, timers) -> StepBatches`, or with `on_device` `-> StepInputs` for the
+        steps from this one on.
       data: the iterator whose position is saved; it has `counters`.
       updates: optimiser updates per step.
       temperature: of the log-probs that the objective sees.
       record: `(step) -> None`, writes what is worth keeping of the last step besides its metrics.
       together: adjacent rows that the objective compares.
-      memory: what the method remembers from step to step, if anything; saved and restored with everything else.
+      memory: what the method remembers from step to step, if anything; saved and restored with
+        everything else.
       on_device: what makes the batches, where that is in one program with the updates.
-      shapes: of the batches, where they are known before there is one: the update is compiled while the first is made.
+      shapes: of the batches, where they are known before there is one: the update is compiled while
+        the first is made.
     """
 
     next: Callable[[int, Any, Timers], StepBatches | StepInputs]

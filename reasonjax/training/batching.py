@@ -15,7 +15,8 @@ from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel.layout import ROWS
 from reasonjax.sampling.sampler import Rollout
 
-# Ratio of neighbouring numbers of bins, and the shortest bin: every shape that comes up is a program to compile.
+# Ratio of neighbouring numbers of bins, and the shortest bin: every shape that comes up is a
+# program to compile.
 RATIO = 1.25
 SHORTEST = 16
 
@@ -25,10 +26,13 @@ class BatchLayout:
     """How the sequences of a rollout are laid out.
 
     Attributes:
-      share_prompts: rows are completions and prompts stand beside them; otherwise each row holds its prompt.
-      copies: of each prompt, every one with an equal part of its completions, so that they divide over devices and micro-batches.
+      share_prompts: rows are completions and prompts stand beside them; otherwise each row holds
+        its prompt.
+      copies: of each prompt, every one with an equal part of its completions, so that they divide
+        over devices and micro-batches.
       packing: completions are packed into bins.
-      shards: parts of a step's batch that are packed apart: row shards x micro-batches x minibatches.
+      shards: parts of a step's batch that are packed apart: row shards x micro-batches x
+        minibatches.
     """
 
     share_prompts: bool = True
@@ -46,32 +50,45 @@ def layout_of(stage: Mapping[str, Any], mesh: jax.sharding.Mesh, name: str) -> B
       name: of the stage, for error messages.
 
     Raises:
-      UserError: packing without shared prompts, prompts shared where tokens of a row are split over devices, or completions that do not
-        divide over devices and micro-batches.
+      UserError: packing without shared prompts, prompts shared where tokens of a row are split over
+        devices, or completions that do not divide over devices and micro-batches.
     """
     if stage.packing and not stage.share_prompts:
-        raise UserError(f'config.{name}.packing=True: completions are packed beside the prompt that they share; set share_prompts=True.')
+        raise UserError(
+            f'config.{name}.packing=True: completions are packed beside the prompt that they '
+            'share; set share_prompts=True.'
+        )
     if not stage.share_prompts:
         return BatchLayout(share_prompts=False)
     if mesh.shape['sequence'] > 1:
         raise UserError(
-            f'config.{name}.share_prompts=True: mesh.sequence={mesh.shape["sequence"]} splits the tokens of a row, which then has to hold '
+            f'config.{name}.share_prompts=True: mesh.sequence={mesh.shape["sequence"]} splits the '
+            'tokens of a row, which then has to hold '
             f'its prompt. Set {name}.share_prompts=False, or mesh.sequence=1.'
         )
     ways = math.prod(mesh.shape[axis] for axis in ROWS) * stage.accumulation
     prompts, number = stage.num_prompts // stage.minibatches, stage.num_generations
-    copies = next((c for c in range(1, number + 1) if number % c == 0 and prompts * c % ways == 0), None)
+    copies = next(
+        (c for c in range(1, number + 1) if number % c == 0 and prompts * c % ways == 0), None
+    )
     if copies is None:
         raise UserError(
-            f'config.{name}: {prompts} prompts x {number} completions of an update do not divide over {ways} row shards x micro-batches.'
+            f'config.{name}: {prompts} prompts x {number} completions of an update do not divide '
+            f'over {ways} row shards x micro-batches.'
         )
     return BatchLayout(copies=copies, packing=stage.packing, shards=ways * stage.minibatches)
 
 
 def assemble(
-    prompts: dict, rollout: Rollout, advantage_PxG: Any, layout: BatchLayout = BatchLayout(), *, mask_truncated: bool = False
+    prompts: dict,
+    rollout: Rollout,
+    advantage_PxG: Any,
+    layout: BatchLayout = BatchLayout(),
+    *,
+    mask_truncated: bool = False,
 ) -> dict:
-    """Lays a rollout out as a batch, weight 1 on tokens that were drawn; on the host of host arrays, else as part of a program.
+    """Lays a rollout out as a batch, weight 1 on tokens that were drawn; on the host of host
+    arrays, else as part of a program.
 
     Args:
       prompts: `tokens`, `segments`, `positions` [P, Tp], padded on the left.
@@ -81,9 +98,10 @@ def assemble(
       mask_truncated: completions cut at the limit get weight 0 (they still count as rows).
 
     Returns:
-      `tokens`, `segments`, `positions` int32, `weights`, `logprob_sampled` float32 [B, C], B = P * G, and `advantage` [B] float32. Beside
-      them `prompt_tokens`, `prompt_segments`, `prompt_positions` [P * copies, Tp] int32; or, where prompts are not shared, rows
-      [left-padded prompt | completion] of Tp + C.
+      `tokens`, `segments`, `positions` int32, `weights`, `logprob_sampled` float32 [B, C], B = P *
+      G, and `advantage` [B] float32. Beside them `prompt_tokens`, `prompt_segments`,
+      `prompt_positions` [P * copies, Tp] int32; or, where prompts are not shared, rows [left-padded
+      prompt | completion] of Tp + C.
     """
     xp: Any = np if isinstance(rollout.tokens, np.ndarray) else jnp
     (P, G, C), Tp = rollout.tokens.shape, prompts['tokens'].shape[1]
@@ -99,50 +117,100 @@ def assemble(
         'weights': weights_BxC.astype(xp.float32),
         'logprob_sampled': rollout.logprob.reshape(P * G, C).astype(xp.float32),
     }
-    of_prompts = {name: prompts[name].astype(xp.int32) for name in ('tokens', 'segments', 'positions')}
+    of_prompts = {
+        name: prompts[name].astype(xp.int32) for name in ('tokens', 'segments', 'positions')
+    }
     advantage = {'advantage': advantage_PxG.reshape(P * G).astype(xp.float32)}
     if layout.share_prompts:
-        return rows | advantage | {f'prompt_{name}': xp.repeat(x, layout.copies, axis=0) for name, x in of_prompts.items()}
+        return (
+            rows
+            | advantage
+            | {
+                f'prompt_{name}': xp.repeat(x, layout.copies, axis=0)
+                for name, x in of_prompts.items()
+            }
+        )
     of_rows = {name: xp.repeat(x, G, axis=0) for name, x in of_prompts.items()}
     empty = xp.zeros((P * G, Tp), xp.float32)
-    return {name: xp.concatenate([of_rows.get(name, empty), x], axis=1) for name, x in rows.items()} | advantage
+    return {
+        name: xp.concatenate([of_rows.get(name, empty), x], axis=1) for name, x in rows.items()
+    } | advantage
 
 
-def shapes(stage: Mapping[str, Any], number: int, layout: BatchLayout, mesh: jax.sharding.Mesh, *, old: bool, reference: bool) -> dict:
+def shapes(
+    stage: Mapping[str, Any],
+    number: int,
+    layout: BatchLayout,
+    mesh: jax.sharding.Mesh,
+    *,
+    old: bool,
+    reference: bool,
+) -> dict:
     """Shapes, placed, of the batch that `minibatches` makes of a rollout.
 
     Args:
       stage: config of an online stage.
       number: of prompts in the batch.
-      layout: of the batch. What is packed has no shape before it is sampled: at worst every completion is long, and that is this one.
+      layout: of the batch. What is packed has no shape before it is sampled: at worst every
+        completion is long, and that is this one.
       mesh: of training.
       old, reference: which log-probs it holds besides those of the sampler.
     """
-    (P, G), C, Tp = (number, stage.num_generations), stage.max_completion_length, stage.data.max_prompt_length
-    prompts = {name: jax.ShapeDtypeStruct((P, Tp), np.int32) for name in ('tokens', 'segments', 'positions')}
-    kinds = {'length': ((P, G), np.int32), 'terminated': ((P, G), np.bool_), 'tokens': ((P, G, C), np.int32)}
+    (P, G), C, Tp = (
+        (number, stage.num_generations),
+        stage.max_completion_length,
+        stage.data.max_prompt_length,
+    )
+    prompts = {
+        name: jax.ShapeDtypeStruct((P, Tp), np.int32)
+        for name in ('tokens', 'segments', 'positions')
+    }
+    kinds = {
+        'length': ((P, G), np.int32),
+        'terminated': ((P, G), np.bool_),
+        'tokens': ((P, G, C), np.int32),
+    }
     kinds |= dict.fromkeys(('logprob', 'entropy'), ((P, G, C), np.float32))
     rollout = Rollout(**{name: jax.ShapeDtypeStruct(*kind) for name, kind in kinds.items()})
-    made = jax.eval_shape(functools.partial(assemble, layout=layout), prompts, rollout, jax.ShapeDtypeStruct((P, G), np.float32))
-    made |= dict.fromkeys(('logprob_old',) * old + ('logprob_ref',) * reference, made['logprob_sampled'])
-    placed = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.batch_sharding(x.shape, mesh)) for name, x in made.items()}
+    made = jax.eval_shape(
+        functools.partial(assemble, layout=layout),
+        prompts,
+        rollout,
+        jax.ShapeDtypeStruct((P, G), np.float32),
+    )
+    made |= dict.fromkeys(
+        ('logprob_old',) * old + ('logprob_ref',) * reference, made['logprob_sampled']
+    )
+    placed = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.batch_sharding(x.shape, mesh))
+        for name, x in made.items()
+    }
     return placed | {'max_completion_length': jax.ShapeDtypeStruct((), np.float32)}
 
 
 def minibatches(batch: dict, stage: Mapping[str, Any]) -> list[dict]:
-    """The batches of each update: `minibatches` parts, whole groups each, gone over `num_iterations` times."""
+    """The batches of each update: `minibatches` parts, whole groups each, gone over
+    `num_iterations` times."""
     number, limit = stage.minibatches, jnp.asarray(stage.max_completion_length, jnp.float32)
     parts = [batch]
     if number > 1:
-        parts = [{name: x[i * (len(x) // number) : (i + 1) * (len(x) // number)] for name, x in batch.items()} for i in range(number)]
+        parts = [
+            {
+                name: x[i * (len(x) // number) : (i + 1) * (len(x) // number)]
+                for name, x in batch.items()
+            }
+            for i in range(number)
+        ]
     return [part | {'max_completion_length': limit} for part in parts] * stage.num_iterations
 
 
 class Packer:
-    """Packs the completions of batches into bins, so that a step costs the tokens there are and not the longest completion times rows.
+    """Packs the completions of batches into bins, so that a step costs the tokens there are and not
+    the longest completion times rows.
 
-    Bins are as long as the longest completion, and as many in each shard as the fullest needs; both are rounded up to few values. A bin
-    holds completions of one prompt, the longest placed first, each into the fullest bin that has room.
+    Bins are as long as the longest completion, and as many in each shard as the fullest needs; both
+    are rounded up to few values. A bin holds completions of one prompt, the longest placed first,
+    each into the fullest bin that has room.
     """
 
     def __init__(self, layout: BatchLayout):
@@ -150,25 +218,36 @@ class Packer:
         self._shapes: set[tuple[int, ...]] = set()
 
     def __call__(self, batch: dict) -> tuple[dict, dict[str, float]]:
-        """Adds to a host batch of `assemble` where its tokens go, nothing where the layout has no packing.
+        """Adds to a host batch of `assemble` where its tokens go, nothing where the layout has no
+        packing.
 
         Returns:
-          The batch with `packed_from` [S, n, L] and `packed_at` [B, C] int32, see `model.groups.shards_of`; and metrics: `packing/fill`,
-          the share of places in bins that hold a token, `packing/bins`, `packing/length`, and `packing/shapes`, how many shapes came up
-          so far.
+          The batch with `packed_from` [S, n, L] and `packed_at` [B, C] int32, see
+          `model.groups.shards_of`; and metrics: `packing/fill`, the share of places in bins that
+          hold a token, `packing/bins`, `packing/length`, and `packing/shapes`, how many shapes came
+          up so far.
         """
         if not self._form.packing:
             return batch, {}
         length_B = batch['segments'].sum(axis=1)
-        source, places = packed(length_B, batch['tokens'].shape[1], self._form.shards, len(batch['prompt_tokens']))
+        source, places = packed(
+            length_B, batch['tokens'].shape[1], self._form.shards, len(batch['prompt_tokens'])
+        )
         self._shapes.add(source.shape)
         S, n, L = source.shape
-        metrics = {'fill': length_B.sum() / source.size, 'bins': S * n, 'length': L, 'shapes': len(self._shapes)}
+        metrics = {
+            'fill': length_B.sum() / source.size,
+            'bins': S * n,
+            'length': L,
+            'shapes': len(self._shapes),
+        }
         measured = {f'packing/{name}': float(value) for name, value in metrics.items()}
         return batch | {'packed_from': source, 'packed_at': places}, measured
 
 
-def packed(length_B: np.ndarray, C: int, shards: int, prompts: int) -> tuple[np.ndarray, np.ndarray]:
+def packed(
+    length_B: np.ndarray, C: int, shards: int, prompts: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Where the tokens of rows go, and what places in bins hold.
 
     Args:
@@ -183,11 +262,18 @@ def packed(length_B: np.ndarray, C: int, shards: int, prompts: int) -> tuple[np.
     R, group = len(length_B) // shards, len(length_B) // prompts
     L = bin_length(int(length_B.max()), C)
     bins_of = [
-        [[first + row for row in one] for first in range(s * R, (s + 1) * R, group) for one in best_fit(length_B[first : first + group], L)]
+        [
+            [first + row for row in one]
+            for first in range(s * R, (s + 1) * R, group)
+            for one in best_fit(length_B[first : first + group], L)
+        ]
         for s in range(shards)
     ]
     n = min(R, rounded_up(max(map(len, bins_of))))
-    source, places = np.full((shards, n, L), -1, np.int32), np.full((len(length_B), C), -1, np.int32)
+    source, places = (
+        np.full((shards, n, L), -1, np.int32),
+        np.full((len(length_B), C), -1, np.int32),
+    )
     for s, bins in enumerate(bins_of):
         for i, rows in enumerate(bins):
             at = 0
@@ -200,7 +286,8 @@ def packed(length_B: np.ndarray, C: int, shards: int, prompts: int) -> tuple[np.
 
 
 def best_fit(lengths: np.ndarray, room: int) -> list[list[int]]:
-    """Packs items into bins, the longest first, each into the fullest bin with room for it; returns the items of each bin."""
+    """Packs items into bins, the longest first, each into the fullest bin with room for it; returns
+    the items of each bin."""
     bins: list[list[int]] = []
     left: list[int] = []
     for item in np.argsort(-lengths, kind='stable').tolist():
@@ -228,7 +315,8 @@ def bin_length(longest: int, C: int) -> int:
 
 
 def rounded_up(number: int) -> int:
-    """The next of few numbers: 1, 2, ..., 8, 10, 12, 15, 18, 22, ..., from 4 on each at most a quarter above the one before."""
+    """The next of few numbers: 1, 2, ..., 8, 10, 12, 15, 18, 22, ..., from 4 on each at most a
+    quarter above the one before."""
     step = 1
     while step < number:
         step = max(step + 1, int(step * RATIO))

@@ -1,4 +1,5 @@
-"""What is said on the screen as a training stage starts: settings that work, and may not do what they are meant to."""
+"""What is said on the screen as a training stage starts: settings that work, and may not do what
+they are meant to."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -24,17 +25,20 @@ def say(stage: Mapping[str, Any], name: str, trainable: Any, updates: int) -> No
 
 
 def _rounded(trainable: Any) -> Iterator[str]:
-    """Weights of few bits lose small updates: nothing here keeps a copy of more bits, or rounds at random."""
+    """Weights of few bits lose small updates: nothing here keeps a copy of more bits, or rounds at
+    random."""
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(trainable)}
     for dtype in sorted((dtype for dtype in dtypes if jnp.finfo(dtype).bits < 32), key=str):
         yield (
-            f'trains weights in {dtype}: what an update changes by less than 1/{2 / jnp.finfo(dtype).eps:.0f} of a weight is rounded away. '
+            f'trains weights in {dtype}: what an update changes by less than '
+            f'1/{2 / jnp.finfo(dtype).eps:.0f} of a weight is rounded away. '
             'config.model.param_dtype=float32 keeps it; compute_dtype may stay as it is.'
         )
 
 
 def _rising(stage: Mapping[str, Any], updates: int) -> Iterator[str]:
-    """A stage that ends before its learning rate has risen; one of two steps is only a trial, as `--smoke` is."""
+    """A stage that ends before its learning rate has risen; one of two steps is only a trial, as
+    `--smoke` is."""
     steps = stage.learning_rate.get('warmup_steps', 0)
     if steps > updates and stage.steps > 2:
         yield f'has {updates} updates and learning_rate.warmup_steps={steps}: its learning rate ends at {updates / steps:.0%} of its peak.'

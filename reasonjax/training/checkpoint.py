@@ -1,15 +1,19 @@
-"""Checkpoints of everything a stage needs to go on bit for bit: parameters, training state, data position, method state, counters.
+"""Checkpoints of everything a stage needs to go on bit for bit: parameters, training state, data
+position, method state, counters.
 
-Layout of a folder: `STEP/params`, `STEP/train`, `STEP/memory` (arrays, written by Orbax), `STEP/meta` (JSON) and `STEP/checksums.json`. A
-step is written under a temporary name and renamed when all of it is there, so a kill at any moment leaves the earlier steps usable.
-Random keys are not in it because there is nothing to save: they are counted from (seed, stage, step). A rollout that waits to be trained
-on (`pipelined`, `dynamic_sampling`) is part of `memory`.
+Layout of a folder: `STEP/params`, `STEP/train`, `STEP/memory` (arrays, written by Orbax),
+`STEP/meta` (JSON) and `STEP/checksums.json`. A step is written under a temporary name and renamed
+when all of it is there, so a kill at any moment leaves the earlier steps usable. Random keys are
+not in it because there is nothing to save: they are counted from (seed, stage, step). A rollout
+that waits to be trained on (`pipelined`, `dynamic_sampling`) is part of `memory`.
 
-Restoring is always into an abstract tree. The bytes are compared with their checksums first, then everything is compared by name before an
-array is read: shapes, dtypes and the static fields of weight nodes (which Orbax neither saves nor checks). Arrays go where the abstract
-tree says, whatever mesh they were saved from.
+Restoring is always into an abstract tree. The bytes are compared with their checksums first, then
+everything is compared by name before an array is read: shapes, dtypes and the static fields of
+weight nodes (which Orbax neither saves nor checks). Arrays go where the abstract tree says,
+whatever mesh they were saved from.
 
-Several processes call everything here together, on a file system that they share; the first one renames, deletes and writes JSON.
+Several processes call everything here together, on a file system that they share; the first one
+renames, deletes and writes JSON.
 """
 
 import contextlib
@@ -28,7 +32,14 @@ from reasonjax.files import put_aside
 from reasonjax.parallel import processes
 from reasonjax.training import checkpoint_files as files
 from reasonjax.training.checkpoint_files import LISTED
-from reasonjax.training.checkpoint_trees import abstract, check_meta, compare, join_arrays, split_arrays, static_fields
+from reasonjax.training.checkpoint_trees import (
+    abstract,
+    check_meta,
+    compare,
+    join_arrays,
+    split_arrays,
+    static_fields,
+)
 
 ARRAYS = ('params', 'train', 'memory')
 
@@ -36,8 +47,9 @@ ARRAYS = ('params', 'train', 'memory')
 class Remembers(Protocol):
     """What keeps state between steps: a position in the data, what a method remembers.
 
-    The state is equal on every process (a position is a global index, not a host's share). That of the data is JSON; a method's also holds
-    arrays, anywhere within dicts and lists, which come back as NumPy arrays, bit for bit; tuples come back as lists.
+    The state is equal on every process (a position is a global index, not a host's share). That of
+    the data is JSON; a method's also holds arrays, anywhere within dicts and lists, which come back
+    as NumPy arrays, bit for bit; tuples come back as lists.
     """
 
     def get_state(self) -> Any: ...
@@ -57,8 +69,9 @@ class Checkpoints:
     """The checkpoints of one stage, for the program that writes them.
 
     Args:
-        folder: where they live; made if it does not exist. What a killed run left half-written or half-deleted is removed, and what
-            is damaged otherwise is put aside under another name, so a program that only reads uses `load_params`.
+        folder: where they live; made if it does not exist. What a killed run left half-written or
+            half-deleted is removed, and what is damaged otherwise is put aside under another name,
+            so a program that only reads uses `load_params`.
         keep: how many of the newest to keep, besides those that `retain` names; None keeps all.
     """
 
@@ -77,7 +90,8 @@ class Checkpoints:
         return processes.on_main(lambda: files.steps(self._folder))
 
     def latest(self, upto: int | None = None) -> int | None:
-        """The newest step whose files are as they were written, or None where there is no checkpoint.
+        """The newest step whose files are as they were written, or None where there is no
+        checkpoint.
 
         A damaged one is named on standard error and put aside.
 
@@ -95,8 +109,10 @@ class Checkpoints:
             self._manager.reload()
         if upto is None and (names := processes.on_main(lambda: files.aside(self._folder))):
             raise UserError(
-                f'every checkpoint in {self._folder} is damaged ({", ".join(names)}), and starting anew without a word is not what you '
-                'want. Put a copy back under the name of its step, or delete the folder to have the stage start from its beginning.'
+                f'every checkpoint in {self._folder} is damaged ({", ".join(names)}), and starting '
+                'anew without a word is not what you '
+                'want. Put a copy back under the name of its step, or delete the folder to have '
+                'the stage start from its beginning.'
             )
         return None
 
@@ -108,9 +124,18 @@ class Checkpoints:
         """Those of `steps` that stay."""
         return set(steps if self._keep is None else sorted(steps)[-self._keep :]) | self._retained
 
-    def save(self, step: int, *, params: Any, train: Any = None, data: Remembers | None = None, memory: Remembers | None = None,
-             meta: Mapping[str, Any] | None = None) -> bool:  # fmt: skip
-        """Starts writing a checkpoint and returns when the arrays are copied; they may be donated afterwards.
+    def save(
+        self,
+        step: int,
+        *,
+        params: Any,
+        train: Any = None,
+        data: Remembers | None = None,
+        memory: Remembers | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Starts writing a checkpoint and returns when the arrays are copied; they may be donated
+        afterwards.
 
         Args:
             step: its name, 0 or more.
@@ -121,14 +146,20 @@ class Checkpoints:
             meta: JSON: the model config, the fingerprint of the data, counters.
 
         Returns:
-            False where the step is there already: a resumed run is bit-exact, so it is left as it is.
+            False where the step is there already: a resumed run is bit-exact, so it is left as it
+              is.
 
         Raises:
-            UserError: this or the save before could not be written, on a full disk say; earlier checkpoints are as they were.
+            UserError: this or the save before could not be written, on a full disk say; earlier
+              checkpoints are as they were.
         """
         if step in self._manager.all_steps():
             return False
-        record = {'meta': dict(meta or {}), 'static': static_fields({'params': params, 'train': train}), 'retained': sorted(self._retained)}
+        record = {
+            'meta': dict(meta or {}),
+            'static': static_fields({'params': params, 'train': train}),
+            'retained': sorted(self._retained),
+        }
         items = {'params': ocp.args.StandardSave(params)}
         if train is not None:
             items['train'] = ocp.args.StandardSave(train)
@@ -146,21 +177,32 @@ class Checkpoints:
             # Forced, because Orbax otherwise skips, without a word, a step before the newest one.
             return self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
-    def restore(self, step: int | None = None, *, params: Any = None, train: Any = None, data: Remembers | None = None,
-                memory: Remembers | None = None, expect: Mapping[str, Any] | None = None) -> Restored:  # fmt: skip
+    def restore(
+        self,
+        step: int | None = None,
+        *,
+        params: Any = None,
+        train: Any = None,
+        data: Remembers | None = None,
+        memory: Remembers | None = None,
+        expect: Mapping[str, Any] | None = None,
+    ) -> Restored:
         """Reads a checkpoint, bit for bit, after comparing everything that can be compared.
 
         Args:
             step: which; None is the newest that is not damaged.
-            params: the tree expected, of `jax.ShapeDtypeStruct` with shardings or of arrays; None leaves it out.
+            params: the tree expected, of `jax.ShapeDtypeStruct` with shardings or of arrays; None
+              leaves it out.
             train: the same for the training state.
             data: a fresh iterator, which is set to the saved position.
             memory: what the method remembers, which is set to the saved state.
-            expect: entries that `meta` must hold with these values, such as the fingerprint of the data.
+            expect: entries that `meta` must hold with these values, such as the fingerprint of the
+              data.
 
         Raises:
-            UserError: there is no such step, or it is damaged; a leaf is missing, left over or of another shape or dtype; a static field
-                or an entry of `expect` differs; there is no data position, or no state of the method.
+            UserError: there is no such step, or it is damaged; a leaf is missing, left over or of
+                another shape or dtype; a static field or an entry of `expect` differs; there is no
+                data position, or no state of the method.
         """
         if step is None:
             step = self.latest()
@@ -169,7 +211,11 @@ class Checkpoints:
         files.refuse(where, self._damage(step))
         record = processes.on_main(lambda: files.read_record(where))
         check_meta(where, record['meta'], expect or {})
-        wanted = {name: abstract(tree) for name, tree in (('params', params), ('train', train)) if tree is not None}
+        wanted = {
+            name: abstract(tree)
+            for name, tree in (('params', params), ('train', train))
+            if tree is not None
+        }
         compare(where, self._manager.item_metadata(step), wanted, record['static'], cast=False)
         for name, wants in (('data', data), ('memory', memory)):
             if wants is not None and name not in record:
@@ -181,13 +227,20 @@ class Checkpoints:
                 data.set_state(record['data'])
         if memory is not None:
             there = (where / 'memory').is_dir()
-            arrays = self._manager.restore(step, args=ocp.args.Composite(memory=ocp.args.StandardRestore()))['memory'] if there else {}
+            arrays = (
+                self._manager.restore(
+                    step, args=ocp.args.Composite(memory=ocp.args.StandardRestore())
+                )['memory']
+                if there
+                else {}
+            )
             with _position(where, 'state of the method'):
                 memory.set_state(join_arrays(record['memory'], arrays))
         return Restored(found.get('params'), found.get('train'), record['meta'], step)
 
     def wait(self) -> None:
-        """Waits until the save under way is complete; raises a UserError where it could not be written."""
+        """Waits until the save under way is complete; raises a UserError where it could not be
+        written."""
         with self._writing():
             self._manager.wait_until_finished()
 
@@ -205,19 +258,26 @@ class Checkpoints:
         self.close()
 
     def seal(self) -> None:
-        """What the writer calls when all files of the save under way are there, before it renames their folder."""
+        """What the writer calls when all files of the save under way are there, before it renames
+        their folder."""
         files.write_sums(files.writing(self._folder, self._under_way))
 
     def _tidy(self) -> None:
-        """Removes folders whose deletion was cut short, and puts others that lack something aside."""
+        """Removes folders whose deletion was cut short, and puts others that lack something
+        aside."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in files.strays(self._folder):
-            print(f'warning: {path} is no folder. Put aside as {put_aside(path, files.STRAY).name}.', file=sys.stderr)
+            print(
+                f'warning: {path} is no folder. Put aside as {put_aside(path, files.STRAY).name}.',
+                file=sys.stderr,
+            )
         whole, retained = [], set()
         for step in reversed(files.steps(self._folder)):
             wrong = files.damage(self._folder / str(step), read=False)
             if not wrong:
-                retained = retained or set(files.read_record(self._folder / str(step)).get('retained', ()))
+                retained = retained or set(
+                    files.read_record(self._folder / str(step)).get('retained', ())
+                )
                 whole.append(step)
             elif self._keep is not None and len(whole) >= self._keep and step not in retained:
                 files.remove(self._folder / str(step))
@@ -226,10 +286,14 @@ class Checkpoints:
 
     def _put_aside(self, step: int, wrong: list[str]) -> None:
         where = self._folder / str(step)
-        print(f'warning: {files.damaged(where, wrong)} Put aside as {put_aside(where).name}.', file=sys.stderr)
+        print(
+            f'warning: {files.damaged(where, wrong)} Put aside as {put_aside(where).name}.',
+            file=sys.stderr,
+        )
 
     def _damage(self, step: int) -> list[str]:
-        """What is wrong with a step, as all processes together find; each reads a part of the files."""
+        """What is wrong with a step, as all processes together find; each reads a part of the
+        files."""
         if step in self._sound:
             return []
         wrong = files.damage_all(self._folder / str(step))
@@ -247,18 +311,24 @@ class Checkpoints:
                 files.sweep(self._folder)
             whole = ', '.join(map(str, files.steps(self._folder))) or 'none yet'
             raise UserError(
-                f'cannot write checkpoint {self._folder / str(self._under_way)}: {files.reason(error)}. Whole checkpoints there: {whole}. '
-                'Make room, or mend what else is wrong, and give the same command again: it goes on from the newest.'
+                f'cannot write checkpoint {self._folder / str(self._under_way)}: '
+                f'{files.reason(error)}. Whole checkpoints there: {whole}. '
+                'Make room, or mend what else is wrong, and give the same command again: it goes '
+                'on from the newest.'
             ) from error
 
 
-def load_params(folder: str | os.PathLike, params: Any, *, step: int | None = None) -> tuple[Any, dict[str, Any], int]:
-    """Reads only the parameters, for example of a run that is still going on. Nothing in the folder is changed.
+def load_params(
+    folder: str | os.PathLike, params: Any, *, step: int | None = None
+) -> tuple[Any, dict[str, Any], int]:
+    """Reads only the parameters, for example of a run that is still going on. Nothing in the folder
+    is changed.
 
     Args:
         folder: the folder of a stage's checkpoints.
         params: the tree expected; floating leaves are cast to its dtypes.
-        step: which; None is the newest that is not damaged. Damaged ones that are passed over are named on standard error.
+        step: which; None is the newest that is not damaged. Damaged ones that are passed over are
+          named on standard error.
 
     Returns:
         (params, meta, step).
@@ -285,7 +355,15 @@ def read_meta(folder: str | os.PathLike) -> dict[str, Any]:
     folder = _absolute(folder)
 
     def read() -> dict[str, Any]:
-        whole = [step for step in files.steps(folder) if not files.damage(folder / str(step), read=False)] if folder.is_dir() else []
+        whole = (
+            [
+                step
+                for step in files.steps(folder)
+                if not files.damage(folder / str(step), read=False)
+            ]
+            if folder.is_dir()
+            else []
+        )
         return files.read_record(folder / str(whole[-1]))['meta'] if whole else {}
 
     return processes.on_main(read)
@@ -300,7 +378,10 @@ def _newest(folder: pathlib.Path) -> int:
         if not wrong:
             return step
         if processes.is_main():
-            print(f'warning: {files.damaged(folder / str(step), wrong)} Looking for an earlier one.', file=sys.stderr)
+            print(
+                f'warning: {files.damaged(folder / str(step), wrong)} Looking for an earlier one.',
+                file=sys.stderr,
+            )
     raise UserError(f'every checkpoint in {folder} is damaged: {", ".join(map(str, steps))}.')
 
 
@@ -316,10 +397,16 @@ def _there(folder: pathlib.Path) -> list[int]:
 def _choose(folder: pathlib.Path, steps: list[int], step: int | None) -> int:
     if not steps:
         names = sorted(path.name for path in folder.iterdir())
-        there = ', '.join(names[:LISTED]) + (', ...' if len(names) > LISTED else '') if names else 'nothing'
+        there = (
+            ', '.join(names[:LISTED]) + (', ...' if len(names) > LISTED else '')
+            if names
+            else 'nothing'
+        )
         raise UserError(f'no complete checkpoint in {folder}; there is: {there}.')
     if step not in steps:
-        raise UserError(f'no checkpoint of step {step} in {folder}; there are: {", ".join(map(str, steps))}.')
+        raise UserError(
+            f'no checkpoint of step {step} in {folder}; there are: {", ".join(map(str, steps))}.'
+        )
     return step
 
 
@@ -329,21 +416,30 @@ def _absolute(folder: str | os.PathLike) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _position(where: pathlib.Path, what: str) -> Iterator[None]:
-    """Names the checkpoint where a state that it holds is of another form than the one that is set."""
+    """Names the checkpoint where a state that it holds is of another form than the one that is
+    set."""
     try:
         yield
     except UserError:
         raise
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UserError(f'{where}: its {what} is damaged, or that of another version of reasonjax ({type(error).__name__}).') from error
+        raise UserError(
+            f'{where}: its {what} is damaged, or that of another version of reasonjax '
+            f'({type(error).__name__}).'
+        ) from error
 
 
 class _Quiet(logging.Filter):
-    """Drops what Orbax reports of its own progress (dozens of lines for each save), and tracebacks of what it also raises."""
+    """Drops what Orbax reports of its own progress (dozens of lines for each save), and tracebacks
+    of what it also raises."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         # asyncio reports the failed writes that Orbax did not wait for, having met another.
-        theirs = 'orbax' in record.getMessage() if record.name == 'asyncio' else f'{os.sep}orbax{os.sep}' in record.pathname
+        theirs = (
+            'orbax' in record.getMessage()
+            if record.name == 'asyncio'
+            else f'{os.sep}orbax{os.sep}' in record.pathname
+        )
         return not theirs or (record.levelno >= logging.WARNING and not record.exc_info)
 
 
@@ -362,25 +458,38 @@ class _Policy:
         return [one.step in kept for one in checkpoints]
 
 
-def _manager(folder: pathlib.Path, owner: Checkpoints | None, *, cleanup: bool) -> ocp.CheckpointManager:
-    # absl shows information by default once its flags are parsed. The same filter object is added only once.
+def _manager(
+    folder: pathlib.Path, owner: Checkpoints | None, *, cleanup: bool
+) -> ocp.CheckpointManager:
+    # absl shows information by default once its flags are parsed. The same filter object is added
+    # only once.
     for name in ('absl', 'asyncio'):
         logging.getLogger(name).addFilter(_QUIET)
     policy = ocp.checkpoint_managers.LatestN(None) if owner is None else _Policy(owner)
     return ocp.CheckpointManager(
         folder,
         options=ocp.CheckpointManagerOptions(
-            preservation_policy=policy, cleanup_tmp_directories=cleanup, create=False,
-            async_options=ocp.AsyncOptions(post_finalization_callback=owner and owner.seal)),
-        item_handlers={name: ocp.StandardCheckpointHandler() for name in ARRAYS} | {'meta': ocp.JsonCheckpointHandler()})  # fmt: skip
+            preservation_policy=policy,
+            cleanup_tmp_directories=cleanup,
+            create=False,
+            async_options=ocp.AsyncOptions(post_finalization_callback=owner and owner.seal),
+        ),
+        item_handlers={name: ocp.StandardCheckpointHandler() for name in ARRAYS}
+        | {'meta': ocp.JsonCheckpointHandler()},
+    )
 
 
 def _read(manager: ocp.CheckpointManager, step: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
     if not wanted:
         return {}
-    parts = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()})
+    parts = ocp.args.Composite(
+        **{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+    )
     try:
         restored = manager.restore(step, args=parts)
-    except (OSError, ValueError, KeyError) as error:  # bytes that no checksum covers: a checkpoint without them
-        raise UserError(f'checkpoint {manager.directory / str(step)} cannot be read: {files.reason(error)}.') from error
+    # bytes that no checksum covers: a checkpoint without them
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f'checkpoint {manager.directory / str(step)} cannot be read: {files.reason(error)}.'
+        ) from error
     return {name: restored[name] for name in wanted}

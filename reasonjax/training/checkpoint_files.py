@@ -1,7 +1,8 @@
-"""The files of a checkpoint: a checksum of each, what is wrong with a damaged folder, and putting one aside.
+"""The files of a checkpoint: a checksum of each, what is wrong with a damaged folder, and putting
+one aside.
 
-A folder is named by its step alone (`120`) once it is whole. Other names are not checkpoints: `120.orbax-checkpoint-tmp` is being
-written, `120.damaged` was put aside.
+A folder is named by its step alone (`120`) once it is whole. Other names are not checkpoints:
+`120.orbax-checkpoint-tmp` is being written, `120.damaged` was put aside.
 """
 
 import hashlib
@@ -32,13 +33,19 @@ _THREADS = min(8, os.cpu_count() or 1)
 
 
 def steps(folder: pathlib.Path) -> list[int]:
-    """The steps that have a folder, in order; other names ('007', '12.old'), and files, are none of ours."""
-    return sorted(int(path.name) for path in folder.iterdir() if _STEP.fullmatch(path.name) and path.is_dir())
+    """The steps that have a folder, in order; other names ('007', '12.old'), and files, are none of
+    ours."""
+    return sorted(
+        int(path.name) for path in folder.iterdir() if _STEP.fullmatch(path.name) and path.is_dir()
+    )
 
 
 def strays(folder: pathlib.Path) -> list[pathlib.Path]:
-    """What has the name of a step and is no folder, so that a checkpoint of that step could not be written."""
-    return sorted(path for path in folder.iterdir() if _STEP.fullmatch(path.name) and not path.is_dir())
+    """What has the name of a step and is no folder, so that a checkpoint of that step could not be
+    written."""
+    return sorted(
+        path for path in folder.iterdir() if _STEP.fullmatch(path.name) and not path.is_dir()
+    )
 
 
 def writing(folder: pathlib.Path, step: int) -> pathlib.Path:
@@ -55,11 +62,19 @@ def sweep(folder: pathlib.Path) -> None:
 
 
 def write_sums(folder: pathlib.Path) -> None:
-    """Writes `checksums.json`: length in bytes and SHA-256 of every file in the folder as it is now."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file() and path.name not in (STAMPS, SUMS))
+    """Writes `checksums.json`: length in bytes and SHA-256 of every file in the folder as it is
+    now."""
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob('*')
+        if path.is_file() and path.name not in (STAMPS, SUMS)
+    )
     with ThreadPoolExecutor(_THREADS) as pool:
         sums = pool.map(lambda name: _sha256(folder / name), names)
-        files = {name: {'bytes': (folder / name).stat().st_size, 'sha256': found} for name, found in zip(names, sums, strict=True)}
+        files = {
+            name: {'bytes': (folder / name).stat().st_size, 'sha256': found}
+            for name, found in zip(names, sums, strict=True)
+        }
     with (folder / SUMS).open('w', encoding='utf-8') as file:
         json.dump({'files': files}, file, indent=1)
         file.flush()
@@ -71,35 +86,51 @@ def damage(folder: pathlib.Path, *, read: bool, share: tuple[int, int] = (0, 1))
 
     Args:
       folder: of one step.
-      read: whether to read every file and compare its checksum; without, only the record, and of the others whether they are there and
-        as long as they were.
+      read: whether to read every file and compare its checksum; without, only the record, and of
+        the others whether they are there and as long as they were.
       share: (index, number) of the process, where several divide the files.
 
     Returns:
-      Texts such as 'params/manifest.ocdbt: missing'. A checkpoint that was written before there were checksums passes if it has
+      Texts such as 'params/manifest.ocdbt: missing'. A checkpoint that was written before there
+        were checksums passes if it has
       parameters and a readable record.
     """
     if not (folder / SUMS).is_file():
         return _without_sums(folder)
     try:
         sums = json.loads((folder / SUMS).read_text(encoding='utf-8'))['files']
-        lengths = {name: (int(entry['bytes']), str(entry['sha256'])) for name, entry in sums.items()}
+        lengths = {
+            name: (int(entry['bytes']), str(entry['sha256'])) for name, entry in sums.items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return [f'{SUMS}: cannot be read ({error})']
     found = {name: _length(folder / name, length) for name, (length, _) in lengths.items()}
     if not any(found.values()):
         names = sorted(lengths)[share[0] :: share[1]] if read else [RECORD]
         with ThreadPoolExecutor(_THREADS) as pool:
-            found = dict(zip(names, pool.map(lambda name: _change(folder / name, lengths[name][1]), names), strict=True))
+            found = dict(
+                zip(
+                    names,
+                    pool.map(lambda name: _change(folder / name, lengths[name][1]), names),
+                    strict=True,
+                )
+            )
     return [f'{name}: {text}' for name, text in found.items() if text]
 
 
 def damage_all(folder: pathlib.Path) -> list[str]:
     """`damage`, every file read, as all processes together find; each reads a part."""
-    unchecked = processes.on_main(lambda: not (folder / SUMS).is_file() and not damage(folder, read=True))
+    unchecked = processes.on_main(
+        lambda: not (folder / SUMS).is_file() and not damage(folder, read=True)
+    )
     if unchecked and processes.is_main():
-        print(f'note: checkpoint {folder} has no {SUMS}, so its bytes cannot be checked.', file=sys.stderr)
-    found = processes.gather(damage(folder, read=True, share=(jax.process_index(), jax.process_count())))
+        print(
+            f'note: checkpoint {folder} has no {SUMS}, so its bytes cannot be checked.',
+            file=sys.stderr,
+        )
+    found = processes.gather(
+        damage(folder, read=True, share=(jax.process_index(), jax.process_count()))
+    )
     return sorted({text for texts in found for text in texts})
 
 
@@ -137,7 +168,9 @@ def read_record(folder: pathlib.Path) -> dict:
     """
     record = files.json_object(folder / RECORD)
     if not all(isinstance(record.get(name), dict) for name in ('meta', 'static')):
-        raise UserError(f'{folder / RECORD}: is not the record of a checkpoint (it lacks "meta" or "static").')
+        raise UserError(
+            f'{folder / RECORD}: is not the record of a checkpoint (it lacks "meta" or "static").'
+        )
     return record
 
 

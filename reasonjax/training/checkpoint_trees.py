@@ -1,4 +1,5 @@
-"""What a checkpoint knows of the trees in it: abstract forms, static fields, differences, and the arrays within a method's state."""
+"""What a checkpoint knows of the trees in it: abstract forms, static fields, differences, and the
+arrays within a method's state."""
 
 import dataclasses
 import json
@@ -18,7 +19,8 @@ _ARRAY = '__array__'
 
 
 def abstract(tree: Any) -> Any:
-    """Arrays become `jax.ShapeDtypeStruct` with their sharding; a leaf without one goes to the default device."""
+    """Arrays become `jax.ShapeDtypeStruct` with their sharding; a leaf without one goes to the
+    default device."""
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def one(leaf: Any) -> Any:
@@ -30,10 +32,11 @@ def abstract(tree: Any) -> Any:
 
 
 def static_fields(tree: Any) -> dict[str, dict[str, Any]]:
-    """The kind and the static fields of every dataclass node, as JSON: `{path: {'kind': ..., field: value}}`.
+    """The kind and the static fields of every dataclass node, as JSON: `{path: {'kind': ..., field:
+    value}}`.
 
-    Static fields are part of a node's type for jax and absent from a checkpoint's arrays: a quantised weight of block
-    32 would otherwise be restored into one of block 16 without a word.
+    Static fields are part of a node's type for jax and absent from a checkpoint's arrays: a
+    quantised weight of block 32 would otherwise be restored into one of block 16 without a word.
     """
     found = {}
 
@@ -43,8 +46,10 @@ def static_fields(tree: Any) -> dict[str, dict[str, Any]]:
         names = [_name(keys) for keys, _ in children]
         if dataclasses.is_dataclass(node) and '' not in names:
             found[path] = {'kind': type(node).__name__} | {
-                field.name: _plain(getattr(node, field.name)) for field in dataclasses.fields(node)
-                if field.name not in names}
+                field.name: _plain(getattr(node, field.name))
+                for field in dataclasses.fields(node)
+                if field.name not in names
+            }
         for name, (keys, child) in zip(names, children):
             if keys:
                 visit(f'{path}/{name}' if path else name, child)
@@ -63,7 +68,8 @@ def _plain(value: Any) -> Any:
 
 
 def split_arrays(state: Any) -> tuple[Any, dict[str, np.ndarray]]:
-    """Takes the arrays out of a state of dicts, lists and plain values: what is left is JSON, with a number in each array's place."""
+    """Takes the arrays out of a state of dicts, lists and plain values: what is left is JSON, with
+    a number in each array's place."""
     arrays: dict[str, np.ndarray] = {}
 
     def visit(node: Any) -> Any:
@@ -83,7 +89,11 @@ def split_arrays(state: Any) -> tuple[Any, dict[str, np.ndarray]]:
 def join_arrays(plain: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """Puts back what `split_arrays` took out; tuples have become lists."""
     if isinstance(plain, dict):
-        return arrays[plain[_ARRAY]] if _ARRAY in plain else {name: join_arrays(value, arrays) for name, value in plain.items()}
+        return (
+            arrays[plain[_ARRAY]]
+            if _ARRAY in plain
+            else {name: join_arrays(value, arrays) for name, value in plain.items()}
+        )
     if isinstance(plain, list):
         return [join_arrays(value, arrays) for value in plain]
     return plain
@@ -97,16 +107,29 @@ def _name(keys: Iterable[Any]) -> str:
 def check_meta(where: os.PathLike, meta: Mapping[str, Any], expect: Mapping[str, Any]) -> None:
     """Raises a UserError that lists the entries of `expect` that `meta` does not hold."""
     expect = json.loads(json.dumps(dict(expect)))  # tuples are lists in JSON
-    wrong = [f'  {name}: expected {value!r}, the checkpoint has {meta.get(name)!r}'
-             for name, value in expect.items() if meta.get(name) != value]
+    wrong = [
+        f'  {name}: expected {value!r}, the checkpoint has {meta.get(name)!r}'
+        for name, value in expect.items()
+        if meta.get(name) != value
+    ]
     if wrong:
-        raise UserError(f'checkpoint {where} belongs to another run:\n' + '\n'.join(wrong)
-                        + '\nUse the config and the data it was made with, or another --workdir.')
+        raise UserError(
+            f'checkpoint {where} belongs to another run:\n'
+            + '\n'.join(wrong)
+            + '\nUse the config and the data it was made with, or another --workdir.'
+        )
 
 
-def compare(where: os.PathLike, metadata: Mapping[str, Any], wanted: Mapping[str, Any], static: Mapping[str, Any], *,
-            cast: bool) -> None:
-    """Raises a UserError that names every difference between the trees wanted and the checkpoint; reads no array.
+def compare(
+    where: os.PathLike,
+    metadata: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    static: Mapping[str, Any],
+    *,
+    cast: bool,
+) -> None:
+    """Raises a UserError that names every difference between the trees wanted and the checkpoint;
+    reads no array.
 
     Args:
         where: the checkpoint, for the message.
@@ -119,27 +142,46 @@ def compare(where: os.PathLike, metadata: Mapping[str, Any], wanted: Mapping[str
     for item, tree in wanted.items():
         if metadata.get(item) is None:
             raise UserError(f'checkpoint {where} has no part "{item}".')
-        have = {_name(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(metadata[item].tree)[0]}
+        have = {
+            _name(keys): leaf
+            for keys, leaf in jax.tree_util.tree_flatten_with_path(metadata[item].tree)[0]
+        }
         want = {_name(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-        missing += [f'{item}/{name} {_text(leaf)}' for name, leaf in want.items() if name not in have]
+        missing += [
+            f'{item}/{name} {_text(leaf)}' for name, leaf in want.items() if name not in have
+        ]
         extra += [f'{item}/{name} {_text(leaf)}' for name, leaf in have.items() if name not in want]
-        differ += [f'{item}/{name}: expected {_text(leaf)}, found {_text(have[name])}' for name, leaf in want.items()
-                   if name in have and not _fits(leaf, have[name], cast)]
+        differ += [
+            f'{item}/{name}: expected {_text(leaf)}, found {_text(have[name])}'
+            for name, leaf in want.items()
+            if name in have and not _fits(leaf, have[name], cast)
+        ]
     expected = json.loads(json.dumps(static_fields(wanted)))
     found = {path: fields for path, fields in static.items() if path.split('/')[0] in wanted}
     for path in sorted(expected.keys() & found.keys()):
-        differ += [f'{path}.{name}: expected {expected[path].get(name)!r}, found {found[path].get(name)!r}'
-                   for name in sorted(expected[path].keys() | found[path].keys())
-                   if expected[path].get(name) != found[path].get(name)]
+        differ += [
+            f'{path}.{name}: expected {expected[path].get(name)!r}, found {found[path].get(name)!r}'
+            for name in sorted(expected[path].keys() | found[path].keys())
+            if expected[path].get(name) != found[path].get(name)
+        ]
     # A node of one side only shows in its leaves, unless both sides have leaves of those names.
-    differ += [f'{path}: expected {expected.get(path, {}).get("kind", "a plain array or container")}, '
-               f'found {found.get(path, {}).get("kind", "a plain array or container")}'
-               for path in sorted(expected.keys() ^ found.keys())]
+    differ += [
+        f'{path}: expected {expected.get(path, {}).get("kind", "a plain array or container")}, '
+        f'found {found.get(path, {}).get("kind", "a plain array or container")}'
+        for path in sorted(expected.keys() ^ found.keys())
+    ]
     if differ or missing or extra:
-        lines = (_section('of another shape or kind', differ) + _section('missing in the checkpoint', missing)
-                 + _section('only in the checkpoint', extra))
-        raise UserError(f'checkpoint {where} is of another model:\n' + '\n'.join(lines)
-                        + '\nUse the config it was made with (config.json of its workdir), or another --workdir.')
+        lines = (
+            _section('of another shape or kind', differ)
+            + _section('missing in the checkpoint', missing)
+            + _section('only in the checkpoint', extra)
+        )
+        raise UserError(
+            f'checkpoint {where} is of another model:\n'
+            + '\n'.join(lines)
+            + '\nUse the config it was made with (config.json of its workdir), or another '
+            '--workdir.'
+        )
 
 
 def _section(title: str, entries: list[str]) -> list[str]:
@@ -150,7 +192,8 @@ def _section(title: str, entries: list[str]) -> list[str]:
 
 
 def _stored(leaf: Any) -> tuple[tuple[int, ...], Any]:
-    """The shape and dtype under which a leaf is stored: a typed key as its data, a Python number as a scalar."""
+    """The shape and dtype under which a leaf is stored: a typed key as its data, a Python number as
+    a scalar."""
     if hasattr(leaf, 'dtype') and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     return tuple(getattr(leaf, 'shape', ())), getattr(leaf, 'dtype', None)
@@ -162,7 +205,11 @@ def _fits(want: Any, have: Any, cast: bool) -> bool:
         return False
     if want_dtype is None or want_dtype == have_dtype:
         return True
-    return cast and jnp.issubdtype(want_dtype, jnp.floating) and jnp.issubdtype(have_dtype, jnp.floating)
+    return (
+        cast
+        and jnp.issubdtype(want_dtype, jnp.floating)
+        and jnp.issubdtype(have_dtype, jnp.floating)
+    )
 
 
 def _text(leaf: Any) -> str:

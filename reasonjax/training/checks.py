@@ -1,4 +1,5 @@
-"""What a run refuses, as early as it can be known: of the config alone, then of a run that is opened and has no parameters yet."""
+"""What a run refuses, as early as it can be known: of the config alone, then of a run that is
+opened and has no parameters yet."""
 
 import pathlib
 
@@ -15,7 +16,8 @@ from reasonjax.training.samplers import sampling_from_config
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError where a config cannot work, as far as it shows without data, a tokenizer, a model or a device."""
+    """Raises UserError where a config cannot work, as far as it shows without data, a tokenizer, a
+    model or a device."""
     check_stages(config)
     # Once more, for a config that was changed after it was loaded.
     configs.check(config)
@@ -26,7 +28,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     for number, name in enumerate(config.stages):
         stage = config[name]
         if stage.get('iterations_per_call', 1) != 1 and not stage.on_device:
-            raise UserError(f'config.{name}.iterations_per_call={stage.iterations_per_call}: needs config.{name}.on_device=True.')
+            raise UserError(
+                f'config.{name}.iterations_per_call={stage.iterations_per_call}: needs '
+                f'config.{name}.on_device=True.'
+            )
         if 'max_completion_length' in stage:
             samplers.check(stage, name)
         if 'learning_rate' in stage:
@@ -37,8 +42,9 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def check_opened(run: Run) -> None:
-    """Raises UserError where a stage cannot work with the run's tokenizer, mesh or weights: all that would else be an error once the stage
-    starts, after the stages before it are done."""
+    """Raises UserError where a stage cannot work with the run's tokenizer, mesh or weights: all
+    that would else be an error once the stage starts, after the stages before it are done.
+    """
     for place in places(run.config, run.workdir):
         stage = settings(run.config, place)
         kind = KINDS[stage.kind]
@@ -55,15 +61,19 @@ def _check_training(run: Run, place: Place, stage: ml_collections.ConfigDict) ->
     params, chosen = abstract_params(run, place.number), configs.resolve(stage.filter, 'filter')
     if chosen.func.__module__.startswith('reasonjax.'):  # one of the user's own may look at values
         chosen(run.specs, params)
-    configs.resolve(stage.optimizer, 'optimizer')(configs.resolve(stage.learning_rate, 'learning_rate')(stage.steps))
+    configs.resolve(stage.optimizer, 'optimizer')(
+        configs.resolve(stage.learning_rate, 'learning_rate')(stage.steps)
+    )
 
 
 def _check_decay(stage: ml_collections.ConfigDict, name: str) -> None:
-    """Raises UserError where weight decay alone would turn the sign of weights round at every update."""
+    """Raises UserError where weight decay alone would turn the sign of weights round at every
+    update."""
     peak, decay = stage.learning_rate.get('peak', 0.0), stage.optimizer.get('weight_decay', 0.0)
     if peak * decay >= 1:
         raise UserError(
-            f'config.{name}.optimizer.weight_decay={decay:g}: with learning_rate.peak={peak:g} an update takes {peak * decay:g} times each '
+            f'config.{name}.optimizer.weight_decay={decay:g}: with learning_rate.peak={peak:g} an '
+            f'update takes {peak * decay:g} times each '
             f'weight away; must be below {1 / peak:g}.'
         )
 
@@ -78,7 +88,8 @@ def _check_kind(config: ml_collections.ConfigDict, name: str) -> None:
             known = evaluate.metric_names(config.evaluation)
             if stage.keep_best not in known:
                 raise UserError(
-                    f'config.{name}.keep_best="{stage.keep_best}": the evaluation gives no such metric.{nearest(stage.keep_best, known)} '
+                    f'config.{name}.keep_best="{stage.keep_best}": the evaluation gives no such '
+                    f'metric.{nearest(stage.keep_best, known)} '
                     f'It gives: {listing(known)}.'
                 )
 
@@ -87,7 +98,8 @@ def _check_init(init: str) -> None:
     scheme, _, place = init.partition(':')
     if init and (scheme not in ('checkpoint', 'hf') or not place):
         raise UserError(
-            f'config.init="{init}": expected "" (fresh), "hf:FOLDER" (a Hugging Face model), or "checkpoint:WORKDIR", '
+            f'config.init="{init}": expected "" (fresh), "hf:FOLDER" (a Hugging Face model), or '
+            '"checkpoint:WORKDIR", '
             'with ":STAGE" behind it to take that stage.'
         )
 
@@ -100,10 +112,19 @@ def _check_collected(config: ml_collections.ConfigDict, number: int) -> None:
     wanted, every = path.removeprefix('stage:'), places(config, pathlib.Path())
     names = [place.name for place in every]
     if wanted not in names:
-        raise UserError(f'config.{name}: data.source.path="{path}": no such stage.{nearest(wanted, names)} Stages: {listing(names)}.')
-    if settings(config, every[names.index(wanted)]).kind != 'collect' or names.index(wanted) >= number:
-        earlier = [place.name for place in every[:number] if settings(config, place).kind == 'collect']
         raise UserError(
-            f'config.{name}: data.source.path="{path}": stage {wanted} collects nothing before stage {names[number]} starts; stages that '
+            f'config.{name}: data.source.path="{path}": no such stage.{nearest(wanted, names)} '
+            f'Stages: {listing(names)}.'
+        )
+    if (
+        settings(config, every[names.index(wanted)]).kind != 'collect'
+        or names.index(wanted) >= number
+    ):
+        earlier = [
+            place.name for place in every[:number] if settings(config, place).kind == 'collect'
+        ]
+        raise UserError(
+            f'config.{name}: data.source.path="{path}": stage {wanted} collects nothing before '
+            f'stage {names[number]} starts; stages that '
             f'do: {listing(earlier) or "none"}.'
         )

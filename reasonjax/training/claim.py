@@ -1,6 +1,8 @@
-"""Whose a workdir is: the config that its results belong to, what of it may change while the run goes on, and which stages are done.
+"""Whose a workdir is: the config that its results belong to, what of it may change while the run
+goes on, and which stages are done.
 
-Checkpoints, parts and `done.json` carry a fingerprint of the config, so that what they are of is known where `config.json` is gone.
+Checkpoints, parts and `done.json` carry a fingerprint of the config, so that what they are of is
+known where `config.json` is gone.
 """
 
 import hashlib
@@ -23,22 +25,27 @@ from reasonjax.training.saved_run import CONFIG, check_shape
 
 DONE = 'done.json'
 LISTED = 12
-DEVICES = ('config.mesh.', 'config.rollout.mesh.')  # what may change: a run goes on on whatever devices there are
+# what may change: a run goes on on whatever devices there are
+DEVICES = ('config.mesh.', 'config.rollout.mesh.')
 VERSION = (
-    '\nWhere you have not added what is (absent) there, the run is of an earlier version of reasonjax, which finishes it; sample, evaluate '
+    '\nWhere you have not added what is (absent) there, the run is of an earlier version of '
+    'reasonjax, which finishes it; sample, evaluate '
     'and convert read it with this one.'
 )
 STATE = 'state'  # of a `done.json`: what a run that goes on has to know, and its user does not
 
 
 def fingerprint(config: ml_collections.ConfigDict) -> str:
-    """Returns a hash of all that stays the same while a run goes on: everything but the devices and the steps of the stages."""
+    """Returns a hash of all that stays the same while a run goes on: everything but the devices and
+    the steps of the stages."""
     plain = json.loads(configs.to_json(config))
     plain.pop('mesh', None)
     plain.get('rollout', {}).pop('mesh', None)
     for name in config.stages:
         plain[name].pop('steps', None)
-    return hashlib.sha256(json.dumps(_plain_numbers(plain), sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(_plain_numbers(plain), sort_keys=True).encode()).hexdigest()[
+        :32
+    ]
 
 
 def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
@@ -47,20 +54,26 @@ def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     Of a stage, `steps` may be another number than before; see `_allow_steps`.
 
     Raises:
-      UserError: the workdir belongs to a run of another config (lists what differs), or to something else.
+      UserError: the workdir belongs to a run of another config (lists what differs), or to
+        something else.
     """
     path = workdir / CONFIG
     results = _results(workdir)
     before = _before(path, bool(results))
     if before is not None and results:
-        differing = [line for line in configs.differences(before, config) if not line.startswith(DEVICES)]
+        differing = [
+            line for line in configs.differences(before, config) if not line.startswith(DEVICES)
+        ]
         steps = [f'config.{name}.steps: ' for name in config.stages if 'steps' in config[name]]
         shown = [line for line in differing if not line.startswith(tuple(steps))]
         if shown:
             more = f'\n  and {len(shown) - LISTED} more' if len(shown) > LISTED else ''
             listed = '\n  '.join(shown[:LISTED])
             newer = VERSION if any(": '(absent)' -> " in line for line in shown) else ''
-            raise UserError(f'{path} is of another config; use a new --workdir, or undo these changes:\n  {listed}{more}{newer}')
+            raise UserError(
+                f'{path} is of another config; use a new --workdir, or undo these changes:\n  '
+                f'{listed}{more}{newer}'
+            )
     elif results:
         _recognise(path, fingerprint(config), results)
     _allow_steps(config, workdir, before)
@@ -77,14 +90,18 @@ def finished(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
         done = read_done(place)
         written = (done or {}).get(STATE, {}).get('dataset')
         if written and digest(place.folder / 'dataset.jsonl') != written:
-            _warn(f'{place.folder / "dataset.jsonl"} is not (any more) what stage {place.name} wrote; it is made again from its parts.')
+            _warn(
+                f'{place.folder / "dataset.jsonl"} is not (any more) what stage {place.name} '
+                'wrote; it is made again from its parts.'
+            )
         elif done:
             results[place.name] = done
     return results
 
 
 def read_done(place: Place) -> dict[str, Any] | None:
-    """Returns the result of a stage; None where it is not done. One that is damaged is put aside: the stage is concluded once more."""
+    """Returns the result of a stage; None where it is not done. One that is damaged is put aside:
+    the stage is concluded once more."""
     path = place.folder / DONE
     if not os.path.lexists(path):
         return None
@@ -94,7 +111,10 @@ def read_done(place: Place) -> dict[str, Any] | None:
             raise UserError(f'{path}: is not the result of stage {place.name}.')
     except UserError as error:
         aside = files.put_aside(path).name
-        _warn(f'{error} Put aside as {aside}; the stage goes on from its last checkpoint, and is concluded once more.')
+        _warn(
+            f'{error} Put aside as {aside}; the stage goes on from its last checkpoint, and is '
+            'concluded once more.'
+        )
         return None
     return done
 
@@ -102,17 +122,30 @@ def read_done(place: Place) -> dict[str, Any] | None:
 def _is_result(done: Mapping[str, Any], name: str) -> bool:
     """Whether it is what a stage of this name has ended with, as far as this program reads it."""
     state, examples = done.get(STATE, {}), done.get('examples', [])
-    numbers = [done.get(key) for key in ('accuracy', 'sampled_accuracy', 'mean_length', 'problems') if done.get(key) is not None]
+    numbers = [
+        done.get(key)
+        for key in ('accuracy', 'sampled_accuracy', 'mean_length', 'problems')
+        if done.get(key) is not None
+    ]
     intervals = [done[key] for key in ('ci95', 'sampled_ci95') if key in done]
-    if not (isinstance(state, dict) and isinstance(examples, list) and all(isinstance(pair, list) for pair in intervals)):
+    if not (
+        isinstance(state, dict)
+        and isinstance(examples, list)
+        and all(isinstance(pair, list) for pair in intervals)
+    ):
         return False
     numbers += [done.get('seconds'), *(number for pair in intervals for number in pair)]
     return (
         done.get('name') == name
         and all(type(number) in (int, float) for number in numbers)
         and all(len(pair) == 2 for pair in intervals)
-        and all(type(state.get(key, 0)) is int for key in ('steps', 'last', 'records', 'completions'))
-        and all(isinstance(one, dict) and {'prompt', 'solution', 'answer', 'correct'} <= one.keys() for one in examples)
+        and all(
+            type(state.get(key, 0)) is int for key in ('steps', 'last', 'records', 'completions')
+        )
+        and all(
+            isinstance(one, dict) and {'prompt', 'solution', 'answer', 'correct'} <= one.keys()
+            for one in examples
+        )
     )
 
 
@@ -121,8 +154,17 @@ def digest(path: pathlib.Path) -> str:
     return hashlib.sha256(files.read_bytes(path)).hexdigest() if path.is_file() else ''
 
 
-def describe_length(config: ml_collections.ConfigDict, place: Place, before: int, *, begin: int, update: int, updates: int) -> str:
-    """Returns the sentence that says what another number of steps changes for a training stage that goes on.
+def describe_length(
+    config: ml_collections.ConfigDict,
+    place: Place,
+    before: int,
+    *,
+    begin: int,
+    update: int,
+    updates: int,
+) -> str:
+    """Returns the sentence that says what another number of steps changes for a training stage that
+    goes on.
 
     Args:
       config: of the run.
@@ -133,17 +175,25 @@ def describe_length(config: ml_collections.ConfigDict, place: Place, before: int
       updates: in a step.
     """
     stage = settings(config, place)
-    text = f'config.{config.stages[place.number]}.steps: {before} -> {stage.steps}: stage {place.name}'
+    text = (
+        f'config.{config.stages[place.number]}.steps: {before} -> {stage.steps}: stage {place.name}'
+    )
     if begin >= stage.steps:
         return f'{text} has done {begin} already, and ends there.'
     rate = stage.learning_rate
-    then, now = (configs.resolve(rate, 'learning_rate')(steps * updates) for steps in (before, stage.steps))
+    then, now = (
+        configs.resolve(rate, 'learning_rate')(steps * updates) for steps in (before, stage.steps)
+    )
     end = stage.steps * updates - 1
     if all(float(then(i)) == float(now(i)) for i in (update, update + updates, end)):
-        return f'{text} goes on from step {begin}; the learning rate ({rate.name}) stays what it was.'
+        return (
+            f'{text} goes on from step {begin}; the learning rate ({rate.name}) stays what it was.'
+        )
     return (
-        f'{text} goes on from step {begin}; the learning rate ({rate.name}) follows the new length from here on: {float(now(update)):.4g} '
-        f'at step {begin + 1} (it would have been {float(then(update)):.4g}), {float(now(end)):.4g} at step {stage.steps}.'
+        f'{text} goes on from step {begin}; the learning rate ({rate.name}) follows the new length '
+        f'from here on: {float(now(update)):.4g} '
+        f'at step {begin + 1} (it would have been {float(then(update)):.4g}), '
+        f'{float(now(end)):.4g} at step {stage.steps}.'
     )
 
 
@@ -160,32 +210,50 @@ def _before(path: pathlib.Path, used: bool) -> ml_collections.ConfigDict | None:
             check_shape(config)
     except UserError as error:
         if not used:
-            raise UserError(f'{error} It is not the {CONFIG} of a run: give another --workdir.') from error
+            raise UserError(
+                f'{error} It is not the {CONFIG} of a run: give another --workdir.'
+            ) from error
         _warn(f'{error} Put aside as {files.put_aside(path).name}.')
         return None
     if 'stages' not in config:
-        raise UserError(f'{path} is not of a run, but of something else (a Hugging Face model?): give another --workdir.')
+        raise UserError(
+            f'{path} is not of a run, but of something else (a Hugging Face model?): give another '
+            '--workdir.'
+        )
     return config
 
 
 def _results(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Everything that a run of some config has produced there: results, folders of checkpoints that have any, parts."""
+    """Everything that a run of some config has produced there: results, folders of checkpoints that
+    have any, parts."""
     checkpoints = [folder for folder in workdir.glob('stages/*/checkpoints') if _has_any(folder)]
     return [*workdir.glob(f'stages/*/{DONE}'), *checkpoints, *workdir.glob('stages/*/parts/*.json')]
 
 
 def _has_any(folder: pathlib.Path) -> bool:
-    return folder.is_dir() and bool(checkpoint_files.steps(folder) or checkpoint_files.aside(folder))
+    return folder.is_dir() and bool(
+        checkpoint_files.steps(folder) or checkpoint_files.aside(folder)
+    )
 
 
 def _recognise(path: pathlib.Path, ours: str, results: Sequence[pathlib.Path]) -> None:
     """Raises UserError unless the results say that they are of the config of this fingerprint."""
     marks = {mark for result in results if (mark := _mark(result))}
     if marks == {ours}:
-        _warn(f'{path} was missing or damaged. It is written again: the results there are of the config that is given.')
+        _warn(
+            f'{path} was missing or damaged. It is written again: the results there are of the '
+            'config that is given.'
+        )
         return
-    why = 'the results there are of another config than the one that is given' if marks else 'nothing there says of which config they are'
-    raise UserError(f'{path} is missing or damaged, and {why}. Put it back, undo what was changed since, or give another --workdir.')
+    why = (
+        'the results there are of another config than the one that is given'
+        if marks
+        else 'nothing there says of which config they are'
+    )
+    raise UserError(
+        f'{path} is missing or damaged, and {why}. Put it back, undo what was changed since, or '
+        'give another --workdir.'
+    )
 
 
 def _mark(result: pathlib.Path) -> str:
@@ -200,11 +268,16 @@ def _mark(result: pathlib.Path) -> str:
         return ''
 
 
-def _allow_steps(config: ml_collections.ConfigDict, workdir: pathlib.Path, before: ml_collections.ConfigDict | None) -> None:
+def _allow_steps(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    before: ml_collections.ConfigDict | None,
+) -> None:
     """Has a finished stage go on whose steps were raised.
 
     Raises:
-      UserError: a later stage has used what it ended with, or it has done more steps than it is to have.
+      UserError: a later stage has used what it ended with, or it has done more steps than it is to
+        have.
     """
     every = places(config, workdir)
     for place in every:
@@ -213,27 +286,42 @@ def _allow_steps(config: ml_collections.ConfigDict, workdir: pathlib.Path, befor
         if done is None:
             continue
         state = done.get(STATE, {})
-        then = state.get('steps', before[config.stages[place.number]].get('steps') if before is not None else None)
+        then = state.get(
+            'steps',
+            before[config.stages[place.number]].get('steps') if before is not None else None,
+        )
         last = state.get('last', then)
         if then is None or stage.steps == then or (last < then and stage.steps >= last):
             continue  # the same, or a stage that a limit of tokens or time has ended
         key = f'config.{config.stages[place.number]}.steps: {then} -> {stage.steps}'
         if stage.steps < last:
-            raise UserError(f'{key}: stage {place.name} is done, with step {last}; give it at least as many steps, or another --workdir.')
+            raise UserError(
+                f'{key}: stage {place.name} is done, with step {last}; give it at least as many '
+                'steps, or another --workdir.'
+            )
         users = [later.name for later in every[place.number + 1 :] if _begun(later)]
         if users:
             raise UserError(
-                f'{key}: stage {place.name} is done, with step {last}, and {users[0]} goes on from there; its steps stay. Give another '
-                '--workdir, or have a new run start from this one (config.init=checkpoint:WORKDIR:STAGE).'
+                f'{key}: stage {place.name} is done, with step {last}, and {users[0]} goes on from '
+                'there; its steps stay. Give another '
+                '--workdir, or have a new run start from this one '
+                '(config.init=checkpoint:WORKDIR:STAGE).'
             )
         (place.folder / DONE).rename(place.folder / f'done_{last}.json')
-        print(f'{key}: stage {place.name} was done with step {last}, and goes on from there.', flush=True)
+        print(
+            f'{key}: stage {place.name} was done with step {last}, and goes on from there.',
+            flush=True,
+        )
 
 
 def _begun(place: Place) -> bool:
     """Whether a stage has left anything that depends on what it was given."""
     folder = place.folder
-    return (folder / DONE).is_file() or _has_any(folder / 'checkpoints') or any((folder / 'parts').glob('*.json'))
+    return (
+        (folder / DONE).is_file()
+        or _has_any(folder / 'checkpoints')
+        or any((folder / 'parts').glob('*.json'))
+    )
 
 
 def _plain_numbers(value: Any) -> Any:

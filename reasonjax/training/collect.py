@@ -1,6 +1,8 @@
-"""Collecting own samples: prompts -> rollouts -> rewards -> the good ones as a dataset of JSONL for a later supervised stage.
+"""Collecting own samples: prompts -> rollouts -> rewards -> the good ones as a dataset of JSONL for
+a later supervised stage.
 
-The building block of rejection sampling, STaR and their relatives: `collect -> supervised`, repeated.
+The building block of rejection sampling, STaR and their relatives: `collect -> supervised`,
+repeated.
 """
 
 import datetime
@@ -36,24 +38,30 @@ PART = re.compile(r'[0-9]{5,}\.json')
 NOTHING = {'sampled': 0, 'kept': 0, 'dropped': 0, 'empty': 0, 'reward': 0.0, 'num_tokens': 0}
 
 
-def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> StageResult:
-    """Samples `steps` times `num_prompts` prompts and writes the different completions whose total reward is at least `min_reward`.
+def run(
+    run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None
+) -> StageResult:
+    """Samples `steps` times `num_prompts` prompts and writes the different completions whose total
+    reward is at least `min_reward`.
 
     `token_limit` and `time_limit` end it earlier: with the step that reaches them.
 
-    Rows hold every column of the prompt's row, `completion` (the sampled text) and `reward`. Where the prompt is messages, so is the
-    completion, and `completion_ids` are the tokens as they were drawn, which a later stage learns. Each step is a part file, written
-    whole, so a stopped stage goes on with the next one; the draws are counted and do not change. A part that is damaged is
+    Rows hold every column of the prompt's row, `completion` (the sampled text) and `reward`. Where
+    the prompt is messages, so is the completion, and `completion_ids` are the tokens as they were
+    drawn, which a later stage learns. Each step is a part file, written whole, so a stopped stage
+    goes on with the next one; the draws are counted and do not change. A part that is damaged is
     drawn again.
 
     Where `steps` is less than what is done already, the stage ends with that.
 
     Returns:
-      The parameters as they were, the last step, and what the stage did: `sampled`, `kept`, `dropped` (no reward, or cut off before its
-      end), `empty` (good enough, but without a text to learn), the mean `reward` of all but the dropped, and `num_tokens` drawn.
+      The parameters as they were, the last step, and what the stage did: `sampled`, `kept`,
+      `dropped` (no reward, or cut off before its end), `empty` (good enough, but without a text to
+      learn), the mean `reward` of all but the dropped, and `num_tokens` drawn.
 
     Raises:
-      UserError: nothing was good enough to keep, or rows hold what JSON does not (see `check_columns`).
+      UserError: nothing was good enough to keep, or rows hold what JSON does not (see
+        `check_columns`).
     """
     del evaluation
     started = time.perf_counter()
@@ -64,9 +72,16 @@ def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: C
     done = processes.on_main(lambda: _done(parts))
     steps = max(stage.steps, next(step for step in itertools.count() if step + 1 not in done))
     if steps > stage.steps and processes.is_main():
-        print(f'config.{place.name}.steps={stage.steps}: {steps} are collected already; the stage ends with them.', flush=True)
+        print(
+            f'config.{place.name}.steps={stage.steps}: {steps} are collected already; the stage '
+            'ends with them.',
+            flush=True,
+        )
     totals, stepped = dict(NOTHING), 0.0
-    with open_rollouts(run, place, check_columns) as rollouts, Progress(place.name, steps) as progress:
+    with (
+        open_rollouts(run, place, check_columns) as rollouts,
+        Progress(place.name, steps) as progress,
+    ):
         for step in range(1, steps + 1):
             stopping.point(f'stage {place.name}: {step - 1} of {steps} steps are done and saved')
             if step in done:
@@ -83,14 +98,23 @@ def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: C
             seconds = part.get('seconds', 0.0)
             stepped += seconds if step > 1 else 0.0
             measured = {'reward': totals['reward'] / max(1, totals['sampled'] - totals['dropped'])}
-            dropped = {f'data/{name}': value for name, value in rollouts.data.counters.items() if name.startswith('dropped')}
-            run.writer.write(place.name, step, totals | measured | dropped | {'step_time': seconds} | timers.take())
+            dropped = {
+                f'data/{name}': value
+                for name, value in rollouts.data.counters.items()
+                if name.startswith('dropped')
+            }
+            run.writer.write(
+                place.name,
+                step,
+                totals | measured | dropped | {'step_time': seconds} | timers.take(),
+            )
             progress.update(step, measured)
             if counters.limit_reached(stage, totals['num_tokens'], stepped):
                 break
     if not totals['kept']:
         raise UserError(
-            f'stage {place.name}: none of {totals["sampled"]} samples reached min_reward={stage.min_reward}; lower it or sample more.'
+            f'stage {place.name}: none of {totals["sampled"]} samples reached '
+            f'min_reward={stage.min_reward}; lower it or sample more.'
         )
     processes.on_main(lambda: _join(parts, step, place.folder / FILE))
     run.writer.sync()
@@ -107,13 +131,17 @@ def check_columns(row: Mapping[str, Any]) -> None:
     """Checks a row before anything is sampled for it.
 
     Raises:
-      UserError: a column cannot be written as JSON. Dates and decimals are written as text, arrays as lists.
+      UserError: a column cannot be written as JSON. Dates and decimals are written as text, arrays
+        as lists.
     """
     for name, value in row.items():
         try:
             _json(value)
         except (TypeError, ValueError) as error:
-            raise UserError(f'column "{name}" cannot be written beside a sample ({error}); a transform may leave it out') from error
+            raise UserError(
+                f'column "{name}" cannot be written beside a sample ({error}); a transform may '
+                'leave it out'
+            ) from error
 
 
 def _json(value: Any) -> str:
@@ -135,7 +163,10 @@ def _learnable(prompt: Any, completion: Completion) -> dict[str, Any]:
     """The columns that make a row of a prompt and its completion."""
     if isinstance(prompt, str):
         return {'completion': completion.text}
-    return {'completion': [{'role': 'assistant', 'content': completion.text}], 'completion_ids': completion.ids}
+    return {
+        'completion': [{'role': 'assistant', 'content': completion.text}],
+        'completion_ids': completion.ids,
+    }
 
 
 def _done(parts: pathlib.Path) -> dict[int, dict]:
@@ -146,7 +177,10 @@ def _done(parts: pathlib.Path) -> dict[int, dict]:
         try:
             part = _read(path)
         except UserError as error:
-            print(f'warning: {error} Put aside as {put_aside(path).name}, and drawn again.', file=sys.stderr)
+            print(
+                f'warning: {error} Put aside as {put_aside(path).name}, and drawn again.',
+                file=sys.stderr,
+            )
         else:
             done[int(path.stem)] = {name: value for name, value in part.items() if name != 'rows'}
     return done
@@ -161,7 +195,9 @@ def _read(path: pathlib.Path) -> dict:
     part = files.json_object(path)
     rows, counts = part.get('rows'), part.get('counts')
     good = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
-    good &= isinstance(counts, dict) and all(type(value) in (int, float) for value in counts.values())
+    good &= isinstance(counts, dict) and all(
+        type(value) in (int, float) for value in counts.values()
+    )
     if not (good and type(part.get('seconds', 0.0)) in (int, float)):
         raise UserError(f'{path}: is not what a step has collected.')
     return part
@@ -189,7 +225,11 @@ def _part(drawn: ScoredRollout, stage: Any) -> dict:
                 counts['empty'] += int(reward >= stage.min_reward)
                 continue
             fresh = all(completion.text != other.text for other in kept)
-            if reward >= stage.min_reward and fresh and len(kept) < (stage.max_per_prompt or len(group)):
+            if (
+                reward >= stage.min_reward
+                and fresh
+                and len(kept) < (stage.max_per_prompt or len(group))
+            ):
                 kept.append(completion)
                 rows.append(row | _learnable(row['prompt'], completion) | {'reward': float(reward)})
         counts['kept'] += len(kept)

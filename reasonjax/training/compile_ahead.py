@@ -1,4 +1,5 @@
-"""Programs that are compiled before they are first called, while something else compiles or runs."""
+"""Programs that are compiled before they are first called, while something else compiles or
+runs."""
 
 import concurrent.futures
 from typing import Any
@@ -7,10 +8,12 @@ import jax
 
 
 class Ahead:
-    """Compiles jitted functions in threads of their own: most of compiling is one thread's work, and a stage has several programs.
+    """Compiles jitted functions in threads of their own: most of compiling is one thread's work,
+    and a stage has several programs.
 
-    What it compiles is what a call finds, if the shapes given here are those of the call: same dtypes, same placement. Where they are not,
-    the call compiles again; a test counts that none of the stages' calls does.
+    What it compiles is what a call finds, if the shapes given here are those of the call: same
+    dtypes, same placement. Where they are not, the call compiles again; a test counts that none of
+    the stages' calls does.
     """
 
     def __init__(self) -> None:
@@ -18,17 +21,21 @@ class Ahead:
         self._threads: concurrent.futures.ThreadPoolExecutor | None = None
 
     def start(self, program: Any, *shapes: Any) -> None:
-        """Starts to compile a jitted function for these arguments (shapes, with shardings where arrays are placed), in the background.
+        """Starts to compile a jitted function for these arguments (shapes, with shardings where
+        arrays are placed), in the background.
 
         With several processes nothing happens: all would have to compile in the same order.
         """
         if jax.process_count() > 1 or not hasattr(program, 'lower'):
             return
-        self._threads = self._threads or concurrent.futures.ThreadPoolExecutor(thread_name_prefix='compile')
+        self._threads = self._threads or concurrent.futures.ThreadPoolExecutor(
+            thread_name_prefix='compile'
+        )
         self._under_way.append(self._threads.submit(lambda: program.lower(*shapes).compile()))
 
     def finish(self) -> None:
-        """Waits for all that was started; raises what compiling raised. To be called before a program is."""
+        """Waits for all that was started; raises what compiling raised. To be called before a
+        program is."""
         under_way, self._under_way = self._under_way, []
         for one in under_way:
             one.result()
@@ -38,7 +45,8 @@ class Ahead:
 
 
 def shapes_of(tree: Any) -> Any:
-    """The shapes of arrays, with shardings where they are placed (an array that is not goes where the others are)."""
+    """The shapes of arrays, with shardings where they are placed (an array that is not goes where
+    the others are)."""
 
     def of(x: jax.Array) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding if x.committed else None)

@@ -59,7 +59,9 @@ class Run:
     def rollout_mesh(self) -> jax.sharding.Mesh:
         """The mesh to sample on: the same devices in the same order."""
         # A run that was made before there was this key sampled on the mesh it trained on.
-        return meshes.reshaped(self.mesh, self.config.get('rollout', {}).get('mesh', {}), 'rollout.mesh')
+        return meshes.reshaped(
+            self.mesh, self.config.get('rollout', {}).get('mesh', {}), 'rollout.mesh'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Place:
 
 
 def places(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Place]:
-    """The stages in order; a name that comes again is numbered ('collect', 'train', 'collect_2', 'train_2')."""
+    """The stages in order; a name that comes again is numbered ('collect', 'train', 'collect_2',
+    'train_2')."""
     found, seen = [], {}
     for number, name in enumerate(config.stages):
         seen[name] = seen.get(name, 0) + 1
@@ -90,15 +93,28 @@ def check_stages(config: ml_collections.ConfigDict) -> None:
     """Raises UserError where `stages` names what is not there, or what cannot be a stage."""
     if not config.stages:
         raise UserError('config.stages: names no stage.')
-    groups = [name for name, value in config.items() if isinstance(value, ml_collections.ConfigDict) and 'kind' in value]
+    groups = [
+        name
+        for name, value in config.items()
+        if isinstance(value, ml_collections.ConfigDict) and 'kind' in value
+    ]
     for name in config.stages:
         if name not in groups:
-            raise UserError(f'config.stages: no stage "{name}".{nearest(str(name), groups)} Stages of this config: {listing(groups)}.')
+            raise UserError(
+                f'config.stages: no stage "{name}".{nearest(str(name), groups)} Stages of this '
+                f'config: {listing(groups)}.'
+            )
         if not NAME.fullmatch(name):
-            raise UserError(f'config.stages: "{name}" names a folder, so it is made of at most 100 letters, digits, "_", "-" and ".".')
+            raise UserError(
+                f'config.stages: "{name}" names a folder, so it is made of at most 100 letters, '
+                'digits, "_", "-" and ".".'
+            )
         kind = config[name].kind
         if kind not in KINDS:
-            raise UserError(f'config.{name}.kind: unknown kind "{kind}".{nearest(str(kind), KINDS)} Known: {listing(KINDS)}.')
+            raise UserError(
+                f'config.{name}.kind: unknown kind "{kind}".{nearest(str(kind), KINDS)} Known: '
+                f'{listing(KINDS)}.'
+            )
 
 
 def open_run(
@@ -109,7 +125,8 @@ def open_run(
     texts: Callable[[], Iterator[str]] | None = None,
     trust: Sequence[str] = (),
 ) -> Run:
-    """Builds what a run shares; draws nothing, writes nothing but a tokenizer that has to be trained first.
+    """Builds what a run shares; draws nothing, writes nothing but a tokenizer that has to be
+    trained first.
 
     Args:
       config: resolved.
@@ -137,30 +154,53 @@ def open_run(
 
 
 def check_mesh(run: Run, place: Place) -> None:
-    """Raises UserError where a mesh does not divide the model or the batches of a stage, with the nearest meshes that do."""
+    """Raises UserError where a mesh does not divide the model or the batches of a stage, with the
+    nearest meshes that do."""
     stage, name = settings(run.config, place), place.name
     if 'num_prompts' in stage:
         same = run.rollout_mesh == run.mesh
         if stage.num_prompts % at_once(stage):
             best = divisor(stage.num_prompts, stage.prompts_at_once)
             raise UserError(
-                f'config.{name}.prompts_at_once={stage.prompts_at_once}: does not divide num_prompts={stage.num_prompts}; nearest: {best}.'
+                f'config.{name}.prompts_at_once={stage.prompts_at_once}: does not divide '
+                f'num_prompts={stage.num_prompts}; nearest: {best}.'
             )
-        prompts = {f'{name}.{"prompts_at_once" if stage.prompts_at_once else "num_prompts"}': at_once(stage)}
-        check_divides(run.rollout_mesh.shape, run.model, rows=prompts, lengths={}, key='mesh' if same else 'rollout.mesh')
+        prompts = {
+            f'{name}.{"prompts_at_once" if stage.prompts_at_once else "num_prompts"}': at_once(
+                stage
+            )
+        }
+        check_divides(
+            run.rollout_mesh.shape,
+            run.model,
+            rows=prompts,
+            lengths={},
+            key='mesh' if same else 'rollout.mesh',
+        )
     if 'accumulation' not in stage:
         return
     if 'num_prompts' in stage:
         rows = stage.num_prompts * stage.num_generations // stage.minibatches
-        text, length = 'num_prompts x num_generations / minibatches', stage.data.max_prompt_length + stage.max_completion_length
+        text, length = (
+            'num_prompts x num_generations / minibatches',
+            stage.data.max_prompt_length + stage.max_completion_length,
+        )
     else:
         rows = stage.batch_size * rows_per_example(stage)
-        text, length = 'batch_size' if rows == stage.batch_size else 'batch_size x 2', stage.data.max_length
+        text, length = (
+            'batch_size' if rows == stage.batch_size else 'batch_size x 2',
+            stage.data.max_length,
+        )
     if rows % stage.accumulation:
         best = divisor(rows, stage.accumulation)
-        raise UserError(f'config.{name}.accumulation={stage.accumulation}: does not divide {rows} rows ({text}); nearest: {best}.')
+        raise UserError(
+            f'config.{name}.accumulation={stage.accumulation}: does not divide {rows} rows '
+            f'({text}); nearest: {best}.'
+        )
     of_micro = {f'{name}: {text} / accumulation': rows // stage.accumulation}
-    check_divides(run.mesh.shape, run.model, rows=of_micro, lengths={f'{name}: tokens of a row': length})
+    check_divides(
+        run.mesh.shape, run.model, rows=of_micro, lengths={f'{name}: tokens of a row': length}
+    )
 
 
 def at_once(stage: ml_collections.ConfigDict) -> int:
@@ -169,23 +209,31 @@ def at_once(stage: ml_collections.ConfigDict) -> int:
 
 
 def rows_per_example(stage: ml_collections.ConfigDict) -> int:
-    """Adjacent rows of a supervised batch that belong together: of a preference, the chosen answer and the rejected one."""
+    """Adjacent rows of a supervised batch that belong together: of a preference, the chosen answer
+    and the rejected one."""
     return 2 if stage.data.form == 'preference' else 1
 
 
 def check_lengths(config: ml_collections.ConfigDict, model: ModelConfig) -> None:
     """Raises UserError where a stage has longer sequences than the model has positions for."""
     limit = longest(model)
-    groups = {name: config[name] for name in config.stages if name in config} | {'evaluation': config.evaluation}
+    groups = {name: config[name] for name in config.stages if name in config} | {
+        'evaluation': config.evaluation
+    }
     for name, group in groups.items():
         data = group.get('data', group)
         length = data.get('max_length', 0)
         if 'max_completion_length' in group:
             length = data.max_prompt_length + group.max_completion_length
         if limit and length > limit:
-            way = 'model.rope_scaling.length' if 'length' in dict(model.rope_scaling) else 'model.max_positions'
+            way = (
+                'model.rope_scaling.length'
+                if 'length' in dict(model.rope_scaling)
+                else 'model.max_positions'
+            )
             raise UserError(
-                f'config.{name}: sequences of {length} tokens, but the positions of this model are good for {limit}; '
+                f'config.{name}: sequences of {length} tokens, but the positions of this model are '
+                f'good for {limit}; '
                 f'shorten them, or set config.{way}={length} if that is meant.'
             )
 
@@ -194,12 +242,17 @@ def training_texts(config: ml_collections.ConfigDict) -> Iterator[str]:
     """Every text that the first stage with data trains on: what a vocabulary is learnt from."""
     stage = next((config[name] for name in config.stages if 'data' in config[name]), None)
     if stage is None:
-        raise UserError('config.tokenizer: there is no stage with data to learn a vocabulary from; give tokenizer.path.')
+        raise UserError(
+            'config.tokenizer: there is no stage with data to learn a vocabulary from; give '
+            'tokenizer.path.'
+        )
     source, transforms = _data_functions(stage.data)
     for i in range(len(source)):
         examples = [source[i]]
         for transform in transforms:
-            examples = [out for example in examples for out in transform(example, np.random.default_rng(i))]
+            examples = [
+                out for example in examples for out in transform(example, np.random.default_rng(i))
+            ]
         for example in examples:
             yield ''.join(render.texts(example))
 
@@ -212,10 +265,15 @@ def data_functions(run: Run, data: ml_collections.ConfigDict) -> tuple[Source, l
     path = data.source.get('path', '')
     if not path.startswith('stage:'):
         return _data_functions(data)
-    names = {place.name: place.folder / 'dataset.jsonl' for place in places(run.config, run.workdir)}
+    names = {
+        place.name: place.folder / 'dataset.jsonl' for place in places(run.config, run.workdir)
+    }
     name = path.removeprefix('stage:')
     if name not in names:
-        raise UserError(f'config: data.source.path="{path}": no such stage.{nearest(name, names)} Stages: {listing(names)}.')
+        raise UserError(
+            f'config: data.source.path="{path}": no such stage.{nearest(name, names)} Stages: '
+            f'{listing(names)}.'
+        )
     found = data.copy_and_resolve_references().unlock()
     found.source.path = str(names[name])
     return _data_functions(found)
@@ -223,13 +281,21 @@ def data_functions(run: Run, data: ml_collections.ConfigDict) -> tuple[Source, l
 
 def _data_functions(data: ml_collections.ConfigDict) -> tuple[Source, list]:
     source = configs.resolve(data.source, 'source', 'data.source')()
-    transforms = [configs.resolve(t, 'transforms', f'data.transforms[{i}]') for i, t in enumerate(data.transforms)]
+    transforms = [
+        configs.resolve(t, 'transforms', f'data.transforms[{i}]')
+        for i, t in enumerate(data.transforms)
+    ]
     return getattr(source, 'examples', source), transforms
 
 
 def check_data(place: Place, data: Batches) -> None:
-    """Raises UserError where processes read other data: each places its part of a batch that all must have made alike."""
-    processes.check_equal(data.get_state()['fingerprint'], f'stage {place.name}: the data', 'Give all hosts the same files and settings.')
+    """Raises UserError where processes read other data: each places its part of a batch that all
+    must have made alike."""
+    processes.check_equal(
+        data.get_state()['fingerprint'],
+        f'stage {place.name}: the data',
+        'Give all hosts the same files and settings.',
+    )
 
 
 def fresh_params(run: Run) -> Any:
@@ -245,16 +311,20 @@ def _drawer(model: ModelConfig, mesh: jax.sharding.Mesh) -> Callable[[jax.Array]
 
 
 def adapt(run: Run, place: Place, params: Any) -> Any:
-    """Puts the adapter of a stage over the parameters; under `eval_shape` it tells the structure they have after it."""
+    """Puts the adapter of a stage over the parameters; under `eval_shape` it tells the structure
+    they have after it."""
     adapter = configs.resolve(settings(run.config, place).adapter, 'adapter')
     return adapter(params, randomness.key(run.config.seed, place.number, 0, 'adapter'))
 
 
 def abstract_params(run: Run, upto: int) -> Any:
-    """Shapes and shardings of the parameters as stage `upto` leaves them, adapters of all stages so far included."""
+    """Shapes and shardings of the parameters as stage `upto` leaves them, adapters of all stages so
+    far included."""
     params = spec.abstract(run.specs, run.model.param_dtype)
     for place in places(run.config, run.workdir)[: upto + 1]:
         if 'adapter' in settings(run.config, place):
             params = jax.eval_shape(functools.partial(adapt, run, place), params)
     placed = shardings(run.specs, params, run.mesh)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, placed)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, placed
+    )

@@ -1,4 +1,5 @@
-"""What a stage has counted so far: part of every checkpoint, so that a resumed stage counts, and decides, as if nothing had been."""
+"""What a stage has counted so far: part of every checkpoint, so that a resumed stage counts, and
+decides, as if nothing had been."""
 
 import dataclasses
 import math
@@ -18,14 +19,18 @@ class Counters:
       num_tokens: read or produced.
       skipped_updates: because loss or gradient was not finite.
       skipped_spikes: updates skipped because the gradient norm stood out.
-      applied_updates: of the line of weights there is now: the optimiser's own count, which a rollback turns back.
+      applied_updates: of the line of weights there is now: the optimiser's own count, which a
+        rollback turns back.
       nonfinite_in_a_row: steps up to now with an update that was not finite.
       spikes_in_a_row: steps up to now with a spike.
       rollbacks: times the weights went back to a checkpoint.
-      newest: step of the newest checkpoint of this line of weights. One that was only saved because the run was asked to stop does not
-        count: an undisturbed run has none there, and must decide the same.
-      proven: step of the newest checkpoint from whose weights a step was finite; None means the weights as they came in.
-      best: {'step', 'value'} of the best evaluation so far, where the stage keeps its best checkpoint.
+      newest: step of the newest checkpoint of this line of weights. One that was only saved because
+        the run was asked to stop does not count: an undisturbed run has none there, and must decide
+        the same.
+      proven: step of the newest checkpoint from whose weights a step was finite; None means the
+        weights as they came in.
+      best: {'step', 'value'} of the best evaluation so far, where the stage keeps its best
+        checkpoint.
     """
 
     num_tokens: float = 0.0
@@ -60,36 +65,53 @@ class Counters:
 
     def retained(self, rolling_back: bool) -> set[int]:
         """Steps whose checkpoints must stay: the best, and the one that a rollback would need."""
-        return {step for step in (self.proven if rolling_back else None, self.best and self.best['step']) if step is not None}
+        return {
+            step
+            for step in (self.proven if rolling_back else None, self.best and self.best['step'])
+            if step is not None
+        }
 
 
-def read_counts(meta: Mapping[str, Any], where: str | os.PathLike) -> tuple[Counters, dict[str, Any]]:
-    """Reads the counts of a checkpoint from its `meta`, and its clock: `seconds`, `steps` (seconds of steps) and `phases`.
+def read_counts(
+    meta: Mapping[str, Any], where: str | os.PathLike
+) -> tuple[Counters, dict[str, Any]]:
+    """Reads the counts of a checkpoint from its `meta`, and its clock: `seconds`, `steps` (seconds
+    of steps) and `phases`.
 
     Raises:
       UserError: they are not those of this version; `where` is the checkpoint.
     """
     try:
         clock = {'steps': 0.0} | meta['clock']
-        seconds, steps, phases = (kind(clock[name]) for name, kind in (('seconds', float), ('steps', float), ('phases', dict)))
+        seconds, steps, phases = (
+            kind(clock[name])
+            for name, kind in (('seconds', float), ('steps', float), ('phases', dict))
+        )
         if any(type(meta.get(name, 0)) is not int for name in ('records', 'completions', 'steps')):
             raise TypeError('a number is none')
         return Counters(**meta['counted']), {'seconds': seconds, 'steps': steps, 'phases': phases}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f'checkpoint {where}: its counts are damaged, or those of another version of reasonjax ({type(error).__name__}: {error}).'
+            f'checkpoint {where}: its counts are damaged, or those of another version of reasonjax '
+            f'({type(error).__name__}: {error}).'
         ) from error
 
 
 def limit_reached(stage: Any, tokens: float, seconds: float) -> bool:
-    """Whether a stage has reached a limit of tokens, or of seconds of its steps, that it has. All processes ask, and hear the same."""
+    """Whether a stage has reached a limit of tokens, or of seconds of its steps, that it has. All
+    processes ask, and hear the same."""
     late = 0 < stage.get('time_limit', 0) <= seconds
     # Clocks differ between processes; tokens do not.
-    return 0 < stage.get('token_limit', 0) <= tokens or bool(stage.get('time_limit', 0)) and processes.agree(late)
+    return (
+        0 < stage.get('token_limit', 0) <= tokens
+        or bool(stage.get('time_limit', 0))
+        and processes.agree(late)
+    )
 
 
 def actions_due(step: int, stage: Any, last: int, *, evaluating: bool = True) -> set[str]:
-    """What follows a step: an evaluation, a checkpoint; the last step is always saved, and evaluated when the stage is over."""
+    """What follows a step: an evaluation, a checkpoint; the last step is always saved, and
+    evaluated when the stage is over."""
     every = {'evaluate': stage.eval_every, 'save': stage.checkpoint_every}
     due = {name for name, period in every.items() if period and step % period == 0}
     if step == last or not evaluating:
@@ -97,7 +119,9 @@ def actions_due(step: int, stage: Any, last: int, *, evaluating: bool = True) ->
     return due | ({'save'} if step == last else set())
 
 
-def update_best(before: dict[str, Any] | None, step: int, measured: Mapping[str, Any], stage: Any, name: str) -> dict[str, Any] | None:
+def update_best(
+    before: dict[str, Any] | None, step: int, measured: Mapping[str, Any], stage: Any, name: str
+) -> dict[str, Any] | None:
     """The best evaluation after one more at `step`: the later one has to be strictly better.
 
     Args:
@@ -114,7 +138,8 @@ def update_best(before: dict[str, Any] | None, step: int, measured: Mapping[str,
         return None
     if stage.keep_best not in measured:
         raise UserError(
-            f'config.{name}.keep_best="{stage.keep_best}": the evaluation gives no such metric.{nearest(stage.keep_best, measured)} '
+            f'config.{name}.keep_best="{stage.keep_best}": the evaluation gives no such '
+            f'metric.{nearest(stage.keep_best, measured)} '
             f'It gives: {listing(measured)}.'
         )
     value = float(measured[stage.keep_best])
@@ -127,4 +152,7 @@ def check(stage: Any, name: str, evaluating: bool) -> None:
     """Raises UserError where the settings of these decisions cannot work."""
     if stage.keep_best and not (evaluating and stage.eval_every):
         missing = 'eval_every above 0' if evaluating else 'evaluation.enabled=True'
-        raise UserError(f'config.{name}.keep_best="{stage.keep_best}": there is nothing to choose by; it needs {missing}.')
+        raise UserError(
+            f'config.{name}.keep_best="{stage.keep_best}": there is nothing to choose by; it needs '
+            f'{missing}.'
+        )

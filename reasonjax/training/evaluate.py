@@ -1,4 +1,5 @@
-"""Evaluation: generate answers to every problem of a task and mark them. Used between steps, as a stage, and by the program."""
+"""Evaluation: generate answers to every problem of a task and mark them. Used between steps, as a
+stage, and by the program."""
 
 import sys
 from collections.abc import Callable
@@ -25,7 +26,8 @@ SHOWN = 3
 
 
 class Answer(NamedTuple):
-    """One marked completion: which problem (its place in the task), what was produced, what the verifier said."""
+    """One marked completion: which problem (its place in the task), what was produced, what the
+    verifier said."""
 
     problem: int
     completion: Completion
@@ -33,7 +35,8 @@ class Answer(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Marked answers of one model: `greedy[i]` one per problem (empty where not asked for), `sampled[i]` k per problem.
+    """Marked answers of one model: `greedy[i]` one per problem (empty where not asked for),
+    `sampled[i]` k per problem.
 
     `dropped` problems had too long a prompt and are not among them.
     """
@@ -45,33 +48,52 @@ class Evaluation(NamedTuple):
 
 
 def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
-    """Prepares an evaluation as `config.evaluation` states it; the result is called with parameters, as often as wanted.
+    """Prepares an evaluation as `config.evaluation` states it; the result is called with
+    parameters, as often as wanted.
 
-    Draws depend on the seed and the problem, not on when the evaluation is made: two evaluations of one model are equal, and models are
-    compared on the same random numbers.
+    Draws depend on the seed and the problem, not on when the evaluation is made: two evaluations of
+    one model are equal, and models are compared on the same random numbers.
 
     Args:
       run: what stages share.
       progress: show how many batches are done, on standard error.
 
     Raises:
-      UserError: settings that draw no answer; the result raises it too, where a parameter is not a finite number.
+      UserError: settings that draw no answer; the result raises it too, where a parameter is not a
+        finite number.
     """
     c = run.config.evaluation
     check_settings(c)
     task = configs.resolve(c.task, 'task', 'evaluation.task')()
-    processes.check_equal(task.examples.fingerprint(), 'config.evaluation: the problems', 'Give all hosts the same files.')
-    transforms = [configs.resolve(t, 'transforms', f'evaluation.transforms[{i}]') for i, t in enumerate(c.transforms)]
-    batch_size = meshes.filled(c.batch_size, run.rollout_mesh)  # of the last batch, what no problem fills is not marked
+    processes.check_equal(
+        task.examples.fingerprint(),
+        'config.evaluation: the problems',
+        'Give all hosts the same files.',
+    )
+    transforms = [
+        configs.resolve(t, 'transforms', f'evaluation.transforms[{i}]')
+        for i, t in enumerate(c.transforms)
+    ]
+    # of the last batch, what no problem fills is not marked
+    batch_size = meshes.filled(c.batch_size, run.rollout_mesh)
     batches = pipeline.evaluation(
-        task.examples, transforms, run.tokenizer, max_prompt_length=c.max_prompt_length, batch_size=batch_size, overlong=c.overlong
+        task.examples,
+        transforms,
+        run.tokenizer,
+        max_prompt_length=c.max_prompt_length,
+        batch_size=batch_size,
+        overlong=c.overlong,
     )
     key = randomness.key(run.config.seed, 0, 0, 'evaluate')
     ways = {}
     if c.greedy:
-        ways['greedy'] = sampling_from_config(c, run.tokenizer, 'evaluation', temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
+        ways['greedy'] = sampling_from_config(
+            c, run.tokenizer, 'evaluation', temperature=0.0, top_k=0, top_p=1.0, min_p=0.0
+        )
     if c.samples:
-        ways['sampled'] = sampling_from_config(c, run.tokenizer, 'evaluation', num_generations=c.samples)
+        ways['sampled'] = sampling_from_config(
+            c, run.tokenizer, 'evaluation', num_generations=c.samples
+        )
     programs = {name: sampler(run, settings) for name, settings in ways.items()}
 
     def evaluate(params: Any) -> Evaluation:
@@ -84,7 +106,10 @@ def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
     def over(params: Any, report: Callable[[int], None]) -> Evaluation:
         rows, marked = [], {'greedy': [], 'sampled': []}
         for done, batch in enumerate(batches, 1):
-            stopping.point(f'evaluation: {done - 1} of {len(batches)} batches were done, and will be done again')
+            stopping.point(
+                f'evaluation: {done - 1} of {len(batches)} batches were done, and will be done '
+                'again'
+            )
             prompts = {name: batch[name] for name in ('tokens', 'segments', 'positions', 'index')}
             prompts['index'] = prompts['index'].astype(np.uint32)
             results = {name: program(params, prompts, key) for name, program in programs.items()}
@@ -100,18 +125,26 @@ def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
         valid = np.flatnonzero(batch['valid'])
 
         def of(part: slice) -> list[list[dict]]:
-            return [[task.verify(t.text, batch['rows'][i], t.terminated) for t in texts[i]] for i in valid[part]]
+            return [
+                [task.verify(t.text, batch['rows'][i], t.terminated) for t in texts[i]]
+                for i in valid[part]
+            ]
 
         verdicts = [verdict for part in processes.divided(len(valid), of) for verdict in part]
         return [
-            [Answer(int(batch['index'][i]), t, verdict) for t, verdict in zip(texts[i], of_problem, strict=True)]
+            [
+                Answer(int(batch['index'][i]), t, verdict)
+                for t, verdict in zip(texts[i], of_problem, strict=True)
+            ]
             for i, of_problem in zip(valid, verdicts, strict=True)
         ]
 
     return evaluate
 
 
-def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> StageResult:
+def run(
+    run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None
+) -> StageResult:
     """Leaves the model as it is; the evaluation follows, as after every stage."""
     del evaluation
     run.writer.resume(place.name, None)
@@ -127,31 +160,49 @@ def check(config: ml_collections.ConfigDict, name: str) -> None:
 def check_settings(c: ml_collections.ConfigDict) -> None:
     """Raises UserError where the settings of an evaluation cannot work."""
     if not (c.greedy or c.samples):
-        raise UserError(f'config.evaluation: greedy={c.greedy} with samples={c.samples} draws no answer; set greedy, or samples above 0.')
+        raise UserError(
+            f'config.evaluation: greedy={c.greedy} with samples={c.samples} draws no answer; set '
+            'greedy, or samples above 0.'
+        )
     samplers.check(c, 'evaluation')
 
 
 def metric_names(c: ml_collections.ConfigDict) -> set[str]:
-    """The names of the metrics that an evaluation with these settings gives; `eval_strict` and `eval_flexible` if the task has them."""
-    answer = Answer(0, Completion('', [], 0, True), {'correct': True, 'strict': True, 'flexible': True})
-    return set(as_metrics(summarise(Evaluation([{}], [answer] * bool(c.greedy), [[answer]] * bool(c.samples)))))
+    """The names of the metrics that an evaluation with these settings gives; `eval_strict` and
+    `eval_flexible` if the task has them."""
+    answer = Answer(
+        0, Completion('', [], 0, True), {'correct': True, 'strict': True, 'flexible': True}
+    )
+    return set(
+        as_metrics(
+            summarise(Evaluation([{}], [answer] * bool(c.greedy), [[answer]] * bool(c.samples)))
+        )
+    )
 
 
 def summarise(found: Evaluation) -> dict:
     """Accuracies with 95 % intervals, and lengths.
 
-    `accuracy` is greedy, `sampled_accuracy` the mean over samples; intervals are over problems (see `statistics.interval`).
-    `mean_length` is in tokens, of the samples where there are any: greedy answers follow whichever habit is in the majority, so
-    their length says less.
+    `accuracy` is greedy, `sampled_accuracy` the mean over samples; intervals are over problems (see
+    `statistics.interval`). `mean_length` is in tokens, of the samples where there are any: greedy
+    answers follow whichever habit is in the majority, so their length says less.
     """
     result = {'problems': len(found.rows), 'dropped_overlong': found.dropped}
     if found.greedy:
         correct = [a.verdict['correct'] for a in found.greedy]
-        result |= {'accuracy': float(np.mean(correct)), 'ci95': statistics.wilson(sum(correct), len(correct))}
+        result |= {
+            'accuracy': float(np.mean(correct)),
+            'ci95': statistics.wilson(sum(correct), len(correct)),
+        }
         result |= {'greedy_length': float(np.mean([a.completion.length for a in found.greedy]))}
     if found.sampled:
-        shares = [float(np.mean([a.verdict['correct'] for a in answers])) for answers in found.sampled]
-        result |= {'sampled_accuracy': float(np.mean(shares)), 'sampled_ci95': statistics.interval(shares)}
+        shares = [
+            float(np.mean([a.verdict['correct'] for a in answers])) for answers in found.sampled
+        ]
+        result |= {
+            'sampled_accuracy': float(np.mean(shares)),
+            'sampled_ci95': statistics.interval(shares),
+        }
     every = [a for answers in found.sampled for a in answers] or found.greedy
     result['mean_length'] = float(np.mean([a.completion.length for a in every]))
     result['clipped_ratio'] = float(np.mean([not a.completion.terminated for a in every]))
@@ -163,7 +214,9 @@ def summarise(found: Evaluation) -> dict:
 
 def as_metrics(summary: dict) -> dict:
     """The summary under the names metrics have."""
-    metrics = {f'eval_{name}': value for name, value in summary.items() if not name.endswith('ci95')}
+    metrics = {
+        f'eval_{name}': value for name, value in summary.items() if not name.endswith('ci95')
+    }
     for prefix in ('', 'sampled_'):
         if f'{prefix}ci95' in summary:
             low, high = summary[f'{prefix}ci95']
@@ -175,6 +228,11 @@ def examples(found: Evaluation) -> list[dict]:
     """The first few problems with the greedy (else the first sampled) answer, for the report."""
     answers = found.greedy or [a[0] for a in found.sampled]
     return [
-        {'prompt': row['prompt'], 'solution': row.get('solution'), 'answer': a.completion.text, 'correct': bool(a.verdict['correct'])}
+        {
+            'prompt': row['prompt'],
+            'solution': row.get('solution'),
+            'answer': a.completion.text,
+            'correct': bool(a.verdict['correct']),
+        }
         for row, a in list(zip(found.rows, answers, strict=True))[:SHOWN]
     ]

@@ -1,7 +1,9 @@
-"""Reinforcement with nothing on the host but prompts: sampling, the task's rule, advantages and updates are one compiled program.
+"""Reinforcement with nothing on the host but prompts: sampling, the task's rule, advantages and
+updates are one compiled program.
 
-`on_device` of an online stage asks for it, where the answers of the stage's task can be checked on tokens. What comes out is what `online`
-gives, to rounding; `iterations_per_call` steps are dispatched together.
+`on_device` of an online stage asks for it, where the answers of the stage's task can be checked on
+tokens. What comes out is what `online` gives, to rounding; `iterations_per_call` steps are
+dispatched together.
 """
 
 import functools
@@ -27,7 +29,12 @@ from reasonjax.training.context import Place, Run, check_data, settings
 from reasonjax.training.iteration import OnDeviceSource, StepInputs
 from reasonjax.training.kinds import StageResult
 from reasonjax.training.loop import dropped, train
-from reasonjax.training.rollout_step import make_generate, rollout_step, trace_rollout_step, wants_reference
+from reasonjax.training.rollout_step import (
+    make_generate,
+    rollout_step,
+    trace_rollout_step,
+    wants_reference,
+)
 
 PERIODS = ('steps', 'eval_every', 'checkpoint_every')
 # What needs the host within a step, and why.
@@ -39,7 +46,8 @@ WITHOUT = {
 
 
 class Reward(NamedTuple):
-    """The reward of a stage: its name in the metrics, its weight in the total, how it is computed, and the columns it cannot do without."""
+    """The reward of a stage: its name in the metrics, its weight in the total, how it is computed,
+    and the columns it cannot do without."""
 
     name: str
     weight: float
@@ -47,7 +55,9 @@ class Reward(NamedTuple):
     required: frozenset[str]
 
 
-def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> StageResult:
+def run(
+    run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None
+) -> StageResult:
     """Runs the stage; see `loop.train`, and `online.run`, whose results these are.
 
     Raises:
@@ -59,10 +69,14 @@ def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: C
     reward = reward_of(run, place)
     reference = None
     if wants_reference(stage):
-        # The reference is the model as this stage found it, adapters of earlier stages included; it stays in memory.
+        # The reference is the model as this stage found it, adapters of earlier stages included; it
+        # stays in memory.
         reference = initial_params()
         initial_params = lambda: reference  # noqa: E731
-    data, watch = rollouts.open_data(run, place, reward.rule.columns), rollout_metrics.Watcher(place.name)
+    data, watch = (
+        rollouts.open_data(run, place, reward.rule.columns),
+        rollout_metrics.Watcher(place.name),
+    )
     check_data(place, data)
 
     def next_batches(step: int, params: Any, timers: Timers) -> StepInputs:
@@ -74,33 +88,60 @@ def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: C
             return StepInputs(arrays(drawn, reward.rule, run.mesh), host)
 
     report_step = functools.partial(report, run, place, reward, watch)
-    on_device = OnDeviceSource(make_produce(run, place, reward), reference, report_step, stage.iterations_per_call)
+    on_device = OnDeviceSource(
+        make_produce(run, place, reward), reference, report_step, stage.iterations_per_call
+    )
     updates = stage.num_iterations * stage.minibatches
-    source = BatchSource(next_batches, data, updates, stage.temperature, memory=watch, on_device=on_device)
+    source = BatchSource(
+        next_batches, data, updates, stage.temperature, memory=watch, on_device=on_device
+    )
     return train(run, place, initial_params, source, evaluation)
 
 
 def make_produce(run: Run, place: Place, reward: Reward) -> Callable:
-    """What `iteration.OnDeviceSource` calls `produce`, of an online stage: `(params, reference, given, key) -> (batches, seen, kept)`."""
+    """What `iteration.OnDeviceSource` calls `produce`, of an online stage: `(params, reference,
+    given, key) -> (batches, seen, kept)`."""
     stage, name = settings(run.config, place), place.name
     generate, how = make_generate(run, stage, name), trace_rollout_step(run, stage, name)
 
-    def produce(params: Any, reference: Any, given: Mapping, key: jax.Array) -> tuple[list[dict], dict, dict]:
+    def produce(
+        params: Any, reference: Any, given: Mapping, key: jax.Array
+    ) -> tuple[list[dict], dict, dict]:
         rollout = generate(params, given['prompts'], key)
         of_group = {name: x[:, None] for name, x in given['columns'].items()}
-        reward_PxG = reward.rule.reward(rollout.tokens, rollout.length, rollout.terminated, of_group)
+        reward_PxG = reward.rule.reward(
+            rollout.tokens, rollout.length, rollout.terminated, of_group
+        )
         total_PxG = reward.weight * reward_PxG
-        batch, advantage_PxG, metrics = rollout_step(how, params, reference, given['prompts'], rollout, total_PxG)
-        seen = {'reward': reward_PxG, 'length': rollout.length, 'terminated': rollout.terminated, 'metrics': metrics}
-        kept = {'tokens': rollout.tokens, 'advantage': advantage_PxG} if stage.log_completions_every else {}
+        batch, advantage_PxG, metrics = rollout_step(
+            how, params, reference, given['prompts'], rollout, total_PxG
+        )
+        seen = {
+            'reward': reward_PxG,
+            'length': rollout.length,
+            'terminated': rollout.terminated,
+            'metrics': metrics,
+        }
+        kept = (
+            {'tokens': rollout.tokens, 'advantage': advantage_PxG}
+            if stage.log_completions_every
+            else {}
+        )
         return minibatches(batch, stage)[: stage.minibatches], seen, kept
 
     return produce
 
 
-def arrays(drawn: Sequence[Mapping], rule: TokenRule, mesh: jax.sharding.Mesh) -> dict[str, dict[str, jax.Array]]:
-    """Batches of prompts, one a step, as `produce` takes them: the first axis over steps, the second over prompts."""
-    prompts = [{name: x[name] for name in ('tokens', 'segments', 'positions')} | {'index': np.arange(len(x['rows']))} for x in drawn]
+def arrays(
+    drawn: Sequence[Mapping], rule: TokenRule, mesh: jax.sharding.Mesh
+) -> dict[str, dict[str, jax.Array]]:
+    """Batches of prompts, one a step, as `produce` takes them: the first axis over steps, the
+    second over prompts."""
+    prompts = [
+        {name: x[name] for name in ('tokens', 'segments', 'positions')}
+        | {'index': np.arange(len(x['rows']))}
+        for x in drawn
+    ]
     columns = [_stacked([rule.columns(row) for row in x['rows']]) for x in drawn]
     return {'prompts': _put(_stacked(prompts), mesh), 'columns': _put(_stacked(columns), mesh)}
 
@@ -110,30 +151,61 @@ def _stacked(dicts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]
 
 
 def _put(given: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    homes = {name: meshes.placed((None, 'batch', *(None,) * x.ndim)[: x.ndim], x.shape, mesh) for name, x in given.items()}
+    homes = {
+        name: meshes.placed((None, 'batch', *(None,) * x.ndim)[: x.ndim], x.shape, mesh)
+        for name, x in given.items()
+    }
     if mesh.is_multi_process:
-        return {name: jax.make_array_from_callback(x.shape, homes[name], lambda index, x=x: x[index]) for name, x in given.items()}
+        return {
+            name: jax.make_array_from_callback(x.shape, homes[name], lambda index, x=x: x[index])
+            for name, x in given.items()
+        }
     return jax.device_put(dict(given), homes)
 
 
 def report(
-    run: Run, place: Place, reward: Reward, watch: Callable[[dict], None], step: int, host: dict, seen: dict, kept: Callable[[], dict]
+    run: Run,
+    place: Place,
+    reward: Reward,
+    watch: Callable[[dict], None],
+    step: int,
+    host: dict,
+    seen: dict,
+    kept: Callable[[], dict],
 ) -> tuple[dict[str, float], int]:
-    """The metrics of a step, those of `online`, and its tokens; writes the table of completions where it is due."""
+    """The metrics of a step, those of `online`, and its tokens; writes the table of completions
+    where it is due."""
     stage, values = settings(run.config, place), seen['reward'].reshape(-1, 1).astype(np.float64)
     none = np.isnan(values)
     counts = {f'rewards/{reward.name}/{kind}': 0 for kind in ('errors', 'timeouts', 'nan')}
-    rewards = Rewards((reward.name,), values, reward.weight * values[:, 0], counts | {f'rewards/{reward.name}/dropped': int(none.sum())})
-    if none.all() and not all(any(rollouts.is_unknown(row, name) for name in reward.required) for row in host['rows']):
-        raise UserError(f'stage {place.name}, step {step}: no sample has a reward ({rewards.counts}).')
+    rewards = Rewards(
+        (reward.name,),
+        values,
+        reward.weight * values[:, 0],
+        counts | {f'rewards/{reward.name}/dropped': int(none.sum())},
+    )
+    if none.all() and not all(
+        any(rollouts.is_unknown(row, name) for name in reward.required) for row in host['rows']
+    ):
+        raise UserError(
+            f'stage {place.name}, step {step}: no sample has a reward ({rewards.counts}).'
+        )
     rollout = Rollout(None, None, None, seen['length'], seen['terminated'])
     metrics = {name: float(value) for name, value in seen['metrics'].items()}
     metrics |= rollout_metrics.rollout_metrics(rollout) | rollout_metrics.reward_metrics(rewards)
     watch(metrics)
     if stage.log_completions_every and step % stage.log_completions_every == 0:
         rollout = rollout.replace(tokens=kept()['tokens'])
-        drawn = rollouts.ScoredRollout(host, rollout, completions(rollout, run.tokenizer), rewards, np.full(len(host['rows']), step))
-        run.writer.completions(place.name, step, rollout_metrics.rows_of(drawn, kept()['advantage']))
+        drawn = rollouts.ScoredRollout(
+            host,
+            rollout,
+            completions(rollout, run.tokenizer),
+            rewards,
+            np.full(len(host['rows']), step),
+        )
+        run.writer.completions(
+            place.name, step, rollout_metrics.rows_of(drawn, kept()['advantage'])
+        )
     return metrics | host['dropped'], int(seen['length'].sum())
 
 
@@ -141,28 +213,43 @@ def reward_of(run: Run, place: Place) -> Reward:
     """The reward of a stage as its task checks it on tokens.
 
     Raises:
-      UserError: the problems are of no task with such a rule, the stage has other rewards, or the tokenizer does not fit.
+      UserError: the problems are of no task with such a rule, the stage has other rewards, or the
+        tokenizer does not fit.
     """
     stage, key = settings(run.config, place), f'config.{place.name}.on_device'
     source = stage.data.source
-    task = None if str(source.get('path', '')).startswith('stage:') else configs.resolve(source, 'source', 'data.source')()
+    task = (
+        None
+        if str(source.get('path', '')).startswith('stage:')
+        else configs.resolve(source, 'source', 'data.source')()
+    )
     if not isinstance(task, Task) or task.on_tokens is None:
         raise UserError(
-            f'{key}: the prompts come from "{source.name}", and on the device only a task checks answers whose rule runs on tokens (it has '
+            f'{key}: the prompts come from "{source.name}", and on the device only a task checks '
+            'answers whose rule runs on tokens (it has '
             '`on_tokens`, as addition does). Take such a task, or on_device=False.'
         )
     wanted = task.on_tokens.reward
     others = {name: node for name, node in stage.rewards.items() if _bound(node) != _bound(wanted)}
     if others or len(stage.rewards) > 1:
         raise UserError(
-            f'{key}: reward functions are Python and cannot run on the device. There, {task.name} has one that equals its rule, '
-            f'{_shown(wanted)}; config.{place.name}.rewards has {", ".join(_shown(node) for node in (others or stage.rewards).values())}. '
+            f'{key}: reward functions are Python and cannot run on the device. There, {task.name} '
+            'has one that equals its rule, '
+            f'{_shown(wanted)}; config.{place.name}.rewards has '
+            f'{", ".join(_shown(node) for node in (others or stage.rewards).values())}. '
             'Take only the former, or on_device=False.'
         )
     ((name, node),) = stage.rewards.items()
-    required = frozenset(reward_functions.list_required(RewardSpec(*_bound(node)), f'rewards.{name}'))
+    required = frozenset(
+        reward_functions.list_required(RewardSpec(*_bound(node)), f'rewards.{name}')
+    )
     try:
-        return Reward(name, node.get('weight', 1.0), task.on_tokens.build(run.tokenizer, stage.max_completion_length), required)
+        return Reward(
+            name,
+            node.get('weight', 1.0),
+            task.on_tokens.build(run.tokenizer, stage.max_completion_length),
+            required,
+        )
     except UserError as error:
         raise UserError(f'{key}: {error} Or set on_device=False.') from error
 
@@ -178,7 +265,8 @@ def _shown(node: Mapping) -> str:
 
 
 def check(stage: Mapping[str, Any], name: str) -> None:
-    """Raises UserError where a stage asks for what one program cannot do, or its periods do not fit its calls."""
+    """Raises UserError where a stage asks for what one program cannot do, or its periods do not fit
+    its calls."""
     together = stage.iterations_per_call
     if together < 1:
         raise UserError(f'config.{name}.iterations_per_call={together}: must be at least 1.')
@@ -186,9 +274,13 @@ def check(stage: Mapping[str, Any], name: str) -> None:
         if stage[period] % together:
             best = divisor(stage[period], together)
             raise UserError(
-                f'config.{name}.iterations_per_call={together}: does not divide {name}.{period}={stage[period]}, and between two calls '
+                f'config.{name}.iterations_per_call={together}: does not divide '
+                f'{name}.{period}={stage[period]}, and between two calls '
                 f'only is there something to evaluate or to save; nearest: {best}.'
             )
     for key, why in WITHOUT.items():
         if stage.get(key):
-            raise UserError(f'config.{name}.{key}={stage[key]}: not with on_device, {why}; set one of the two to its neutral value.')
+            raise UserError(
+                f'config.{name}.{key}={stage[key]}: not with on_device, {why}; set one of the two '
+                'to its neutral value.'
+            )

@@ -1,4 +1,5 @@
-"""A step whose batches are made on the device: what makes them and the updates that read them as one program."""
+"""A step whose batches are made on the device: what makes them and the updates that read them as
+one program."""
 
 import functools
 from collections.abc import Callable
@@ -17,11 +18,13 @@ class OnDeviceSource(NamedTuple):
     """The part of a source of batches that is compiled into one program with the updates.
 
     Attributes:
-      produce: `(params, fixed, given, key) -> (batches, seen, kept)`, traced: what one step trains on, from what the host gives it. Of
-        `batches` there are as many as a pass has updates; `seen` goes to the host at every step, `kept` only where it is asked for.
+      produce: `(params, fixed, given, key) -> (batches, seen, kept)`, traced: what one step trains
+        on, from what the host gives it. Of `batches` there are as many as a pass has updates;
+        `seen` goes to the host at every step, `kept` only where it is asked for.
       fixed: arrays that `produce` reads besides, the same at every step.
-      report: `(step, host, seen, kept) -> (metrics, tokens)`, on the host, in the order of the steps: `host` is what the feed has put
-        aside for the step, `seen` is fetched, `kept()` fetches.
+      report: `(step, host, seen, kept) -> (metrics, tokens)`, on the host, in the order of the
+        steps: `host` is what the feed has put aside for the step, `seen` is fetched, `kept()`
+        fetches.
       iterations: steps that a call of the program does.
     """
 
@@ -44,7 +47,8 @@ class StepInputs(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """A step that is done: its number, its metrics on the host, the tokens produced or read in it."""
+    """A step that is done: its number, its metrics on the host, the tokens produced or read in
+    it."""
 
     step: int
     metrics: dict[str, float]
@@ -63,16 +67,29 @@ def make_iterations(
       stage: number of the stage in the run.
 
     Returns:
-      `(state, frozen, fixed, given, seed, first) -> (state, (metrics, seen, kept))`. The leaves of `given` have a leading axis over steps,
-      of which `first` is the number; so has what is returned besides the state, and the metrics of updates have a second one over these.
-      `seed` is that of the run, an integer or an array.
+      `(state, frozen, fixed, given, seed, first) -> (state, (metrics, seen, kept))`. The leaves of
+      `given` have a leading axis over steps, of which `first` is the number; so has what is
+      returned besides the state, and the metrics of updates have a second one over these. `seed` is
+      that of the run, an integer or an array.
     """
 
-    def iteration(state: State, frozen: Any, fixed: Any, given: Any, seed: jax.Array, step: jax.Array) -> tuple[State, Any]:
-        batches, seen, kept = produce(combine(state.trainable, frozen), fixed, given, randomness.key(seed, stage, step, 'rollout'))
+    def iteration(
+        state: State, frozen: Any, fixed: Any, given: Any, seed: jax.Array, step: jax.Array
+    ) -> tuple[State, Any]:
+        batches, seen, kept = produce(
+            combine(state.trainable, frozen),
+            fixed,
+            given,
+            randomness.key(seed, stage, step, 'rollout'),
+        )
 
         def one(state: State, i: jax.Array, batch: dict) -> tuple[State, dict]:
-            return update(state, frozen, batch, randomness.key(seed, stage, (step - 1) * updates + i, 'update'))
+            return update(
+                state,
+                frozen,
+                batch,
+                randomness.key(seed, stage, (step - 1) * updates + i, 'update'),
+            )
 
         if updates == 1:
             state, metrics = one(state, 0, *batches)
@@ -81,15 +98,26 @@ def make_iterations(
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
 
         def body(state: State, i: jax.Array) -> tuple[State, dict]:
-            return one(state, i, jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i % len(batches), keepdims=False), stacked))
+            return one(
+                state,
+                i,
+                jax.tree.map(
+                    lambda x: jax.lax.dynamic_index_in_dim(x, i % len(batches), keepdims=False),
+                    stacked,
+                ),
+            )
 
         state, metrics = jax.lax.scan(body, state, jnp.arange(updates))
         return state, (metrics, seen, kept)
 
-    def iterations(state: State, frozen: Any, fixed: Any, given: Any, seed: jax.Array, first: jax.Array) -> tuple[State, Any]:
+    def iterations(
+        state: State, frozen: Any, fixed: Any, given: Any, seed: jax.Array, first: jax.Array
+    ) -> tuple[State, Any]:
         number = len(jax.tree.leaves(given)[0])
         if number == 1:
-            state, found = iteration(state, frozen, fixed, jax.tree.map(lambda x: x[0], given), seed, first)
+            state, found = iteration(
+                state, frozen, fixed, jax.tree.map(lambda x: x[0], given), seed, first
+            )
             return state, jax.tree.map(lambda x: x[None], found)
 
         def body(state: State, this: tuple) -> tuple[State, Any]:
@@ -102,12 +130,21 @@ def make_iterations(
 
 
 def fetch(on_device: OnDeviceSource, first: int, host: list, device: tuple) -> list[Measured]:
-    """What came of the steps from `first` on: `device` is what the program of `make_iterations` returned, `host` is of its `StepInputs`."""
+    """What came of the steps from `first` on: `device` is what the program of `make_iterations`
+    returned, `host` is of its `StepInputs`."""
     (metrics, seen), found = jax.device_get(device[:2]), []
     kept = functools.cache(lambda: jax.device_get(device[2]))
     for i, known in enumerate(host):
-        known_metrics, tokens = on_device.report(first + i, known, _at(seen, i), lambda i=i: _at(kept(), i))
-        found.append(Measured(first + i, {name: float(np.mean(x[i])) for name, x in metrics.items()} | known_metrics, tokens))
+        known_metrics, tokens = on_device.report(
+            first + i, known, _at(seen, i), lambda i=i: _at(kept(), i)
+        )
+        found.append(
+            Measured(
+                first + i,
+                {name: float(np.mean(x[i])) for name, x in metrics.items()} | known_metrics,
+                tokens,
+            )
+        )
     return found
 
 

@@ -13,7 +13,9 @@ from reasonjax.training.kinds import StageResult
 from reasonjax.weights import finite
 
 
-def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> StageResult:
+def run(
+    run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None
+) -> StageResult:
     """Saves the parameters as step 0.
 
     Raises:
@@ -24,7 +26,11 @@ def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: C
     run.writer.resume(place.name, None)
     finite.check(params, f'stage {place.name}', 'They are not saved.', run.model.compute_dtype)
     with Checkpoints(place.folder / 'checkpoints') as checkpoints:
-        meta = {'stage': place.name, 'model': to_dict(run.model), 'config': claim.fingerprint(run.config)}
+        meta = {
+            'stage': place.name,
+            'model': to_dict(run.model),
+            'config': claim.fingerprint(run.config),
+        }
         checkpoints.save(0, params=params, meta=meta)
     return StageResult(params)
 

@@ -1,4 +1,5 @@
-"""A config that starts from a model takes over its shape and its tokenizer: what `config.init` names decides `config.model`."""
+"""A config that starts from a model takes over its shape and its tokenizer: what `config.init`
+names decides `config.model`."""
 
 import pathlib
 from collections.abc import Sequence
@@ -16,25 +17,34 @@ from reasonjax.training import saved_run
 OWN = ('model.', 'tokenizer.')
 
 
-def load(location: str, overrides: Sequence[tuple[str, str]] = (), trust: Sequence[str] = ()) -> ml_collections.ConfigDict:
+def load(
+    location: str, overrides: Sequence[tuple[str, str]] = (), trust: Sequence[str] = ()
+) -> ml_collections.ConfigDict:
     """Loads a config file as `config.load` does, and adopts the model that its `init` names.
 
-    Overrides of `model` and `tokenizer` are applied last: they change what was adopted. For `trust` see `saved_run.open_saved`.
+    Overrides of `model` and `tokenizer` are applied last: they change what was adopted. For `trust`
+    see `saved_run.open_saved`.
     """
     config = configs.load(location, [pair for pair in overrides if not pair[0].startswith(OWN)])
     for key in saved_run.SHAPE:
         if key not in config:
-            raise UserError(f'{location}: config.{key} is missing; configs/base.py has all that a config needs.')
+            raise UserError(
+                f'{location}: config.{key} is missing; configs/base.py has all that a config needs.'
+            )
     return adopt(config, [pair for pair in overrides if pair[0].startswith(OWN)], trust)
 
 
 def adopt(
-    config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]] = (), trust: Sequence[str] = ()
+    config: ml_collections.ConfigDict,
+    overrides: Sequence[tuple[str, str]] = (),
+    trust: Sequence[str] = (),
 ) -> ml_collections.ConfigDict:
-    """Fills `config.model`, in place, with the shape of the model that `config.init` names, and `config.tokenizer` with its tokenizer.
+    """Fills `config.model`, in place, with the shape of the model that `config.init` names, and
+    `config.tokenizer` with its tokenizer.
 
-    Of `config.model` the fields that are the run's to choose stay (dtypes, scan, remat, `model.config.CHOSEN`). A tokenizer that names a
-    folder or file of its own stays. A fresh model (`init=''`) is left alone.
+    Of `config.model` the fields that are the run's to choose stay (dtypes, scan, remat,
+    `model.config.CHOSEN`). A tokenizer that names a folder or file of its own stays. A fresh model
+    (`init=''`) is left alone.
 
     Args:
       config: completed, as `config.load` returns it.
@@ -45,7 +55,8 @@ def adopt(
       The config.
 
     Raises:
-      UserError: no such folder or run, or a tokenizer with more tokens than the model has embedding rows.
+      UserError: no such folder or run, or a tokenizer with more tokens than the model has embedding
+        rows.
     """
     scheme, _, place = config.init.partition(':')
     with config.unlocked():
@@ -61,13 +72,17 @@ def adopt(
 
 def _adopt_folder(config: ml_collections.ConfigDict, place: str) -> None:
     folder = model_source('hf').read_folder(place)
-    config.model = ml_collections.ConfigDict(folder.fields | _chosen(config.model) | {'max_positions': folder.fields['max_positions']})
+    config.model = ml_collections.ConfigDict(
+        folder.fields | _chosen(config.model) | {'max_positions': folder.fields['max_positions']}
+    )
     if not _own_tokenizer(config.tokenizer):
         config.tokenizer = ml_collections.ConfigDict(dict(name='huggingface', path=place))
     configs.complete(config)
 
 
-def _adopt_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, trust: Sequence[str]) -> None:
+def _adopt_run(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, trust: Sequence[str]
+) -> None:
     try:
         saved_config = saved_run.read_model(workdir, trust)
     except UserError as error:
@@ -89,17 +104,22 @@ def _own_tokenizer(tokenizer: ml_collections.ConfigDict) -> bool:
 
 
 def _rows(config: ml_collections.ConfigDict) -> int:
-    """Rows of the embedding: the folder's, and one more for PAD and the mask each where the tokenizer puts them behind its tokens."""
+    """Rows of the embedding: the folder's, and one more for PAD and the mask each where the
+    tokenizer puts them behind its tokens."""
     rows = config.model.vocab_size
     if config.tokenizer.name == 'sentencepiece' and not config.tokenizer.path:
-        raise UserError('config.tokenizer: a pretrained model needs the tokenizer it was trained with; give tokenizer.path.')
+        raise UserError(
+            'config.tokenizer: a pretrained model needs the tokenizer it was trained with; give '
+            'tokenizer.path.'
+        )
     tokenizer = configs.resolve(config.tokenizer, 'tokenizer')(None, None)
     size = max(tokenizer.vocab_size, (tokenizer.mask_id or 0) + 1)
     beyond = set(range(rows, size)) - {tokenizer.pad_id, tokenizer.mask_id}
     if beyond:
         raise UserError(
-            f'config.tokenizer: {len(beyond)} tokens from id {min(beyond)} on ({tokenizer.decode([min(beyond)])!r}) have no embedding: '
-            f'{config.init} has {rows} rows. It is the tokenizer of another model, or one that was extended after training.'
+            f'config.tokenizer: {len(beyond)} tokens from id {min(beyond)} on '
+            f'({tokenizer.decode([min(beyond)])!r}) have no embedding: '
+            f'{config.init} has {rows} rows. It is the tokenizer of another model, or one that was '
+            'extended after training.'
         )
     return max(rows, size)
-

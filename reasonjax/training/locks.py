@@ -1,4 +1,5 @@
-"""One process at a time writes a folder: a lock of the operating system, which the death of its holder frees, however it dies."""
+"""One process at a time writes a folder: a lock of the operating system, which the death of its
+holder frees, however it dies."""
 
 import contextlib
 import datetime
@@ -29,7 +30,8 @@ _HELD = (errno.EAGAIN, errno.EACCES)
 
 @contextlib.contextmanager
 def hold(folder: str | os.PathLike, file: str | os.PathLike = '') -> Iterator[None]:
-    """Holds the lock of a folder within it; of a run of several processes the first one does, for all.
+    """Holds the lock of a folder within it; of a run of several processes the first one does, for
+    all.
 
     Where the file system has no locks, says so on standard error and goes on.
 
@@ -38,7 +40,8 @@ def hold(folder: str | os.PathLike, file: str | os.PathLike = '') -> Iterator[No
       file: the lock; by default `NAME` in the folder. It is gone when the lock is given back.
 
     Raises:
-      UserError: another process holds it (named with its host and command), or the file cannot be written.
+      UserError: another process holds it (named with its host and command), or the file cannot be
+        written.
     """
     path, held = pathlib.Path(file or pathlib.Path(folder) / NAME), []
     processes.on_main(lambda: held.append(_take(path, folder)))
@@ -46,7 +49,8 @@ def hold(folder: str | os.PathLike, file: str | os.PathLike = '') -> Iterator[No
         yield
     finally:
         for descriptor in held:
-            # Before it is given back: whoever opened the file meanwhile sees that it is gone, and makes a new one.
+            # Before it is given back: whoever opened the file meanwhile sees that it is gone, and
+            # makes a new one.
             path.unlink(missing_ok=True)
             os.close(descriptor)
 
@@ -68,17 +72,25 @@ def _take(path: pathlib.Path, folder: str | os.PathLike) -> int:
             if error.errno in _HELD:
                 holder = _holder(descriptor)
                 os.close(descriptor)
-                raise UserError(f'{folder} is in use by {holder}. Wait until it has ended, or give another folder.') from error
+                raise UserError(
+                    f'{folder} is in use by {holder}. Wait until it has ended, or give another '
+                    'folder.'
+                ) from error
             print(
-                f'note: {folder}: this file system has no locks ({files.reason(error)}), so nothing keeps a second process from writing '
+                f'note: {folder}: this file system has no locks ({files.reason(error)}), so '
+                'nothing keeps a second process from writing '
                 'there at the same time; see to it that there is none.',
                 file=sys.stderr,
             )
         if _same(descriptor, path):
             break
         os.close(descriptor)  # its holder has given it back and deleted it since
-    me = {'pid': os.getpid(), 'host': socket.gethostname(), 'since': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-          'command': shlex.join(['python', *sys.orig_argv[1:]])}  # fmt: skip
+    me = {
+        'pid': os.getpid(),
+        'host': socket.gethostname(),
+        'since': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+        'command': shlex.join(['python', *sys.orig_argv[1:]]),
+    }
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(me).encode(), 0)
     return descriptor

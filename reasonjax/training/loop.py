@@ -1,6 +1,8 @@
-"""The one training loop: restore, step, record, evaluate, save. Stages differ in the source of batches they hand in.
+"""The one training loop: restore, step, record, evaluate, save. Stages differ in the source of
+batches they hand in.
 
-What a kill at any moment may cost is the time since the newest checkpoint, and nothing else: see docs/RELIABILITY.md.
+What a kill at any moment may cost is the time since the newest checkpoint, and nothing else: see
+docs/RELIABILITY.md.
 """
 
 import dataclasses
@@ -28,7 +30,14 @@ from reasonjax.training.checkpoint import Checkpoints
 from reasonjax.training.checkpoint_trees import abstract
 from reasonjax.training.compile_ahead import Ahead, shapes_of
 from reasonjax.training.context import Place, Run, adapt, settings
-from reasonjax.training.counters import Counters, actions_due, check, limit_reached, read_counts, update_best
+from reasonjax.training.counters import (
+    Counters,
+    actions_due,
+    check,
+    limit_reached,
+    read_counts,
+    update_best,
+)
 from reasonjax.training.iteration import Measured, StepInputs, fetch
 from reasonjax.training.kinds import StageResult
 from reasonjax.training.step import State, create
@@ -37,19 +46,26 @@ from reasonjax.weights import finite
 from reasonjax.weights.partition import combine, partition
 
 
-def train(run: Run, place: Place, initial_params: Callable[[], Any], source: BatchSource, evaluation: Callable | None) -> StageResult:
+def train(
+    run: Run,
+    place: Place,
+    initial_params: Callable[[], Any],
+    source: BatchSource,
+    evaluation: Callable | None,
+) -> StageResult:
     """Runs a training stage to its end, from its newest checkpoint where there is one.
 
     Args:
       run: what stages share.
       place: of this stage.
-      initial_params: returns the parameters that the stage starts from; called at the start, and by a rollback to it. They
-        are not changed, and only those that do not train are kept.
+      initial_params: returns the parameters that the stage starts from; called at the start, and by
+        a rollback to it. They are not changed, and only those that do not train are kept.
       source: of batches.
       evaluation: what `evaluate.make` returned, or None.
 
     Raises:
-      UserError: settings that cannot work, a checkpoint that cannot be written, or a stage that goes on failing.
+      UserError: settings that cannot work, a checkpoint that cannot be written, or a stage that
+        goes on failing.
       Stopped: the program was asked to stop; everything is saved.
     """
     stage = settings(run.config, place)
@@ -71,28 +87,42 @@ class _Training:
         checkpoints: Checkpoints,
     ):
         self.run, self.place, self.stage = run, place, settings(run.config, place)
-        self.initial_params, self.source, self.evaluation, self.checkpoints = initial_params, source, evaluation, checkpoints
+        self.initial_params, self.source, self.evaluation, self.checkpoints = (
+            initial_params,
+            source,
+            evaluation,
+            checkpoints,
+        )
         self.started = time.perf_counter()
         self.earlier = 0.0  # seconds of attempts before this one
         total_updates = self.stage.steps * source.updates
         self.schedule = configs.resolve(self.stage.learning_rate, 'learning_rate')(total_updates)
         self.optimizer = configs.resolve(self.stage.optimizer, 'optimizer')(self.schedule)
         self.state, self.frozen, self.chosen = self._start()
-        self.update = compile_update(run, self.stage, source, self.optimizer, self.state, total_updates, place)
+        self.update = compile_update(
+            run, self.stage, source, self.optimizer, self.state, total_updates, place
+        )
         self.counters, self.timers = Counters(), Timers()
-        self.pending: Callable[[], list[Measured]] | None = None  # fetches the metrics of what was dispatched last
+        # fetches the metrics of what was dispatched last
+        self.pending: Callable[[], list[Measured]] | None = None
         self.failing = False  # the last steps were not finite, one more than are tolerated
         self.last = self.stage.steps  # the last step: an earlier one once a limit is reached
         self.begin = 0  # the step that this process goes on from
         self.mark = claim.fingerprint(run.config)
         self.limited = bool(self.stage.get('token_limit', 0) or self.stage.get('time_limit', 0))
-        self.compiled, self.stepped = False, 0.0  # whether the first step of this process is over; seconds of all others
+        # whether the first step of this process is over; seconds of all others
+        self.compiled, self.stepped = False, 0.0
 
     def to_the_end(self) -> StageResult:
         """Goes on from the newest checkpoint."""
         unevaluated = self._resume()
         if not self.begin:
-            cautions.say(self.stage, self.place.name, self.state.trainable, self.stage.steps * self.source.updates)
+            cautions.say(
+                self.stage,
+                self.place.name,
+                self.state.trainable,
+                self.stage.steps * self.source.updates,
+            )
         self.ahead = self._compile_ahead()
         with Progress(self.place.name, self.stage.steps, start=self.begin) as self.progress:
             self.clock = time.perf_counter()
@@ -100,7 +130,9 @@ class _Training:
                 self._conclude(self.begin, {'evaluate'})
             if self._limit_reached() or self.begin >= self.stage.steps:
                 self.last = self.begin
-            for step in range(self.begin + self.source.steps, self.stage.steps + 1, self.source.steps):
+            for step in range(
+                self.begin + self.source.steps, self.stage.steps + 1, self.source.steps
+            ):
                 if step > self.last:
                     break
                 self._step(step)
@@ -110,7 +142,9 @@ class _Training:
         """Does a step, or as many as are dispatched together, of which this is the last."""
         self._dispatch(step - self.source.steps + 1)
         stop = stopping.asked()
-        due = functools.partial(actions_due, step, self.stage, evaluating=self.evaluation is not None)
+        due = functools.partial(
+            actions_due, step, self.stage, evaluating=self.evaluation is not None
+        )
         if stop or due(self.last) or self.source.record is not None or self._watchful():
             with self.timers('update'):
                 jax.block_until_ready(self.state)
@@ -127,7 +161,8 @@ class _Training:
             self.clock = time.perf_counter()
 
     def _dispatch(self, step: int) -> None:
-        """Starts a step, or several from this one on, and settles what came before while it runs."""
+        """Starts a step, or several from this one on, and settles what came before while it
+        runs."""
         fed = self.source.next(step, self._params(), self.timers)
         with self.timers('update'):
             start = self._start_updates if self.source.on_device is None else self._start_program
@@ -148,7 +183,12 @@ class _Training:
     def _compile_ahead(self) -> Ahead:
         ahead = Ahead()
         if self.source.shapes is not None:
-            ahead.start(self.update, *shapes_of((self.state, self.frozen)), self.source.shapes, shapes_of(self._key(0)))
+            ahead.start(
+                self.update,
+                *shapes_of((self.state, self.frozen)),
+                self.source.shapes,
+                shapes_of(self._key(0)),
+            )
         return ahead
 
     def _key(self, update: int) -> jax.Array:
@@ -156,11 +196,14 @@ class _Training:
 
     def _start_program(self, step: int, given: StepInputs) -> Callable[[], list[Measured]]:
         on_device = self.source.on_device
-        self.state, device = self.update(self.state, self.frozen, on_device.fixed, given.arrays, np.int32(step))
+        self.state, device = self.update(
+            self.state, self.frozen, on_device.fixed, given.arrays, np.int32(step)
+        )
         return functools.partial(fetch, on_device, step, given.host, device)
 
     def _settle(self) -> None:
-        """Fetches the metrics of what was dispatched last, if that has not been done; counts and writes them down."""
+        """Fetches the metrics of what was dispatched last, if that has not been done; counts and
+        writes them down."""
         if self.pending is None:
             return
         found, self.pending = self.pending(), None
@@ -172,8 +215,11 @@ class _Training:
         """Counts a step and writes it down; `last` of those that were dispatched together."""
         step, metrics, tokens = measured
         counters, stage = self.counters, self.stage
-        counters.count(self.source.updates, tokens, metrics.pop('nonfinite'), metrics.pop('spike', 0.0))
-        # Between two dispatches, where weights can change hands: a bad stretch that is over by then is over.
+        counters.count(
+            self.source.updates, tokens, metrics.pop('nonfinite'), metrics.pop('spike', 0.0)
+        )
+        # Between two dispatches, where weights can change hands: a bad stretch that is over by then
+        # is over.
         self.failing = last and counters.nonfinite_in_a_row > stage.max_nonfinite
         over = self.failing and counters.rollbacks == stage.max_rollbacks
         counters.rollbacks += self.failing and not over
@@ -184,13 +230,19 @@ class _Training:
             metrics['rollbacks'] = counters.rollbacks
         # An update that was skipped leaves the optimiser's own count where it was.
         rate = float(self.schedule(max(0, counters.applied_updates - 1)))
-        metrics |= {'learning_rate': rate, 'step_time': seconds, 'tokens_per_second': tokens / seconds}
+        metrics |= {
+            'learning_rate': rate,
+            'step_time': seconds,
+            'tokens_per_second': tokens / seconds,
+        }
         self.stepped += seconds * self.compiled
         self.compiled = True
         if last and self._limit_reached():
             self.last = step
         if step % stage.log_every == 0 or step == self.last:
-            self.run.writer.write(self.place.name, step, metrics | (self.timers.take() if last else {}))
+            self.run.writer.write(
+                self.place.name, step, metrics | (self.timers.take() if last else {})
+            )
         self.progress.update(step, metrics)
         if over or counters.spikes_in_a_row > stage.spike_window:
             raise UserError(self._complaint(step, metrics))
@@ -200,26 +252,35 @@ class _Training:
         numbers = f'(loss {metrics["loss"]}, grad_norm {metrics["grad_norm"]}); those updates were skipped'
         if not self.failing:
             return (
-                f'stage {name}, step {step}: the gradient norm stood out {counters.spikes_in_a_row} steps in a row {numbers}. That is its '
+                f'stage {name}, step {step}: the gradient norm stood out '
+                f'{counters.spikes_in_a_row} steps in a row {numbers}. That is its '
                 f'new level: raise {name}.spike_zscore, or lower {name}.learning_rate.peak.'
             )
         back = f', after {counters.rollbacks} rollbacks' if counters.rollbacks else ''
         return (
-            f'stage {name}, step {step}: loss or gradient was not finite {counters.nonfinite_in_a_row} steps in a row{back} {numbers}. '
-            f'Lower {name}.learning_rate.peak or set {name}.optimizer.clip_norm; max_nonfinite says how many are tolerated, max_rollbacks '
+            f'stage {name}, step {step}: loss or gradient was not finite '
+            f'{counters.nonfinite_in_a_row} steps in a row{back} {numbers}. '
+            f'Lower {name}.learning_rate.peak or set {name}.optimizer.clip_norm; max_nonfinite '
+            'says how many are tolerated, max_rollbacks '
             'how often to go back to a checkpoint and continue with the next data.'
         )
 
     def _watchful(self) -> bool:
-        """Whether each step is to be settled at once, so that a rollback always comes before the same step, and a limit ends the stage."""
-        return self.limited or self.stage.max_rollbacks > 0 and (self.counters.nonfinite_in_a_row > 0 or self.stage.max_nonfinite == 0)
+        """Whether each step is to be settled at once, so that a rollback always comes before the
+        same step, and a limit ends the stage."""
+        return (
+            self.limited
+            or self.stage.max_rollbacks > 0
+            and (self.counters.nonfinite_in_a_row > 0 or self.stage.max_nonfinite == 0)
+        )
 
     def _conclude(self, step: int, due: set[str]) -> None:
         """Evaluates and saves where it is due."""
         best = 'evaluate' in due and self._evaluate(step, due)
         if best or 'save' in due:
             every = self.stage.checkpoint_every
-            # The end is no place to save for a stage that was longer from the start: one that goes on from here decides as that one does.
+            # The end is no place to save for a stage that was longer from the start: one that goes
+            # on from here decides as that one does.
             self._save(step, regular=best or bool(every and step % every == 0))
 
     def _evaluate(self, step: int, due: set[str]) -> bool:
@@ -233,7 +294,10 @@ class _Training:
         measured = evaluate.as_metrics(summary)
         # Where this process goes on, another may have written it down before it was killed.
         self.run.writer.write(self.place.name, step, measured, once=step == self.begin)
-        before, self.counters.best = self.counters.best, update_best(self.counters.best, step, measured, self.stage, self.place.name)
+        before, self.counters.best = (
+            self.counters.best,
+            update_best(self.counters.best, step, measured, self.stage, self.place.name),
+        )
         return self.counters.best != before
 
     def _save(self, step: int, *, regular: bool = True, unevaluated: bool = False) -> None:
@@ -250,50 +314,83 @@ class _Training:
         self.checkpoints.retain(self.counters.retained(self.stage.max_rollbacks > 0))
         self.run.writer.sync()
         meta = {
-            'stage': self.place.name, 'model': model_config.to_dict(self.run.model), 'counted': dataclasses.asdict(self.counters),
-            'clock': {'seconds': self._seconds(), 'steps': self.stepped, 'phases': self.timers.seconds}, 'unevaluated': unevaluated,
-            'config': self.mark, 'steps': self.stage.steps, **self.run.writer.written(self.place.name),
-        }  # fmt: skip
+            'stage': self.place.name,
+            'model': model_config.to_dict(self.run.model),
+            'counted': dataclasses.asdict(self.counters),
+            'clock': {
+                'seconds': self._seconds(),
+                'steps': self.stepped,
+                'phases': self.timers.seconds,
+            },
+            'unevaluated': unevaluated,
+            'config': self.mark,
+            'steps': self.stage.steps,
+            **self.run.writer.written(self.place.name),
+        }
         position = dict(data=self.source.data, memory=self.source.memory)
-        self.checkpoints.save(step, params=self._params(), train=_rest(self.state), meta=meta, **position)
+        self.checkpoints.save(
+            step, params=self._params(), train=_rest(self.state), meta=meta, **position
+        )
 
     def _check_finite(self, where: str) -> None:
-        """Raises UserError where a weight is not finite: such weights are never saved, so a stage never ends with them."""
+        """Raises UserError where a weight is not finite: such weights are never saved, so a stage
+        never ends with them."""
         name = self.place.name
         advice = f'An update overflowed: lower {name}.learning_rate.peak, or raise {name}.optimizer.eps. Earlier checkpoints stay.'
         finite.check(self._params(), where, advice, self.run.model.compute_dtype)
 
     def _resume(self) -> bool:
-        """Restores the newest checkpoint, if there is one. Returns whether its evaluation is still to be done."""
+        """Restores the newest checkpoint, if there is one. Returns whether its evaluation is still
+        to be done."""
         begin = self.checkpoints.latest()
         if begin is None:
             self.run.writer.resume(self.place.name, None)
             return False
-        self.begin, meta = begin, self._restore(begin, data=self.source.data, memory=self.source.memory)
+        self.begin, meta = (
+            begin,
+            self._restore(begin, data=self.source.data, memory=self.source.memory),
+        )
         where = self.place.folder / 'checkpoints' / str(begin)
         if meta.get('config', self.mark) != self.mark:
-            raise UserError(f'checkpoint {where} is of another config than {claim.CONFIG}; was it put there from elsewhere?')
+            raise UserError(
+                f'checkpoint {where} is of another config than {claim.CONFIG}; was it put there '
+                'from elsewhere?'
+            )
         self.counters, clock = read_counts(meta, where)
         self._check_finite(f'stage {self.place.name}: its checkpoint of step {begin}')
         self.run.writer.resume(self.place.name, begin, meta)
         self.earlier, self.stepped = clock['seconds'], clock['steps']
         self.timers.seconds.update(clock['phases'])
-        before, steps, every = meta.get('steps', self.stage.steps), self.stage.steps, self.stage.eval_every
+        before, steps, every = (
+            meta.get('steps', self.stage.steps),
+            self.stage.steps,
+            self.stage.eval_every,
+        )
         if before != steps:
             self._report_length(before)
         # What was the last step is not evaluated by the loop; now it is one like others.
-        was_last = before == begin < steps and self.evaluation is not None and every and begin % every == 0
+        was_last = (
+            before == begin < steps and self.evaluation is not None and every and begin % every == 0
+        )
         return bool(meta.get('unevaluated') or was_last) and begin < steps
 
     def _report_length(self, before: int) -> None:
         """Says on the screen and in a record what another number of steps than until now means."""
-        self.run.writer.write(self.place.name, self.begin, {'steps': self.stage.steps, records.STEPS_BEFORE: before}, once=True)
+        self.run.writer.write(
+            self.place.name,
+            self.begin,
+            {'steps': self.stage.steps, records.STEPS_BEFORE: before},
+            once=True,
+        )
         if processes.is_main():
-            counts = dict(begin=self.begin, update=self.counters.applied_updates, updates=self.source.updates)
+            counts = dict(
+                begin=self.begin, update=self.counters.applied_updates, updates=self.source.updates
+            )
             print(claim.describe_length(self.run.config, self.place, before, **counts), flush=True)
 
     def _restore(self, step: int, **position: Any) -> dict:
-        """Puts the parameters, the optimiser and the step's own count of a checkpoint in place of those there are. Returns its `meta`."""
+        """Puts the parameters, the optimiser and the step's own count of a checkpoint in place of
+        those there are. Returns its `meta`."""
         params, train = abstract(self._params()), abstract(_rest(self.state))
         # Given up first: there may not be room for both.
         jax.tree.map(lambda x: x.delete(), self.state)
@@ -302,7 +399,8 @@ class _Training:
         return restored.meta
 
     def _roll_back(self, step: int) -> None:
-        """Goes back to weights that are known to be good. Step, position in the data and counters move on: the bad stretch is over."""
+        """Goes back to weights that are known to be good. Step, position in the data and counters
+        move on: the bad stretch is over."""
         counters, bad = self.counters, self.counters.nonfinite_in_a_row
         target = None if counters.proven is None else self.checkpoints.latest(upto=counters.proven)
         count = np.asarray(jax.device_get(self.state.step))
@@ -313,12 +411,21 @@ class _Training:
         else:
             counters.applied_updates = self._restore(target)['counted']['applied_updates']
         self.state = self.state.replace(step=jax.device_put(count, self.state.step.sharding))
-        counters.newest, counters.proven, counters.nonfinite_in_a_row, self.failing = target, target, 0, False
+        counters.newest, counters.proven, counters.nonfinite_in_a_row, self.failing = (
+            target,
+            target,
+            0,
+            False,
+        )
         if processes.is_main():
-            where = 'where the stage began' if target is None else f'the checkpoint of step {target}'
+            where = (
+                'where the stage began' if target is None else f'the checkpoint of step {target}'
+            )
             print(
-                f'warning: stage {self.place.name}, step {step}: loss or gradient was not finite {bad} steps in a row; weights and '
-                f'optimiser go back to {where}, and training goes on with step {step + 1} and new data (rollback {counters.rollbacks} of '
+                f'warning: stage {self.place.name}, step {step}: loss or gradient was not finite '
+                f'{bad} steps in a row; weights and '
+                f'optimiser go back to {where}, and training goes on with step {step + 1} and new '
+                f'data (rollback {counters.rollbacks} of '
                 f'at most {self.stage.max_rollbacks}). The learning rate is as it was then.',
                 file=sys.stderr,
             )
@@ -332,7 +439,17 @@ class _Training:
         trainable, frozen = partition(params, chosen)
         window = self.stage.spike_window if self.stage.spike_zscore else 0
         homes = partition(placed, chosen)[0]
-        return create(trainable, self.optimizer, homes, meshes.replicated(self.run.mesh), spike_window=window), frozen, chosen
+        return (
+            create(
+                trainable,
+                self.optimizer,
+                homes,
+                meshes.replicated(self.run.mesh),
+                spike_window=window,
+            ),
+            frozen,
+            chosen,
+        )
 
     def _limit_reached(self) -> bool:
         return limit_reached(self.stage, self.counters.num_tokens, self.stepped)
@@ -349,7 +466,9 @@ class _Training:
 
 def dropped(data: Any) -> dict[str, int]:
     """The rows that an iterator has dropped so far, by reason."""
-    return {f'data/{name}': value for name, value in data.counters.items() if name.startswith('dropped')}
+    return {
+        f'data/{name}': value for name, value in data.counters.items() if name.startswith('dropped')
+    }
 
 
 def _rest(state: State) -> dict:

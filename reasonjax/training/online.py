@@ -1,4 +1,5 @@
-"""Reinforcement from own samples: prompts -> rollouts -> rewards -> advantages -> the same step as any other stage."""
+"""Reinforcement from own samples: prompts -> rollouts -> rewards -> advantages -> the same step as
+any other stage."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -27,7 +28,12 @@ from reasonjax.training.group_buffer import GroupBuffer
 from reasonjax.training.kinds import StageResult
 from reasonjax.training.loop import train
 from reasonjax.training.rollout_metrics import Watcher, reward_metrics, rollout_metrics, rows_of
-from reasonjax.training.rollout_step import RolloutStep, recomputes_old, rollout_step, wants_reference
+from reasonjax.training.rollout_step import (
+    RolloutStep,
+    recomputes_old,
+    rollout_step,
+    wants_reference,
+)
 from reasonjax.training.rollouts import open_data, open_rollouts
 from reasonjax.training.step import make_score
 
@@ -36,14 +42,18 @@ __all__ = ['check', 'open_data', 'run']
 LARGEST_REWARD = 1e37  # differences of two are finite in float32
 
 
-def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> StageResult:
-    """Runs the stage; see `loop.train`, and `GroupBuffer` for where the groups come from that a step trains on.
+def run(
+    run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None
+) -> StageResult:
+    """Runs the stage; see `loop.train`, and `GroupBuffer` for where the groups come from that a
+    step trains on.
 
-    The metrics of the advantage (`reward`, `frac_reward_zero_std`, ...) are of these groups; `rewards/*` and `completions/*` are of all
-    that was sampled for the step.
+    The metrics of the advantage (`reward`, `frac_reward_zero_std`, ...) are of these groups;
+    `rewards/*` and `completions/*` are of all that was sampled for the step.
 
     Raises:
-      UserError: fewer than two generations per prompt, or a minibatch count that does not divide the prompts.
+      UserError: fewer than two generations per prompt, or a minibatch count that does not divide
+        the prompts.
     """
     stage = settings(run.config, place)
     if stage.on_device:
@@ -51,13 +61,25 @@ def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: C
     samplers.check(stage, place.name)
     layout = layout_of(stage, run.mesh, place.name)
     pack = Packer(layout)
-    updates, micro = stage.num_iterations * stage.minibatches, stage.minibatches * stage.accumulation
+    updates, micro = (
+        stage.num_iterations * stage.minibatches,
+        stage.minibatches * stage.accumulation,
+    )
     rows = stage.num_prompts * stage.num_generations
-    width = stage.max_completion_length + (0 if layout.share_prompts else stage.data.max_prompt_length)
-    score, ahead = _compiled_score(run.model, run.mesh, (rows, width), micro, stage.temperature), Ahead()
+    width = stage.max_completion_length + (
+        0 if layout.share_prompts else stage.data.max_prompt_length
+    )
+    score, ahead = (
+        _compiled_score(run.model, run.mesh, (rows, width), micro, stage.temperature),
+        Ahead(),
+    )
 
-    def lay_out(prompts: Mapping, rollout: Rollout, advantage_PxG: np.ndarray, extra: dict) -> tuple[dict, dict]:
-        batch = assemble(prompts, rollout, advantage_PxG, layout, mask_truncated=stage.mask_truncated_completions)
+    def lay_out(
+        prompts: Mapping, rollout: Rollout, advantage_PxG: np.ndarray, extra: dict
+    ) -> tuple[dict, dict]:
+        batch = assemble(
+            prompts, rollout, advantage_PxG, layout, mask_truncated=stage.mask_truncated_completions
+        )
         batch, packing = pack(batch)
         return meshes.place_batch(batch | extra, run.mesh), packing
 
@@ -68,45 +90,82 @@ def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: C
     advantage = _on_host(configs.resolve(stage.advantage, 'advantage'), place.name)
     how = RolloutStep(advantage, lay_out, logprob, updates, recomputes_old(stage))
     reference, shapes = None, None
-    if not (layout.packing or stage.minibatches > 1 or stage.pipelined or stage.dynamic_sampling > 1):
-        shapes = shapes_of_batch(stage, stage.num_prompts, layout, run.mesh, old=updates > 1, reference=wants_reference(stage))
+    if not (
+        layout.packing or stage.minibatches > 1 or stage.pipelined or stage.dynamic_sampling > 1
+    ):
+        shapes = shapes_of_batch(
+            stage,
+            stage.num_prompts,
+            layout,
+            run.mesh,
+            old=updates > 1,
+            reference=wants_reference(stage),
+        )
     if wants_reference(stage):
-        # The reference is the model as this stage found it, adapters of earlier stages included; it stays in memory.
+        # The reference is the model as this stage found it, adapters of earlier stages included; it
+        # stays in memory.
         reference = initial_params()
         initial_params = lambda: reference  # noqa: E731
         if shapes is not None:
-            ahead.start(score, shapes_of(reference), {name: x for name, x in shapes.items() if name in READ})
+            ahead.start(
+                score, shapes_of(reference), {name: x for name, x in shapes.items() if name in READ}
+            )
     table: list[dict] = []
     watch = Watcher(place.name)
 
     with open_rollouts(run, place) as rollouts:
         buffer = GroupBuffer(
-            rollouts, num_prompts=stage.num_prompts, steps=stage.steps, pipelined=stage.pipelined, dynamic_sampling=stage.dynamic_sampling
+            rollouts,
+            num_prompts=stage.num_prompts,
+            steps=stage.steps,
+            pipelined=stage.pipelined,
+            dynamic_sampling=stage.dynamic_sampling,
         )
 
         def next_batches(step: int, params: Any, timers: Timers) -> StepBatches:
             scored, sampled, origin = buffer.next(step, params, timers)
-            age_B = np.repeat(step - scored.steps, stage.num_generations) if buffer.may_be_stale else None
+            age_B = (
+                np.repeat(step - scored.steps, stage.num_generations)
+                if buffer.may_be_stale
+                else None
+            )
             with timers('score'):
                 batch, advantage_PxG, metrics = rollout_step(
                     how, params, reference, scored.prompts, scored.rollout, scored.total_PxG, age_B
                 )
                 if updates > 1 and not stage.pipelined:
-                    jax.block_until_ready(batch['logprob_old'])  # for the clock; pipelined, it would wait for the rollout in flight
+                    # for the clock; pipelined, it would wait for the rollout in flight
+                    jax.block_until_ready(batch['logprob_old'])
             if stage.log_completions_every and step % stage.log_completions_every == 0:
                 table[:] = rows_of(scored, advantage_PxG)
-            measured = metrics | origin | rollout_metrics(sampled.rollout) | reward_metrics(sampled.rewards)
+            measured = (
+                metrics
+                | origin
+                | rollout_metrics(sampled.rollout)
+                | reward_metrics(sampled.rewards)
+            )
             watch(measured)
-            return StepBatches(minibatches(batch, stage), measured, int(sampled.rollout.length.sum()))
+            return StepBatches(
+                minibatches(batch, stage), measured, int(sampled.rollout.length.sum())
+            )
 
         def record(step: int) -> None:
             if table:
                 run.writer.completions(place.name, step, table)
                 table.clear()
 
-        # Waiting for each step makes the clock of its phases exact; pipelined, it would wait for nothing but tables.
+        # Waiting for each step makes the clock of its phases exact; pipelined, it would wait for
+        # nothing but tables.
         tables = record if stage.log_completions_every or not stage.pipelined else None
-        source = BatchSource(next_batches, rollouts.data, updates, stage.temperature, tables, memory=Memory(watch, buffer), shapes=shapes)
+        source = BatchSource(
+            next_batches,
+            rollouts.data,
+            updates,
+            stage.temperature,
+            tables,
+            memory=Memory(watch, buffer),
+            shapes=shapes,
+        )
         return train(run, place, initial_params, source, evaluation)
 
 
@@ -117,7 +176,8 @@ def check(config: ml_collections.ConfigDict, name: str) -> None:
 
 
 class Memory:
-    """What the stage remembers from step to step, as one thing that a checkpoint holds: the warnings and the rollouts that wait."""
+    """What the stage remembers from step to step, as one thing that a checkpoint holds: the
+    warnings and the rollouts that wait."""
 
     def __init__(self, *parts: Remembers):
         self._parts = parts
@@ -131,16 +191,26 @@ class Memory:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled_score(model: ModelConfig, mesh: jax.sharding.Mesh, shape: tuple[int, int], micro: int, temperature: float) -> Callable:
+def _compiled_score(
+    model: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    shape: tuple[int, int],
+    micro: int,
+    temperature: float,
+) -> Callable:
     score = meshes.on(mesh, make_score(model, micro=micro, temperature=temperature))
     return jax.jit(score, out_shardings=meshes.batch_sharding(shape, mesh))
 
 
-def _on_host(advantage: Callable, name: str) -> Callable[[np.ndarray], tuple[np.ndarray, dict[str, float]]]:
-    """Returns `(total_PxG, nan where there is none) -> (advantage_PxG, metrics)`, computed by the host's own device where it has one.
+def _on_host(
+    advantage: Callable, name: str
+) -> Callable[[np.ndarray], tuple[np.ndarray, dict[str, float]]]:
+    """Returns `(total_PxG, nan where there is none) -> (advantage_PxG, metrics)`, computed by the
+    host's own device where it has one.
 
-    An accelerator does one thing after the other: the few numbers there are here would wait for a rollout in flight.
-    What is returned raises UserError where a reward is too large for float32; `name` is that of the stage.
+    An accelerator does one thing after the other: the few numbers there are here would wait for a
+    rollout in flight. What is returned raises UserError where a reward is too large for float32;
+    `name` is that of the stage.
     """
 
     def compute(rewards_PxG: jax.Array, valid_PxG: jax.Array) -> tuple[jax.Array, dict]:
@@ -153,11 +223,15 @@ def _on_host(advantage: Callable, name: str) -> Callable[[np.ndarray], tuple[np.
         valid_PxG = ~np.isnan(total_PxG)
         if len(large := total_PxG[np.abs(total_PxG) > LARGEST_REWARD]):
             raise UserError(
-                f'stage {name}: a total reward of {large[0]:g}; advantages are worked out in float32, for rewards of at most '
-                f'{LARGEST_REWARD:g} either way. Scale the reward function, or config.{name}.rewards.NAME.weight.'
+                f'stage {name}: a total reward of {large[0]:g}; advantages are worked out in '
+                'float32, for rewards of at most '
+                f'{LARGEST_REWARD:g} either way. Scale the reward function, or '
+                f'config.{name}.rewards.NAME.weight.'
             )
         with jax.default_device(device):
-            advantage_PxG, metrics = jax.device_get(compiled(np.where(valid_PxG, total_PxG, 0.0), valid_PxG))
+            advantage_PxG, metrics = jax.device_get(
+                compiled(np.where(valid_PxG, total_PxG, 0.0), valid_PxG)
+            )
         return advantage_PxG, {name: float(value) for name, value in metrics.items()}
 
     return of

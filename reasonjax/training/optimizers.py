@@ -1,4 +1,5 @@
-"""Optimisers: `(learning_rate, *, knobs) -> optax transformation` over the trainable part of the parameters."""
+"""Optimisers: `(learning_rate, *, knobs) -> optax transformation` over the trainable part of the
+parameters."""
 
 import functools
 from typing import Any
@@ -35,8 +36,8 @@ def adamw(
       weight_decay: decoupled decay, times the learning rate; 0 is Adam.
       no_decay: patterns of weights that do not decay.
       clip_norm: gradients are scaled down to this global norm; infinity never clips.
-      mu_dtype: of the first moment (bfloat16 halves it); '' is that of the weights. The second moment always has theirs: it moves by
-        1 - b2 of itself, which bfloat16 would round away.
+      mu_dtype: of the first moment (bfloat16 halves it); '' is that of the weights. The second
+        moment always has theirs: it moves by 1 - b2 of itself, which bfloat16 would round away.
 
     Raises:
       UserError: an unknown dtype.
@@ -48,20 +49,33 @@ def adamw(
         )
     decays = functools.partial(_decays, no_decay=no_decay)
     dtype = jnp.dtype(mu_dtype) if mu_dtype else None
-    adam = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays, mu_dtype=dtype)
+    adam = optax.adamw(
+        learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays, mu_dtype=dtype
+    )
     return _clip_norm(adam, clip_norm)
 
 
 def sgd(
-    learning_rate: optax.Schedule, *, momentum: BelowOne = 0.0, clip_norm: PositiveOrInfinite = float('inf')
+    learning_rate: optax.Schedule,
+    *,
+    momentum: BelowOne = 0.0,
+    clip_norm: PositiveOrInfinite = float('inf'),
 ) -> optax.GradientTransformation:
     """Gradient descent after clipping; `momentum` 0 is plain."""
     return _clip_norm(optax.sgd(learning_rate, momentum=momentum or None), clip_norm)
 
 
 def _decays(params: Any, no_decay: tuple[str, ...]) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: not partition.match(partition.path_name(path), no_decay), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not partition.match(partition.path_name(path), no_decay), params
+    )
 
 
-def _clip_norm(optimizer: optax.GradientTransformation, clip_norm: float) -> optax.GradientTransformation:
-    return optimizer if clip_norm == float('inf') else optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+def _clip_norm(
+    optimizer: optax.GradientTransformation, clip_norm: float
+) -> optax.GradientTransformation:
+    return (
+        optimizer
+        if clip_norm == float('inf')
+        else optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+    )

@@ -6,7 +6,8 @@ import numpy as np
 
 
 class BatchChoice(NamedTuple):
-    """What becomes of each group, in the order in which they were sampled; every group is in exactly one of the three lists.
+    """What becomes of each group, in the order in which they were sampled; every group is in
+    exactly one of the three lists.
 
     Attributes:
       trained: numbers of the groups to train on.
@@ -22,9 +23,11 @@ class BatchChoice(NamedTuple):
 
 
 def has_reward_spread(total_PxG: np.ndarray) -> np.ndarray:
-    """Returns [P] bool: at least two samples of a group have a reward, and not all rewards are the same.
+    """Returns [P] bool: at least two samples of a group have a reward, and not all rewards are the
+    same.
 
-    They are compared as the float32 numbers that advantages are computed from, and exactly: a deviation that is small is not none.
+    They are compared as the float32 numbers that advantages are computed from, and exactly: a
+    deviation that is small is not none.
 
     Args:
       total_PxG: total rewards; nan where a sample has none.
@@ -37,7 +40,8 @@ def has_reward_spread(total_PxG: np.ndarray) -> np.ndarray:
 
 
 def fill_batch(spread_P: np.ndarray, number: int) -> BatchChoice:
-    """Takes the `number` groups with a spread that were sampled first; where there are fewer, the newest without one fill the batch.
+    """Takes the `number` groups with a spread that were sampled first; where there are fewer, the
+    newest without one fill the batch.
 
     Args:
       spread_P: `has_reward_spread` of all groups, oldest first; at least `number` of them.
@@ -46,4 +50,6 @@ def fill_batch(spread_P: np.ndarray, number: int) -> BatchChoice:
     good, bad = np.flatnonzero(spread_P), np.flatnonzero(~np.asarray(spread_P))
     missing = max(0, number - len(good))
     kept = len(bad) - missing
-    return BatchChoice(np.sort(np.concatenate([good[:number], bad[kept:]])), good[number:], bad[:kept], missing)
+    return BatchChoice(
+        np.sort(np.concatenate([good[:number], bad[kept:]])), good[number:], bad[:kept], missing
+    )

@@ -1,4 +1,5 @@
-"""What an online stage measures of its rollouts: metrics, the table of completions, and warnings where a run learns nothing."""
+"""What an online stage measures of its rollouts: metrics, the table of completions, and warnings
+where a run learns nothing."""
 
 import sys
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ CUT_SHARE = 0.5
 
 
 class Watcher:
-    """Called with a step's metrics, it warns, once each, of the two ways a run silently learns nothing. A checkpoint holds its state."""
+    """Called with a step's metrics, it warns, once each, of the two ways a run silently learns
+    nothing. A checkpoint holds its state."""
 
     def __init__(self, name: str):
         self._name = name
@@ -33,12 +35,14 @@ class Watcher:
         texts = {}
         if self._flat >= FLAT_STEPS:
             texts['flat'] = (
-                f'every prompt had equal rewards for {self._flat} steps (now {metrics["reward"]:.3g}), so there is nothing to learn from. '
+                f'every prompt had equal rewards for {self._flat} steps (now '
+                f'{metrics["reward"]:.3g}), so there is nothing to learn from. '
                 'Look at the completions, and at what the reward function reads.'
             )
         if cut > CUT_SHARE:
             texts['cut'] = (
-                f'{cut:.0%} of the completions were cut at max_completion_length: they have no end and seldom an answer. Raise it, or '
+                f'{cut:.0%} of the completions were cut at max_completion_length: they have no end '
+                'and seldom an answer. Raise it, or '
                 'set mask_truncated_completions.'
             )
         for kind, text in texts.items():
@@ -54,7 +58,10 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     functions = {'mean': np.mean, 'min': np.min, 'max': np.max}
     metrics = {f'completions/{name}_length': float(of(length)) for name, of in functions.items()}
     if ended.any():
-        metrics |= {f'completions/{name}_terminated_length': float(of(length[ended])) for name, of in functions.items()}
+        metrics |= {
+            f'completions/{name}_terminated_length': float(of(length[ended]))
+            for name, of in functions.items()
+        }
     return metrics | {'completions/clipped_ratio': float(1 - ended.mean())}
 
 
@@ -70,7 +77,11 @@ def reward_metrics(rewards: Rewards) -> dict[str, float]:
 
 def rows_of(scored: ScoredRollout, advantage_PxG: np.ndarray) -> list[dict]:
     """The completions table: one row per sample, with its rewards and its advantage."""
-    flat = [(row, c) for row, group in zip(scored.prompts['rows'], scored.texts, strict=True) for c in group]
+    flat = [
+        (row, c)
+        for row, group in zip(scored.prompts['rows'], scored.texts, strict=True)
+        for c in group
+    ]
     return [
         {'prompt': row['prompt'], 'completion': c.text}
         | {name: float(scored.rewards.values[i, j]) for j, name in enumerate(scored.rewards.names)}

@@ -1,4 +1,5 @@
-"""Rollouts as part of a checkpoint: arrays stay arrays, the rows of their prompts become JSON that gives them back exactly.
+"""Rollouts as part of a checkpoint: arrays stay arrays, the rows of their prompts become JSON that
+gives them back exactly.
 
 A text rather than a pickle: whoever reads a checkpoint runs nothing that is in it.
 """
@@ -20,19 +21,25 @@ _TAGS = ('__tuple__', '__bytes__', '__array__', '__scalar__', '__items__')
 
 
 def to_state(held: PendingRollout | ScoredRollout) -> dict[str, Any]:
-    """A state of plain values and arrays; waits for a rollout that is in flight. Called by all processes together."""
+    """A state of plain values and arrays; waits for a rollout that is in flight. Called by all
+    processes together."""
     prompts = {name: x for name, x in held.prompts.items() if name != 'rows'}
     state = {'rows': rows_to_json(held.prompts['rows']), 'prompts': prompts, 'rewards': None}
     if isinstance(held, PendingRollout):
         rollout = concat_rollouts(processes.fetch(held.parts))
-        return state | {'rollout': _arrays(rollout), 'steps': np.full(len(rollout.length), held.step)}
+        return state | {
+            'rollout': _arrays(rollout),
+            'steps': np.full(len(rollout.length), held.step),
+        }
     rewards = held.rewards._asdict() | {'names': list(held.rewards.names)}
     return state | {'rollout': _arrays(held.rollout), 'steps': held.steps, 'rewards': rewards}
 
 
 def from_state(state: dict[str, Any], rollouts: Rollouts) -> PendingRollout | ScoredRollout:
     """Returns what `to_state` was given; a rollout that was pending is complete by now."""
-    rewards = state['rewards'] and Rewards(**(state['rewards'] | {'names': tuple(state['rewards']['names'])}))
+    rewards = state['rewards'] and Rewards(
+        **(state['rewards'] | {'names': tuple(state['rewards']['names'])})
+    )
     prompts = state['prompts'] | {'rows': rows_from_json(state['rows'])}
     return rollouts.restored(prompts, Rollout(**state['rollout']), rewards, state['steps'])
 
@@ -74,8 +81,10 @@ def _encoded(value: Any, column: str) -> Any:
         tag = '__array__' if isinstance(value, np.ndarray) else '__scalar__'
         return {tag: [value.dtype.str, list(value.shape), _letters(value.tobytes())]}
     raise UserError(
-        f'data: column "{column}" holds {kind.__module__}.{kind.__qualname__}. With pipelined or dynamic_sampling, rows are part of '
-        'checkpoints, which hold text, numbers, lists, dicts, bytes and NumPy arrays; turn the column into one of these, or drop it.'
+        f'data: column "{column}" holds {kind.__module__}.{kind.__qualname__}. With pipelined or '
+        'dynamic_sampling, rows are part of '
+        'checkpoints, which hold text, numbers, lists, dicts, bytes and NumPy arrays; turn the '
+        'column into one of these, or drop it.'
     )
 
 

@@ -1,7 +1,7 @@
 """One step of reinforcement, from a rollout and its rewards to the batch that it trains on.
 
-There is one such function: the host calls it with arrays that it has fetched, the program on the device traces it, and a plan compiles it
-for devices that are not here.
+There is one such function: the host calls it with arrays that it has fetched, the program on the
+device traces it, and a plan compiles it for devices that are not here.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,11 +28,14 @@ class RolloutStep(NamedTuple):
     """How a stage makes batches of its rollouts.
 
     Attributes:
-      advantage: `(total_PxG) -> (advantage_PxG, metrics)`; totals are nan where a sample has no reward.
-      lay_out: `(prompts, rollout, advantage_PxG, extra) -> (batch, metrics)`: a batch on the mesh for training, with the fields of `extra`.
+      advantage: `(total_PxG) -> (advantage_PxG, metrics)`; totals are nan where a sample has no
+        reward.
+      lay_out: `(prompts, rollout, advantage_PxG, extra) -> (batch, metrics)`: a batch on the mesh
+        for training, with the fields of `extra`.
       logprob: `(params, batch) -> [B, C]` float32, log-probs of the tokens of a batch.
       updates: of a step, more than one compares the policy with itself at the start of the step.
-      recompute_old: those log-probs are computed for all rows, because the objective tells sampler and policy apart.
+      recompute_old: those log-probs are computed for all rows, because the objective tells sampler
+        and policy apart.
     """
 
     advantage: Callable[[Any], tuple[Any, dict]]
@@ -60,10 +63,12 @@ def rollout_step(
       prompts: `tokens`, `segments`, `positions` [P, Tp] int32, padded on the left.
       rollout: of G completions each, up to C tokens.
       total_PxG: total rewards, nan where there is none.
-      age_B: steps since each row was drawn, where rows may be older than the parameters; on the host.
+      age_B: steps since each row was drawn, where rows may be older than the parameters; on the
+        host.
 
     Returns:
-      The batch, see `batching.assemble`; the advantages [P, G]; metrics of the advantage and of the layout.
+      The batch, see `batching.assemble`; the advantages [P, G]; metrics of the advantage and of the
+      layout.
     """
     advantage_PxG, metrics = how.advantage(total_PxG)
     extra = {} if age_B is None else {'staleness': age_B.astype(np.float32)}
@@ -75,14 +80,19 @@ def rollout_step(
     return batch, advantage_PxG, metrics | measured
 
 
-def _old_logprob(how: RolloutStep, params: Any, batch: Mapping, age_B: np.ndarray | None) -> jax.Array:
+def _old_logprob(
+    how: RolloutStep, params: Any, batch: Mapping, age_B: np.ndarray | None
+) -> jax.Array:
     """Returns log-probs [B, C] of the policy at the start of the step."""
     if how.recompute_old:
         return how.logprob(params, batch)
-    # The sampler's are the policy's own where it sampled (one forward, a test holds them together): no second pass.
+    # The sampler's are the policy's own where it sampled (one forward, a test holds them together):
+    # no second pass.
     if age_B is None or not age_B.any():
         return batch['logprob_sampled']
-    return jnp.where(batch['staleness'][:, None] > 0, how.logprob(params, batch), batch['logprob_sampled'])
+    return jnp.where(
+        batch['staleness'][:, None] > 0, how.logprob(params, batch), batch['logprob_sampled']
+    )
 
 
 def trace_rollout_step(run: Run, stage: ml_collections.ConfigDict, name: str) -> RolloutStep:
@@ -93,22 +103,34 @@ def trace_rollout_step(run: Run, stage: ml_collections.ConfigDict, name: str) ->
       stage: config of an online stage.
       name: of the stage, for messages.
     """
-    advantage, layout = configs.resolve(stage.advantage, 'advantage'), layout_of(stage, run.mesh, name)
+    advantage, layout = (
+        configs.resolve(stage.advantage, 'advantage'),
+        layout_of(stage, run.mesh, name),
+    )
 
     def weigh(total_PxG: jax.Array) -> tuple[jax.Array, dict]:
         valid_PxG = ~jnp.isnan(total_PxG)
         advantage_PxG, metrics = advantage(jnp.where(valid_PxG, total_PxG, 0), valid_PxG)
         return advantage_PxG, reduce.values(metrics)
 
-    def lay_out(prompts: Mapping, rollout: Rollout, advantage_PxG: jax.Array, extra: dict) -> tuple[dict, dict]:
-        return assemble(prompts, rollout, advantage_PxG, layout, mask_truncated=stage.mask_truncated_completions) | extra, {}
+    def lay_out(
+        prompts: Mapping, rollout: Rollout, advantage_PxG: jax.Array, extra: dict
+    ) -> tuple[dict, dict]:
+        return assemble(
+            prompts, rollout, advantage_PxG, layout, mask_truncated=stage.mask_truncated_completions
+        ) | extra, {}
 
-    logprob = make_score(run.model, micro=stage.minibatches * stage.accumulation, temperature=stage.temperature)
-    return RolloutStep(weigh, lay_out, logprob, stage.num_iterations * stage.minibatches, recomputes_old(stage))
+    logprob = make_score(
+        run.model, micro=stage.minibatches * stage.accumulation, temperature=stage.temperature
+    )
+    return RolloutStep(
+        weigh, lay_out, logprob, stage.num_iterations * stage.minibatches, recomputes_old(stage)
+    )
 
 
 def recomputes_old(stage: ml_collections.ConfigDict) -> bool:
-    """Returns whether a stage's objective tells the policy that sampled from the one at the start of the step."""
+    """Returns whether a stage's objective tells the policy that sampled from the one at the start
+    of the step."""
     return 'logprob_old' in needed(configs.resolve(stage.objective, 'objective'))
 
 
@@ -117,17 +139,28 @@ def wants_reference(stage: ml_collections.ConfigDict) -> bool:
     return 'logprob_ref' in needed(configs.resolve(stage.objective, 'objective'))
 
 
-def make_generate(run: Run, stage: ml_collections.ConfigDict, name: str) -> Callable[[Any, Mapping[str, jax.Array], jax.Array], Rollout]:
-    """Returns the sampler within a program: prompts on the mesh for training to a rollout there, as many at a time as the stage takes."""
+def make_generate(
+    run: Run, stage: ml_collections.ConfigDict, name: str
+) -> Callable[[Any, Mapping[str, jax.Array], jax.Array], Rollout]:
+    """Returns the sampler within a program: prompts on the mesh for training to a rollout there, as
+    many at a time as the stage takes."""
     sampling = sampling_from_config(stage, run.tokenizer, name)
-    drawn = on_rollout_mesh(run, lambda params, prompts, key: sampler.generate(params, run.model, prompts, key, sampling))
+    drawn = on_rollout_mesh(
+        run,
+        lambda params, prompts, key: sampler.generate(params, run.model, prompts, key, sampling),
+    )
     parts, back = stage.num_prompts // at_once(stage), meshes.replicated(run.mesh)
 
     def part(params: Any, prompts: dict, key: jax.Array) -> Rollout:
         if run.rollout_mesh == run.mesh:
             return drawn(params, prompts, key)
-        there = {name: meshes.placed(('batch', None)[: x.ndim], x.shape, run.rollout_mesh) for name, x in prompts.items()}
-        prompts, key = jax.lax.with_sharding_constraint((prompts, key), (there, meshes.replicated(run.rollout_mesh)))
+        there = {
+            name: meshes.placed(('batch', None)[: x.ndim], x.shape, run.rollout_mesh)
+            for name, x in prompts.items()
+        }
+        prompts, key = jax.lax.with_sharding_constraint(
+            (prompts, key), (there, meshes.replicated(run.rollout_mesh))
+        )
         return jax.lax.with_sharding_constraint(drawn(params, prompts, key), back)
 
     def generate(params: Any, prompts: Mapping[str, jax.Array], key: jax.Array) -> Rollout:

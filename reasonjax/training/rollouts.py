@@ -65,15 +65,24 @@ class ScoredRollout(NamedTuple):
 
 
 def select_groups(scored: ScoredRollout, index: np.ndarray) -> ScoredRollout:
-    """The prompts of these numbers, in this order. What reward functions failed on is counted where it was drawn, not here."""
+    """The prompts of these numbers, in this order. What reward functions failed on is counted where
+    it was drawn, not here."""
     P, G = scored.total_PxG.shape
     rewards = scored.rewards
     values = rewards.values.reshape(P, G, -1)[index].reshape(len(index) * G, -1)
     return ScoredRollout(
-        {name: [x[i] for i in index] if isinstance(x, list) else x[index] for name, x in scored.prompts.items()},
+        {
+            name: [x[i] for i in index] if isinstance(x, list) else x[index]
+            for name, x in scored.prompts.items()
+        },
         jax.tree.map(lambda x: x[index], scored.rollout),
         [scored.texts[i] for i in index],
-        Rewards(rewards.names, values, scored.total_PxG[index].reshape(-1), dict.fromkeys(rewards.counts, 0)),
+        Rewards(
+            rewards.names,
+            values,
+            scored.total_PxG[index].reshape(-1),
+            dict.fromkeys(rewards.counts, 0),
+        ),
         scored.steps[index],
     )
 
@@ -96,21 +105,28 @@ def concat_groups(parts: Sequence[ScoredRollout]) -> ScoredRollout:
     )
 
 
-def open_data(run: Run, place: Place, check: Callable[[dict], Any] = lambda row: None) -> pipeline.Batches:
+def open_data(
+    run: Run, place: Place, check: Callable[[dict], Any] = lambda row: None
+) -> pipeline.Batches:
     """The prompts a stage samples from.
 
     Args:
       run: what stages share.
       place: of the stage.
-      check: raises UserError for a row that cannot be rewarded, beside what `reward_functions.make_row_check` finds.
+      check: raises UserError for a row that cannot be rewarded, beside what
+        `reward_functions.make_row_check` finds.
 
     Raises:
-      UserError: a reward function needs a column that no row has, or a setting is wrong; later, a row that cannot be used, with its place.
+      UserError: a reward function needs a column that no row has, or a setting is wrong; later, a
+        row that cannot be used, with its place.
     """
     stage = settings(run.config, place)
     source, transforms = data_functions(run, stage.data)
     seed = randomness.host_seed(run.config.seed, place.number)
-    functions = {key: reward_functions.load(spec, f'rewards.{key}') for key, spec in reward_specs(stage).items()}
+    functions = {
+        key: reward_functions.load(spec, f'rewards.{key}')
+        for key, spec in reward_specs(stage).items()
+    }
     _check_columns(functions, source, transforms, seed)
     check_row = reward_functions.make_row_check(functions)
 
@@ -121,7 +137,8 @@ def open_data(run: Run, place: Place, check: Callable[[dict], Any] = lambda row:
 
     return pipeline.prompts(
         source,
-        [*transforms, checked],  # the last, so that it changes no draw of the others; errors name the row
+        # the last, so that it changes no draw of the others; errors name the row
+        [*transforms, checked],
         run.tokenizer,
         max_prompt_length=stage.data.max_prompt_length,
         num_prompts=stage.num_prompts,
@@ -130,22 +147,44 @@ def open_data(run: Run, place: Place, check: Callable[[dict], Any] = lambda row:
     )
 
 
-def _check_columns(functions: Mapping[str, RewardSpec], source: Source, transforms: Sequence[stream.Transform], seed: int) -> None:
-    """Raises UserError where a reward function needs a column that no row has a value in. It reads rows until it has seen one in each."""
-    needed = {name: key for key, spec in functions.items() for name in reward_functions.list_required(spec, f'rewards.{key}')}
+def _check_columns(
+    functions: Mapping[str, RewardSpec],
+    source: Source,
+    transforms: Sequence[stream.Transform],
+    seed: int,
+) -> None:
+    """Raises UserError where a reward function needs a column that no row has a value in. It reads
+    rows until it has seen one in each."""
+    needed = {
+        name: key
+        for key, spec in functions.items()
+        for name in reward_functions.list_required(spec, f'rewards.{key}')
+    }
     as_it_is = stream.Measure(0, 'drop', '', lambda row: [row], lambda _: 0)
     seen: set[str] = set()
     for i in range(len(source) if needed else 0):
         try:
-            examples = [example for example, _ in stream.transformed(source, transforms, as_it_is, seed, i, i).kept]
+            examples = [
+                example
+                for example, _ in stream.transformed(source, transforms, as_it_is, seed, i, i).kept
+            ]
         except UserError:  # raised with its place where the row is reached
             continue
         seen = seen.union(*examples)
-        needed = {name: key for name, key in needed.items() if all(is_unknown(example, name) for example in examples)}
+        needed = {
+            name: key
+            for name, key in needed.items()
+            if all(is_unknown(example, name) for example in examples)
+        }
         if not needed:
             return
-    for name, key in needed.items() if 'prompt' in seen else ():  # rows without a prompt are refused when they are read
-        where = ', and no row of the data has a value in it' if name in seen else ', which no row of the data has'
+    # rows without a prompt are refused when they are read
+    for name, key in needed.items() if 'prompt' in seen else ():
+        where = (
+            ', and no row of the data has a value in it'
+            if name in seen
+            else ', which no row of the data has'
+        )
         raise reward_functions.missing_column(functions[key], f'rewards.{key}', name, seen, where)
 
 
@@ -172,13 +211,20 @@ class _Ending:
 
 
 class Rollouts:
-    """The prompts of a stage, the compiled sampler, and the reward functions in their worker processes.
+    """The prompts of a stage, the compiled sampler, and the reward functions in their worker
+    processes.
 
     Attributes:
       data: the iterator over prompts.
     """
 
-    def __init__(self, run: Run, place: Place, pool: RewardPool, check: Callable[[dict], Any] = lambda row: None):
+    def __init__(
+        self,
+        run: Run,
+        place: Place,
+        pool: RewardPool,
+        check: Callable[[dict], Any] = lambda row: None,
+    ):
         stage = settings(run.config, place)
         self._run, self._place, self._pool = run, place, pool
         self._generate = sampler(run, sampling_from_config(stage, run.tokenizer, place.name))
@@ -192,14 +238,18 @@ class Rollouts:
         """Samples the next prompts and scores the completions: `start_sampling`, then `finish`."""
         return self.finish(self.start_sampling(step, params, timers, (step, number)), timers)
 
-    def start_sampling(self, step: int, params: Any, timers: Timers, label: tuple[int, int]) -> PendingRollout:
-        """Starts to sample the next prompts, and does not wait for it. The parameters may be donated afterwards.
+    def start_sampling(
+        self, step: int, params: Any, timers: Timers, label: tuple[int, int]
+    ) -> PendingRollout:
+        """Starts to sample the next prompts, and does not wait for it. The parameters may be
+        donated afterwards.
 
         Args:
           step: that is about to begin.
           params: its first.
           timers: of the step.
-          label: what the draws are counted by: a step, and how many batches have been drawn for it already.
+          label: what the draws are counted by: a step, and how many batches have been drawn for it
+            already.
         """
         with timers('data'):
             prompts = next(self.data)
@@ -209,51 +259,80 @@ class Rollouts:
         with timers('generate'):
             key = randomness.key(self._run.config.seed, self._place.number, of, 'rollout')
             parts = [
-                self._generate(params, {name: x[i : i + self._at_once] for name, x in arrays.items()}, key)
+                self._generate(
+                    params, {name: x[i : i + self._at_once] for name, x in arrays.items()}, key
+                )
                 for i in range(0, P, self._at_once)
             ]
             if jax.process_count() > 1:
-                # Gathered now: a program of several processes that is asked for later waits behind all that is in flight by then.
+                # Gathered now: a program of several processes that is asked for later waits behind
+                # all that is in flight by then.
                 parts = [self._whole(part) for part in parts]
         self._sampling = _Ending(parts[-1].length)
         return PendingRollout(prompts, parts, step)
 
     def finish(self, pending: PendingRollout, timers: Timers) -> ScoredRollout:
-        """Waits for a rollout and scores its completions, those of a part while the next one is being computed.
+        """Waits for a rollout and scores its completions, those of a part while the next one is
+        being computed.
 
-        Several processes score everything at the end: they have to exchange rewards, which would wait for the parts under way.
-        What the host spends on scoring goes to the phase `reward_hidden` as long as devices are sampling meanwhile, these prompts or those
-        of the next rollout, then to `reward`; so phases add up to the time that the step took.
+        Several processes score everything at the end: they have to exchange rewards, which would
+        wait for the parts under way. What the host spends on scoring goes to the phase
+        `reward_hidden` as long as devices are sampling meanwhile, these prompts or those of the
+        next rollout, then to `reward`; so phases add up to the time that the step took.
 
         Raises:
           UserError: a reward function fails, or no sample got a reward.
         """
         rows, rollouts, texts, rewards = pending.prompts['rows'], [], [], []
         columns = list_columns(self._pool, rows)
-        rendered = render_prompts(pending.prompts, self._run.tokenizer) if self._pool.reads('rendered_prompts') else None
-        for parts in [[part] for part in pending.parts] if jax.process_count() == 1 else [pending.parts]:
+        rendered = (
+            render_prompts(pending.prompts, self._run.tokenizer)
+            if self._pool.reads('rendered_prompts')
+            else None
+        )
+        for parts in (
+            [[part] for part in pending.parts] if jax.process_count() == 1 else [pending.parts]
+        ):
             with timers('generate'):
                 rollouts.append(concat_rollouts(processes.fetch(parts)))
             begin, first = time.perf_counter(), len(texts)
             said = completions(rollouts[-1], self._run.tokenizer)
             texts += said
             given = rendered and rendered[first : len(texts)]
-            rewards.append(score_completions(self._pool, rows[first : len(texts)], said, first, columns, given))
+            rewards.append(
+                score_completions(self._pool, rows[first : len(texts)], said, first, columns, given)
+            )
             end = time.perf_counter()
             hidden = 0.0 if self._sampling is None else self._sampling.within(begin, end)
             for phase, seconds in (('reward', end - begin - hidden), ('reward_hidden', hidden)):
                 timers.seconds[phase] = timers.seconds.get(phase, 0.0) + seconds
         scores = concat_rewards(rewards)
-        # Rows without a solution teach nothing; that a function says nothing of any other is a mistake.
-        if np.isnan(scores.total).all() and not all(any(is_unknown(row, name) for name in self._pool.required) for row in rows):
-            raise UserError(f'stage {self._place.name}, step {pending.step}: no sample has a reward ({scores.counts}).')
-        return ScoredRollout(pending.prompts, concat_rollouts(rollouts), texts, scores, np.full(len(rows), pending.step))
+        # Rows without a solution teach nothing; that a function says nothing of any other is a
+        # mistake.
+        if np.isnan(scores.total).all() and not all(
+            any(is_unknown(row, name) for name in self._pool.required) for row in rows
+        ):
+            raise UserError(
+                f'stage {self._place.name}, step {pending.step}: no sample has a reward '
+                f'({scores.counts}).'
+            )
+        return ScoredRollout(
+            pending.prompts,
+            concat_rollouts(rollouts),
+            texts,
+            scores,
+            np.full(len(rows), pending.step),
+        )
 
-    def restored(self, prompts: dict, rollout: Rollout, rewards: Rewards | None, steps: np.ndarray) -> PendingRollout | ScoredRollout:
+    def restored(
+        self, prompts: dict, rollout: Rollout, rewards: Rewards | None, steps: np.ndarray
+    ) -> PendingRollout | ScoredRollout:
         """What a checkpoint held: a rollout in flight, or one that has its rewards."""
         if rewards is None:
             return PendingRollout(prompts, [rollout], int(steps[0]))
-        return ScoredRollout(prompts, rollout, completions(rollout, self._run.tokenizer), rewards, steps)
+        return ScoredRollout(
+            prompts, rollout, completions(rollout, self._run.tokenizer), rewards, steps
+        )
 
     def skip(self) -> None:
         """Passes over the prompts of a step that is done already."""
@@ -261,7 +340,9 @@ class Rollouts:
 
 
 @contextlib.contextmanager
-def open_rollouts(run: Run, place: Place, check_row: Callable[[dict], Any] = lambda row: None) -> Iterator[Rollouts]:
+def open_rollouts(
+    run: Run, place: Place, check_row: Callable[[dict], Any] = lambda row: None
+) -> Iterator[Rollouts]:
     """Starts the reward workers of a stage, and ends them; for `check_row` see `open_data`."""
     stage = settings(run.config, place)
     limits = (stage.reward_time_limit, stage.rewards_on_error, stage.reward_memory_limit)
@@ -272,7 +353,9 @@ def open_rollouts(run: Run, place: Place, check_row: Callable[[dict], Any] = lam
 def reward_specs(stage: Mapping[str, Any]) -> dict[str, RewardSpec]:
     """The reward functions of a stage, knobs bound."""
     return {
-        key: RewardSpec(configs.resolve(node, 'rewards', f'rewards.{key}'), weight=node.get('weight', 1.0))
+        key: RewardSpec(
+            configs.resolve(node, 'rewards', f'rewards.{key}'), weight=node.get('weight', 1.0)
+        )
         for key, node in stage.rewards.items()
     }
 
@@ -285,7 +368,8 @@ def score_completions(
     columns: frozenset[str] | None = None,
     rendered: list[str] | None = None,
 ) -> Rewards:
-    """Calls the reward functions with TRL's arguments: every prompt repeated for its completions, extra columns beside.
+    """Calls the reward functions with TRL's arguments: every prompt repeated for its completions,
+    extra columns beside.
 
     Each process scores its share of the prompts, and all get all rewards.
 
@@ -294,7 +378,8 @@ def score_completions(
       rows: of the prompts.
       texts: of their completions, G each.
       first: number of the first prompt in errors, where these are a part of a batch.
-      columns: what functions are given of a row, None where it has no such column; None: `list_columns` these rows.
+      columns: what functions are given of a row, None where it has no such column; None:
+        `list_columns` these rows.
       rendered: the prompts as the model was given them, where a function reads them.
     """
     G, columns = len(texts[0]), list_columns(pool, rows) if columns is None else columns
@@ -302,26 +387,40 @@ def score_completions(
     def of(part: slice) -> Rewards:
         flat = [(row, c) for row, group in zip(rows[part], texts[part], strict=True) for c in group]
         given = {name: [row.get(name) for row, _ in flat] for name in sorted(columns)}
-        given |= {'completion_ids': [c.ids for _, c in flat], 'terminated': [c.terminated for _, c in flat]}
+        given |= {
+            'completion_ids': [c.ids for _, c in flat],
+            'terminated': [c.terminated for _, c in flat],
+        }
         if rendered is not None:
             given['rendered_prompts'] = [text for text in rendered[part] for _ in range(G)]
         # A row's completions have the form of its own prompt.
-        formed = [c.text if isinstance(row['prompt'], str) else [{'role': 'assistant', 'content': c.text}] for row, c in flat]
-        return pool.score([row['prompt'] for row, _ in flat], formed, given, G, first=(first + part.start) * G)
+        formed = [
+            c.text if isinstance(row['prompt'], str) else [{'role': 'assistant', 'content': c.text}]
+            for row, c in flat
+        ]
+        return pool.score(
+            [row['prompt'] for row, _ in flat], formed, given, G, first=(first + part.start) * G
+        )
 
     return concat_rewards(processes.divided(len(rows), of))
 
 
 def list_columns(pool: RewardPool, rows: list[dict]) -> frozenset[str]:
-    """What reward functions are given of these rows: every column that one of them has, and those that a function cannot do without."""
+    """What reward functions are given of these rows: every column that one of them has, and those
+    that a function cannot do without."""
     return pool.required.union(*rows) - {*reward_functions.RESERVED, *reward_functions.WITHHELD}
 
 
 def render_prompts(prompts: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
-    """The prompts of a batch as the model was given them: a text as it is, of a conversation what the chat template has made of it."""
+    """The prompts of a batch as the model was given them: a text as it is, of a conversation what
+    the chat template has made of it."""
     return [
-        row['prompt'] if isinstance(row['prompt'], str) else tokenizer.decode(tokens[segments > 0].tolist())
-        for row, tokens, segments in zip(prompts['rows'], prompts['tokens'], prompts['segments'], strict=True)
+        row['prompt']
+        if isinstance(row['prompt'], str)
+        else tokenizer.decode(tokens[segments > 0].tolist())
+        for row, tokens, segments in zip(
+            prompts['rows'], prompts['tokens'], prompts['segments'], strict=True
+        )
     ]
 
 

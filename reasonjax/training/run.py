@@ -21,7 +21,15 @@ from reasonjax.tracking import metrics
 from reasonjax.training import checks, evaluate, locks
 from reasonjax.training import claim as claims
 from reasonjax.training.checkpoint import load_params
-from reasonjax.training.context import Place, Run, abstract_params, fresh_params, open_run, places, settings
+from reasonjax.training.context import (
+    Place,
+    Run,
+    abstract_params,
+    fresh_params,
+    open_run,
+    places,
+    settings,
+)
 from reasonjax.training.counters import limit_reached, update_best
 from reasonjax.training.kinds import KINDS
 from reasonjax.training.saved_run import trained
@@ -46,10 +54,12 @@ def run(
       config: resolved, as `config.load` returns it.
       workdir: made where it does not exist; one that holds a run of another config is refused.
       trust: see `saved_run.open_saved`, of a run that `config.init` names.
-      report: called with the workdir, in the first process, to draw a page of what is there: at the end, and after long stages.
+      report: called with the workdir, in the first process, to draw a page of what is there: at the
+        end, and after long stages.
 
     Returns:
-      What is written to `summary.json`: `stages`, a list of results, and `examples`, problems with each stage's answer.
+      What is written to `summary.json`: `stages`, a list of results, and `examples`, problems with
+        each stage's answer.
 
     Raises:
       UserError: anything wrong with config, data or workdir.
@@ -57,14 +67,20 @@ def run(
     workdir = pathlib.Path(workdir)
     checks.check(config)
     started = (__version__, jax.__version__, configs.to_json(config))
-    processes.check_equal(started, 'the config, or the version of reasonjax or jax,', 'Give all hosts equal copies and the same command.')
+    processes.check_equal(
+        started,
+        'the config, or the version of reasonjax or jax,',
+        'Give all hosts equal copies and the same command.',
+    )
     processes.on_main(lambda: _make_folder(workdir))
     processes.check_shared(workdir)
     with locks.hold(workdir):
         return _run_all(config, workdir, trust, report or _draw_nothing)
 
 
-def _run_all(config: ml_collections.ConfigDict, workdir: pathlib.Path, trust: Sequence[str], report: Callable) -> dict:
+def _run_all(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, trust: Sequence[str], report: Callable
+) -> dict:
     """Runs what is left, in a workdir that nobody else writes."""
     processes.on_main(lambda: claims.claim(config, workdir))
     context = open_run(config, workdir, trust=trust)
@@ -84,21 +100,30 @@ def _run_all(config: ml_collections.ConfigDict, workdir: pathlib.Path, trust: Se
                 results.append(finished[place.name])
                 left = None
                 continue
-            initial_params = InitialParams(functools.partial(load_initial_params, context, place, evaluation), left)
+            initial_params = InitialParams(
+                functools.partial(load_initial_params, context, place, evaluation), left
+            )
             left = None  # only the stage has them now
             left, result = _run_stage(context, place, initial_params, evaluation)
             results.append(result)
             # Drawing takes seconds, more than a short stage.
             due = place is final or result['seconds'] > LONG_STAGE
-            processes.on_main(functools.partial(_conclude, workdir, results, report if due else _draw_nothing, place))
+            processes.on_main(
+                functools.partial(
+                    _conclude, workdir, results, report if due else _draw_nothing, place
+                )
+            )
             concluded = True
     if not concluded:
-        # All stages were done already, but the process that did the last may have been killed before it concluded.
+        # All stages were done already, but the process that did the last may have been killed
+        # before it concluded.
         processes.on_main(lambda: _conclude(workdir, results, report))
     return summary_of(results)
 
 
-def _conclude(workdir: pathlib.Path, results: list[dict], report: Callable, place: Place | None = None) -> None:
+def _conclude(
+    workdir: pathlib.Path, results: list[dict], report: Callable, place: Place | None = None
+) -> None:
     """Writes down that the stage at `place` is done, and what the run has reached."""
     if place is not None:
         place.folder.mkdir(parents=True, exist_ok=True)
@@ -116,14 +141,19 @@ def _make_folder(workdir: pathlib.Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         why = files.reason(error) if isinstance(error, OSError) else error
-        nowhere = isinstance(error, FileExistsError) and os.path.islink(workdir) and not os.path.exists(workdir)
+        nowhere = (
+            isinstance(error, FileExistsError)
+            and os.path.islink(workdir)
+            and not os.path.exists(workdir)
+        )
         what = 'is a link to nowhere' if nowhere else f'cannot be made ({why})'
         raise UserError(f'--workdir={workdir}: {what}.') from error
 
 
 class InitialParams:
-    """Returns the parameters that a stage starts from. The first call hands over what the stage before has left, without keeping it, so
-    that a stage that trains all weights can free those it started from; each later call loads them.
+    """Returns the parameters that a stage starts from. The first call hands over what the stage
+    before has left, without keeping it, so that a stage that trains all weights can free those it
+    started from; each later call loads them.
 
     Args:
       load: loads them.
@@ -139,19 +169,34 @@ class InitialParams:
 
 
 def load_initial_params(run: Run, place: Place, evaluation: Callable | None) -> Any:
-    """Parameters as a stage finds them: those of the last stage before it that saved some, else those `config.init` names.
+    """Parameters as a stage finds them: those of the last stage before it that saved some, else
+    those `config.init` names.
 
     Where the last checkpoint of that stage is damaged, what followed the one before is done again.
     """
-    before = [p for p in places(run.config, run.workdir)[: place.number] if KINDS[settings(run.config, p).kind].saves]
+    before = [
+        p
+        for p in places(run.config, run.workdir)[: place.number]
+        if KINDS[settings(run.config, p).kind].saves
+    ]
     if before:
         last = before[-1]
-        params, meta, step = load_params(last.folder / 'checkpoints', abstract_params(run, last.number))
-        finite.check(params, f'stage {last.name}: its checkpoint of step {step}', dtype=run.model.compute_dtype)
+        params, meta, step = load_params(
+            last.folder / 'checkpoints', abstract_params(run, last.number)
+        )
+        finite.check(
+            params,
+            f'stage {last.name}: its checkpoint of step {step}',
+            dtype=run.model.compute_dtype,
+        )
         stage = settings(run.config, last)
         clocked = meta.get('clock', {}).get('steps', 0.0)
-        ended = processes.on_main(lambda: (claims.read_done(last) or {}).get(claims.STATE, {}).get('last', 0))
-        complete = step >= (ended or stage.get('steps', 0)) or limit_reached(stage, meta.get('counted', {}).get('num_tokens', 0), clocked)
+        ended = processes.on_main(
+            lambda: (claims.read_done(last) or {}).get(claims.STATE, {}).get('last', 0)
+        )
+        complete = step >= (ended or stage.get('steps', 0)) or limit_reached(
+            stage, meta.get('counted', {}).get('num_tokens', 0), clocked
+        )
         if complete:
             return params
         again = InitialParams(functools.partial(load_initial_params, run, last, evaluation))
@@ -160,7 +205,8 @@ def load_initial_params(run: Run, place: Place, evaluation: Callable | None) -> 
 
 
 def initial(run: Run) -> Any:
-    """Parameters before the first stage: fresh, of a Hugging Face folder, or of another run, its adapters merged.
+    """Parameters before the first stage: fresh, of a Hugging Face folder, or of another run, its
+    adapters merged.
 
     Raises:
       UserError: no such folder or run, or a model of another shape.
@@ -173,35 +219,56 @@ def initial(run: Run) -> Any:
         with metrics.Progress('import', 100, waiting='') as progress:
             source = model_source(scheme)
             folder = source.read_folder(place)
-            return source.load(folder, run.model, run.mesh, lambda done, of: progress.update(100 * done // of, {}))
+            return source.load(
+                folder, run.model, run.mesh, lambda done, of: progress.update(100 * done // of, {})
+            )
     workdir, _, stage = place.partition(':')
     return _fitting(run, *trained(workdir, stage, run.trust))
 
 
 def _fitting(run: Run, theirs: Run, params: Any) -> Any:
-    """Another run's parameters, adapters merged, if they are a model of this run's shape and vocabulary."""
+    """Another run's parameters, adapters merged, if they are a model of this run's shape and
+    vocabulary."""
     if theirs.tokenizer.fingerprint() != run.tokenizer.fingerprint():
         raise UserError(
-            f'config.init: {theirs.workdir} was trained with another tokenizer ({theirs.config.tokenizer.name}); use the same settings, '
+            f'config.init: {theirs.workdir} was trained with another tokenizer '
+            f'({theirs.config.tokenizer.name}); use the same settings, '
             'or name its vocabulary file in config.tokenizer.path.'
         )
     dense, wanted = jax.jit(merge_tree)(params), abstract_params(run, -1)
-    theirs_by_name = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(dense)}
-    ours_by_name = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(wanted)}
+    theirs_by_name = {
+        path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(dense)
+    }
+    ours_by_name = {
+        path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(wanted)
+    }
     wrong = [
-        f'{name}: expected {ours_by_name.get(name, "nothing")}, found {theirs_by_name.get(name, "nothing")}'
+        f'{name}: expected {ours_by_name.get(name, "nothing")}, found '
+        f'{theirs_by_name.get(name, "nothing")}'
         for name in sorted({*ours_by_name, *theirs_by_name})
         if ours_by_name.get(name) != theirs_by_name.get(name)
     ]
     if wrong:
-        raise UserError('config.init: the checkpoint is of another model shape (config.model):\n  ' + '\n  '.join(wrong[:LISTED]))
-    fitting = jax.tree.map(lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding), dense, wanted)
-    finite.check(fitting, f'config.init: {theirs.workdir}, in {run.model.param_dtype}', dtype=run.model.compute_dtype)
+        raise UserError(
+            'config.init: the checkpoint is of another model shape (config.model):\n  '
+            + '\n  '.join(wrong[:LISTED])
+        )
+    fitting = jax.tree.map(
+        lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding), dense, wanted
+    )
+    finite.check(
+        fitting,
+        f'config.init: {theirs.workdir}, in {run.model.param_dtype}',
+        dtype=run.model.compute_dtype,
+    )
     return fitting
 
 
-def _run_stage(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> tuple[Any, dict]:
-    """Runs a stage to its end; returns the parameters it leaves, and its entry of `summary.json`."""
+def _run_stage(
+    run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None
+) -> tuple[Any, dict]:
+    """Runs a stage to its end; returns the parameters it leaves, and its entry of
+    `summary.json`."""
     stage = settings(run.config, place)
     kind = KINDS[stage.kind]
     done = kind.load().run(run, place, initial_params, evaluation)
@@ -218,13 +285,16 @@ def _run_stage(run: Run, place: Place, initial_params: Callable[[], Any], evalua
         result |= summary | {'examples': evaluate.examples(answers)}
         seconds += time.perf_counter() - started
     run.writer.sync()
-    state = {'config': claims.fingerprint(run.config)} | ({'steps': stage.steps} if 'steps' in stage else {})
+    state = {'config': claims.fingerprint(run.config)} | (
+        {'steps': stage.steps} if 'steps' in stage else {}
+    )
     state |= done.state | {'last': done.last} | run.writer.written(place.name)
     return done.params, result | {'seconds': seconds, claims.STATE: state}
 
 
 def summary_of(results: list[dict]) -> dict:
-    """What `summary.json` holds: per stage its results, and per problem the answers of all stages."""
+    """What `summary.json` holds: per stage its results, and per problem the answers of all
+    stages."""
     stages = [{k: v for k, v in r.items() if k not in ('examples', claims.STATE)} for r in results]
     shown = [(r['name'], r['examples']) for r in results if 'examples' in r]
     examples = [
@@ -247,10 +317,17 @@ def show(summary: dict) -> None:
         print(printable(f'The same problem, answered by each stage: {problem}'))
         width = max(len(name) for name in example['answers'])
         for name, answer in example['answers'].items():
-            print(printable(f'  {name:{width}}  {"right" if example["correct"][name] else "wrong"}  {_excerpt(answer)}'))
+            print(
+                printable(
+                    f'  {name:{width}}  {"right" if example["correct"][name] else "wrong"}  '
+                    f'{_excerpt(answer)}'
+                )
+            )
 
 
 def _excerpt(text: Any) -> str:
     """What fits a terminal; the report has all of it."""
     text = str(text)
-    return text if len(text) <= SHOWN else f'{text[:SHOWN]} [and {len(text) - SHOWN} characters more]'
+    return (
+        text if len(text) <= SHOWN else f'{text[:SHOWN]} [and {len(text) - SHOWN} characters more]'
+    )

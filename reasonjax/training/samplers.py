@@ -1,4 +1,5 @@
-"""The sampler's settings as a config states them, and the compiled sampler of a run, on the mesh that the run samples on."""
+"""The sampler's settings as a config states them, and the compiled sampler of a run, on the mesh
+that the run samples on."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -17,11 +18,22 @@ from reasonjax.sampling.sampler import Rollout, Sampling, generate
 from reasonjax.training.context import Run
 
 Draw = Callable[[Any, Mapping[str, np.ndarray], jax.Array], Rollout]
-SAME = ('temperature', 'top_k', 'top_p', 'min_p', 'min_tokens', 'no_repeat_ngram_size', 'repetition_penalty')
+SAME = (
+    'temperature',
+    'top_k',
+    'top_p',
+    'min_p',
+    'min_tokens',
+    'no_repeat_ngram_size',
+    'repetition_penalty',
+)
 
 
-def sampling_from_config(stage: Mapping[str, Any], tokenizer: Tokenizer, name: str, **changes: Any) -> Sampling:
-    """The sampler's settings of a group of the config that has them; what the group leaves out is off, as in runs older than a setting.
+def sampling_from_config(
+    stage: Mapping[str, Any], tokenizer: Tokenizer, name: str, **changes: Any
+) -> Sampling:
+    """The sampler's settings of a group of the config that has them; what the group leaves out is
+    off, as in runs older than a setting.
 
     Args:
       stage: the group.
@@ -36,23 +48,31 @@ def sampling_from_config(stage: Mapping[str, Any], tokenizer: Tokenizer, name: s
     settings |= {'max_tokens': stage['max_completion_length'], 'eos_ids': tokenizer.eos_ids}
     if 'num_generations' in stage:
         settings['num_generations'] = stage['num_generations']
-    settings['stop'] = tuple(_ids(tokenizer, text, f'{name}.stop') for text in stage.get('stop', ()))
+    settings['stop'] = tuple(
+        _ids(tokenizer, text, f'{name}.stop') for text in stage.get('stop', ())
+    )
     settings['forcing'] = tuple(_forcing(stage, tokenizer, name))
     return Sampling(**(settings | dict(stage.get('sampler', {})) | changes))
 
 
 def check(group: Mapping[str, Any], name: str) -> None:
-    """Raises UserError where settings of a group that samples are within their bounds, and mean nothing together."""
+    """Raises UserError where settings of a group that samples are within their bounds, and mean
+    nothing together."""
     longest = group['max_completion_length']
-    for key, value in (('min_tokens', group.get('min_tokens', 0)), ('thinking.budget', group.get('thinking', {}).get('budget', 0))):
+    for key, value in (
+        ('min_tokens', group.get('min_tokens', 0)),
+        ('thinking.budget', group.get('thinking', {}).get('budget', 0)),
+    ):
         if value >= longest:
             raise UserError(
-                f'config.{name}.{key}={value}: must be below max_completion_length={longest}, where every completion ends; '
+                f'config.{name}.{key}={value}: must be below max_completion_length={longest}, '
+                'where every completion ends; '
                 f'nearest: {longest - 1}.'
             )
     if group['temperature'] == 0 and group.get('samples', 1) > 1:
         raise UserError(
-            f'config.{name}.samples={group["samples"]}: with temperature=0 they would be {group["samples"]} times the same answer; set '
+            f'config.{name}.samples={group["samples"]}: with temperature=0 they would be '
+            f'{group["samples"]} times the same answer; set '
             f'{name}.temperature above 0, or samples=0 with greedy=True.'
         )
     if 'rewards' in group:
@@ -62,9 +82,13 @@ def check(group: Mapping[str, Any], name: str) -> None:
 
 
 def _check_scored(stage: Mapping[str, Any], name: str) -> None:
-    """Raises UserError where several samples of a prompt would be the same, or nothing scores them."""
+    """Raises UserError where several samples of a prompt would be the same, or nothing scores
+    them."""
     if stage['temperature'] <= 0:
-        raise UserError(f'config.{name}.temperature={stage["temperature"]}: several samples of a prompt need a positive temperature.')
+        raise UserError(
+            f'config.{name}.temperature={stage["temperature"]}: several samples of a prompt need a '
+            'positive temperature.'
+        )
     if not stage['rewards']:
         raise UserError(f'config.{name}.rewards: no reward function is named.')
 
@@ -73,13 +97,17 @@ def _check_counts(stage: Mapping[str, Any], name: str) -> None:
     """Raises UserError where the counts of a stage that trains on groups of samples cannot work."""
     if stage['num_generations'] < 2:
         raise UserError(
-            f'config.{name}.num_generations={stage["num_generations"]}: advantages compare the completions of a prompt, so at least 2 are '
+            f'config.{name}.num_generations={stage["num_generations"]}: advantages compare the '
+            'completions of a prompt, so at least 2 are '
             'needed (8 is usual).'
         )
     if stage['num_prompts'] % stage['minibatches']:
         prompts, number = stage['num_prompts'], stage['minibatches']
         best = divisor(prompts, number)
-        raise UserError(f'config.{name}.minibatches={number}: must divide num_prompts={prompts}; nearest: {best}.')
+        raise UserError(
+            f'config.{name}.minibatches={number}: must divide num_prompts={prompts}; nearest: '
+            f'{best}.'
+        )
 
 
 def _forcing(stage: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Iterator[Forcing]:
@@ -88,13 +116,20 @@ def _forcing(stage: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Itera
     thinking = stage.get('thinking', {})
     if not thinking.get('end', ''):
         if thinking.get('budget', 0) or thinking.get('times', 0):
-            raise UserError(f'config.{name}.thinking: budget and times need the token that ends the thinking; set {name}.thinking.end.')
+            raise UserError(
+                f'config.{name}.thinking: budget and times need the token that ends the thinking; '
+                f'set {name}.thinking.end.'
+            )
         return
     end, closing, extension = (
-        _ids(tokenizer, thinking[key], f'{name}.thinking.{key}') if thinking[key] else () for key in ('end', 'closing', 'extension')
+        _ids(tokenizer, thinking[key], f'{name}.thinking.{key}') if thinking[key] else ()
+        for key in ('end', 'closing', 'extension')
     )
     if len(end) != 1:
-        raise UserError(f'config.{name}.thinking.end={thinking["end"]!r}: must be one token, these are {len(end)}.')
+        raise UserError(
+            f'config.{name}.thinking.end={thinking["end"]!r}: must be one token, these are '
+            f'{len(end)}.'
+        )
     yield Thinking(end, closing or end, thinking['budget'], extension, thinking['times'])
 
 
@@ -109,10 +144,12 @@ def _ids(tokenizer: Tokenizer, text: str, name: str) -> tuple[int, ...]:
 
 
 def sampler(run: Run, sampling: Sampling) -> Draw:
-    """Returns `(params, prompts, key) -> Rollout`, for any number of batches of one shape; see `sampling.sampler.generate`.
+    """Returns `(params, prompts, key) -> Rollout`, for any number of batches of one shape; see
+    `sampling.sampler.generate`.
 
-    Prompts are arrays on the host, a multiple of `meshes.rows(run.rollout_mesh)` of them; parameters live where training left them. What
-    is returned is on the devices and still being computed.
+    Prompts are arrays on the host, a multiple of `meshes.rows(run.rollout_mesh)` of them;
+    parameters live where training left them. What is returned is on the devices and still being
+    computed.
     """
     program = _compiled(run.model, sampling, run.mesh, run.rollout_mesh)
 
@@ -123,17 +160,30 @@ def sampler(run: Run, sampling: Sampling) -> Draw:
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(model: ModelConfig, sampling: Sampling, mesh: jax.sharding.Mesh, rollout_mesh: jax.sharding.Mesh) -> Callable:
-    # One for all stages and runs of a process that sample alike: tracing and lowering the sampler takes seconds.
-    return jax.jit(_moving(model, mesh, rollout_mesh, lambda params, prompts, key: generate(params, model, prompts, key, sampling)))
+def _compiled(
+    model: ModelConfig, sampling: Sampling, mesh: jax.sharding.Mesh, rollout_mesh: jax.sharding.Mesh
+) -> Callable:
+    # One for all stages and runs of a process that sample alike: tracing and lowering the sampler
+    # takes seconds.
+    return jax.jit(
+        _moving(
+            model,
+            mesh,
+            rollout_mesh,
+            lambda params, prompts, key: generate(params, model, prompts, key, sampling),
+        )
+    )
 
 
 def on_rollout_mesh(run: Run, function: Callable) -> Callable:
-    """A function whose first argument are the parameters, to be traced under the mesh for sampling; inside, they are moved there."""
+    """A function whose first argument are the parameters, to be traced under the mesh for sampling;
+    inside, they are moved there."""
     return _moving(run.model, run.mesh, run.rollout_mesh, function)
 
 
-def _moving(model: ModelConfig, mesh: jax.sharding.Mesh, rollout_mesh: jax.sharding.Mesh, function: Callable) -> Callable:
+def _moving(
+    model: ModelConfig, mesh: jax.sharding.Mesh, rollout_mesh: jax.sharding.Mesh, function: Callable
+) -> Callable:
     if rollout_mesh == mesh:
         return meshes.on(mesh, function)
 

@@ -1,8 +1,9 @@
 """Opening a run to read what it has trained. A workdir is data, whoever made it.
 
-Read are its config's mesh, model, tokenizer and adapters (and for an evaluation the task), and a checkpoint. The functions that these
-name have to be the package's own, or of modules that the user trusts; all others are left out of the config, so nothing can call them.
-No data source is opened, and nothing is written.
+Read are its config's mesh, model, tokenizer and adapters (and for an evaluation the task), and a
+checkpoint. The functions that these name have to be the package's own, or of modules that the user
+trusts; all others are left out of the config, so nothing can call them. No data source is opened,
+and nothing is written.
 """
 
 import contextlib
@@ -24,7 +25,15 @@ from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
 from reasonjax.training import checkpoint_files
 from reasonjax.training.checkpoint import load_params, read_meta
-from reasonjax.training.context import Place, Run, abstract_params, check_stages, open_run, places, settings
+from reasonjax.training.context import (
+    Place,
+    Run,
+    abstract_params,
+    check_stages,
+    open_run,
+    places,
+    settings,
+)
 from reasonjax.training.kinds import KINDS
 from reasonjax.weights import finite
 
@@ -33,9 +42,14 @@ SHOWN = 200  # characters of an error that is not ours
 GROUP = (ml_collections.ConfigDict, 'a group of keys')
 # What a config has to hold, and as what.
 SHAPE = {
-    'stages': (tuple, 'a list'), 'model': GROUP, 'tokenizer': GROUP, 'mesh': GROUP, 'evaluation': GROUP, 'init': (str, 'text'),
+    'stages': (tuple, 'a list'),
+    'model': GROUP,
+    'tokenizer': GROUP,
+    'mesh': GROUP,
+    'evaluation': GROUP,
+    'init': (str, 'text'),
     'seed': (int, 'a whole number'),
-}  # fmt: skip
+}
 # The slots whose functions make a model of what a checkpoint holds.
 READ = ('adapter', 'rope_scaling', 'tokenizer')
 ASKED = ('task', 'transforms')  # those of an evaluation
@@ -52,7 +66,8 @@ class Saved(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A run that was opened to read it, and the stage whose parameters are wanted; `step` None is the newest checkpoint."""
+    """A run that was opened to read it, and the stage whose parameters are wanted; `step` None is
+    the newest checkpoint."""
 
     run: Run
     place: Place
@@ -69,26 +84,37 @@ class Opened:
         Raises:
           UserError: a damaged checkpoint, or weights that are not finite numbers.
         """
-        params, _, step = load_params(self.place.folder / 'checkpoints', self.abstract, step=self.step)
+        params, _, step = load_params(
+            self.place.folder / 'checkpoints', self.abstract, step=self.step
+        )
         where = f'{self.run.workdir}: stage {self.place.name}, checkpoint of step {step}'
         finite.check(params, where, dtype=self.run.model.compute_dtype)
         return Saved(self.run, self.place, step, params)
 
 
 def open_saved(
-    workdir: str | os.PathLike, stage: str = '', *, base: pathlib.Path | None = None, trust: Sequence[str] = (), evaluating: bool = False
+    workdir: str | os.PathLike,
+    stage: str = '',
+    *,
+    base: pathlib.Path | None = None,
+    trust: Sequence[str] = (),
+    evaluating: bool = False,
 ) -> Opened:
     """Opens a run's workdir at its last stage that has a checkpoint; reads no parameters yet.
 
     Args:
       workdir: of the run.
-      stage: take this stage's instead; 'STAGE@best' its best checkpoint (`keep_best`), '@best' that of the last stage.
+      stage: take this stage's instead; 'STAGE@best' its best checkpoint (`keep_best`), '@best' that
+        of the last stage.
       base: a Hugging Face folder in which the tokenizer is looked for, where its file has moved.
-      trust: modules whose functions the config may name beside the package's own; what is below them is trusted too.
-      evaluating: the task of the evaluation and its transforms are needed; otherwise they are left out where they are from elsewhere.
+      trust: modules whose functions the config may name beside the package's own; what is below
+        them is trusted too.
+      evaluating: the task of the evaluation and its transforms are needed; otherwise they are left
+        out where they are from elsewhere.
 
     Raises:
-      UserError: no run or no checkpoint there, a damaged config, or one that names functions from elsewhere.
+      UserError: no run or no checkpoint there, a damaged config, or one that names functions from
+        elsewhere.
     """
     workdir = pathlib.Path(workdir)
     config = read_config(workdir)
@@ -96,29 +122,50 @@ def open_saved(
         config = configs.complete(_readable(config, evaluating, trust), trust)
         file = files.expanded(config.tokenizer.get('path') or '.')
         if base is not None and not file.exists():
-            config.tokenizer.path = str(base if config.tokenizer.name == 'huggingface' else base / file.name)
-        opened = open_run(_on_these_devices(config), workdir, active=False, texts=_no_texts, trust=trust)
+            config.tokenizer.path = str(
+                base if config.tokenizer.name == 'huggingface' else base / file.name
+            )
+        opened = open_run(
+            _on_these_devices(config), workdir, active=False, texts=_no_texts, trust=trust
+        )
         saving = [p for p in places(config, workdir) if KINDS[settings(config, p).kind].saves]
         for place in saving[-1:]:  # the adapters of all stages
             abstract_params(opened, place.number)
     names = [p.name for p in saving]
     stage, _, which = stage.partition('@')
     if which not in ('', 'best'):
-        raise UserError(f'"{stage}@{which}": behind a stage only @best is known, the checkpoint that `keep_best` kept.')
+        raise UserError(
+            f'"{stage}@{which}": behind a stage only @best is known, the checkpoint that '
+            '`keep_best` kept.'
+        )
     if stage and stage not in names:
-        raise UserError(f'{workdir} has no training stage "{stage}".{nearest(stage, names)} Stages: {listing(names)}.')
-    having = [p for p in processes.on_main(lambda: [p for p in saving if _has_checkpoint(p)]) if stage in ('', p.name)]
+        raise UserError(
+            f'{workdir} has no training stage "{stage}".{nearest(stage, names)} Stages: '
+            f'{listing(names)}.'
+        )
+    having = [
+        p
+        for p in processes.on_main(lambda: [p for p in saving if _has_checkpoint(p)])
+        if stage in ('', p.name)
+    ]
     if not having:
         raise UserError(f'{workdir} holds no checkpoint of {stage or "any stage"} yet.')
     return Opened(opened, having[-1], _best_step(having[-1]) if which else None)
 
 
-def saved(workdir: str | os.PathLike, stage: str = '', base: pathlib.Path | None = None, trust: Sequence[str] = ()) -> Saved:
+def saved(
+    workdir: str | os.PathLike,
+    stage: str = '',
+    base: pathlib.Path | None = None,
+    trust: Sequence[str] = (),
+) -> Saved:
     """Opens a run's workdir and loads the parameters of a stage; see `open_saved`."""
     return open_saved(workdir, stage, base=base, trust=trust).load()
 
 
-def trained(workdir: str | os.PathLike, stage: str = '', trust: Sequence[str] = ()) -> tuple[Run, Any]:
+def trained(
+    workdir: str | os.PathLike, stage: str = '', trust: Sequence[str] = ()
+) -> tuple[Run, Any]:
     """The run and the parameters of `saved`."""
     opened = saved(workdir, stage, trust=trust)
     return opened.run, opened.params
@@ -141,7 +188,8 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
     config = configs.from_json(files.read_text(path), str(path))
     if 'stages' not in config and ('model_type' in config or 'architectures' in config):
         raise UserError(
-            f'{workdir} is a Hugging Face model folder, not the workdir of a run; `python -m reasonjax.convert {workdir} RUN` makes a run '
+            f'{workdir} is a Hugging Face model folder, not the workdir of a run; `python -m '
+            f'reasonjax.convert {workdir} RUN` makes a run '
             f'of it, and --config.init=hf:{workdir} trains from it.'
         )
     with blaming(path):
@@ -150,18 +198,22 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
 
 
 def read_model(workdir: str | os.PathLike, trust: Sequence[str] = ()) -> ml_collections.ConfigDict:
-    """Reads `model` and `tokenizer` of a run's config, whose functions have to be the package's own or trusted.
+    """Reads `model` and `tokenizer` of a run's config, whose functions have to be the package's own
+    or trusted.
 
     Raises:
       UserError: as `read_config`, or a function from elsewhere.
     """
     config = read_config(workdir)
     with blaming(pathlib.Path(workdir) / CONFIG):
-        return configs.complete(ml_collections.ConfigDict({'model': config.model, 'tokenizer': config.tokenizer}), trust)
+        return configs.complete(
+            ml_collections.ConfigDict({'model': config.model, 'tokenizer': config.tokenizer}), trust
+        )
 
 
 def check_shape(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError where a config that was read from a file lacks what every run has, or has something else in its place."""
+    """Raises UserError where a config that was read from a file lacks what every run has, or has
+    something else in its place."""
     for key, (kind, wanted) in SHAPE.items():
         if key not in config:
             raise UserError(f'config.{key} is missing; is this the config.json of a run?')
@@ -171,7 +223,11 @@ def check_shape(config: ml_collections.ConfigDict) -> None:
     bounds.check_leaves(config, SLOTS, EXTRA)
     check_fields(config.model)
     for name in config.stages:
-        if name in config and isinstance(config[name], GROUP[0]) and not isinstance(config[name].get('kind', ''), str):
+        if (
+            name in config
+            and isinstance(config[name], GROUP[0])
+            and not isinstance(config[name].get('kind', ''), str)
+        ):
             raise UserError(f'config.{name}.kind: expected text, found {_kind(config[name].kind)}.')
     check_stages(config)
 
@@ -181,7 +237,11 @@ def _why(workdir: pathlib.Path, error: OSError | ValueError) -> str:
         is_adapter = (workdir / 'adapter_config.json').is_file()
         return f'no {CONFIG}{"; it is a PEFT adapter, which `reasonjax.convert` merges into its base" if is_adapter else ""}'
     if isinstance(error, FileNotFoundError):
-        return 'a link to nowhere' if workdir.is_symlink() else f'no such folder{files.nearest_name(workdir).rstrip(".").lower()}'
+        return (
+            'a link to nowhere'
+            if workdir.is_symlink()
+            else f'no such folder{files.nearest_name(workdir).rstrip(".").lower()}'
+        )
     if isinstance(error, NotADirectoryError):
         return 'it is no folder'
     return files.reason(error) if isinstance(error, OSError) else str(error)
@@ -189,17 +249,30 @@ def _why(workdir: pathlib.Path, error: OSError | ValueError) -> str:
 
 @contextlib.contextmanager
 def blaming(path: pathlib.Path) -> Iterator[None]:
-    """Has errors name the file that a config was read from; what a value of a wrong kind leads to is an error of the file too."""
+    """Has errors name the file that a config was read from; what a value of a wrong kind leads to
+    is an error of the file too."""
     try:
         yield
     except UserError as error:
         raise UserError(f'{path}: {" ".join(str(error).splitlines())}') from error
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         words = ' '.join(str(error).split())[:SHOWN]
-        raise UserError(f'{path}: cannot be used, a value in it is of a wrong kind ({type(error).__name__}: {words}).') from error
+        raise UserError(
+            f'{path}: cannot be used, a value in it is of a wrong kind ({type(error).__name__}: '
+            f'{words}).'
+        ) from error
 
 
-def _readable(config: ml_collections.ConfigDict, evaluating: bool, trust: Sequence[str]) -> ml_collections.ConfigDict:
+def _readable(
+    config: ml_collections.ConfigDict, evaluating: bool, trust: Sequence[str]
+) -> ml_collections.ConfigDict:
     """A copy with nothing but what a reader needs: no function that it does not call."""
     known = {*SHAPE, 'rollout', *config.stages}
     copy = ml_collections.ConfigDict({key: value for key, value in config.items() if key in known})
@@ -230,13 +303,15 @@ def _drop(group: ml_collections.ConfigDict, kept: Sequence[str]) -> None:
 
 def _no_texts() -> NoReturn:
     raise UserError(
-        'config.tokenizer: the vocabulary that this run has learnt is not in its workdir (any more). Put its file back; a program that '
+        'config.tokenizer: the vocabulary that this run has learnt is not in its workdir (any '
+        'more). Put its file back; a program that '
         'reads a run learns no new one, whose ids would mean other texts.'
     )
 
 
 def _on_these_devices(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config of a run that is only read: where its mesh does not fit the devices, weights are split over all there are."""
+    """The config of a run that is only read: where its mesh does not fit the devices, weights are
+    split over all there are."""
     try:
         meshes.make_mesh(config.mesh)
     except UserError:
@@ -248,10 +323,17 @@ def _on_these_devices(config: ml_collections.ConfigDict) -> ml_collections.Confi
 def _best_step(place: Place) -> int:
     """The step of the checkpoint that is best so far by the stage's `keep_best`."""
     done = place.folder / 'done.json'
-    counted = files.json_object(done) if done.is_file() else read_meta(place.folder / 'checkpoints').get('counted', {})
+    counted = (
+        files.json_object(done)
+        if done.is_file()
+        else read_meta(place.folder / 'checkpoints').get('counted', {})
+    )
     best = counted.get('best')
     if not best:
-        raise UserError(f'stage {place.name} has no best checkpoint: its keep_best names no metric, or nothing has been evaluated yet.')
+        raise UserError(
+            f'stage {place.name} has no best checkpoint: its keep_best names no metric, or nothing '
+            'has been evaluated yet.'
+        )
     if not (isinstance(best, dict) and type(best.get('step')) is int):
         raise UserError(f'{done}: "best" is damaged: {best!r}.')
     return best['step']

@@ -1,4 +1,5 @@
-"""Scoring a checkpoint for a person: all the usual numbers of one set of answers, each with its interval."""
+"""Scoring a checkpoint for a person: all the usual numbers of one set of answers, each with its
+interval."""
 
 import argparse
 import dataclasses
@@ -49,7 +50,9 @@ def run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
         show(result, asked.settings)
 
 
-def prepare(opened: Opened, overrides: list[tuple[str, str]], ks: str, trust: Sequence[str]) -> Asked:
+def prepare(
+    opened: Opened, overrides: list[tuple[str, str]], ks: str, trust: Sequence[str]
+) -> Asked:
     """Makes the evaluation of an opened run, with overrides of its config; `ks` is the text of --k.
 
     Raises:
@@ -58,7 +61,11 @@ def prepare(opened: Opened, overrides: list[tuple[str, str]], ks: str, trust: Se
     with blaming(opened.run.workdir / CONFIG):
         config = configs.apply(opened.run.config.copy_and_resolve_references(), overrides, trust)
         numbers = wanted(ks, config.evaluation.samples)
-        return Asked(config.evaluation, numbers, evaluate.make(dataclasses.replace(opened.run, config=config), progress=True))
+        return Asked(
+            config.evaluation,
+            numbers,
+            evaluate.make(dataclasses.replace(opened.run, config=config), progress=True),
+        )
 
 
 def results(asked: Asked, evaluated: evaluate.Evaluation) -> dict:
@@ -73,21 +80,30 @@ def wanted(text: str, samples: int) -> list[int]:
       UserError: not numbers, or more than there are samples.
     """
     parts = [part.strip() for part in text.split(',') if part.strip()]
-    ks = sorted({bounds.read(part, bounds.AtLeast(1), '--k') for part in parts} or ({1, samples} if samples > 0 else ()))
+    ks = sorted(
+        {bounds.read(part, bounds.AtLeast(1), '--k') for part in parts}
+        or ({1, samples} if samples > 0 else ())
+    )
     if ks and ks[-1] > samples:
-        raise UserError(f'--k={text}: pass@{ks[-1]} needs --samples {ks[-1]} or more, there are {samples}.')
+        raise UserError(
+            f'--k={text}: pass@{ks[-1]} needs --samples {ks[-1]} or more, there are {samples}.'
+        )
     return ks
 
 
 def scores(found: evaluate.Evaluation, ks: list[int]) -> dict:
-    """pass@k (Chen et al. 2021, arXiv:2107.03374, unbiased) and maj@k (Wang et al. 2022, arXiv:2203.11171).
+    """pass@k (Chen et al. 2021, arXiv:2107.03374, unbiased) and maj@k (Wang et al. 2022,
+    arXiv:2203.11171).
 
-    Intervals are over problems (see `statistics.interval`). maj@k votes over the first k samples; answers that could not be read do
-    not vote.
+    Intervals are over problems (see `statistics.interval`). maj@k votes over the first k samples;
+    answers that could not be read do not vote.
     """
     result = {}
     for k in ks:
-        passed = [statistics.pass_at_k(len(a), sum(x.verdict['correct'] for x in a), k) for a in found.sampled]
+        passed = [
+            statistics.pass_at_k(len(a), sum(x.verdict['correct'] for x in a), k)
+            for a in found.sampled
+        ]
         voted = [_majority_correct(answers[:k]) for answers in found.sampled]
         for name, values in ((f'pass@{k}', passed), (f'maj@{k}', voted)):
             result[name] = float(np.mean(values))
@@ -97,27 +113,49 @@ def scores(found: evaluate.Evaluation, ks: list[int]) -> dict:
 
 def _majority_correct(answers: list[evaluate.Answer]) -> float:
     winner = statistics.majority_vote([a.verdict['answer'] for a in answers])
-    return float(any(a.verdict['correct'] for a in answers if winner is not None and a.verdict['answer'] == winner))
+    return float(
+        any(
+            a.verdict['correct']
+            for a in answers
+            if winner is not None and a.verdict['answer'] == winner
+        )
+    )
 
 
 def check_output(path: pathlib.Path) -> None:
-    """Raises UserError where a file cannot be written, before there is anything to write; an empty one is left."""
+    """Raises UserError where a file cannot be written, before there is anything to write; an empty
+    one is left."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open('a').close()
     except (OSError, ValueError) as error:
-        raise UserError(f'--output={path}: cannot be written ({files.reason(error) if isinstance(error, OSError) else error}).') from error
+        raise UserError(
+            f'--output={path}: cannot be written '
+            f'({files.reason(error) if isinstance(error, OSError) else error}).'
+        ) from error
 
 
 def write_answers(found: evaluate.Evaluation, path: pathlib.Path) -> None:
-    """Writes one JSON object per answer: problem, prompt, solution, how it was drawn, completion, verdict."""
+    """Writes one JSON object per answer: problem, prompt, solution, how it was drawn, completion,
+    verdict."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('w', encoding='utf-8') as file:
-        drawn = [('greedy', a) for a in found.greedy] + [('sampled', a) for answers in found.sampled for a in answers]
+        drawn = [('greedy', a) for a in found.greedy] + [
+            ('sampled', a) for answers in found.sampled for a in answers
+        ]
         for how, a in drawn:
             row = found.rows[a.problem]
-            record = {'problem': a.problem, 'prompt': row['prompt'], 'solution': row.get('solution'), 'decoding': how}
-            record |= {'completion': a.completion.text, 'length': a.completion.length, 'terminated': a.completion.terminated}
+            record = {
+                'problem': a.problem,
+                'prompt': row['prompt'],
+                'solution': row.get('solution'),
+                'decoding': how,
+            }
+            record |= {
+                'completion': a.completion.text,
+                'length': a.completion.length,
+                'terminated': a.completion.terminated,
+            }
             file.write(json.dumps(record | a.verdict, ensure_ascii=False) + '\n')
 
 
@@ -127,8 +165,13 @@ def show(result: dict, settings: ml_collections.ConfigDict) -> None:
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, title=title)
     table.add_column('score')
     table.add_column('value [95 %]', justify='right')
-    rows = {'greedy accuracy': ('accuracy', 'ci95'), 'sampled accuracy': ('sampled_accuracy', 'sampled_ci95')}
-    rows |= {name: (name, f'{name}_ci95') for name in result if '@' in name and not name.endswith('ci95')}
+    rows = {
+        'greedy accuracy': ('accuracy', 'ci95'),
+        'sampled accuracy': ('sampled_accuracy', 'sampled_ci95'),
+    }
+    rows |= {
+        name: (name, f'{name}_ci95') for name in result if '@' in name and not name.endswith('ci95')
+    }
     rows |= {name: (name, '') for name in ('strict', 'flexible') if name in result}
     for label, (name, interval) in rows.items():
         if name in result:

@@ -1,7 +1,9 @@
-"""Gradient norms that stand out: a window of those that were applied, and how far the next lies above them.
+"""Gradient norms that stand out: a window of those that were applied, and how far the next lies
+above them.
 
-The norm and not the loss, because the norm is what the update is made of, and because only the norm has a scale of its own in every
-objective: a policy-gradient loss is centred on zero and its sign means nothing. It is the norm before clipping.
+The norm and not the loss, because the norm is what the update is made of, and because only the norm
+has a scale of its own in every objective: a policy-gradient loss is centred on zero and its sign
+means nothing. It is the norm before clipping.
 """
 
 import flax.struct
@@ -28,7 +30,8 @@ def empty(size: int) -> Window:
 
 
 def is_spike(window: Window, norm: jax.Array, zscore: float) -> jax.Array:
-    """Whether `norm` [] lies more than `zscore` standard deviations above the window's mean; never before the window is full."""
+    """Whether `norm` [] lies more than `zscore` standard deviations above the window's mean; never
+    before the window is full."""
     limit = jnp.mean(window.norms_W) + zscore * jnp.std(window.norms_W)
     return (window.seen >= len(window.norms_W)) & (norm > limit)
 
@@ -36,4 +39,6 @@ def is_spike(window: Window, norm: jax.Array, zscore: float) -> jax.Array:
 def put(window: Window, norm: jax.Array, accepted: jax.Array) -> Window:
     """The window with one more norm, where it is accepted."""
     norms_W = window.norms_W.at[window.seen % len(window.norms_W)].set(norm)
-    return Window(jnp.where(accepted, norms_W, window.norms_W), window.seen + accepted.astype(jnp.int32))
+    return Window(
+        jnp.where(accepted, norms_W, window.norms_W), window.seen + accepted.astype(jnp.int32)
+    )

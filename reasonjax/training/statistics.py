@@ -26,11 +26,14 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
     centre = (p + z * z / (2 * n)) * scale
     half = z * scale * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     # The exact ends are 0 and 1 at the extremes; rounding must not leave the unit interval.
-    return 0.0 if successes == 0 else max(0.0, centre - half), 1.0 if successes == n else min(1.0, centre + half)
+    return 0.0 if successes == 0 else max(0.0, centre - half), 1.0 if successes == n else min(
+        1.0, centre + half
+    )
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased estimate of pass@k: 1 - C(n-c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, equation 1).
+    """Unbiased estimate of pass@k: 1 - C(n-c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374,
+    equation 1).
 
     Args:
       n: samples drawn for the problem.
@@ -48,19 +51,23 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def majority_vote(answers: Sequence[Hashable | None]) -> Hashable | None:
-    """The most frequent answer, among equals the first to occur; None (no answer) only where there is nothing else."""
+    """The most frequent answer, among equals the first to occur; None (no answer) only where there
+    is nothing else."""
     counts = Counter(answer for answer in answers if answer is not None)
     return counts.most_common(1)[0][0] if counts else None
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """A 95 % interval of a mean of shares: Wilson's where every value is 0 or 1, else a bootstrap."""
+    """A 95 % interval of a mean of shares: Wilson's where every value is 0 or 1, else a
+    bootstrap."""
     if all(value in (0, 1) for value in values):
         return wilson(round(sum(values)), len(values))
     return bootstrap_mean(values, 0)
 
 
-def bootstrap_mean(values: Sequence[float], seed: int, draws: int = 2000, level: float = 0.95) -> tuple[float, float]:
+def bootstrap_mean(
+    values: Sequence[float], seed: int, draws: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean (Efron 1979).
 
     Args:

@@ -20,8 +20,9 @@ from reasonjax.weights.partition import combine
 
 @flax.struct.dataclass
 class State:
-    """Everything the step changes. The frozen part of the parameters is an argument of its own: it is never donated, so the previous
-    stage's parameters (the reference of a KL term, say) may share its memory.
+    """Everything the step changes. The frozen part of the parameters is an argument of its own: it
+    is never donated, so the previous stage's parameters (the reference of a KL term, say) may share
+    its memory.
 
     Attributes:
       step: [] int32, updates done.
@@ -36,7 +37,14 @@ class State:
     norms: spikes.Window | None = None
 
 
-def create(trainable: Any, optimizer: optax.GradientTransformation, placed: Any, replicated: Any, *, spike_window: int = 0) -> State:
+def create(
+    trainable: Any,
+    optimizer: optax.GradientTransformation,
+    placed: Any,
+    replicated: Any,
+    *,
+    spike_window: int = 0,
+) -> State:
     """The state before the first step.
 
     Args:
@@ -48,23 +56,43 @@ def create(trainable: Any, optimizer: optax.GradientTransformation, placed: Any,
     """
     # A jitted init without out_shardings would put the moments on one device.
     homes = shardings(trainable, optimizer, placed, replicated, spike_window=spike_window)
-    return jax.jit(lambda t: fresh(jax.tree.map(jnp.copy, t), optimizer, spike_window), out_shardings=homes)(trainable)
+    return jax.jit(
+        lambda t: fresh(jax.tree.map(jnp.copy, t), optimizer, spike_window), out_shardings=homes
+    )(trainable)
 
 
 def fresh(trainable: Any, optimizer: optax.GradientTransformation, spike_window: int) -> State:
     """The state before the first step, of arrays or under `eval_shape`; see `create`."""
-    return State(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), spikes.empty(spike_window) if spike_window else None)
+    return State(
+        jnp.zeros((), jnp.int32),
+        trainable,
+        optimizer.init(trainable),
+        spikes.empty(spike_window) if spike_window else None,
+    )
 
 
-def shardings(trainable: Any, optimizer: optax.GradientTransformation, placed: Any, replicated: Any, *, spike_window: int = 0) -> State:
-    """Where a state lives, moments with their parameters; the arguments are those of `create`, `trainable` may be shapes."""
+def shardings(
+    trainable: Any,
+    optimizer: optax.GradientTransformation,
+    placed: Any,
+    replicated: Any,
+    *,
+    spike_window: int = 0,
+) -> State:
+    """Where a state lives, moments with their parameters; the arguments are those of `create`,
+    `trainable` may be shapes."""
     moments = jax.eval_shape(optimizer.init, trainable)
-    homes = optax.tree_map_params(optimizer, lambda _, s: s, moments, placed, transform_non_params=lambda _: replicated)
-    return State(replicated, placed, homes, spikes.Window(replicated, replicated) if spike_window else None)
+    homes = optax.tree_map_params(
+        optimizer, lambda _, s: s, moments, placed, transform_non_params=lambda _: replicated
+    )
+    return State(
+        replicated, placed, homes, spikes.Window(replicated, replicated) if spike_window else None
+    )
 
 
 def with_totals(batch: Mapping[str, jax.Array], micro: int) -> dict:
-    """Adds what an objective needs to know of the whole optimiser step: its weight, its tokens, its rows, its number of micro-batches."""
+    """Adds what an objective needs to know of the whole optimiser step: its weight, its tokens, its
+    rows, its number of micro-batches."""
     rows, _ = batch['weights'].shape
     return dict(batch) | {
         'step_weight': jnp.sum(batch['weights'], dtype=jnp.float32),
@@ -88,31 +116,36 @@ def make_update(
 ) -> Callable[[State, Any, Mapping[str, jax.Array], jax.Array], tuple[State, dict]]:
     """Builds the step: corruption, forward, objective, gradient of the trainable part, update.
 
-    An objective returns its contribution to the loss of the whole step (see `with_totals`), so losses and gradients are sums over
-    micro-batches and cannot depend on how the batch is split.
+    An objective returns its contribution to the loss of the whole step (see `with_totals`), so
+    losses and gradients are sums over micro-batches and cannot depend on how the batch is split.
 
     Args:
       config: the model's shape.
       objective: `(score, batch, key) -> (loss, metrics)`.
       optimizer: of the trainable part.
-      corruption: `(batch, key, step, context) -> (batch, metrics)`, on the whole batch; None leaves it.
+      corruption: `(batch, key, step, context) -> (batch, metrics)`, on the whole batch; None leaves
+        it.
       context: what the corruption may know of the run.
       accumulation: micro-batches per step; divides the rows.
       together: adjacent rows that an objective compares, so that they stay in one micro-batch.
       temperature: of the log-probs the objective sees.
-      spike_zscore: skip an update whose gradient norm lies more than this many standard deviations above those of late (`spikes`); 0: no.
+      spike_zscore: skip an update whose gradient norm lies more than this many standard deviations
+        above those of late (`spikes`); 0: no.
 
     Returns:
-      `update(state, frozen, batch, key) -> (state, metrics)`, to be jitted with the state donated and its shardings pinned (without
-      `out_shardings` the compiler may choose others and compile once more). A loss or gradient that is not finite
-      leaves parameters and optimiser as they were and is counted in the metric `nonfinite`, a skipped spike in `spike`.
+      `update(state, frozen, batch, key) -> (state, metrics)`, to be jitted with the state donated
+      and its shardings pinned (without `out_shardings` the compiler may choose others and compile
+      once more). A loss or gradient that is not finite leaves parameters and optimiser as they were
+      and is counted in the metric `nonfinite`, a skipped spike in `spike`.
     """
 
     def loss_of(trainable: Any, frozen: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         scored = []
 
         def scoring(batch: Mapping[str, jax.Array], **named: Any) -> Scored:
-            found = score(combine(trainable, frozen), config, batch, **{'temperature': temperature} | named)
+            found = score(
+                combine(trainable, frozen), config, batch, **{'temperature': temperature} | named
+            )
             scored.append((batch, found))
             return found
 
@@ -120,16 +153,24 @@ def make_update(
         if config.experts and scored:
             penalties = []
             for rows, scores in scored:
-                penalties.append(experts.penalty(config, scores.routing, groups.tokens_of_rows(rows), batch['step_tokens']))
+                penalties.append(
+                    experts.penalty(
+                        config, scores.routing, groups.tokens_of_rows(rows), batch['step_tokens']
+                    )
+                )
             loss = loss + sum(extra for extra, _ in penalties)
             # An objective may score several batches.
-            metrics = metrics | reduce.over(jax.tree.map(lambda *x: jnp.stack(x), *(routed for _, routed in penalties)))
+            metrics = metrics | reduce.over(
+                jax.tree.map(lambda *x: jnp.stack(x), *(routed for _, routed in penalties))
+            )
         reduce.check(metrics)
         return loss, metrics
 
     value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
 
-    def gradients(trainable: Any, frozen: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, Any, dict]:
+    def gradients(
+        trainable: Any, frozen: Any, batch: dict, key: jax.Array
+    ) -> tuple[jax.Array, Any, dict]:
         totals = {name: x for name, x in batch.items() if jnp.ndim(x) == 0}
         rows = {name: x for name, x in batch.items() if jnp.ndim(x) > 0}
         if accumulation == 1:
@@ -139,13 +180,20 @@ def make_update(
         def body(carry: tuple, micro: dict) -> tuple[tuple, dict]:
             loss, grads = carry
             (extra, metrics), more = value_and_grad(trainable, frozen, micro | totals, key)
-            return (loss + extra, jax.tree.map(lambda total, x: total + x.astype(jnp.float32), grads, more)), metrics
+            return (
+                loss + extra,
+                jax.tree.map(lambda total, x: total + x.astype(jnp.float32), grads, more),
+            ), metrics
 
         start = (jnp.zeros(()), jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable))
         number = groups.units(rows, together)
         micro = {name: _split(x, accumulation, len(x) // number) for name, x in rows.items()}
         (loss, grads), metrics = jax.lax.scan(body, start, micro)
-        return loss, jax.tree.map(lambda g, x: g.astype(x.dtype), grads, trainable), reduce.over(metrics)
+        return (
+            loss,
+            jax.tree.map(lambda g, x: g.astype(x.dtype), grads, trainable),
+            reduce.over(metrics),
+        )
 
     def apply(grads: Any, moments: Any, trainable: Any, applied: jax.Array) -> tuple[Any, Any]:
         changes, new = optimizer.update(grads, moments, trainable)
@@ -155,12 +203,16 @@ def make_update(
 
         return keep(optax.apply_updates(trainable, changes), trainable), keep(new, moments)
 
-    def update(state: State, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[State, dict]:
+    def update(
+        state: State, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> tuple[State, dict]:
         batch = dict(batch) | {'row': jnp.arange(len(batch['tokens']), dtype=jnp.int32)}
         corrupted = {}
         if corruption is not None:
             batch, corrupted = corruption(batch, jax.random.fold_in(key, 0), state.step, context)
-        loss, grads, metrics = gradients(state.trainable, frozen, with_totals(batch, accumulation), jax.random.fold_in(key, 1))
+        loss, grads, metrics = gradients(
+            state.trainable, frozen, with_totals(batch, accumulation), jax.random.fold_in(key, 1)
+        )
         norm = optax.global_norm(grads)
         applied = finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         always = {'loss': loss, 'grad_norm': norm, 'nonfinite': 1.0 - finite.astype(jnp.float32)}
@@ -177,8 +229,11 @@ def make_update(
     return update
 
 
-def make_score(config: ModelConfig, *, micro: int = 1, temperature: float = 1.0) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
-    """Builds `score(params, batch) -> logprob [B, T]`, of as many rows at a time as a step trains on: a reference needs no more memory.
+def make_score(
+    config: ModelConfig, *, micro: int = 1, temperature: float = 1.0
+) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
+    """Builds `score(params, batch) -> logprob [B, T]`, of as many rows at a time as a step trains
+    on: a reference needs no more memory.
 
     Args:
       config: the model's shape.
@@ -190,19 +245,29 @@ def make_score(config: ModelConfig, *, micro: int = 1, temperature: float = 1.0)
         if micro == 1:
             return score(params, config, batch, temperature=temperature).logprob
         number = groups.units(batch)
-        read = {name: _split(batch[name], micro, len(batch[name]) // number) for name in READ if name in batch}
-        parts = jax.lax.map(lambda rows: score(params, config, rows, temperature=temperature).logprob, read)
+        read = {
+            name: _split(batch[name], micro, len(batch[name]) // number)
+            for name in READ
+            if name in batch
+        }
+        parts = jax.lax.map(
+            lambda rows: score(params, config, rows, temperature=temperature).logprob, read
+        )
         return _joined(parts, len(batch['tokens']) // number)
 
     return logprob
 
 
 def _split(x: jax.Array, micro: int, together: int) -> jax.Array:
-    """[B, ...] -> [micro, B / micro, ...]; strided, so that each micro-batch has rows of every shard of the batch axis."""
+    """[B, ...] -> [micro, B / micro, ...]; strided, so that each micro-batch has rows of every
+    shard of the batch axis."""
     number = x.shape[0] // together
     if number % micro:
         kind = 'rows' if together == 1 else f'groups of {together} rows'
-        raise UserError(f'config: {number} {kind} per step do not split into accumulation={micro} micro-batches; use a divisor.')
+        raise UserError(
+            f'config: {number} {kind} per step do not split into accumulation={micro} '
+            'micro-batches; use a divisor.'
+        )
     parts = x.reshape(number // micro, micro, together, *x.shape[1:]).swapaxes(0, 1)
     return parts.reshape(micro, x.shape[0] // micro, *x.shape[1:])
 
@@ -210,4 +275,8 @@ def _split(x: jax.Array, micro: int, together: int) -> jax.Array:
 def _joined(parts: jax.Array, together: int) -> jax.Array:
     """Undoes `_split`."""
     micro, rows, *rest = parts.shape
-    return parts.reshape(micro, rows // together, together, *rest).swapaxes(0, 1).reshape(micro * rows, *rest)
+    return (
+        parts.reshape(micro, rows // together, together, *rest)
+        .swapaxes(0, 1)
+        .reshape(micro * rows, *rest)
+    )

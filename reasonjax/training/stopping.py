@@ -1,7 +1,9 @@
-"""Stopping when asked to: SIGTERM or Ctrl-C lets the step under way finish and be saved, and the program ends with a status of its own.
+"""Stopping when asked to: SIGTERM or Ctrl-C lets the step under way finish and be saved, and the
+program ends with a status of its own.
 
-The program listens (`listening`); the stages ask at points where stopping is safe (`asked`, `point`). A second Ctrl-C ends the program at
-once; further SIGTERMs change nothing, because some schedulers send several.
+The program listens (`listening`); the stages ask at points where stopping is safe (`asked`,
+`point`). A second Ctrl-C ends the program at once; further SIGTERMs change nothing, because some
+schedulers send several.
 """
 
 import contextlib
@@ -28,7 +30,8 @@ _request = _Request()
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Within it, the first SIGTERM or SIGINT is a request. Does nothing outside the main thread, which alone receives signals."""
+    """Within it, the first SIGTERM or SIGINT is a request. Does nothing outside the main thread,
+    which alone receives signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -42,12 +45,14 @@ def listening() -> Iterator[None]:
 
 
 def asked() -> bool:
-    """Whether any process has been asked to stop; every process calls it at the same point and gets the same answer."""
+    """Whether any process has been asked to stop; every process calls it at the same point and gets
+    the same answer."""
     return processes.agree(bool(_request.name))
 
 
 def point(where: str) -> None:
-    """Raises `Stopped` if it was asked for. All that was done before this point is on disk, or will be done again.
+    """Raises `Stopped` if it was asked for. All that was done before this point is on disk, or will
+    be done again.
 
     Args:
       where: for the message: 'stage collect, step 3'.

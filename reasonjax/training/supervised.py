@@ -13,12 +13,21 @@ from reasonjax.parallel import mesh as meshes
 from reasonjax.protocols import forms
 from reasonjax.tracking.metrics import Timers
 from reasonjax.training.batch_source import BatchSource, StepBatches
-from reasonjax.training.context import Place, Run, check_data, data_functions, rows_per_example, settings
+from reasonjax.training.context import (
+    Place,
+    Run,
+    check_data,
+    data_functions,
+    rows_per_example,
+    settings,
+)
 from reasonjax.training.kinds import StageResult
 from reasonjax.training.loop import train
 
 
-def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None) -> StageResult:
+def run(
+    run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None
+) -> StageResult:
     """Runs the stage; see `loop.train`."""
     stage = settings(run.config, place)
     data = open_data(run, place)
@@ -31,7 +40,13 @@ def run(run: Run, place: Place, initial_params: Callable[[], Any], evaluation: C
             filled = {'data/fill': tokens / batch['segments'].size}
             return StepBatches([meshes.place_batch(batch, run.mesh)], filled, tokens)
 
-    return train(run, place, initial_params, BatchSource(next_batches, data, updates=1, together=rows_per_example(stage)), evaluation)
+    return train(
+        run,
+        place,
+        initial_params,
+        BatchSource(next_batches, data, updates=1, together=rows_per_example(stage)),
+        evaluation,
+    )
 
 
 def open_data(run: Run, place: Place) -> pipeline.Batches:
@@ -58,6 +73,8 @@ def check(config: ml_collections.ConfigDict, name: str) -> None:
     form, read = stage.data.form, forms(configs.resolve(stage.objective, 'objective'))
     if form not in read:
         raise UserError(
-            f'config.{name}: data.form is "{form}", but the objective {stage.objective.name} reads {listing(read)} only (its attribute '
-            f'`forms`); choose another objective, or a transform that makes demonstrations: chosen_only, desirable_only, correct_steps.'
+            f'config.{name}: data.form is "{form}", but the objective {stage.objective.name} reads '
+            f'{listing(read)} only (its attribute '
+            '`forms`); choose another objective, or a transform that makes demonstrations: '
+            'chosen_only, desirable_only, correct_steps.'
         )

@@ -15,10 +15,17 @@ from reasonjax.training.iteration import make_iterations
 from reasonjax.training.step import State, make_update
 
 
-def build_update(run: Run, stage: Any, source: BatchSource, optimizer: Any, updates: int) -> Callable:
-    """The update of a stage as its config says, see `step.make_update`; `updates` are those of the whole stage."""
-    context = Context(updates, run.tokenizer.pad_id, run.tokenizer.mask_id, run.tokenizer.vocab_size)
-    corruption = configs.resolve(stage.corruption, 'corruption') if stage.corruption.name != 'none' else None
+def build_update(
+    run: Run, stage: Any, source: BatchSource, optimizer: Any, updates: int
+) -> Callable:
+    """The update of a stage as its config says, see `step.make_update`; `updates` are those of the
+    whole stage."""
+    context = Context(
+        updates, run.tokenizer.pad_id, run.tokenizer.mask_id, run.tokenizer.vocab_size
+    )
+    corruption = (
+        configs.resolve(stage.corruption, 'corruption') if stage.corruption.name != 'none' else None
+    )
     return make_update(
         run.model,
         configs.resolve(stage.objective, 'objective'),
@@ -33,17 +40,33 @@ def build_update(run: Run, stage: Any, source: BatchSource, optimizer: Any, upda
 
 
 def compile_update(
-    run: Run, stage: Any, source: BatchSource, optimizer: Any, state: State, updates: int, place: Place | None = None
+    run: Run,
+    stage: Any,
+    source: BatchSource,
+    optimizer: Any,
+    state: State,
+    updates: int,
+    place: Place | None = None,
 ) -> Callable:
-    """The compiled update of a stage, or with `source.on_device` its whole steps, for which `place` says which stage it is.
+    """The compiled update of a stage, or with `source.on_device` its whole steps, for which `place`
+    says which stage it is.
 
     Of `state` (arrays, or shapes with shardings) only the shardings are read.
     """
     update = build_update(run, stage, source, optimizer, updates)
     if source.on_device is not None:
-        steps = make_iterations(source.on_device.produce, update, updates=source.updates, stage=place.number)
-        update = lambda now, frozen, fixed, given, first: steps(now, frozen, fixed, given, np.uint32(run.config.seed), first)  # noqa: E731
-    # Pinned, or the compiler may choose other shardings for the output and compile once more. Metrics are whole everywhere, because every
-    # process reads them.
+        steps = make_iterations(
+            source.on_device.produce, update, updates=source.updates, stage=place.number
+        )
+
+        def update(now, frozen, fixed, given, first):
+            return steps(now, frozen, fixed, given, np.uint32(run.config.seed), first)
+
+    # Pinned, or the compiler may choose other shardings for the output and compile once more.
+    # Metrics are whole everywhere, because every process reads them.
     placed = jax.tree.map(lambda x: x.sharding, state)
-    return jax.jit(meshes.on(run.mesh, update), out_shardings=(placed, meshes.replicated(run.mesh)), donate_argnums=0)
+    return jax.jit(
+        meshes.on(run.mesh, update),
+        out_shardings=(placed, meshes.replicated(run.mesh)),
+        donate_argnums=0,
+    )

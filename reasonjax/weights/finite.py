@@ -1,4 +1,5 @@
-"""Parameters that are not finite numbers, by name: looked for wherever parameters arrive, are scored, and are saved."""
+"""Parameters that are not finite numbers, by name: looked for wherever parameters arrive, are
+scored, and are saved."""
 
 import functools
 import math
@@ -17,9 +18,11 @@ LISTED = 6
 
 
 def check(params: Any, where: str, advice: str = '', dtype: Any = None) -> None:
-    """Raises UserError where a parameter is not a finite number; names the tensors, and how many of their elements.
+    """Raises UserError where a parameter is not a finite number; names the tensors, and how many of
+    their elements.
 
-    It costs a pass over the parameters on their devices. All processes call it together and raise together.
+    It costs a pass over the parameters on their devices. All processes call it together and raise
+    together.
 
     Args:
       params: tree of arrays; integers (the codes of quantised weights) are left out.
@@ -32,8 +35,15 @@ def check(params: Any, where: str, advice: str = '', dtype: Any = None) -> None:
         return
     leaves = _floating(params)
     total, size = sum(wrong.values()), sum(math.prod(leaf.shape) for leaf in leaves.values())
-    parts = [f'{name} ({number:,} of {math.prod(leaves[name].shape):,})' for name, number in wrong.items()]
-    narrow = f' (in {np.dtype(dtype).name}, in which they are multiplied)' if dtype is not None and not unsound(params) else ''
+    parts = [
+        f'{name} ({number:,} of {math.prod(leaves[name].shape):,})'
+        for name, number in wrong.items()
+    ]
+    narrow = (
+        f' (in {np.dtype(dtype).name}, in which they are multiplied)'
+        if dtype is not None and not unsound(params)
+        else ''
+    )
     text = f'{where}: {total:,} of {size:,} parameters are not finite numbers{narrow}: {listed(parts)}.'
     raise UserError(f'{text} {advice}' if advice else text)
 
@@ -44,7 +54,10 @@ def unsound(params: Any, dtype: Any = None) -> dict[str, int]:
     # Counted only where there are any: the first pass is one number a leaf.
     fine = processes.fetch(_all_finite(list(leaves.values()), dtype)) if leaves else ()
     found = [name for name, holds in zip(leaves, fine, strict=True) if not holds]
-    return {name: int(np.sum(processes.fetch(_row_counts(leaves[name], dtype)), dtype=np.int64)) for name in found}
+    return {
+        name: int(np.sum(processes.fetch(_row_counts(leaves[name], dtype)), dtype=np.int64))
+        for name in found
+    }
 
 
 def listed(parts: Sequence[str]) -> str:
@@ -55,7 +68,9 @@ def listed(parts: Sequence[str]) -> str:
 
 def _floating(params: Any) -> dict[str, jax.Array]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {path_name(path): leaf for path, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    return {
+        path_name(path): leaf for path, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)
+    }
 
 
 def _is_finite(x: jax.Array, dtype: Any) -> jax.Array:
@@ -70,4 +85,8 @@ def _all_finite(leaves: list[jax.Array], dtype: Any) -> list[jax.Array]:
 @functools.partial(jax.jit, static_argnames='dtype')
 def _row_counts(leaf: jax.Array, dtype: Any) -> jax.Array:
     # Of a row each: 32 bits do not count the elements of a large leaf.
-    return jnp.sum(~_is_finite(leaf, dtype), axis=-1, dtype=jnp.int32) if leaf.ndim else (~_is_finite(leaf, dtype)).astype(jnp.int32)
+    return (
+        jnp.sum(~_is_finite(leaf, dtype), axis=-1, dtype=jnp.int32)
+        if leaf.ndim
+        else (~_is_finite(leaf, dtype)).astype(jnp.int32)
+    )

@@ -1,7 +1,8 @@
 """How a weight is applied: the only place where an activation meets a parameter.
 
-The model calls `linear`, `embed` and `unembed` and never multiplies by hand. A leaf is an array, or a `Weight` node that knows its own
-product; an adapter is therefore a kind of leaf, and neither the model nor the sampler knows that adapters exist.
+The model calls `linear`, `embed` and `unembed` and never multiplies by hand. A leaf is an array, or
+a `Weight` node that knows its own product; an adapter is therefore a kind of leaf, and neither the
+model nor the sampler knows that adapters exist.
 """
 
 import abc
@@ -17,13 +18,15 @@ Axes = tuple[str | None, ...]
 
 
 class Weight(abc.ABC):
-    """A parameter that is more than one array. Subclasses are frozen dataclasses registered as pytrees.
+    """A parameter that is more than one array. Subclasses are frozen dataclasses registered as
+    pytrees.
 
-    In a stack of layers every leaf of the node carries the layer axis in front. Shapes are not validated at construction: tree
-    transformations rebuild nodes around things that are not arrays.
+    In a stack of layers every leaf of the node carries the layer axis in front. Shapes are not
+    validated at construction: tree transformations rebuild nodes around things that are not arrays.
 
     Attributes:
-      constants: names of the parts that are constants of the node's definition: filters leave them frozen.
+      constants: names of the parts that are constants of the node's definition: filters leave them
+        frozen.
     """
 
     constants: ClassVar[tuple[str, ...]] = ()
@@ -46,7 +49,8 @@ class Weight(abc.ABC):
 
     @abc.abstractmethod
     def axes(self, of_dense: Axes) -> 'Weight':
-        """The logical axes of each part, in a node of this kind, given those of the dense array (the layer axis included)."""
+        """The logical axes of each part, in a node of this kind, given those of the dense array
+        (the layer axis included)."""
 
 
 @jax.tree_util.register_dataclass
@@ -58,7 +62,8 @@ class LowRank(Weight):
       base: the frozen weight [D, F], an array or another node.
       a: [D, r].
       b: [r, F]; zero at the start, so that the adapted model equals its base.
-      scale: [], lora_alpha / r (a leaf, not metadata: a change of value does not recompile; every filter leaves it frozen).
+      scale: [], lora_alpha / r (a leaf, not metadata: a change of value does not recompile; every
+        filter leaves it frozen).
     """
 
     base: Any
@@ -71,12 +76,16 @@ class LowRank(Weight):
     def apply(self, x_NxD: jax.Array) -> jax.Array:
         dtype = x_NxD.dtype
         low_NxR = x_NxD @ self.a.astype(dtype)
-        return matmul(x_NxD, self.base) + (low_NxR @ self.b.astype(dtype)) * self.scale.astype(dtype)
+        return matmul(x_NxD, self.base) + (low_NxR @ self.b.astype(dtype)) * self.scale.astype(
+            dtype
+        )
 
     def apply_transposed(self, x_NxF: jax.Array) -> jax.Array:
         dtype = x_NxF.dtype
         low_NxR = x_NxF @ self.b.T.astype(dtype)
-        return matmul_transposed(x_NxF, self.base) + (low_NxR @ self.a.T.astype(dtype)) * self.scale.astype(dtype)
+        return matmul_transposed(x_NxF, self.base) + (
+            low_NxR @ self.a.T.astype(dtype)
+        ) * self.scale.astype(dtype)
 
     def take(self, ids: jax.Array, dtype: Any) -> jax.Array:
         low = jnp.take(self.a, ids, axis=0).astype(dtype) @ self.b.astype(dtype)
@@ -96,7 +105,8 @@ class LowRank(Weight):
 
 
 def matmul(x_NxD: jax.Array, w: Any, dtype: Any = None) -> jax.Array:
-    """x @ W of operands in the dtype of x, for a leaf of shape [D, F]; the result in `dtype`, by default that of x."""
+    """x @ W of operands in the dtype of x, for a leaf of shape [D, F]; the result in `dtype`, by
+    default that of x."""
     if isinstance(w, Weight):
         return w.apply(x_NxD).astype(dtype or x_NxD.dtype)
     w = w.astype(x_NxD.dtype)
@@ -116,31 +126,38 @@ def matmul_transposed(x_NxF: jax.Array, w: Any, dtype: Any = None) -> jax.Array:
 
 
 def _worth_turning(x: jax.Array, rows: int, columns: int) -> bool:
-    """Whether a weight with more rows than columns is turned round before it is used: its gradient then comes as a product with fewer rows
-    than columns, which on CPU takes two thirds of the time of the other. A copy of the weight is worth it where there are many tokens."""
+    """Whether a weight with more rows than columns is turned round before it is used: its gradient
+    then comes as a product with fewer rows than columns, which on CPU takes two thirds of the time
+    of the other. A copy of the weight is worth it where there are many tokens.
+    """
     return rows > columns and x.ndim == 2 and 4 * len(x) >= rows and layout.platform() == 'cpu'
 
 
 def linear(x: jax.Array, w: Any, dtype: Any = None) -> jax.Array:
-    """Applies a leaf [D, F] to the last axis of x [..., D]; returns [..., F] in `dtype`, by default that of x."""
+    """Applies a leaf [D, F] to the last axis of x [..., D]; returns [..., F] in `dtype`, by default
+    that of x."""
     out = matmul(_rows(x), w, dtype)
     return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
 def unembed(x: jax.Array, w: Any, dtype: Any = None) -> jax.Array:
-    """Applies the transpose of an embedding leaf [V, D] to the last axis of x [..., D]: logits [..., V] of a tied head."""
+    """Applies the transpose of an embedding leaf [V, D] to the last axis of x [..., D]: logits
+    [..., V] of a tied head."""
     out = matmul_transposed(_rows(x), w, dtype)
     return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
 def _rows(x: jax.Array) -> jax.Array:
-    """[..., D] -> [N, D]: on CPU the backward pass of a [B, T, D] product transposes, at twice the time. Left as it is where T is split
-    over devices as B is: the two could be merged only after gathering them."""
+    """[..., D] -> [N, D]: on CPU the backward pass of a [B, T, D] product transposes, at twice the
+    time. Left as it is where T is split over devices as B is: the two could be merged only after
+    gathering them.
+    """
     return x if layout.size('sequence') > 1 else x.reshape(-1, x.shape[-1])
 
 
 def grouped(x_MxD: jax.Array, w_ExDxF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """Applies a bank of matrices to rows sorted by matrix: the first sizes[0] rows times w[0], the next sizes[1] times w[1], and so on.
+    """Applies a bank of matrices to rows sorted by matrix: the first sizes[0] rows times w[0], the
+    next sizes[1] times w[1], and so on.
 
     Args:
       x_MxD: rows.
@@ -158,7 +175,8 @@ def embed(ids: jax.Array, w: Any, dtype: Any) -> jax.Array:
     if isinstance(w, Weight):
         return w.take(ids, dtype)
     if layout.size('fsdp', 'sequence') > 1:
-        # Rows of a table split by columns would have to be gathered for the whole batch: gather the table instead, in the smaller dtype.
+        # Rows of a table split by columns would have to be gathered for the whole batch: gather the
+        # table instead, in the smaller dtype.
         w = layout.constrain(w.astype(dtype), 'vocab', None)
     return jnp.take(w, ids, axis=0).astype(dtype)
 

@@ -13,7 +13,8 @@ from reasonjax.weights.linear import is_weight
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """The name of a leaf, 'layers/attention/q/a': the language of filters, weight decay and error messages."""
+    """The name of a leaf, 'layers/attention/q/a': the language of filters, weight decay and error
+    messages."""
     return '/'.join(str(getattr(p, 'key', getattr(p, 'name', getattr(p, 'idx', p)))) for p in path)
 
 
@@ -23,31 +24,45 @@ def names(tree: Any) -> list[str]:
 
 
 def match(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a leaf's name matches one of the shell-style patterns ('layers/*/q/*'; '*' crosses '/')."""
+    """Whether a leaf's name matches one of the shell-style patterns ('layers/*/q/*'; '*' crosses
+    '/')."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def constants(tree: Any) -> Any:
-    """A tree of bool of the same structure: whether a leaf is a constant of its node, such as the codes of a quantised weight."""
+    """A tree of bool of the same structure: whether a leaf is a constant of its node, such as the
+    codes of a quantised weight."""
 
     def of_node(node: Any) -> Any:
         children = jax.tree.map(constants, node, is_leaf=lambda x: x is not node)
-        fixed = {name: jax.tree.map(lambda _: True, getattr(children, name)) for name in node.constants}
+        fixed = {
+            name: jax.tree.map(lambda _: True, getattr(children, name)) for name in node.constants
+        }
         return dataclasses.replace(children, **fixed)
 
-    return jax.tree.map(lambda leaf: of_node(leaf) if is_weight(leaf) else False, tree, is_leaf=is_weight)
+    return jax.tree.map(
+        lambda leaf: of_node(leaf) if is_weight(leaf) else False, tree, is_leaf=is_weight
+    )
 
 
 def partition(tree: Any, trainable: Any) -> tuple[Any, Any]:
-    """Splits by a tree of bool of the same structure; each part has None where the other has the leaf.
+    """Splits by a tree of bool of the same structure; each part has None where the other has the
+    leaf.
 
     Raises:
       UserError: a leaf of integers is to train.
     """
     leaves = zip(names(tree), jax.tree.leaves(trainable), jax.tree.leaves(tree), strict=True)
-    whole = [name for name, keep, leaf in leaves if keep and jnp.issubdtype(getattr(leaf, 'dtype', float), jnp.integer)]
+    whole = [
+        name
+        for name, keep, leaf in leaves
+        if keep and jnp.issubdtype(getattr(leaf, 'dtype', float), jnp.integer)
+    ]
     if whole:
-        raise UserError(f'config.filter: chooses {listing(whole)}, of integers (quantised weights), which cannot train.')
+        raise UserError(
+            f'config.filter: chooses {listing(whole)}, of integers (quantised weights), which '
+            'cannot train.'
+        )
     train = jax.tree.map(lambda keep, leaf: leaf if keep else None, trainable, tree)
     freeze = jax.tree.map(lambda keep, leaf: None if keep else leaf, trainable, tree)
     return train, freeze
@@ -55,4 +70,6 @@ def partition(tree: Any, trainable: Any) -> tuple[Any, Any]:
 
 def combine(train: Any, freeze: Any) -> Any:
     """Joins what `partition` split."""
-    return jax.tree.map(lambda a, b: b if a is None else a, train, freeze, is_leaf=lambda x: x is None)
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, train, freeze, is_leaf=lambda x: x is None
+    )

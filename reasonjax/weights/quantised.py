@@ -1,7 +1,8 @@
 """Weights kept in 8 or 4 bits: blockwise absmax, dequantised where they are used and nowhere else.
 
-A block is `block` consecutive rows of one column: the weights that one output sums over. Rows (the inputs) of a block are thus never split
-from their scale when columns are sharded, and any two columns are independent of each other.
+A block is `block` consecutive rows of one column: the weights that one output sums over. Rows (the
+inputs) of a block are thus never split from their scale when columns are sharded, and any two
+columns are independent of each other.
 """
 
 import dataclasses
@@ -12,14 +13,26 @@ import jax.numpy as jnp
 
 from reasonjax.weights.linear import Axes, Weight
 
-# The quantiles of a normal distribution, 8 above zero, 7 below and zero itself, scaled to [-1, 1] (Dettmers et al. 2023, arXiv:2305.14314,
-# appendix E).
+# The quantiles of a normal distribution, 8 above zero, 7 below and zero itself, scaled to [-1, 1]
+# (Dettmers et al. 2023, arXiv:2305.14314, appendix E).
 NF4 = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
-    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
-    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
 INT8_LEVELS = 127
 # Format -> rows of the weight per row of codes.
 FORMATS = {'int8': 1, 'nf4': 2}
@@ -31,9 +44,10 @@ class Quantised(Weight):
     """A weight [D, F] in blocks of rows: W = level(code) * absmax of the block. It never trains.
 
     Attributes:
-      codes: int8 [D, F], the level times 127; for nf4 uint8 [D / 2, F], numbers of `NF4` levels in two half bytes: of a block's rows,
-        the first half lies in the low ones, the second in the high ones. (Bytes, because 4-bit dtypes take a byte each on CPU and cannot
-        be written to a checkpoint.)
+      codes: int8 [D, F], the level times 127; for nf4 uint8 [D / 2, F], numbers of `NF4` levels in
+        two half bytes: of a block's rows, the first half lies in the low ones, the second in the
+        high ones. (Bytes, because 4-bit dtypes take a byte each on CPU and cannot be written to a
+        checkpoint.)
       absmax: [D / block, F], in the dtype of the weight it was made of, which holds it exactly.
       format: a key of `FORMATS`.
       block: rows per block.
@@ -92,8 +106,8 @@ class Quantised(Weight):
 def quantise(w: jax.Array, format: str, block: int) -> Quantised:  # noqa: A002
     """Rounds every weight to the nearest level of its block.
 
-    Half a step is the most it moves by: absmax / 254 in int8, absmax times half the gap between two levels in nf4 (0.152 at most). A block
-    that holds a NaN is all NaN.
+    Half a step is the most it moves by: absmax / 254 in int8, absmax times half the gap between two
+    levels in nf4 (0.152 at most). A block that holds a NaN is all NaN.
 
     Args:
       w: [..., D, F].
@@ -116,8 +130,10 @@ def quantise(w: jax.Array, format: str, block: int) -> Quantised:  # noqa: A002
 
 
 def _nf4_levels(codes: jax.Array) -> jax.Array:
-    """Levels by the low half bytes. A tree of selections, which fuses with the product; a look-up would go element by element on TPU."""
-    # Levels that depend on the codes: arrays of constants would be taken out of a scan over layers, all 16 of them.
+    """Levels by the low half bytes. A tree of selections, which fuses with the product; a look-up
+    would go element by element on TPU."""
+    # Levels that depend on the codes: arrays of constants would be taken out of a scan over layers,
+    # all 16 of them.
     nothing = (codes & 0).astype(jnp.float32)
     levels = [nothing + level for level in NF4]
     for bit in range(4):

@@ -11,7 +11,8 @@ from reasonjax.arena import statistics as cs
 from reasonjax.errors import UserError
 
 SIMULATIONS = 2000
-# Three and a half standard errors of a share near 95 %: one false alarm in four thousand, and the draws are fixed anyway.
+# Three and a half standard errors of a share near 95 %: one false alarm in four thousand, and the
+# draws are fixed anyway.
 SLACK = 3.5 * math.sqrt(0.95 * 0.05 / SIMULATIONS)
 
 
@@ -37,7 +38,10 @@ def test_student_t(df):
 
 def test_interval_is_the_t_interval_of_what_varies():
     S, N = 4, 30
-    row_S, column_N = np.random.default_rng(1).normal(size=S), np.random.default_rng(2).normal(size=N)
+    row_S, column_N = (
+        np.random.default_rng(1).normal(size=S),
+        np.random.default_rng(2).normal(size=N),
+    )
     for values, sample in (
         (np.tile(row_S[:, None], N), row_S),  # all problems alike: the t interval over seeds
         (np.tile(column_N, (S, 1)), column_N),  # all seeds alike: the t interval over problems
@@ -47,19 +51,25 @@ def test_interval_is_the_t_interval_of_what_varies():
 
 
 def test_interval_from_covariances():
-    # The part of the problems that is common to seeds is, by definition, the mean covariance of two different seeds.
+    # The part of the problems that is common to seeds is, by definition, the mean covariance of two
+    # different seeds.
     values_SxN = tables(5, 30, 0.3, 1.0, 0.5)[0]
     covariance = np.cov(values_SxN)
     common = np.mean([covariance[i, j] for i, j in itertools.permutations(range(5), 2)])
     half = math.hypot(
-        scipy.stats.t.ppf(0.975, 4) * scipy.stats.sem(values_SxN.mean(1)), scipy.stats.t.ppf(0.975, 29) * math.sqrt(common / 30)
+        scipy.stats.t.ppf(0.975, 4) * scipy.stats.sem(values_SxN.mean(1)),
+        scipy.stats.t.ppf(0.975, 29) * math.sqrt(common / 30),
     )
-    assert cs.crossed_interval(values_SxN) == pytest.approx((values_SxN.mean() - half, values_SxN.mean() + half))
+    assert cs.crossed_interval(values_SxN) == pytest.approx(
+        (values_SxN.mean() - half, values_SxN.mean() + half)
+    )
 
 
 @pytest.mark.parametrize('S', [2, 3, 5, 10])
 @pytest.mark.parametrize(
-    'sds', [(1.0, 0.1, 0.1), (0.02, 1.0, 0.1), (0.01, 0.1, 1.0), (0.15, 1.0, 1.0)], ids='seed problem rest mixed'.split()
+    'sds',
+    [(1.0, 0.1, 0.1), (0.02, 1.0, 0.1), (0.01, 0.1, 1.0), (0.15, 1.0, 1.0)],
+    ids='seed problem rest mixed'.split(),
 )
 def test_interval_keeps_its_coverage(S, sds):
     assert 0.95 - SLACK <= covered(tables(S, 40, *sds)) <= 0.99
@@ -73,12 +83,17 @@ def test_an_interval_over_seeds_alone_would_not():
 
 @pytest.mark.parametrize('S', [3, 5])
 def test_interval_of_right_and_wrong_keeps_its_coverage(S):
-    # Two recipes of equal skill: the chance of a right answer depends on the problem, the seed and the recipe on that problem.
+    # Two recipes of equal skill: the chance of a right answer depends on the problem, the seed and
+    # the recipe on that problem.
     rng, N = np.random.default_rng(3), 100
     difficulty = rng.normal(size=(SIMULATIONS, 1, N)) * 1.5 + 0.5
     arms = []
     for _ in range(2):
-        logit = difficulty + rng.normal(size=(SIMULATIONS, S, 1)) * 0.3 + rng.normal(size=(SIMULATIONS, 1, N)) * 0.7
+        logit = (
+            difficulty
+            + rng.normal(size=(SIMULATIONS, S, 1)) * 0.3
+            + rng.normal(size=(SIMULATIONS, 1, N)) * 0.7
+        )
         arms.append(rng.random((SIMULATIONS, S, N)) < 1 / (1 + np.exp(-logit)))
     assert 0.95 - SLACK <= covered(np.subtract(*np.asarray(arms, np.float64))) <= 0.99
 
@@ -87,8 +102,14 @@ def test_paired_t():
     values, baseline = tables(6, 20, 0.5, 1.0, 1.0, seed=4)[:2]
     found = cs.paired(values + 0.3, baseline)
     difference_S = (values + 0.3 - baseline).mean(1)
-    assert found.p == pytest.approx(scipy.stats.ttest_rel((values + 0.3).mean(1), baseline.mean(1)).pvalue, rel=1e-9)
-    assert (found.mean, found.sd, found.seeds) == (pytest.approx(difference_S.mean()), pytest.approx(difference_S.std(ddof=1)), 6)
+    assert found.p == pytest.approx(
+        scipy.stats.ttest_rel((values + 0.3).mean(1), baseline.mean(1)).pvalue, rel=1e-9
+    )
+    assert (found.mean, found.sd, found.seeds) == (
+        pytest.approx(difference_S.mean()),
+        pytest.approx(difference_S.std(ddof=1)),
+        6,
+    )
     assert (found.low, found.high) == cs.crossed_interval(values + 0.3 - baseline)
 
 
@@ -114,7 +135,8 @@ def test_bad_comparisons():
 
 
 def adjusted(pvalues):
-    """Holm by its definition: the least level at which the step-down procedure rejects each hypothesis."""
+    """Holm by its definition: the least level at which the step-down procedure rejects each
+    hypothesis."""
 
     def rejects(level):
         left, rejected = dict(enumerate(pvalues)), set()
@@ -126,7 +148,10 @@ def adjusted(pvalues):
 
     # A rejection can only begin at a p-value times a whole number, or at 1.
     levels = sorted({min(1.0, p * (n + 1)) for p in pvalues for n in range(len(pvalues))} | {1.0})
-    return [next((level for level in levels if i in rejects(level * (1 + 1e-12))), 1.0) for i in range(len(pvalues))]
+    return [
+        next((level for level in levels if i in rejects(level * (1 + 1e-12))), 1.0)
+        for i in range(len(pvalues))
+    ]
 
 
 def test_holm():

@@ -1,4 +1,5 @@
-"""Every task of the arena: texts fit, splits are apart, its rule says the same on tokens, and what it stands beside looks different."""
+"""Every task of the arena: texts fit, splits are apart, its rule says the same on tokens, and what
+it stands beside looks different."""
 
 import pytest
 
@@ -38,7 +39,11 @@ def test_texts_fit_and_demonstrations_are_right(name, tokenizer):
 @pytest.mark.parametrize('name', tasks.GROUPS['arena'])
 def test_what_is_asked_was_not_trained_on(name):
     arena = tasks.ARENA[name]
-    trained = {row['prompt'] for knobs in (arena.warm, arena.train) for row in rows(arena.node('train', 1000, 3, **knobs), 1000)[1]}
+    trained = {
+        row['prompt']
+        for knobs in (arena.warm, arena.train)
+        for row in rows(arena.node('train', 1000, 3, **knobs), 1000)[1]
+    }
     for of in ('test', 'validation'):
         asked = {row['prompt'] for row in rows(arena.exam(of), 1000)[1]}
         assert asked and not asked & trained
@@ -53,7 +58,10 @@ def test_an_exam_has_its_parts_in_order_and_each_rule_marks_its_own(name):
     parts = ['test'] + ['ood'] * (arena.ood is not None) + [f'other:{arena.beside}']
     assert [row['part'] for row in found] == [part for part in parts for _ in range(5)]
     for row in found:
-        assert exam.verify(f'#{row["solution"]}', row, True)['correct'] and not exam.verify('#', row, True)['correct']
+        assert (
+            exam.verify(f'#{row["solution"]}', row, True)['correct']
+            and not exam.verify('#', row, True)['correct']
+        )
     assert exam.examples.fingerprint() != tasks.exam(arena=name, problems=4).examples.fingerprint()
 
 
@@ -63,35 +71,51 @@ def test_gsm8k_is_divided_and_needs_a_model(data_dir):
     for name in ('train', 'validation', 'test'):
         task = tasks._made(arena.node(name, 8000, 0, path=str(data_dir / 'gsm8k')))
         prompts[name] = {task.examples[i]['prompt'] for i in range(len(task.examples))}
-    assert 5500 < len(prompts['train']) < 6500 and 600 < len(prompts['validation']) < 900 and len(prompts['test']) > 1300
-    assert not prompts['train'] & prompts['validation'] and not (prompts['train'] | prompts['validation']) & prompts['test']
+    assert (
+        5500 < len(prompts['train']) < 6500
+        and 600 < len(prompts['validation']) < 900
+        and len(prompts['test']) > 1300
+    )
+    assert (
+        not prompts['train'] & prompts['validation']
+        and not (prompts['train'] | prompts['validation']) & prompts['test']
+    )
     with pytest.raises(UserError, match='gsm8k needs a model'):
         recipes.warm_config('gsm8k')
 
 
 def test_a_mixture_takes_turns():
     nodes = ({'name': 'chain', 'levels': (1,)}, {'name': 'tracking'})
-    mixed, chain = tasks.mixture(sources=nodes, size=5), functions.chain(split='train', size=3, levels=(1,))
+    mixed, chain = (
+        tasks.mixture(sources=nodes, size=5),
+        functions.chain(split='train', size=3, levels=(1,)),
+    )
     assert len(mixed.examples) == 5
-    assert [mixed.examples[i]['prompt'] for i in (0, 2, 4)] == [chain.examples[i]['prompt'] for i in range(3)]
+    assert [mixed.examples[i]['prompt'] for i in (0, 2, 4)] == [
+        chain.examples[i]['prompt'] for i in range(3)
+    ]
     assert mixed.examples[1]['prompt'].startswith('G')
     with pytest.raises(UserError, match='trained on, not marked'):
         mixed.verify('', {}, True)
 
 
 def test_names_of_tasks():
-    assert tasks.find('arena') == list(tasks.GROUPS['arena']) and tasks.find('knights, chain,arena')[:2] == ['knights', 'chain']
+    assert tasks.find('arena') == list(tasks.GROUPS['arena']) and tasks.find(
+        'knights, chain,arena'
+    )[:2] == ['knights', 'chain']
     with pytest.raises(UserError, match='names none'):
         tasks.find(' ,')
 
 
 def test_all_recipes_of_a_task_learn_alike(tmp_path):
-    """Data, batch, steps and learning rate are the task's; objective, corruption and adapter are the recipe's."""
+    """Data, batch, steps and learning rate are the task's; objective, corruption and adapter are
+    the recipe's."""
     warm = tmp_path / 'warm'
     warm.mkdir()
     (warm / 'config.json').write_text(recipes.configs.to_json(recipes.warm_config('chain')))
     plain, masked, low = (
-        recipes.retargeted(recipes.find(name)[0], 'chain', 3, warm) for name in ('sft', 'masked_thought', 'lora@lora')
+        recipes.retargeted(recipes.find(name)[0], 'chain', 3, warm)
+        for name in ('sft', 'masked_thought', 'lora@lora')
     )
     stages = [c[c.stages[0]] for c in (plain, masked, low)]
     for key in ('steps', 'batch_size', 'learning_rate'):
@@ -100,4 +124,8 @@ def test_all_recipes_of_a_task_learn_alike(tmp_path):
     assert [stage.corruption.name for stage in stages] == ['none', 'masked_thought', 'none']
     assert [stage.adapter.name for stage in stages] == ['none', 'none', 'lora']
     for c in (plain, masked, low):
-        assert c.seed == 3 and c.init == f'checkpoint:{warm}' and {key: c.model[key] for key in tasks.MODEL} == tasks.MODEL
+        assert (
+            c.seed == 3
+            and c.init == f'checkpoint:{warm}'
+            and {key: c.model[key] for key in tasks.MODEL} == tasks.MODEL
+        )

@@ -1,4 +1,5 @@
-"""The atlas: its cards are what was counted, its page is up to date, and a row says what the files of a recipe say."""
+"""The atlas: its cards are what was counted, its page is up to date, and a row says what the files
+of a recipe say."""
 
 import csv
 import json
@@ -24,7 +25,9 @@ def root(tmp_path):
     for folder in ('docs/claims', 'configs/recipes'):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / 'docs/atlas.csv').write_text(SMALL)
-    (tmp_path / 'configs/recipes/rich.py').write_text("NEUTRAL = dict(neutral={}, parent={})\nNOTES = '''Half of it:\n  a | b.'''\n")
+    (tmp_path / 'configs/recipes/rich.py').write_text(
+        "NEUTRAL = dict(neutral={}, parent={})\nNOTES = '''Half of it:\n  a | b.'''\n"
+    )
     (tmp_path / 'docs/claims/rich.json').write_text(json.dumps({'verdict': 'not seen'}))
     return tmp_path
 
@@ -37,7 +40,9 @@ def _row(page: str, name: str) -> list[str]:
 def test_cards_are_those_that_were_counted():
     with (ROOT / 'docs' / 'atlas.csv').open(newline='') as file:
         cards = list(csv.DictReader(file))
-    assert [int(card['number']) for card in sorted(cards, key=lambda card: int(card['number']))] == list(range(1, 282))
+    assert [
+        int(card['number']) for card in sorted(cards, key=lambda card: int(card['number']))
+    ] == list(range(1, 282))
     assert len({card['id'] for card in cards}) == 281
     assert len([card for card in cards if card['scope'] != 'outside']) == 268
     assert len({card['group'] for card in cards}) == 15
@@ -59,21 +64,51 @@ def test_links_of_the_page_lead_somewhere():
     headings = {f'#{name}' for name in re.findall(r'^## (\w+)$', text, re.M)}
     links = re.findall(r'\]\(([^)]+)\)', text)
     assert '../configs/recipes/masked_thought.py' in links
-    assert not [link for link in links if link not in headings and not (ROOT / 'docs' / link).is_file()]
+    assert not [
+        link for link in links if link not in headings and not (ROOT / 'docs' / link).is_file()
+    ]
 
 
 def test_a_row_says_what_the_files_say(root):
     assert atlas.main([], root) == 0
     page = (root / 'docs' / 'ATLAS.md').read_text()
     assert _row(page, 'rich') == [
-        '3', '`rich`', 'Rich', 'rewards', 'extended', '[rich.py](../configs/recipes/rich.py)', 'yes', '[not seen](claims/rich.json)',
+        '3',
+        '`rich`',
+        'Rich',
+        'rewards',
+        'extended',
+        '[rich.py](../configs/recipes/rich.py)',
+        'yes',
+        '[not seen](claims/rich.json)',
         r'Half of it: a \| b.',
-    ]  # fmt: skip
-    assert _row(page, 'plain') == ['7', '`plain`', r'Plain, with a \| in it', 'rewards', 'core', '-', '-', '-', '']
+    ]
+    assert _row(page, 'plain') == [
+        '7',
+        '`plain`',
+        r'Plain, with a \| in it',
+        'rewards',
+        'core',
+        '-',
+        '-',
+        '-',
+        '',
+    ]
     assert '3 published systems' in page and ' 2 can be' in page
-    assert 'Recipes: 1, with a neutral test 1. Claims that hold: 0, not seen: 1, opposite: 0, failed: 0.' in page
-    assert '| [rewards](#rewards) | 2 | 2 | 1 | 1 | 0 | 1 | 0 | 0 |' in page and '| **all** | 3 | 2 | 1 | 1 | 0 | 1 | 0 | 0 |' in page
-    assert page.index('## rewards') < page.index('| `plain` |') < page.index('| `rich` |') < page.index('## agents')
+    assert (
+        'Recipes: 1, with a neutral test 1. Claims that hold: 0, not seen: 1, opposite: 0, failed: '
+        '0.' in page
+    )
+    assert (
+        '| [rewards](#rewards) | 2 | 2 | 1 | 1 | 0 | 1 | 0 | 0 |' in page
+        and '| **all** | 3 | 2 | 1 | 1 | 0 | 1 | 0 | 0 |' in page
+    )
+    assert (
+        page.index('## rewards')
+        < page.index('| `plain` |')
+        < page.index('| `rich` |')
+        < page.index('## agents')
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,7 +144,11 @@ def test_check_sees_what_has_changed(root, file, text, capsys):
         ('configs/recipes/rich.py', 'NOTES = 3', ['rich.py', 'NOTES', 'int']),
         ('docs/atlas.csv', SMALL + '3,other,Other,agents,core,agent\n', ['number 3']),
         ('docs/atlas.csv', SMALL + '9,rich,Other,agents,core,agent\n', ['id rich']),
-        ('docs/atlas.csv', SMALL + '9,other,Other,agents,cores,agent\n', ['line 5', 'Did you mean "core"?']),
+        (
+            'docs/atlas.csv',
+            SMALL + '9,other,Other,agents,cores,agent\n',
+            ['line 5', 'Did you mean "core"?'],
+        ),
         ('docs/atlas.csv', SMALL + '9,other,Other,agents,core\n', ['line 5', '6 fields']),
         ('docs/atlas.csv', SMALL + 'x,other,Other,agents,core,agent\n', ['line 5', '"x"']),
         ('docs/atlas.csv', SMALL.replace('slot', 'slots', 1), ['columns', 'slots']),

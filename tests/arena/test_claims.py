@@ -10,7 +10,9 @@ from reasonjax.arena import claims
 from reasonjax.arena.table import Difference
 from reasonjax.errors import UserError
 
-STATED = dict(against='sft', task='chain', metric='test/greedy', direction='higher', min_effect=0.02, seeds=5)
+STATED = dict(
+    against='sft', task='chain', metric='test/greedy', direction='higher', min_effect=0.02, seeds=5
+)
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -51,20 +53,40 @@ def test_claims_that_cannot_be_tested(changes, said):
     with pytest.raises(UserError, match=said):
         claims.checked('recipe', STATED | changes, 'recipe.py')
     with pytest.raises(UserError, match='lacks "seeds"'):
-        claims.checked('recipe', {name: value for name, value in STATED.items() if name != 'seeds'}, 'recipe.py')
+        claims.checked(
+            'recipe',
+            {name: value for name, value in STATED.items() if name != 'seeds'},
+            'recipe.py',
+        )
 
 
 def test_a_claim_becomes_a_page(tmp_path):
-    cells = [cell(recipe, 'chain', seed, skill) for recipe, skill in (('sft', 0.4), ('better', 0.7), ('worse', 0.2)) for seed in range(5)]
+    cells = [
+        cell(recipe, 'chain', seed, skill)
+        for recipe, skill in (('sft', 0.4), ('better', 0.7), ('worse', 0.2))
+        for seed in range(5)
+    ]
     records = []
     for name in ('better', 'worse'):
         claim = claims.checked(name, STATED, 'recipe.py')
         records.append(claims.judged(claim, [one for one in cells if one.recipe in ('sft', name)]))
     claims.write(tmp_path, records[:1])
     claims.write(tmp_path, records[1:])  # what was written before stays
-    assert [json.loads((tmp_path / 'claims' / f'{n}.json').read_text())['verdict'] for n in ('better', 'worse')] == ['holds', 'opposite']
-    rows = [line for line in (tmp_path / 'CLAIMS.md').read_text().splitlines() if line.startswith(('| better', '| worse'))]
-    assert len(rows) == 2 and '**holds**' in rows[0] and '**opposite**' in rows[1] and '--recipes better' in rows[0]
+    assert [
+        json.loads((tmp_path / 'claims' / f'{n}.json').read_text())['verdict']
+        for n in ('better', 'worse')
+    ] == ['holds', 'opposite']
+    rows = [
+        line
+        for line in (tmp_path / 'CLAIMS.md').read_text().splitlines()
+        if line.startswith(('| better', '| worse'))
+    ]
+    assert (
+        len(rows) == 2
+        and '**holds**' in rows[0]
+        and '**opposite**' in rows[1]
+        and '--recipes better' in rows[0]
+    )
 
 
 def test_recipes_state_claims_that_can_be_tested():

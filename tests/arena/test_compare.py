@@ -32,22 +32,46 @@ TASK = 'chain'
 
 def options(workdir, **changes):
     found = dict(
-        recipes='sft,configs/masked_thought.py,grpo@grpo', tasks=TASK, seeds=2, baseline='', measure='test/greedy', budget='', override=[],
-        workdir=str(workdir), workers=2, problems=8, init='', claims=False, docs='', trust=[],
-    )  # fmt: skip
+        recipes='sft,configs/masked_thought.py,grpo@grpo',
+        tasks=TASK,
+        seeds=2,
+        baseline='',
+        measure='test/greedy',
+        budget='',
+        override=[],
+        workdir=str(workdir),
+        workers=2,
+        problems=8,
+        init='',
+        claims=False,
+        docs='',
+        trust=[],
+    )
     return argparse.Namespace(**found | changes)
 
 
 @pytest.fixture(scope='module', autouse=True)
 def small():
-    """The arena with a model of one layer and stages of a few steps; workers get it through the configs of their cells."""
+    """The arena with a model of one layer and stages of a few steps; workers get it through the
+    configs of their cells."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipes, 'EXAM_BATCH', 8)  # as many as there are problems: the rest of a batch would be drawn too
-        patch.setattr(recipes, 'MODEL', dict(dim=32, layers=1, heads=2, kv_heads=1, head_dim=16, mlp_dim=64))
+        # as many as there are problems: the rest of a batch would be drawn too
+        patch.setattr(recipes, 'EXAM_BATCH', 8)
+        patch.setattr(
+            recipes, 'MODEL', dict(dim=32, layers=1, heads=2, kv_heads=1, head_dim=16, mlp_dim=64)
+        )
         for name in (TASK, tasks.ARENA[TASK].beside):
-            short = dataclasses.replace(tasks.ARENA[name], warm_steps=3, supervised_steps=4, online_steps=2, demonstrations=64)
+            short = dataclasses.replace(
+                tasks.ARENA[name],
+                warm_steps=3,
+                supervised_steps=4,
+                online_steps=2,
+                demonstrations=64,
+            )
             patch.setitem(tasks.ARENA, name, short)
-        short = dataclasses.replace(tasks.ARENA['gsm8k'], max_prompt_length=64, max_completion_length=64)
+        short = dataclasses.replace(
+            tasks.ARENA['gsm8k'], max_prompt_length=64, max_completion_length=64
+        )
         patch.setitem(tasks.ARENA, 'gsm8k', short)
         yield
 
@@ -60,12 +84,17 @@ def compared(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('PYTHONPATH', f'{folder}:{pathlib.Path(__file__).parents[2]}')
         patch.syspath_prepend(str(folder))
-        compare.run(options(folder / 'run', recipes=f'{options(folder).recipes},{folder}/broken_recipe.py'))
+        compare.run(
+            options(folder / 'run', recipes=f'{options(folder).recipes},{folder}/broken_recipe.py')
+        )
     return folder / 'run'
 
 
 def cells(workdir):
-    return {(c.recipe, c.seed): c for c in (results.read(path) for path in workdir.glob('cells/*/*/*/result.json'))}
+    return {
+        (c.recipe, c.seed): c
+        for c in (results.read(path) for path in workdir.glob('cells/*/*/*/result.json'))
+    }
 
 
 def test_every_cell_has_a_result_and_a_broken_one_stops_nothing(compared):
@@ -81,19 +110,36 @@ def test_every_cell_has_a_result_and_a_broken_one_stops_nothing(compared):
 
 def test_problems_are_paired_and_costs_are_counted(compared):
     found = [one for one in cells(compared).values() if one.done]
-    sizes = {(part, mode): len(x) for part, modes in found[0].correct.items() for mode, x in modes.items()}
-    assert sizes == {(part, mode): 8 for part in ('test', 'ood', 'other:tracking') for mode in ('greedy', 'sampled')}
+    sizes = {
+        (part, mode): len(x)
+        for part, modes in found[0].correct.items()
+        for mode, x in modes.items()
+    }
+    assert sizes == {
+        (part, mode): 8
+        for part in ('test', 'ood', 'other:tracking')
+        for mode in ('greedy', 'sampled')
+    }
     assert all(one.before == found[0].before for one in found), 'all start from one checkpoint'
     for one in found:
         drew = one.recipe == 'grpo@grpo'
-        assert (one.cost['generated_tokens'] > 0) == drew and one.cost['trained_tokens'] > 0 and one.cost['flops'] > 0
+        assert (
+            (one.cost['generated_tokens'] > 0) == drew
+            and one.cost['trained_tokens'] > 0
+            and one.cost['flops'] > 0
+        )
         assert [point['step'] for point in one.curve] == ([1, 2] if drew else [1, 2, 3, 4])
         assert one.curve[-1]['trained_tokens'] == one.cost['trained_tokens']
-    by_seed = [{c.cost['trained_tokens'] for c in found if c.seed == seed and c.recipe != 'grpo@grpo'} for seed in (0, 1)]
+    by_seed = [
+        {c.cost['trained_tokens'] for c in found if c.seed == seed and c.recipe != 'grpo@grpo'}
+        for seed in (0, 1)
+    ]
     assert all(len(tokens) == 1 for tokens in by_seed), 'the same demonstrations, in the same order'
 
 
-def test_what_is_done_is_not_done_again_and_what_is_missing_comes_out_the_same(compared, monkeypatch, tmp_path):
+def test_what_is_done_is_not_done_again_and_what_is_missing_comes_out_the_same(
+    compared, monkeypatch, tmp_path
+):
     before, asked = cells(compared), []
     run = schedule.run
 
@@ -110,13 +156,17 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_comes_out_the_same(c
     (gone / 'result.json').unlink()
     compare.run(options(compared))
     assert [(spec.recipe, spec.seed) for spec in asked] == [('sft', 1)]
-    assert sorted((c.recipe, c.seed) for c in results.read_run(compared)) == sorted(key for key in before if 'broken' not in key[0])
+    assert sorted((c.recipe, c.seed) for c in results.read_run(compared)) == sorted(
+        key for key in before if 'broken' not in key[0]
+    )
     again = cells(compared)['sft', 1]
     clocks = ('seconds', 'peak_bytes')
 
     def timeless(one):
         curve = [{k: v for k, v in point.items() if k not in clocks} for point in one.curve]
-        return dataclasses.replace(one, cost={k: v for k, v in one.cost.items() if k not in clocks}, curve=curve)
+        return dataclasses.replace(
+            one, cost={k: v for k, v in one.cost.items() if k not in clocks}, curve=curve
+        )
 
     assert timeless(again) == timeless(before['sft', 1])
     # The same cell alone, in this process, without compiled programs of others.
@@ -125,24 +175,39 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_comes_out_the_same(c
     alone.mkdir()
     (alone / cell.CONFIG).write_text((folder / cell.CONFIG).read_text())
     (warm,) = compared.glob('warm/*')
-    assert timeless(cell.run(cell.Spec('grpo@grpo', TASK, 0, str(alone), str(warm), 8))) == timeless(before['grpo@grpo', 0])
+    assert timeless(
+        cell.run(cell.Spec('grpo@grpo', TASK, 0, str(alone), str(warm), 8))
+    ) == timeless(before['grpo@grpo', 0])
 
 
 def test_gsm8k_with_a_model_of_the_users(tmp_path, model_folder, monkeypatch):
-    """A problem with more tokens than there is room for, by the model's tokenizer, is left out for all, and the page counts the others."""
+    """A problem with more tokens than there is room for, by the model's tokenizer, is left out for
+    all, and the page counts the others."""
     folder = tmp_path / 'data' / 'gsm8k'
     folder.mkdir(parents=True)
-    asked = [{'question': f'{a} and {a + 1}?', 'answer': f'{a}+{a + 1}={2 * a + 1}\n#### {2 * a + 1}'} for a in range(128)]
+    asked = [
+        {'question': f'{a} and {a + 1}?', 'answer': f'{a}+{a + 1}={2 * a + 1}\n#### {2 * a + 1}'}
+        for a in range(128)
+    ]
     asked[-1]['question'] *= 100
     for name, rows in (('train', asked[:120]), ('test', asked[120:])):
         (folder / f'{name}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
     monkeypatch.setenv('REASONJAX_DATA', str(tmp_path / 'data'))
-    given = dict(recipes='sft', tasks='gsm8k', init=f'hf:{model_folder}', budget='tokens=9000', seeds=1, workers=1)
+    given = dict(
+        recipes='sft',
+        tasks='gsm8k',
+        init=f'hf:{model_folder}',
+        budget='tokens=9000',
+        seeds=1,
+        workers=1,
+    )
     compare.run(options(tmp_path / 'run', **given))
     found = cells(tmp_path / 'run')['sft', 0]
     assert found.done, found.error
     assert len(found.correct['test']['greedy']) == 7 and found.cost['trained_tokens'] >= 9000
-    assert json.loads((tmp_path / 'run' / 'table.json').read_text())['problems'] == {'gsm8k': {'test': 7}}
+    assert json.loads((tmp_path / 'run' / 'table.json').read_text())['problems'] == {
+        'gsm8k': {'test': 7}
+    }
 
 
 PEAKS = """
@@ -160,7 +225,12 @@ print(first.bytes, Peak().bytes)
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 def test_what_one_cell_held_is_no_part_of_the_next_ones_peak():
-    done = subprocess.run([sys.executable, '-c', PEAKS], capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, '-c', PEAKS],
+        capture_output=True,
+        text=True,
+        cwd=pathlib.Path(__file__).parents[2],
+    )
     first, second = map(float, done.stdout.split())
     assert first > 3e8 and first - second > 2.5e8, done.stderr
 
@@ -175,7 +245,9 @@ def test_a_device_whose_mark_did_not_rise_says_nothing(monkeypatch):
 def test_workers_share_the_memory_of_a_gpu_unless_the_user_says_otherwise():
     name = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
     assert schedule.shared(1, {'a': 'b'}) == {'a': 'b'}
-    assert schedule.shared(3, {'a': 'b'}) == {'a': 'b', name: '0.300'} and schedule.shared(3, {name: '0.1'}) == {name: '0.1'}
+    assert schedule.shared(3, {'a': 'b'}) == {'a': 'b', name: '0.300'} and schedule.shared(
+        3, {name: '0.1'}
+    ) == {name: '0.1'}
 
 
 @pytest.mark.parametrize(
@@ -199,9 +271,14 @@ def test_bad_input(compared, changes, said):
 
 
 def test_a_recipe_that_lacks_a_column_says_which(compared, tmp_path):
-    (tmp_path / 'pairs.py').write_text('from configs import sft\n\ndef get_config():\n    c = sft.get_config()\n'
-                                       "    c.train.data.form = 'preference'\n    return c\n")  # fmt: skip
-    with pytest.raises(UserError, match='cannot run on the task "chain".*"preference", and the task lacks chosen, rejected'):
+    (tmp_path / 'pairs.py').write_text(
+        'from configs import sft\n\ndef get_config():\n    c = sft.get_config()\n'
+        "    c.train.data.form = 'preference'\n    return c\n"
+    )
+    with pytest.raises(
+        UserError,
+        match='cannot run on the task "chain".*"preference", and the task lacks chosen, rejected',
+    ):
         compare.run(options(compared, recipes=f'{tmp_path}/pairs.py'))
 
 
@@ -217,15 +294,26 @@ def test_a_budget_counts_every_token(compared):
     found = list(cells_with_budget(compared, limit))
     assert len(found) == 2
     for path, spent in found:
-        steps = [json.loads(line) for line in (path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+        steps = [
+            json.loads(line) for line in (path / 'run' / 'metrics.jsonl').read_text().splitlines()
+        ]
         counted = [r['num_tokens'] for r in steps if 'loss' in r]
         assert counted[-1] == spent >= limit > counted[-2]
 
 
 def test_what_a_collection_draws_is_part_of_the_budget(compared):
-    """Collecting and learning from it have half of the budget each, and both are in the cell's cost."""
+    """Collecting and learning from it have half of the budget each, and both are in the cell's
+    cost."""
     recipe, limit = 'configs/quickstart.py:filtered_sft@collect+resft', 10_000
-    compare.run(options(compared, recipes=recipe, seeds=1, budget=f'tokens={2 * limit}', override=['collect.min_reward=0.0']))
+    compare.run(
+        options(
+            compared,
+            recipes=recipe,
+            seeds=1,
+            budget=f'tokens={2 * limit}',
+            override=['collect.min_reward=0.0'],
+        )
+    )
     (path,) = (path.parent for path in compared.glob('cells/*/*filtered_sft*/*/result.json'))
     found, counted = results.read(path / 'result.json'), {}
     for record in map(json.loads, (path / 'run' / 'metrics.jsonl').read_text().splitlines()):
@@ -234,8 +322,13 @@ def test_what_a_collection_draws_is_part_of_the_budget(compared):
     assert found.done and set(counted) == {'collect', 'resft'}
     for tokens in counted.values():
         assert tokens[-1] >= limit > tokens[-2]
-    assert (found.cost['generated_tokens'], found.cost['trained_tokens']) == (counted['collect'][-1], counted['resft'][-1])
-    assert found.curve[-1]['generated_tokens'] == counted['collect'][-1], 'what was drawn before is in the curve'
+    assert (found.cost['generated_tokens'], found.cost['trained_tokens']) == (
+        counted['collect'][-1],
+        counted['resft'][-1],
+    )
+    assert found.curve[-1]['generated_tokens'] == counted['collect'][-1], (
+        'what was drawn before is in the curve'
+    )
 
 
 def cells_with_budget(workdir, limit):

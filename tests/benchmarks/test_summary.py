@@ -8,17 +8,37 @@ from benchmarks import long_tail, peer_env, peer_runs, peers, summary, workload
 
 
 def of(system, what, number, **found):
-    return {'system': system, 'what': what, 'round': number, 'cores': 2, 'peak_gb': 1.0, 'process_s': 9.0} | found
+    return {
+        'system': system,
+        'what': what,
+        'round': number,
+        'cores': 2,
+        'peak_gb': 1.0,
+        'process_s': 9.0,
+    } | found
 
 
 MEASURED = [
-    of('ours', 'sft', 0, sft_tok_s=3000.0), of('ours', 'sft', 1, sft_tok_s=4000.0), of('ours', 'sft', 2, sft_tok_s=3100.0),
-    of('ours', 'grpo', 0, grpo_step_s=3.0, first_step_s=20.0, phases={'generate': 1.0, 'update': 2.0}),
+    of('ours', 'sft', 0, sft_tok_s=3000.0),
+    of('ours', 'sft', 1, sft_tok_s=4000.0),
+    of('ours', 'sft', 2, sft_tok_s=3100.0),
+    of(
+        'ours',
+        'grpo',
+        0,
+        grpo_step_s=3.0,
+        first_step_s=20.0,
+        phases={'generate': 1.0, 'update': 2.0},
+    ),
     of('tunix', 'grpo', 0, grpo_step_s=12.0, first_step_s=10.0, peak_gb=6.0),
-    of('tunix', 'sft', 0, sft_tok_s=1000.0), of('tunix', 'sft', 1, sft_tok_s=1600.0), of('tunix', 'sft', 2, sft_tok_s=1550.0),
-    of('trl', 'sft', 0, sft_tok_s=2000.0), of('trl', 'sft_plain', 0, sft_tok_s=2500.0),
-    of('trl', 'long_tail', 0, grpo_long_tail_step_s=8.0), of('ours', 'long_tail', 0, grpo_long_tail_step_s=1.0),
-]  # fmt: skip
+    of('tunix', 'sft', 0, sft_tok_s=1000.0),
+    of('tunix', 'sft', 1, sft_tok_s=1600.0),
+    of('tunix', 'sft', 2, sft_tok_s=1550.0),
+    of('trl', 'sft', 0, sft_tok_s=2000.0),
+    of('trl', 'sft_plain', 0, sft_tok_s=2500.0),
+    of('trl', 'long_tail', 0, grpo_long_tail_step_s=8.0),
+    of('ours', 'long_tail', 0, grpo_long_tail_step_s=1.0),
+]
 TITLES = {name: system.title for name, system in peer_env.SYSTEMS.items()}
 
 
@@ -36,24 +56,38 @@ def test_json_has_every_number_of_every_system(tmp_path):
     found = json.loads(json.dumps(summary.medians(summary.spreads(MEASURED))))
     assert set(found) == {'ours', 'tunix', 'trl'}
     for numbers in found.values():
-        assert set(numbers) == {'sft_tok_s', 'sample_tok_s', 'grpo_step_s', 'grpo_long_tail_step_s', 'first_step_s', 'peak_gb'}
+        assert set(numbers) == {
+            'sft_tok_s',
+            'sample_tok_s',
+            'grpo_step_s',
+            'grpo_long_tail_step_s',
+            'first_step_s',
+            'peak_gb',
+        }
     assert found['ours']['sft_tok_s'] == 3100.0 and found['tunix']['sample_tok_s'] is None
 
 
 @pytest.mark.parametrize(
-    ('number', 'ours', 'theirs', 'times'), [('sft_tok_s', 300, 100, 3.0), ('grpo_step_s', 2.0, 5.0, 2.5), ('peak_gb', 3.0, 1.5, 0.5)]
+    ('number', 'ours', 'theirs', 'times'),
+    [('sft_tok_s', 300, 100, 3.0), ('grpo_step_s', 2.0, 5.0, 2.5), ('peak_gb', 3.0, 1.5, 0.5)],
 )
 def test_better_is_above_one(number, ours, theirs, times):
     assert summary.advantage(number, ours, theirs) == times
 
 
 def test_table_says_which_targets_are_met():
-    lines = {line.split('|')[1].strip(): line for line in summary.peers_table(summary.spreads(MEASURED), TITLES).splitlines()}
+    lines = {
+        line.split('|')[1].strip(): line
+        for line in summary.peers_table(summary.spreads(MEASURED), TITLES).splitlines()
+    }
     step, first = lines['GRPO step, s'], lines['first GRPO step from process start, s']
     assert '4.00x (target 3x: met)' in step and 'not measured' in step  # by TRL
     assert '0.50x (target 1x: **missed**)' in first
     assert '3,100 (3,000 to 4,000)' in lines['SFT, tokens/s']
-    assert '2.00x (target 2x: met)' in lines['SFT, tokens/s'] and '1.24x (target 1.3x: **missed**)' in lines['SFT, tokens/s']
+    assert (
+        '2.00x (target 2x: met)' in lines['SFT, tokens/s']
+        and '1.24x (target 1.3x: **missed**)' in lines['SFT, tokens/s']
+    )
     assert '8.00x (target 4x: met)' in lines['GRPO step, long tail, s']
 
 
@@ -62,7 +96,10 @@ def test_page_names_versions_and_hardware():
     versions = {name: {'python': '3.11.1', 'numpy': '2.0'} for name in found}
     text = peers.page(found, MEASURED, versions)
     assert '* Tunix: python 3.11.1, numpy 2.0' in text and 'Medians over 3 rounds' in text
-    assert '2,000 tokens/s with the trainer, 2,500 tokens/s without' in text and 'cores' in text.splitlines()[0]
+    assert (
+        '2,000 tokens/s with the trainer, 2,500 tokens/s without' in text
+        and 'cores' in text.splitlines()[0]
+    )
 
 
 def test_section_is_replaced_and_nothing_else():
@@ -111,19 +148,39 @@ def test_names_are_checked():
 
 
 def test_long_tail_table_compares_settings(tmp_path):
-    text = long_tail.table([
-        {'setting': 'as configured', 'grpo_long_tail_step_s': 2.0, 'phases': {'generate': 1.5, 'update': 0.5}, 'peak_gb': 1.0},
-        {'setting': 'as configured', 'grpo_long_tail_step_s': 4.0, 'phases': {'generate': 3.0, 'update': 1.0}, 'peak_gb': 1.5},
-        {'setting': 'packing', 'grpo_long_tail_step_s': 1.0, 'phases': {'generate': 0.5, 'update': 0.5}, 'peak_gb': 1.0},
-    ])  # fmt: skip
+    text = long_tail.table(
+        [
+            {
+                'setting': 'as configured',
+                'grpo_long_tail_step_s': 2.0,
+                'phases': {'generate': 1.5, 'update': 0.5},
+                'peak_gb': 1.0,
+            },
+            {
+                'setting': 'as configured',
+                'grpo_long_tail_step_s': 4.0,
+                'phases': {'generate': 3.0, 'update': 1.0},
+                'peak_gb': 1.5,
+            },
+            {
+                'setting': 'packing',
+                'grpo_long_tail_step_s': 1.0,
+                'phases': {'generate': 0.5, 'update': 0.5},
+                'peak_gb': 1.0,
+            },
+        ]
+    )
     lines = {line.split('|')[1].strip(): line for line in text.splitlines()}
     assert '3 (2 to 4)' in lines['as configured'] and '1.00x' in lines['as configured']
     assert '3.00x' in lines['packing']
 
 
 def test_a_run_from_end_to_end(tmp_path, monkeypatch):
-    """Everything but the measuring: what is there is kept, what fails is said, files and the page are written."""
-    (tmp_path / 'PERFORMANCE.md').write_text((peer_runs.ROOT / 'docs' / 'PERFORMANCE.md').read_text())
+    """Everything but the measuring: what is there is kept, what fails is said, files and the page
+    are written."""
+    (tmp_path / 'PERFORMANCE.md').write_text(
+        (peer_runs.ROOT / 'docs' / 'PERFORMANCE.md').read_text()
+    )
     broken, commands = [], []
 
     def measure(command, file, about, environment, timeout=0):
@@ -147,12 +204,25 @@ def test_a_run_from_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(peers.peer_data, 'prepare', lambda folder, train: folder)
     monkeypatch.setattr(peer_env, 'python_of', lambda name, folder: f'python_of_{name}')
     monkeypatch.setattr(peer_env, 'versions', lambda interpreter: {'python': '3.11'})
-    arguments = ['--folder', str(tmp_path / 'runs'), '--json', str(tmp_path / 'out.json'), '--write', str(tmp_path)]
+    arguments = [
+        '--folder',
+        str(tmp_path / 'runs'),
+        '--json',
+        str(tmp_path / 'out.json'),
+        '--write',
+        str(tmp_path),
+    ]
     assert peers.main(['--rounds', '1', *arguments]) == 0
     assert len(commands) == sum(map(len, workload.PARTS.values()))
-    assert ['python_of_trl', '-m', 'benchmarks.peer_trl', '--what', 'sft_plain'] in [command[:5] for command in commands]
+    assert ['python_of_trl', '-m', 'benchmarks.peer_trl', '--what', 'sft_plain'] in [
+        command[:5] for command in commands
+    ]
     found = json.loads((tmp_path / 'out.json').read_text())
-    assert found['ours']['grpo_step_s'] == 2.5 and found['tunix']['peak_gb'] == 1.0 and found['trl']['sft_tok_s'] == 200
+    assert (
+        found['ours']['grpo_step_s'] == 2.5
+        and found['tunix']['peak_gb'] == 1.0
+        and found['trl']['sft_tok_s'] == 200
+    )
     assert '4.00x (target 3x: met)' in (tmp_path / 'PERFORMANCE.md').read_text()
     # One more round: only that is measured, and a system that fails costs the others nothing.
     commands.clear()
@@ -163,5 +233,8 @@ def test_a_run_from_end_to_end(tmp_path, monkeypatch):
     assert found['ours']['sft_tok_s'] == 600 and found['tunix']['sft_tok_s'] == 100
     # A part of it again.
     commands.clear()
-    assert peers.main(['--rounds', '1', '--only', 'ours', '--parts', 'grpo', '--fresh', *arguments]) == 0
+    assert (
+        peers.main(['--rounds', '1', '--only', 'ours', '--parts', 'grpo', '--fresh', *arguments])
+        == 0
+    )
     assert [command[4] for command in commands] == ['grpo']

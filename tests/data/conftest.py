@@ -7,7 +7,8 @@ import pytest
 from reasonjax.data import tokenizers
 
 TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + "
+    "'\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 TEXTS = [
@@ -18,13 +19,33 @@ TEXTS = [
 
 
 def write_folder(
-    folder, *, eos='<|im_end|>', pad='<|endoftext|>', bos=None, mask=None, template=TEMPLATE, generation=None
+    folder,
+    *,
+    eos='<|im_end|>',
+    pad='<|endoftext|>',
+    bos=None,
+    mask=None,
+    template=TEMPLATE,
+    generation=None,
 ):
     """Writes a byte-level BPE tokenizer as a model folder has it."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        AddedToken,
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
     from transformers import PreTrainedTokenizerFast
 
-    specials = ['<|endoftext|>', '<|im_start|>', '<|im_end|>', *(token for token in (bos, mask) if token)]
+    specials = [
+        '<|endoftext|>',
+        '<|im_start|>',
+        '<|im_end|>',
+        *(token for token in (bos, mask) if token),
+    ]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -57,20 +78,27 @@ def texts():
 
 @pytest.fixture(scope='session')
 def hugging_face_folder():
-    """`hugging_face_folder(folder, **tokens)` writes a model folder and returns its path; see `write_folder`."""
+    """`hugging_face_folder(folder, **tokens)` writes a model folder and returns its path; see
+    `write_folder`."""
     return write_folder
 
 
 @pytest.fixture
 def of(tmp_path, hugging_face_folder):
-    """`of(body)` is a tokenizer whose template writes `body` for every message `m` of the assistant, in turns as ChatML has them."""
+    """`of(body)` is a tokenizer whose template writes `body` for every message `m` of the
+    assistant, in turns as ChatML has them."""
 
     def made(body, others='{{ m.content }}', **knobs):
-        template = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}" + body
+        template = (
+            "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == "
+            "'assistant' %}" + body
+        )
         template += '{% else %}' + others + "{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
         template += "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
-        return tokenizers.huggingface(None, None, path=hugging_face_folder(folder, template=template, **knobs))
+        return tokenizers.huggingface(
+            None, None, path=hugging_face_folder(folder, template=template, **knobs)
+        )
 
     return made

@@ -1,4 +1,5 @@
-"""Every chat template of the installed packages, and of a folder: each with a small tokenizer that has its special tokens."""
+"""Every chat template of the installed packages, and of a folder: each with a small tokenizer that
+has its special tokens."""
 
 import functools
 import importlib.util
@@ -8,8 +9,11 @@ import pathlib
 import re
 
 # Text that a template writes and real vocabularies hold as one token.
-_SPECIAL = re.compile(r'<\|[^|<>\s]+\|>|<\|[a-z_]+>|<[a-z_]+\|>|<｜[^｜<>]+｜>|</?[a-z_:]+>|\[/?[A-Z_]+\]|\[gMASK\]|<[A-Z_]+>')
-# What models of a template that has the first of these stop at, beside what it writes behind an answer (`generation_config.json`).
+_SPECIAL = re.compile(
+    r'<\|[^|<>\s]+\|>|<\|[a-z_]+>|<[a-z_]+\|>|<｜[^｜<>]+｜>|</?[a-z_:]+>|\[/?[A-Z_]+\]|\[gMASK\]|<[A-Z_]+>'
+)
+# What models of a template that has the first of these stop at, beside what it writes behind an
+# answer (`generation_config.json`).
 _STOPS = (
     ('[gMASK]', ('<|endoftext|>', '<|user|>', '<|observation|>')),
     ('<|return|>', ('<|return|>', '<|call|>', '<|endoftext|>')),
@@ -21,8 +25,13 @@ _EOS = '<|endoftext|>'
 
 
 def files() -> list[pathlib.Path]:
-    """Chat templates within the packages `trl` and `transformers`, and in the folder REASONJAX_TEMPLATES."""
-    folders = [pathlib.Path(os.environ['REASONJAX_TEMPLATES'])] if os.environ.get('REASONJAX_TEMPLATES') else []
+    """Chat templates within the packages `trl` and `transformers`, and in the folder
+    REASONJAX_TEMPLATES."""
+    folders = (
+        [pathlib.Path(os.environ['REASONJAX_TEMPLATES'])]
+        if os.environ.get('REASONJAX_TEMPLATES')
+        else []
+    )
     if folders and not any(folders[0].rglob('*.jinja')):
         raise FileNotFoundError(f'REASONJAX_TEMPLATES={folders[0]} holds no *.jinja')
     for package in ('trl', 'transformers'):
@@ -39,13 +48,16 @@ def _vocabulary() -> str:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     tokenizer.train_from_iterator(TEXTS, trainer)
     return tokenizer.to_str()
 
 
 def write_folder(folder: pathlib.Path, template: str) -> str:
-    """Writes a model folder with a template, all its special tokens and what its models stop at; returns its path."""
+    """Writes a model folder with a template, all its special tokens and what its models stop at;
+    returns its path."""
     from tokenizers import AddedToken, Tokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -53,7 +65,9 @@ def write_folder(folder: pathlib.Path, template: str) -> str:
     stops = next((tokens for sign, tokens in _STOPS if sign in template), ())
     eos = stops[0] if stops else '</s>' if '[INST]' in template else _EOS
     specials = sorted({*_SPECIAL.findall(template), *stops, eos, '<s>'})
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in specials]
+    )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token='<s>', eos_token=eos)
     fast.chat_template = template
     fast.save_pretrained(folder)

@@ -13,7 +13,8 @@ TEXTS = [
     'The answer is $1,024.50 (or 1e3).',
 ] * 40
 
-# Headers round the role, two line breaks, BOS written by the template, one token that ends every turn.
+# Headers round the role, two line breaks, BOS written by the template, one token that ends every
+# turn.
 LLAMA3 = """{{- bos_token }}
 {%- set ns = namespace(system='', rest=messages) %}
 {%- if messages[0].role == 'system' %}{% set ns.system = messages[0].content | trim %}{% set ns.rest = messages[1:] %}{% endif %}
@@ -45,7 +46,8 @@ _QWEN_TOOL = """{%- elif m.role == 'tool' %}
 {{- '<|im_end|>\\n' if loop.last or loop.nextitem.role != 'tool' else '' }}
 {%- endif %}{% endfor %}"""
 
-# A system prompt of its own where none is given; tools in the system turn, tool results in a user turn.
+# A system prompt of its own where none is given; tools in the system turn, tool results in a user
+# turn.
 QWEN25 = (
     _QWEN_SYSTEM.replace('DEFAULT', "'You are helpful.'")
     + """{%- for m in messages %}
@@ -57,7 +59,8 @@ QWEN25 = (
     + "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-# Thoughts are written only behind the last question, and an empty thought where the last answer has none.
+# Thoughts are written only behind the last question, and an empty thought where the last answer has
+# none.
 QWEN3 = (
     """{%- set ns = namespace(last=-1) %}
 {%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"""
@@ -79,7 +82,8 @@ QWEN3 = (
 {%- if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"""
 )
 
-# The assistant is called model; the system prompt goes into the first question; turns must alternate; content may be parts.
+# The assistant is called model; the system prompt goes into the first question; turns must
+# alternate; content may be parts.
 GEMMA3 = """{{- bos_token }}
 {%- set ns = namespace(first='', rest=messages) %}
 {%- if messages[0].role == 'system' %}
@@ -94,7 +98,8 @@ GEMMA3 = """{{- bos_token }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
 
-# No roles spelt out: brackets round questions, EOS behind answers; the system prompt stands in the last message if that is a question.
+# No roles spelt out: brackets round questions, EOS behind answers; the system prompt stands in the
+# last message if that is a question.
 MISTRAL = """{{- bos_token }}
 {%- set ns = namespace(system='', rest=messages) %}
 {%- if messages[0].role == 'system' %}{% set ns.system = messages[0].content + '\\n\\n' %}{% set ns.rest = messages[1:] %}{% endif %}
@@ -104,7 +109,8 @@ MISTRAL = """{{- bos_token }}
 {%- else %}{{ raise_exception('Only user and assistant roles are supported') }}{% endif %}
 {%- endfor %}"""
 
-# A token for each role, one that ends turns, and the tokenizer's EOS at the end of a conversation nobody has to answer.
+# A token for each role, one that ends turns, and the tokenizer's EOS at the end of a conversation
+# nobody has to answer.
 PHI = """{%- for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"""
 
@@ -133,7 +139,8 @@ WORDS = """{%- for m in messages %}
 {%- elif m.role == 'assistant' %}{{ 'Assistant: ' + m.content | trim + '\n\n' }}{% endif %}{% endfor %}
 {%- if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""
 
-# Arguments are JSON text; an inner answer, a last one and a call end each in a way of its own; calls stand without words.
+# Arguments are JSON text; an inner answer, a last one and a call end each in a way of its own;
+# calls stand without words.
 HARMONY = """{%- for m in messages %}
 {%- if m.role == 'assistant' and m.tool_calls %}
 {%- if m.thinking %}{{ '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}{% endif %}
@@ -153,16 +160,35 @@ PARTS = """{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}
 
 # template, special tokens, (bos, eos), vocabulary
 STYLES = {
-    'llama3': (LLAMA3, ('<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>'), ('<|begin_of_text|>', '<|end_of_text|>'), 'bytes'),
+    'llama3': (
+        LLAMA3,
+        ('<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>'),
+        ('<|begin_of_text|>', '<|end_of_text|>'),
+        'bytes',
+    ),
     'qwen25': (QWEN25, ('<|im_start|>',), (None, '<|im_end|>'), 'bytes'),
     'qwen3': (QWEN3, ('<|im_start|>', '<think>', '</think>'), (None, '<|im_end|>'), 'bytes'),
     'gemma3': (GEMMA3, ('<start_of_turn>', '<end_of_turn>'), ('<bos>', '<eos>'), 'spaces'),
     'mistral': (MISTRAL, ('[INST]', '[/INST]'), ('<s>', '</s>'), 'first'),
-    'phi': (PHI, ('<|system|>', '<|user|>', '<|assistant|>', '<|end|>'), ('<s>', '<|endoftext|>'), 'always'),
+    'phi': (
+        PHI,
+        ('<|system|>', '<|user|>', '<|assistant|>', '<|end|>'),
+        ('<s>', '<|endoftext|>'),
+        'always',
+    ),
 }
 
 # Their ends need `generation_config.json`: what stops a model that was trained on the template.
-_GLM = ('[gMASK]', '<sop>', '<|system|>', '<|user|>', '<|assistant|>', '<|observation|>', '<think>', '</think>')
+_GLM = (
+    '[gMASK]',
+    '<sop>',
+    '<|system|>',
+    '<|user|>',
+    '<|assistant|>',
+    '<|observation|>',
+    '<think>',
+    '</think>',
+)
 _HARMONY = ('<|start|>', '<|channel|>', '<|message|>', '<|end|>', '<|call|>')
 ODD_STYLES = {
     'glm': (GLM, _GLM, (None, '<|endoftext|>'), 'bytes'),
@@ -170,41 +196,76 @@ ODD_STYLES = {
     'harmony': (HARMONY, _HARMONY, (None, '<|return|>'), 'bytes'),
     'parts': (PARTS, ('<|im_start|>',), (None, '<|im_end|>'), 'bytes'),
 }
-STOPS = {'glm': ('<|endoftext|>', '<|user|>', '<|observation|>'), 'harmony': ('<|return|>', '<|call|>')}
+STOPS = {
+    'glm': ('<|endoftext|>', '<|user|>', '<|observation|>'),
+    'harmony': ('<|return|>', '<|call|>'),
+}
 
 
 def write_style(folder: pathlib.Path, style: str, **config) -> str:
-    """Writes a folder as a model of the family has it, `tokenizer_config.json` changed by `config`; returns its path."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    """Writes a folder as a model of the family has it, `tokenizer_config.json` changed by `config`;
+    returns its path."""
+    from tokenizers import (
+        AddedToken,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
     from transformers import PreTrainedTokenizerFast
 
     template, tokens, (bos, eos), kind = (STYLES | ODD_STYLES)[style]
     specials = [*(token for token in (bos, eos) if token), *tokens]
     tokenizer = Tokenizer(models.BPE(byte_fallback=kind != 'bytes', unk_token=None))
-    alphabet = pre_tokenizers.ByteLevel.alphabet() if kind == 'bytes' else list('abcdefghijklmnopqrstuvwxyzTSHAI0123456789.,:+=/()$#\n')
+    alphabet = (
+        pre_tokenizers.ByteLevel.alphabet()
+        if kind == 'bytes'
+        else list('abcdefghijklmnopqrstuvwxyzTSHAI0123456789.,:+=/()$#\n')
+    )
     if kind == 'bytes':
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
     elif kind == 'spaces':
         tokenizer.normalizer = normalizers.Replace(' ', '▁')
-        tokenizer.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()])
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
+        )
     else:
         # Llama 2's way: a space before a text, or before each piece between special tokens.
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind, split=False)
         tokenizer.decoder = decoders.Sequence(
-            [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(' ', 1, 0)]
+            [
+                decoders.Replace('▁', ' '),
+                decoders.ByteFallback(),
+                decoders.Fuse(),
+                decoders.Strip(' ', 1, 0),
+            ]
         )
     # Phi's swallow the white space that follows them.
-    names = [AddedToken(token, special=True, normalized=False, rstrip=style == 'phi' and token in tokens) for token in specials]
+    names = [
+        AddedToken(token, special=True, normalized=False, rstrip=style == 'phi' and token in tokens)
+        for token in specials
+    ]
     single_bytes = [f'<0x{byte:02X}>' for byte in range(256)] if kind != 'bytes' else []
     trainer = trainers.BpeTrainer(
-        vocab_size=700, special_tokens=[*names, *single_bytes], initial_alphabet=alphabet, max_token_length=8, show_progress=False
+        vocab_size=700,
+        special_tokens=[*names, *single_bytes],
+        initial_alphabet=alphabet,
+        max_token_length=8,
+        show_progress=False,
     )
-    tokenizer.train_from_iterator([text.replace('{', ' ').replace('}', ' ') for text in TEXTS], trainer)
+    tokenizer.train_from_iterator(
+        [text.replace('{', ' ').replace('}', ' ') for text in TEXTS], trainer
+    )
     if single_bytes:
         # Trained as special to keep them whole; but no text spells them.
         content = json.loads(tokenizer.to_str())
-        content['added_tokens'] = [token for token in content['added_tokens'] if token['content'] in specials]
+        content['added_tokens'] = [
+            token for token in content['added_tokens'] if token['content'] in specials
+        ]
         tokenizer = Tokenizer.from_str(json.dumps(content))
     if bos and style != 'phi':
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -215,7 +276,9 @@ def write_style(folder: pathlib.Path, style: str, **config) -> str:
     fast.save_pretrained(folder)
     if style in STOPS:
         ids = [fast.convert_tokens_to_ids(token) for token in STOPS[style]]
-        (pathlib.Path(folder) / 'generation_config.json').write_text(json.dumps({'eos_token_id': ids}))
+        (pathlib.Path(folder) / 'generation_config.json').write_text(
+            json.dumps({'eos_token_id': ids})
+        )
     if config:
         path = pathlib.Path(folder) / 'tokenizer_config.json'
         path.write_text(json.dumps(json.loads(path.read_text()) | config))

@@ -1,6 +1,8 @@
-"""Chat templates of real models: what they do not write is refused, and every answer ends with what stops its model.
+"""Chat templates of real models: what they do not write is refused, and every answer ends with what
+stops its model.
 
-The templates are those that the installed packages bring, and those of the folder REASONJAX_TEMPLATES.
+The templates are those that the installed packages bring, and those of the folder
+REASONJAX_TEMPLATES.
 """
 
 import functools
@@ -18,11 +20,26 @@ from reasonjax.errors import UserError
 FILES = template_files.files()
 ASK = {'role': 'user', 'content': 'How many apples does Tom have?'}
 SAY = {'role': 'assistant', 'content': 'So forty-two apples remain.'}
-MORE, LAST = {'role': 'user', 'content': 'And in total then?'}, {'role': 'assistant', 'content': 'Exactly fifty altogether.'}
+MORE, LAST = (
+    {'role': 'user', 'content': 'And in total then?'},
+    {'role': 'assistant', 'content': 'Exactly fifty altogether.'},
+)
 THOUGHT, ARGUMENTS = 'Halfway through pondering.', {'left': 'quince "q"', 'flag': True}
 RESULT = {'role': 'tool', 'name': 'sumup', 'tool_call_id': 'abcdef123', 'content': '{"total": 357}'}
-TOOLS = [{'type': 'function', 'function': {'name': 'sumup', 'description': 'Adds.', 'parameters': {
-    'type': 'object', 'properties': {'left': {'type': 'string', 'description': 'x'}}, 'required': ['left']}}}]  # fmt: skip
+TOOLS = [
+    {
+        'type': 'function',
+        'function': {
+            'name': 'sumup',
+            'description': 'Adds.',
+            'parameters': {
+                'type': 'object',
+                'properties': {'left': {'type': 'string', 'description': 'x'}},
+                'required': ['left'],
+            },
+        },
+    }
+]
 
 # What of the families that we read has to be learnt, not refused.
 THOUGHTS = ('qwen3', 'qwen3_5_think_training', 'glm4moe', 'gptoss', 'lfm2_2_5', 'lfm2_2_5_v2')
@@ -31,7 +48,11 @@ ANSWERS = (*CALLS, 'llama3', 'phi3', 'phi3_5', 'gemma', 'gemma3', 'lfm2', 'coher
 
 
 def call(arguments=ARGUMENTS, number=3, **others):
-    made = {'id': f'abcdef12{number}', 'type': 'function', 'function': {'name': 'sumup', 'arguments': arguments}}
+    made = {
+        'id': f'abcdef12{number}',
+        'type': 'function',
+        'function': {'name': 'sumup', 'arguments': arguments},
+    }
     return {'role': 'assistant', 'content': '', 'tool_calls': [made]} | others
 
 
@@ -39,11 +60,14 @@ def call(arguments=ARGUMENTS, number=3, **others):
 def opened(file):
     with tempfile.TemporaryDirectory() as folder:
         template = file.read_text(encoding='utf-8')
-        return tokenizers.huggingface(None, None, path=template_files.write_folder(pathlib.Path(folder), template))
+        return tokenizers.huggingface(
+            None, None, path=template_files.write_folder(pathlib.Path(folder), template)
+        )
 
 
 def answers(file, messages, **columns):
-    """What is learnt, and whether it ends with an EOS, answer by answer; None where the template, or we, refuse the row."""
+    """What is learnt, and whether it ends with an EOS, answer by answer; None where the template,
+    or we, refuse the row."""
     tokenizer, found = opened(file), []
     if 'tools' in columns and not tokenizer_reads_tools(tokenizer):
         columns.pop('tools')
@@ -55,7 +79,9 @@ def answers(file, messages, **columns):
         edges = np.flatnonzero(np.diff(np.concatenate([[0], document.weights, [0]])))
         for start, end in zip(edges[::2], edges[1::2], strict=True):
             tokens = document.tokens[start:end]
-            found.append((tokenizer.tokenizer.decode(tokens), bool(np.isin(tokens, tokenizer.eos_ids)[-1])))
+            found.append(
+                (tokenizer.tokenizer.decode(tokens), bool(np.isin(tokens, tokenizer.eos_ids)[-1]))
+            )
     return found
 
 
@@ -82,16 +108,34 @@ def test_thoughts_are_learnt_or_refused(file):
     for key in ('reasoning_content', 'thinking', 'reasoning'):
         found = answers(file, [ASK, SAY | {key: THOUGHT}])
         assert found is not None or file.stem not in THOUGHTS
-        assert all(THOUGHT in text and SAY['content'] in text and ends for text, ends in found or [])
+        assert all(
+            THOUGHT in text and SAY['content'] in text and ends for text, ends in found or []
+        )
 
 
 @of_files
 def test_calls_are_learnt_or_refused(file):
-    for change in ({}, {'content': None}, {'content': 'Let me compute this.'}, {'reasoning_content': THOUGHT}):
+    for change in (
+        {},
+        {'content': None},
+        {'content': 'Let me compute this.'},
+        {'reasoning_content': THOUGHT},
+    ):
         found = answers(file, [ASK, call(**change), RESULT, SAY], tools=TOOLS)
-        assert found is not None or file.stem not in CALLS or change.keys() & {'reasoning_content'} or change.get('content')
+        assert (
+            found is not None
+            or file.stem not in CALLS
+            or change.keys() & {'reasoning_content'}
+            or change.get('content')
+        )
         for text, ends in (found or [])[:1]:
-            assert 'sumup' in text and 'left' in text and 'quince' in text and ends and 'None' not in text
+            assert (
+                'sumup' in text
+                and 'left' in text
+                and 'quince' in text
+                and ends
+                and 'None' not in text
+            )
             assert all(value in text for value in change.values() if value)
         assert found is None or (len(found) == 2 and SAY['content'] in found[1][0] and found[1][1])
 
@@ -115,11 +159,20 @@ def test_two_calls_are_learnt_or_refused(file):
 def test_results_and_system_prompts_are_read_or_refused(file):
     tokenizer = opened(file)
     for messages, texts in (
-        ([{'role': 'system', 'content': 'You are a careful helper.'}, ASK], ['careful helper', 'apples']),
-        ([{'role': 'developer', 'content': 'You are a careful helper.'}, ASK], ['careful helper', 'apples']),
+        (
+            [{'role': 'system', 'content': 'You are a careful helper.'}, ASK],
+            ['careful helper', 'apples'],
+        ),
+        (
+            [{'role': 'developer', 'content': 'You are a careful helper.'}, ASK],
+            ['careful helper', 'apples'],
+        ),
         ([ASK, MORE], ['apples', 'in total']),
         ([{'role': 'assistant', 'content': 'Hello, how can I help?'}, ASK], ['Hello', 'apples']),
-        ([ASK, SAY, {'role': 'system', 'content': 'You are a careful helper.'}, MORE], ['careful helper', 'in total']),
+        (
+            [ASK, SAY, {'role': 'system', 'content': 'You are a careful helper.'}, MORE],
+            ['careful helper', 'in total'],
+        ),
         ([ASK, call(), RESULT | {'content': {'total': 357}}], ['"total": 357']),
         ([{'role': 'critic', 'content': 'That is quite wrong.'}, ASK], ['quite wrong']),
     ):

@@ -1,4 +1,5 @@
-"""Hugging Face folders as they come: which files make a tokenizer, which tokens end an answer, what is refused."""
+"""Hugging Face folders as they come: which files make a tokenizer, which tokens end an answer, what
+is refused."""
 
 import json
 import pathlib
@@ -33,14 +34,16 @@ def edit(folder, name, **changes):
 @pytest.mark.parametrize(
     ('eos', 'generation', 'template', 'ends'),
     [
-        ('<|endoftext|>', None, 'chatml', (0, 2)),  # the template's end of turn is not the tokenizer's EOS
+        # the template's end of turn is not the tokenizer's EOS
+        ('<|endoftext|>', None, 'chatml', (0, 2)),
         ('<|im_end|>', {'eos_token_id': [2, 0]}, 'chatml', (2, 0)),
         ('<|endoftext|>', {'eos_token_id': 1}, 'chatml', (0, 1, 2)),
         (None, None, 'chatml', (2,)),
         (None, {'eos_token_id': 0}, PLAIN, (0,)),
         ('<|endoftext|>', {'temperature': 1.0}, PLAIN, (0,)),  # a line break is no token of its own
         ('<|endoftext|>', None, "{{ raise_exception('no') }}", (0,)),
-        ('<|endoftext|>', None, '<|im_start|>{{ messages[0].content }}', (0,)),  # answers are left out
+        # answers are left out
+        ('<|endoftext|>', None, '<|im_start|>{{ messages[0].content }}', (0,)),
         ('<|endoftext|>', None, None, (0,)),
     ],
 )
@@ -52,14 +55,22 @@ def test_eos_set(tmp_path, hugging_face_folder, eos, generation, template, ends)
 
 def test_bad_eos(tmp_path, hugging_face_folder):
     folder = hugging_face_folder(tmp_path, eos=None, template=PLAIN)
-    with pytest.raises(UserError, match='neither the tokenizer nor generation_config.json .* names an EOS'):
+    with pytest.raises(
+        UserError, match='neither the tokenizer nor generation_config.json .* names an EOS'
+    ):
         opened(folder)
     for wrong in (330, -1, '<|im_end|>'):
         edit(folder, 'generation_config.json', eos_token_id=wrong)
-        with pytest.raises(UserError, match='generation_config.json: eos_token_id .* is not an id of the tokenizer, which has 330'):
+        with pytest.raises(
+            UserError,
+            match='generation_config.json: eos_token_id .* is not an id of the tokenizer, which '
+            'has 330',
+        ):
             opened(folder)
     (tmp_path / 'generation_config.json').write_text('[2]')
-    with pytest.raises(UserError, match='generation_config.json: expected a JSON object, found list'):
+    with pytest.raises(
+        UserError, match='generation_config.json: expected a JSON object, found list'
+    ):
         opened(folder)
     (tmp_path / 'generation_config.json').write_text('{"eos')
     with pytest.raises(UserError, match='generation_config.json: not valid JSON'):
@@ -74,7 +85,9 @@ def test_a_template_in_either_file(tmp_path, hugging_face_folder):
     in_jinja = opened(folder).chat_text(ASK, True)
     assert (tmp_path / 'chat_template.jinja').is_file()
     (tmp_path / 'chat_template.jinja').unlink()
-    with pytest.raises(UserError, match='has no chat template.*tokenizer.chat_template names a file'):
+    with pytest.raises(
+        UserError, match='has no chat template.*tokenizer.chat_template names a file'
+    ):
         opened(folder).chat_text(ASK, True)
     edit(folder, 'tokenizer_config.json', chat_template=PLAIN)
     assert opened(folder).chat_text(ASK, True) == in_jinja == 'Tom\n'
@@ -83,27 +96,46 @@ def test_a_template_in_either_file(tmp_path, hugging_face_folder):
 def test_several_named_templates(tmp_path, hugging_face_folder):
     folder = hugging_face_folder(tmp_path, template=None)
     named = {'default': 'D', 'tool_use': 'T{# tools #}', 'rag': 'R'}
-    edit(folder, 'tokenizer_config.json', chat_template=[{'name': name, 'template': text} for name, text in named.items()])
+    edit(
+        folder,
+        'tokenizer_config.json',
+        chat_template=[{'name': name, 'template': text} for name, text in named.items()],
+    )
     assert opened(folder).chat_text(ASK, True) == 'D'
     assert opened(folder).chat_text(ASK, True, tools=[{'name': 'add'}]) == 'T'
     assert opened(folder, chat_template='rag').chat_text(ASK, True) == 'R'
     assert opened(folder, chat_template='rag').fingerprint() != opened(folder).fingerprint()
-    with pytest.raises(UserError, match='"rga" is no file, and no template of .*which names default, rag, tool_use. Did you mean "rag"'):
+    with pytest.raises(
+        UserError,
+        match='"rga" is no file, and no template of .*which names default, rag, tool_use. Did you '
+        'mean "rag"',
+    ):
         opened(folder, chat_template='rga')
-    with pytest.raises(UserError, match='expected a name or a file, got what looks like a template'):
+    with pytest.raises(
+        UserError, match='expected a name or a file, got what looks like a template'
+    ):
         opened(folder, chat_template=PLAIN * 9)
-    edit(folder, 'tokenizer_config.json', chat_template=[{'name': 'tool_use', 'template': 'T'}, {'name': 'rag', 'template': 'R'}])
-    with pytest.raises(UserError, match='several chat templates and none is called default; .*: rag, tool_use'):
+    edit(
+        folder,
+        'tokenizer_config.json',
+        chat_template=[{'name': 'tool_use', 'template': 'T'}, {'name': 'rag', 'template': 'R'}],
+    )
+    with pytest.raises(
+        UserError, match='several chat templates and none is called default; .*: rag, tool_use'
+    ):
         opened(folder).chat_text(ASK, True)
 
 
 def test_a_template_of_ones_own(tmp_path, hugging_face_folder):
     folder = hugging_face_folder(tmp_path, template=None)
-    (tmp_path / 'mine.jinja').write_text("{% for m in messages %}{{ m.content + '<|im_start|>' }}{% endfor %}")
+    (tmp_path / 'mine.jinja').write_text(
+        "{% for m in messages %}{{ m.content + '<|im_start|>' }}{% endfor %}"
+    )
     tokenizer = opened(folder, chat_template=str(tmp_path / 'mine.jinja'))
     assert tokenizer.chat_text(ASK, True) == 'Tom<|im_start|>'
     assert tokenizer.eos_ids == (2, 1)  # what the new template ends turns with
-    assert tokenizer.tokenizer.chat_template == (tmp_path / 'mine.jinja').read_text()  # so that an export has it
+    # so that an export has it
+    assert tokenizer.tokenizer.chat_template == (tmp_path / 'mine.jinja').read_text()
 
 
 # Text in, text out.
@@ -115,7 +147,14 @@ def test_settings_of_the_folder_change_no_text(tmp_path, hugging_face_folder):
     even_so = 'clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output'
     edit(folder, 'tokenizer_config.json', **{'clean_up_tokenization_spaces': True, even_so: True})
     truncation = {'direction': 'Right', 'max_length': 3, 'strategy': 'LongestFirst', 'stride': 0}
-    padding = {'strategy': {'Fixed': 64}, 'direction': 'Left', 'pad_to_multiple_of': None, 'pad_id': 0, 'pad_type_id': 0, 'pad_token': 'x'}
+    padding = {
+        'strategy': {'Fixed': 64},
+        'direction': 'Left',
+        'pad_to_multiple_of': None,
+        'pad_id': 0,
+        'pad_type_id': 0,
+        'pad_token': 'x',
+    }
     edit(folder, 'tokenizer.json', truncation=truncation, padding=padding)
     for text in ("It 's 12 , or 13 ; do n't  add .", 'Tom has 12 apples and buys 345 more.'):
         ids = opened(folder).encode(text)
@@ -137,8 +176,13 @@ def test_tokens_as_a_person_reads_them(tmp_path):
         tokenizer = opened(template_styles.write_style(tmp_path / style, style))
         text = 'Tom has 12 é\n' + tokenizer.token(tokenizer.eos_ids[1])
         read = ''.join(map(tokenizer.token, tokenizer.encode(text)))
-        assert read.strip().startswith('Tom has 12 ') and read.endswith('\n' + tokenizer.token(tokenizer.eos_ids[1]))
-        assert tokenizer.token(tokenizer.pad_id) == '<pad>' and tokenizer.token(tokenizer.mask_id) == '<mask>'
+        assert read.strip().startswith('Tom has 12 ') and read.endswith(
+            '\n' + tokenizer.token(tokenizer.eos_ids[1])
+        )
+        assert (
+            tokenizer.token(tokenizer.pad_id) == '<pad>'
+            and tokenizer.token(tokenizer.mask_id) == '<mask>'
+        )
 
 
 # Folders of SentencePiece models.
@@ -162,7 +206,9 @@ def sentencepiece_folder(folder, **config):
         minloglevel=2,
     )
     (folder / 'tokenizer.vocab').unlink()
-    (folder / 'tokenizer_config.json').write_text(json.dumps({'bos_token': '<s>', 'eos_token': '</s>', 'unk_token': '<unk>'} | config))
+    (folder / 'tokenizer_config.json').write_text(
+        json.dumps({'bos_token': '<s>', 'eos_token': '</s>', 'unk_token': '<unk>'} | config)
+    )
     return sentencepiece.SentencePieceProcessor(model_file=str(folder / 'tokenizer.model'))
 
 
@@ -171,16 +217,25 @@ def test_a_folder_with_a_sentencepiece_model_only(tmp_path):
     tokenizer = opened(tmp_path)
     assert (tokenizer.eos_ids, tokenizer.bos_id, tokenizer.pad_id) == ((2,), 1, 340)
     for text in ('Tom has 12 apples.\n\n#### 357', 'é中😀', 'x'):
-        assert tokenizer.encode(text) == model.encode(text) and tokenizer.decode(tokenizer.encode(text)) == text
+        assert (
+            tokenizer.encode(text) == model.encode(text)
+            and tokenizer.decode(tokenizer.encode(text)) == text
+        )
     assert tokenizer.encode('Tom') + tokenizer.encode_more(' has', 'Tom') == model.encode('Tom has')
 
 
 def test_a_sentencepiece_model_that_is_read_wrongly(tmp_path):
     sentencepiece_folder(tmp_path, tokenizer_class='GemmaTokenizer')
-    with pytest.raises(UserError, match='other ids from it than SentencePiece does .*use tokenizer.name=sentencepiece'):
+    with pytest.raises(
+        UserError,
+        match='other ids from it than SentencePiece does .*use tokenizer.name=sentencepiece',
+    ):
         opened(tmp_path)
     model = tokenizers.sentencepiece(None, tmp_path, path=str(tmp_path / 'tokenizer.model'))
-    assert model.eos_ids == (2,) and model.encode_more(' has', 'Tom') == model.encode('Tom has')[len(model.encode('Tom')) :]
+    assert (
+        model.eos_ids == (2,)
+        and model.encode_more(' has', 'Tom') == model.encode('Tom has')[len(model.encode('Tom')) :]
+    )
 
 
 # What is refused.
@@ -195,9 +250,16 @@ def test_folders_without_a_tokenizer(tmp_path, hugging_face_folder):
         tokenizers.huggingface(None, None)
     # For this one transformers would make a tokenizer up.
     (qwen / 'config.json').write_text('{"model_type": "qwen2"}')
-    with pytest.raises(UserError, match='no tokenizer in .*expected tokenizer.json or tokenizer.model; found config.json'):
+    with pytest.raises(
+        UserError,
+        match='no tokenizer in .*expected tokenizer.json or tokenizer.model; found config.json',
+    ):
         opened(qwen)
-    for broken in ('{"version"', '{"version": "1.0"}', '{"version": "1.0", "added_tokens": [], "model": {"type": "Nothing"}}'):
+    for broken in (
+        '{"version"',
+        '{"version": "1.0"}',
+        '{"version": "1.0", "added_tokens": [], "model": {"type": "Nothing"}}',
+    ):
         (qwen / 'tokenizer.json').write_text(broken)
         with pytest.raises(UserError, match='the tokenizer in .*qwen cannot be read'):
             opened(qwen)
@@ -209,13 +271,21 @@ def test_code_of_the_folder_is_not_run(tmp_path, hugging_face_folder, name, auto
     folder = hugging_face_folder(tmp_path)
     (tmp_path / 'code.py').write_text('raise SystemExit("was run")')
     edit(folder, name, auto_map=auto, model_type='mine')
-    with pytest.raises(UserError, match=f'is code that comes with the folder .auto_map in {name}: trust_remote_code.*not run'):
+    with pytest.raises(
+        UserError,
+        match=f'is code that comes with the folder .auto_map in {name}: trust_remote_code.*not run',
+    ):
         opened(folder)
 
 
 def test_code_of_the_model_does_not_concern_the_tokenizer(tmp_path, hugging_face_folder):
     folder = hugging_face_folder(tmp_path)
-    edit(folder, 'config.json', auto_map={'AutoConfig': 'code.Mine', 'AutoModelForCausalLM': 'code.Mine'}, model_type='mine')
+    edit(
+        folder,
+        'config.json',
+        auto_map={'AutoConfig': 'code.Mine', 'AutoModelForCausalLM': 'code.Mine'},
+        model_type='mine',
+    )
     (tmp_path / 'code.py').write_text('raise SystemExit("was run")')
     assert opened(folder).encode('Tom')
 
@@ -233,6 +303,11 @@ assert tokenizer.chat([{{'role': 'user', 'content': 'Tom'}}], True)[0] == 1
 assert 'tensorflow' not in sys.modules
 """
     result = subprocess.run(
-        [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        [sys.executable, '-c', script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
     )
     assert result.returncode == 0 and not result.stdout, result.stderr

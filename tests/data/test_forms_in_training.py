@@ -1,4 +1,5 @@
-"""A supervised stage on preference rows with an objective of one's own, and the objectives that must not read them."""
+"""A supervised stage on preference rows with an objective of one's own, and the objectives that
+must not read them."""
 
 import json
 import pathlib
@@ -51,12 +52,17 @@ def config(tmp_path, monkeypatch):
     rows = [{'prompt': f'{i}+1=', 'chosen': f'#{i + 1}', 'rejected': f'#{i + 2}'} for i in range(8)]
     (tmp_path / 'pairs.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
     (tmp_path / 'toy_preferences.py').write_text(OBJECTIVE)
-    (tmp_path / 'pairs.py').write_text(CONFIG.replace('{path!r}', repr(str(tmp_path / 'pairs.jsonl'))))
+    (tmp_path / 'pairs.py').write_text(
+        CONFIG.replace('{path!r}', repr(str(tmp_path / 'pairs.jsonl')))
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def load(**overrides):
         pairs = [(key.replace('__', '.'), str(value)) for key, value in overrides.items()]
-        loaded = shrink(configs.load(str(tmp_path / 'pairs.py'), pairs), [pair for pair in pairs if not pair[0].endswith('.name')])
+        loaded = shrink(
+            configs.load(str(tmp_path / 'pairs.py'), pairs),
+            [pair for pair in pairs if not pair[0].endswith('.name')],
+        )
         with loaded.unlocked():
             loaded.train.steps = 12
         return loaded
@@ -66,18 +72,31 @@ def config(tmp_path, monkeypatch):
 
 def test_a_run_on_preferences(config, tmp_path):
     run(config(), tmp_path / 'work')
-    records = [record for record in metrics.read(tmp_path / 'work' / 'metrics.jsonl') if 'loss' in record]
+    records = [
+        record for record in metrics.read(tmp_path / 'work' / 'metrics.jsonl') if 'loss' in record
+    ]
     assert len(records) == 12 and all(record['chosen'] == 1 for record in records)
-    assert records[-1]['rewards/margins'] > records[0]['rewards/margins'] + 0.5 and records[-1]['loss'] < records[0]['loss']
+    assert (
+        records[-1]['rewards/margins'] > records[0]['rewards/margins'] + 0.5
+        and records[-1]['loss'] < records[0]['loss']
+    )
     # 4 examples a step, 2 rows each: 3 told and 2 or 3 said tokens, EOS among them.
     assert 4 * 2 * 6 <= records[0]['num_tokens'] <= 4 * 2 * 8
 
 
 def test_objectives_of_demonstrations_do_not_learn_rejected_answers(config, tmp_path):
     for name in ('nll', 'clipped_policy_gradient', 'toy_preferences.margin_blind'):
-        with pytest.raises(UserError, match=f'config.train: data.form is "preference", but the objective {name} reads demonstration only'):
+        with pytest.raises(
+            UserError,
+            match=f'config.train: data.form is "preference", but the objective {name} reads '
+            'demonstration only',
+        ):
             run(config(train__objective__name=name), tmp_path / name)
-    with pytest.raises(UserError, match='config.train: data.form is "demonstration", but the objective .* reads preference only'):
+    with pytest.raises(
+        UserError,
+        match='config.train: data.form is "demonstration", but the objective .* reads preference '
+        'only',
+    ):
         run(config(train__data__form='demonstration'), tmp_path / 'demonstration')
 
 

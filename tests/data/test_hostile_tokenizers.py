@@ -45,10 +45,26 @@ def edit(file, *keys, to):
     file.write_text(json.dumps(content))
 
 
-FILES = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'generation_config.json', 'config.json', 'added_tokens.json')
+FILES = (
+    'tokenizer.json',
+    'tokenizer_config.json',
+    'special_tokens_map.json',
+    'generation_config.json',
+    'config.json',
+    'added_tokens.json',
+)
 
 
-@pytest.mark.parametrize('name', [*FILES, 'chat_template.jinja', 'vocab.json', 'merges.txt', 'additional_chat_templates/tool.jinja'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        *FILES,
+        'chat_template.jinja',
+        'vocab.json',
+        'merges.txt',
+        'additional_chat_templates/tool.jinja',
+    ],
+)
 @pytest.mark.parametrize('kind', ['pipe', 'folder', 'device', 'link to itself', 'link to nothing'])
 def test_what_is_no_file_does_not_hang(folder, name, kind):
     file = folder / name
@@ -59,14 +75,30 @@ def test_what_is_no_file_does_not_hang(folder, name, kind):
     elif kind == 'folder':
         file.mkdir()
     else:
-        file.symlink_to({'device': '/dev/zero', 'link to itself': file, 'link to nothing': folder / 'blob'}[kind])
+        file.symlink_to(
+            {'device': '/dev/zero', 'link to itself': file, 'link to nothing': folder / 'blob'}[
+                kind
+            ]
+        )
     message = refusal(opened, folder)
-    assert f'{file}: cannot be read (' in message or (kind == 'link to nothing' and f'{file}: no such file' in message)
+    assert f'{file}: cannot be read (' in message or (
+        kind == 'link to nothing' and f'{file}: no such file' in message
+    )
 
 
 @pytest.mark.parametrize('name', ['special_tokens_map.json', 'added_tokens.json'])
 @pytest.mark.parametrize(
-    'content', [b'{"a": "\xe9"}', '[' * 100_000, '{"a": ' + '9' * 5000 + '}', '', '[1]', '5', 'null', bytes(range(256))]
+    'content',
+    [
+        b'{"a": "\xe9"}',
+        '[' * 100_000,
+        '{"a": ' + '9' * 5000 + '}',
+        '',
+        '[1]',
+        '5',
+        'null',
+        bytes(range(256)),
+    ],
 )
 def test_files_that_hold_no_object(folder, name, content):
     put(folder / name, content)
@@ -76,7 +108,10 @@ def test_files_that_hold_no_object(folder, name, content):
 @pytest.mark.parametrize('name', ['tokenizer.json', 'tokenizer.model', 'tokenizer_config.json'])
 def test_a_clone_without_its_large_files(folder, name):
     put(folder / name, 'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n')
-    assert f'{folder}/{name} is what Git LFS keeps in place of a file; get the file itself (git lfs pull)' in refusal(opened, folder)
+    assert (
+        f'{folder}/{name} is what Git LFS keeps in place of a file; get the file itself (git lfs '
+        'pull)' in refusal(opened, folder)
+    )
 
 
 @pytest.mark.parametrize('content', ['', '[1]', '5', 'null', '"x"', b'\xff', bytes(range(256))])
@@ -90,7 +125,11 @@ def test_a_vocabulary_that_is_no_object(folder, content):
     [
         ('chat_template', 5, 'expected a text, or texts by name, found 5'),
         ('chat_template', [1], 'found [1]'),
-        ('chat_template', [{'name': 'default'}], 'chat_template: expected a text, or texts by name'),
+        (
+            'chat_template',
+            [{'name': 'default'}],
+            'chat_template: expected a text, or texts by name',
+        ),
         ('chat_template', [{'name': 5, 'template': 'x'}], 'chat_template'),
         ('chat_template', {'default': 5}, 'chat_template'),
         ('eos_token', 5, 'eos_token: expected a token, found 5'),
@@ -120,7 +159,9 @@ def test_settings_of_another_type(folder, key, value, words):
 def test_no_template_however_it_is_written(folder, template):
     (folder / 'chat_template.jinja').unlink()
     edit(folder / 'tokenizer_config.json', 'chat_template', to=template)
-    assert 'has no chat template' in refusal(opened(folder).chat_text, [{'role': 'user', 'content': 'a'}], True)
+    assert 'has no chat template' in refusal(
+        opened(folder).chat_text, [{'role': 'user', 'content': 'a'}], True
+    )
 
 
 @pytest.mark.parametrize('eos', [True, [False, 2]])
@@ -130,26 +171,65 @@ def test_ends_that_are_no_ids(folder, eos):
 
 
 @pytest.mark.parametrize(
-    'key, value', [('suppress_tokens', 'abc'), ('suppress_tokens', 5), ('suppress_tokens', ['a', 1]), ('suppress_tokens', [None]),
-                   ('pad_token_id', 'x'), ('pad_token_id', True), ('bos_token_id', [1]), ('bos_token_id', 1.0)])  # fmt: skip
+    'key, value',
+    [
+        ('suppress_tokens', 'abc'),
+        ('suppress_tokens', 5),
+        ('suppress_tokens', ['a', 1]),
+        ('suppress_tokens', [None]),
+        ('pad_token_id', 'x'),
+        ('pad_token_id', True),
+        ('bos_token_id', [1]),
+        ('bos_token_id', 1.0),
+    ],
+)
 def test_settings_of_generation_that_an_export_keeps(folder, key, value):
     edit(folder / 'generation_config.json', key, to=value)
     assert f'generation_config.json: {key}: expected ' in refusal(opened, folder)
 
 
-TOKEN = {'id': 330, 'content': '<new>', 'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False, 'special': True}
+TOKEN = {
+    'id': 330,
+    'content': '<new>',
+    'single_word': False,
+    'lstrip': False,
+    'rstrip': False,
+    'normalized': False,
+    'special': True,
+}
 
 
 @pytest.mark.parametrize(
     'keys, value, words',
     [
-        (('model',), {'type': 'BPE', 'vocab': {'a': 10**9}, 'merges': []}, 'has ids up to 1000000000; expected some, all'),
+        (
+            ('model',),
+            {'type': 'BPE', 'vocab': {'a': 10**9}, 'merges': []},
+            'has ids up to 1000000000; expected some, all',
+        ),
         (('model',), {'type': 'WordLevel', 'vocab': {'a': 0}, 'unk_token': '[UNK]'}, 'tokenizer'),
         (('added_tokens',), [TOKEN | {'content': 'x' * 10**5}], 'an added token of'),
-        (('normalizer',), {'type': 'Replace', 'pattern': {'String': 'a'}, 'content': 'b' * 10**6}, 'one character may become 500,000'),
-        (('normalizer',), {'type': 'Sequence', 'normalizers': [{'type': 'Prepend', 'prepend': 'x' * 200}] * 3}, 'normalizer'),
-        (('normalizer',), {'type': 'Precompiled', 'precompiled_charsmap': 'AAAA'}, 'cannot be read'),  # a panic, which is no Exception
-        (('decoder',), {'type': 'Replace', 'pattern': {'String': 'a'}, 'content': 'b' * 10**6}, 'decoder: one character may become'),
+        (
+            ('normalizer',),
+            {'type': 'Replace', 'pattern': {'String': 'a'}, 'content': 'b' * 10**6},
+            'one character may become 500,000',
+        ),
+        (
+            ('normalizer',),
+            {'type': 'Sequence', 'normalizers': [{'type': 'Prepend', 'prepend': 'x' * 200}] * 3},
+            'normalizer',
+        ),
+        # a panic, which is no Exception
+        (
+            ('normalizer',),
+            {'type': 'Precompiled', 'precompiled_charsmap': 'AAAA'},
+            'cannot be read',
+        ),
+        (
+            ('decoder',),
+            {'type': 'Replace', 'pattern': {'String': 'a'}, 'content': 'b' * 10**6},
+            'decoder: one character may become',
+        ),
     ],
 )
 def test_vocabularies_that_cannot_be_used(folder, keys, value, words):
@@ -161,8 +241,13 @@ def test_vocabularies_that_cannot_be_used(folder, keys, value, words):
 def test_models_that_are_none(folder, content):
     (folder / 'tokenizer.json').unlink()
     (folder / 'tokenizer.model').write_bytes(content)
-    assert f'{folder}/tokenizer.model: neither a SentencePiece model nor a tiktoken vocabulary' in refusal(opened, folder)
-    assert 'is not a SentencePiece model' in refusal(tokenizers.sentencepiece, None, None, path=str(folder / 'tokenizer.model'))
+    assert (
+        f'{folder}/tokenizer.model: neither a SentencePiece model nor a tiktoken vocabulary'
+        in refusal(opened, folder)
+    )
+    assert 'is not a SentencePiece model' in refusal(
+        tokenizers.sentencepiece, None, None, path=str(folder / 'tokenizer.model')
+    )
 
 
 def test_a_folder_of_many_files_names_a_few(tmp_path):
@@ -184,7 +269,11 @@ def tokenizer(request, tmp_path, hugging_face_folder, texts):
 @pytest.mark.parametrize('text', [HALF, '\udcff', '\ud83d\u2581', 'x' * 1000 + '\ud800'])
 def test_half_a_character_is_refused(tokenizer, text):
     half = f'\\u{ord(next(c for c in text if 0xD800 <= ord(c) < 0xE000)):04x}'
-    for work in (tokenizer.encode, tokenizer.encode_more, lambda text: tokenizer.encode_more(text, 'a')):
+    for work in (
+        tokenizer.encode,
+        tokenizer.encode_more,
+        lambda text: tokenizer.encode_more(text, 'a'),
+    ):
         message = refusal(work, text)
         assert half in message
         message.encode()
@@ -202,7 +291,9 @@ def test_half_a_character_in_a_message(folder):
 
 
 def test_half_a_character_in_a_text_to_learn_from(tmp_path):
-    assert r'\ud800' in refusal(vocabulary.train_sentencepiece, ['fine', HALF], tmp_path / 'x.model', 300)
+    assert r'\ud800' in refusal(
+        vocabulary.train_sentencepiece, ['fine', HALF], tmp_path / 'x.model', 300
+    )
 
 
 def test_text_that_the_vocabulary_cannot_spell(tmp_path):
@@ -210,9 +301,13 @@ def test_text_that_the_vocabulary_cannot_spell(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    backend = Tokenizer(models.WordLevel(vocab={'a': 0, '\n': 1, '</s>': 2, '.': 3, '0': 4}, unk_token='[UNK]'))
+    backend = Tokenizer(
+        models.WordLevel(vocab={'a': 0, '\n': 1, '</s>': 2, '.': 3, '0': 4}, unk_token='[UNK]')
+    )
     backend.pre_tokenizer = pre_tokenizers.Split('a', 'isolated')
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token='</s>').save_pretrained(tmp_path)
     tokenizer = opened(tmp_path)
     assert np.array_equal(tokenizer.encode('aa'), [0, 0])
-    assert 'the tokenizer refuses' in refusal(tokenizer.encode, 'zebra') and 'UNK' in refusal(tokenizer.encode, 'zebra')
+    assert 'the tokenizer refuses' in refusal(tokenizer.encode, 'zebra') and 'UNK' in refusal(
+        tokenizer.encode, 'zebra'
+    )

@@ -1,4 +1,5 @@
-"""The inspector shows what a stage's model gets: rows as the stage makes them, weights, ids, and no model."""
+"""The inspector shows what a stage's model gets: rows as the stage makes them, weights, ids, and no
+model."""
 
 import json
 import pathlib
@@ -63,7 +64,9 @@ def failed(capsys, *arguments):
 
 
 def test_tokens_and_weights_by_hand(capsys, config):
-    out = printed(capsys, config([{'prompt': '12+3=', 'completion': '#15'}]), '--examples', 1, '--ids')
+    out = printed(
+        capsys, config([{'prompt': '12+3=', 'completion': '#15'}]), '--examples', 1, '--ids'
+    )
     assert 'stage train (supervised), rows of 64 tokens' in out
     assert 'segment 1: 9 tokens, 4 with weight (sum 4), EOS in the loss: yes' in out
     assert '     0  1<8>|2<9>|+<17>|3<10>|=<5>\n     1  #<4>|1<8>|5<12>|$<2>\n  55 x padding' in out
@@ -74,7 +77,9 @@ def test_packed_rows_show_their_segments(capsys):
     out = printed(capsys, QUICKSTART, '--examples', 2, '--no_color')
     assert 'stage sft (supervised), rows of 80 tokens' in out and out.count('\nrow ') == 2
     assert out.count('segment 1:') == 2 and 'segment 2:' in out
-    for size, told, said in re.findall(r'segment \d: (\d+) tokens.*\n     0  (.*)\n     1  (.*)', out):
+    for size, told, said in re.findall(
+        r'segment \d: (\d+) tokens.*\n     0  (.*)\n     1  (.*)', out
+    ):
         assert int(size) == len(told.split('|')) + len(said.split('|'))
         assert told.endswith('=') and '#' in said and said.endswith('|$')
 
@@ -86,7 +91,9 @@ def test_rows_are_those_the_stage_trains_on(capsys, tmp_path):
     assert len(batch['tokens']) == 26
     rows = printed(capsys, QUICKSTART, '--examples', 3, '--ids').split('\nrow ')[1:]
     for row, tokens, segments in zip(rows, batch['tokens'], batch['segments']):
-        assert [int(token) for token in re.findall(r'<(\d+)>', row)] == tokens[segments > 0].tolist()
+        assert [int(token) for token in re.findall(r'<(\d+)>', row)] == tokens[
+            segments > 0
+        ].tolist()
 
 
 def test_prompts_of_an_online_stage_are_padded_on_the_left(capsys):
@@ -116,33 +123,63 @@ def test_other_forms_show_what_is_beside(capsys, config):
     out = printed(capsys, config(rows), form + 'stepwise', '--examples', 1, *with_separator)
     assert '\\n (right)' in out and '\\n (wrong)' in out
     rows = [{'prompt': '1=', 'completion': '1', 'label': False}]
-    assert 'row 1, label: False' in printed(capsys, config(rows), form + 'unpaired', '--examples', 1)
+    assert 'row 1, label: False' in printed(
+        capsys, config(rows), form + 'unpaired', '--examples', 1
+    )
 
 
 def test_colours_follow_the_weights(capsys, config, monkeypatch):
     real = rich.console.Console
-    monkeypatch.setattr(rich.console, 'Console', lambda **options: real(force_terminal=True, color_system='truecolor', **options))
+    monkeypatch.setattr(
+        rich.console,
+        'Console',
+        lambda **options: real(force_terminal=True, color_system='truecolor', **options),
+    )
     monkeypatch.delenv('NO_COLOR', raising=False)
     location = config([{'prompt': '12=', 'completion': '#3'}])
     coloured = printed(capsys, location, '--examples', 1)
-    backgrounds = [bool(re.search(r'48;', style)) for style, _ in re.findall(r'\x1b\[([\d;]*)m([12=#3$])\x1b', coloured)]
-    assert backgrounds == [False, True, True, True]  # every second token that is told has no style at all
+    backgrounds = [
+        bool(re.search(r'48;', style))
+        for style, _ in re.findall(r'\x1b\[([\d;]*)m([12=#3$])\x1b', coloured)
+    ]
+    # every second token that is told has no style at all
+    assert backgrounds == [False, True, True, True]
     plain = printed(capsys, location, '--examples', 1, '--no_color')
     assert '     0  1|2|=\n     1  #|3|$' in plain
 
 
 def test_errors(capsys, config):
-    assert 'no such stage with data. Did you mean "grpo"? Stages with data: grpo, sft' in failed(capsys, QUICKSTART, '--stage', 'grop')
+    assert 'no such stage with data. Did you mean "grpo"? Stages with data: grpo, sft' in failed(
+        capsys, QUICKSTART, '--stage', 'grop'
+    )
     with pytest.raises(SystemExit):
         failed(capsys, QUICKSTART, '--examples', 0)
     assert '--examples: 0: must be at least 1; nearest: 1.' in capsys.readouterr().err
     assert 'no file' in failed(capsys, 'configs/quickstrat.py')
     location = config([{'prompt': '1=', 'chosen': '2', 'rejected': '3'}])
-    assert 'rows.jsonl:1: columns found: chosen, prompt, rejected; they make a row of data.form="preference"' in failed(capsys, location)
+    assert (
+        'rows.jsonl:1: columns found: chosen, prompt, rejected; they make a row of '
+        'data.form="preference"' in failed(capsys, location)
+    )
 
 
 def test_it_needs_no_device_of_the_run_and_leaves_nothing(tmp_path):
-    command = [sys.executable, '-m', 'reasonjax.inspect', QUICKSTART, '--examples', '1', '--config.mesh.data=64']
-    result = subprocess.run(command, cwd=tmp_path, env={'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        '-m',
+        'reasonjax.inspect',
+        QUICKSTART,
+        '--examples',
+        '1',
+        '--config.mesh.data=64',
+    ]
+    result = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0 and '1 rows' in result.stdout, result.stderr
     assert not list(tmp_path.iterdir())

@@ -23,8 +23,14 @@ def documents(number, longest=LENGTH, seed=0):
 
 
 def packed(docs, **knobs):
-    stream = grain.MapDataset.range(len(docs)).map(lambda i: docs[i]).to_iter_dataset(grain.ReadOptions(1, 2))
-    return packing.pack(stream, **{'max_length': LENGTH, 'pad_id': PAD, 'seed': 0, 'open_rows': 4} | knobs)
+    stream = (
+        grain.MapDataset.range(len(docs))
+        .map(lambda i: docs[i])
+        .to_iter_dataset(grain.ReadOptions(1, 2))
+    )
+    return packing.pack(
+        stream, **{'max_length': LENGTH, 'pad_id': PAD, 'seed': 0, 'open_rows': 4} | knobs
+    )
 
 
 def unpacked(rows):
@@ -32,14 +38,22 @@ def unpacked(rows):
     for row in rows:
         for segment in range(1, row['segments'].max() + 1):
             inside = row['segments'] == segment
-            yield row['tokens'][inside], row['weights'][inside], row['positions'][inside], np.flatnonzero(inside)
+            yield (
+                row['tokens'][inside],
+                row['weights'][inside],
+                row['positions'][inside],
+                np.flatnonzero(inside),
+            )
 
 
 @pytest.mark.parametrize('longest', [LENGTH, 5])
 @pytest.mark.parametrize('open_rows', [1, 4, 64])
 def test_every_document_comes_out_whole_and_once(longest, open_rows):
     docs = documents(200, longest)
-    found = {int(tokens[0]): (tokens, weights) for tokens, weights, _, _ in unpacked(packed(docs, open_rows=open_rows))}
+    found = {
+        int(tokens[0]): (tokens, weights)
+        for tokens, weights, _, _ in unpacked(packed(docs, open_rows=open_rows))
+    }
     assert len(found) == len(docs) == len(list(unpacked(packed(docs, open_rows=open_rows))))
     for document in docs:
         tokens, weights = found[int(document.tokens[0])]
@@ -103,7 +117,9 @@ def test_a_weighted_first_token_is_refused():
 
 
 def test_padded_row_by_hand():
-    row = packing.padded(Document(np.array([5, 6, 7], np.int32), np.array([0, 0, 1], np.float32)), pad_id=9, length=5)
+    row = packing.padded(
+        Document(np.array([5, 6, 7], np.int32), np.array([0, 0, 1], np.float32)), pad_id=9, length=5
+    )
     np.testing.assert_array_equal(row['tokens'], [5, 6, 7, 9, 9])
     np.testing.assert_array_equal(row['weights'], [0, 0, 1, 0, 0])
     np.testing.assert_array_equal(row['segments'], [1, 1, 1, 0, 0])
@@ -111,7 +127,9 @@ def test_padded_row_by_hand():
 
 
 def test_left_padding_by_hand():
-    batch = packing.left_padded([np.array([5, 6], np.int32), np.array([1, 2, 3, 4], np.int32)], pad_id=9, length=4)
+    batch = packing.left_padded(
+        [np.array([5, 6], np.int32), np.array([1, 2, 3, 4], np.int32)], pad_id=9, length=4
+    )
     np.testing.assert_array_equal(batch['tokens'], [[9, 9, 5, 6], [1, 2, 3, 4]])
     np.testing.assert_array_equal(batch['segments'], [[0, 0, 1, 1], [1, 1, 1, 1]])
     np.testing.assert_array_equal(batch['positions'], [[0, 0, 0, 1], [0, 1, 2, 3]])

@@ -15,14 +15,19 @@ from reasonjax.data import packing, pipeline, sources, tokenizers
 from reasonjax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
-TOKENIZER = tokenizers.characters(lambda: [], pathlib.Path('/nowhere'), alphabet='_.$M#=,0123456789+')
+TOKENIZER = tokenizers.characters(
+    lambda: [], pathlib.Path('/nowhere'), alphabet='_.$M#=,0123456789+'
+)
 SIZE = 23
 
 
 def source(size=SIZE, label='rows'):
     """Rows whose completion spells the row and whose length differs."""
     return sources.memory(
-        rows=[{'prompt': f'{i:03d}=', 'completion': '#' + str(i) * (1 + i % 3), 'id': i} for i in range(size)],
+        rows=[
+            {'prompt': f'{i:03d}=', 'completion': '#' + str(i) * (1 + i % 3), 'id': i}
+            for i in range(size)
+        ],
         label=label,
     )
 
@@ -49,7 +54,10 @@ def take(iterator, number):
 
 def plain(batch):
     """A batch as comparable Python values."""
-    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in batch.items()}
+    return {
+        key: value.tolist() if isinstance(value, np.ndarray) else value
+        for key, value in batch.items()
+    }
 
 
 def ids(batches):
@@ -57,12 +65,22 @@ def ids(batches):
 
 
 def test_supervised_batch_by_hand():
-    rows = sources.memory(rows=[{'prompt': '1=', 'completion': '#1'}, {'prompt': '12=', 'completion': '#34'}])
+    rows = sources.memory(
+        rows=[{'prompt': '1=', 'completion': '#1'}, {'prompt': '12=', 'completion': '#34'}]
+    )
     batch = next(supervised(rows=rows, batch_size=2, max_length=8, shuffle=False))
-    np.testing.assert_array_equal(batch['tokens'], [[8, 5, 4, 8, 2, 0, 0, 0], [8, 9, 5, 4, 10, 11, 2, 0]])
-    np.testing.assert_array_equal(batch['weights'], [[0, 0, 1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1, 1, 0]])
-    np.testing.assert_array_equal(batch['segments'], [[1, 1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 0]])
-    np.testing.assert_array_equal(batch['positions'], [[0, 1, 2, 3, 4, 0, 0, 0], [0, 1, 2, 3, 4, 5, 6, 0]])
+    np.testing.assert_array_equal(
+        batch['tokens'], [[8, 5, 4, 8, 2, 0, 0, 0], [8, 9, 5, 4, 10, 11, 2, 0]]
+    )
+    np.testing.assert_array_equal(
+        batch['weights'], [[0, 0, 1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1, 1, 0]]
+    )
+    np.testing.assert_array_equal(
+        batch['segments'], [[1, 1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 0]]
+    )
+    np.testing.assert_array_equal(
+        batch['positions'], [[0, 1, 2, 3, 4, 0, 0, 0], [0, 1, 2, 3, 4, 5, 6, 0]]
+    )
     assert {key: value.dtype.name for key, value in batch.items()} == {
         'tokens': 'int32',
         'weights': 'float32',
@@ -72,21 +90,33 @@ def test_supervised_batch_by_hand():
 
 
 def test_pad_to_a_multiple_of_the_longest():
-    rows = sources.memory(rows=[{'prompt': '1=', 'completion': '#1'}, {'prompt': '12=', 'completion': '#34'}])
+    rows = sources.memory(
+        rows=[{'prompt': '1=', 'completion': '#1'}, {'prompt': '12=', 'completion': '#34'}]
+    )
     knobs = {'rows': rows, 'batch_size': 2, 'shuffle': False}
     assert next(supervised(max_length=16, pad_to=1, **knobs))['tokens'].shape == (2, 7)
     assert next(supervised(max_length=16, pad_to=4, **knobs))['tokens'].shape == (2, 8)
     assert next(supervised(max_length=7, pad_to=4, **knobs))['tokens'].shape == (2, 7)
     full = next(supervised(max_length=16, **knobs))['tokens']
-    np.testing.assert_array_equal(next(supervised(max_length=16, pad_to=1, **knobs))['tokens'], full[:, :7])
+    np.testing.assert_array_equal(
+        next(supervised(max_length=16, pad_to=1, **knobs))['tokens'], full[:, :7]
+    )
 
 
 def test_prompts_are_left_padded_and_keep_their_columns():
-    rows = sources.memory(rows=[{'prompt': '1=', 'solution': 'a'}, {'prompt': '123=', 'solution': 'b'}])
+    rows = sources.memory(
+        rows=[{'prompt': '1=', 'solution': 'a'}, {'prompt': '123=', 'solution': 'b'}]
+    )
     batch = next(prompts(rows=rows, num_prompts=3, shuffle=False))
-    np.testing.assert_array_equal(batch['tokens'], [[0, 0, 0, 0, 8, 5], [0, 0, 8, 9, 10, 5], [0, 0, 0, 0, 8, 5]])
-    np.testing.assert_array_equal(batch['segments'], [[0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]])
-    np.testing.assert_array_equal(batch['positions'], [[0, 0, 0, 0, 0, 1], [0, 0, 0, 1, 2, 3], [0, 0, 0, 0, 0, 1]])
+    np.testing.assert_array_equal(
+        batch['tokens'], [[0, 0, 0, 0, 8, 5], [0, 0, 8, 9, 10, 5], [0, 0, 0, 0, 8, 5]]
+    )
+    np.testing.assert_array_equal(
+        batch['segments'], [[0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]]
+    )
+    np.testing.assert_array_equal(
+        batch['positions'], [[0, 0, 0, 0, 0, 1], [0, 0, 0, 1, 2, 3], [0, 0, 0, 0, 0, 1]]
+    )
     np.testing.assert_array_equal(batch['index'], [0, 1, 2])
     assert batch['index'].dtype == np.int64
     assert [row['solution'] for row in batch['rows']] == ['a', 'b', 'a']
@@ -100,7 +130,11 @@ def test_each_epoch_has_every_row_once_in_a_new_order():
 
 
 def test_seeds_do_not_share_orders():
-    orders = {tuple(ids([batch])) for seed in range(6) for batch in take(prompts(num_prompts=SIZE, seed=seed), 3)}
+    orders = {
+        tuple(ids([batch]))
+        for seed in range(6)
+        for batch in take(prompts(num_prompts=SIZE, seed=seed), 3)
+    }
     assert len(orders) == 18  # an epoch of one seed is not an epoch of the next
 
 
@@ -110,17 +144,24 @@ def test_without_shuffling_the_order_is_that_of_the_source():
 
 def test_the_index_numbers_the_stream():
     batches = take(prompts([noisy]), 9)
-    np.testing.assert_array_equal(np.concatenate([batch['index'] for batch in batches]), np.arange(36))
+    np.testing.assert_array_equal(
+        np.concatenate([batch['index'] for batch in batches]), np.arange(36)
+    )
 
 
 def test_draws_belong_to_the_place_in_the_stream_and_not_to_the_batch():
     def answers(batches):
         return [row['completion'] for batch in batches for row in batch['rows']]
 
-    assert answers(take(prompts([noisy], num_prompts=2), 30)) == answers(take(prompts([noisy], num_prompts=12), 5))
+    assert answers(take(prompts([noisy], num_prompts=2), 30)) == answers(
+        take(prompts([noisy], num_prompts=12), 5)
+    )
     assert answers(take(prompts([noisy]), 9)) != answers(take(prompts([noisy], seed=1), 9))
-    # Each transform of a row has draws of its own, and a second epoch has other draws than the first.
-    stream = take(prompts([lambda e, r: [{**e, 'x': r.random()}], lambda e, r: [{**e, 'y': r.random()}]]), 12)
+    # Each transform of a row has draws of its own, and a second epoch has other draws than the
+    # first.
+    stream = take(
+        prompts([lambda e, r: [{**e, 'x': r.random()}], lambda e, r: [{**e, 'y': r.random()}]]), 12
+    )
     drawn = [row[key] for batch in stream for row in batch['rows'] for key in 'xy']
     assert len(set(drawn)) == len(drawn) == 96
 
@@ -185,13 +226,20 @@ def test_packed_batches_hold_the_documents_of_the_stream():
     for batch in take(supervised(batch_size=1, shuffle=False), 3 * SIZE):
         row = {key: value[0] for key, value in batch.items()}
         documents[tuple(row['tokens'][row['segments'] > 0])] += 1
-    packed, stream = collections.Counter(), supervised(batch_size=1, packing=True, max_length=32, shuffle=False)
-    for batch in take(stream, 2 * packing.OPEN_ROWS):  # two whole sets of rows, so a whole stretch of the stream
+    packed, stream = (
+        collections.Counter(),
+        supervised(batch_size=1, packing=True, max_length=32, shuffle=False),
+    )
+    # two whole sets of rows, so a whole stretch of the stream
+    for batch in take(stream, 2 * packing.OPEN_ROWS):
         row = {key: value[0] for key, value in batch.items()}
         for segment in range(1, row['segments'].max() + 1):
             inside = row['segments'] == segment
             packed[tuple(row['tokens'][inside])] += 1
-            assert row['weights'][inside][0] == 0 and (row['positions'][inside] == np.arange(inside.sum())).all()
+            assert (
+                row['weights'][inside][0] == 0
+                and (row['positions'][inside] == np.arange(inside.sum())).all()
+            )
     assert set(packed) == set(documents)
     assert max(packed.values()) - min(packed.values()) <= 1 < min(packed.values())
 
@@ -211,7 +259,9 @@ def test_overlong_rows_stop_the_run_by_name():
 
 def test_overlong_rows_are_dropped_and_counted():
     lengths = [4 + 1 + len(str(i)) * (1 + i % 3) + 1 for i in range(SIZE)]
-    iterator = supervised(overlong='drop', max_length=9, batch_size=sum(length <= 9 for length in lengths))
+    iterator = supervised(
+        overlong='drop', max_length=9, batch_size=sum(length <= 9 for length in lengths)
+    )
     batch = next(iterator)
     next(iterator)
     assert batch['tokens'].shape[0] < SIZE
@@ -225,12 +275,20 @@ def test_overlong_rows_are_dropped_and_counted():
 def test_rows_without_examples_are_counted():
     iterator = prompts([lambda example, rng: [example] if example['id'] % 2 else []], shuffle=False)
     take(iterator, 2)
-    assert iterator.counters == {'rows': 16, 'examples': 8, 'rows_without_examples': 8, 'dropped_overlong': 0, 'dropped_keys': 0}
+    assert iterator.counters == {
+        'rows': 16,
+        'examples': 8,
+        'rows_without_examples': 8,
+        'dropped_overlong': 0,
+        'dropped_keys': 0,
+    }
 
 
 @pytest.mark.parametrize('packed', [False, True])
 def test_when_nothing_is_left_the_run_stops(packed):
-    with pytest.raises(UserError, match=r'no example is left.*46 examples were dropped as longer than max_length=4'):
+    with pytest.raises(
+        UserError, match=r'no example is left.*46 examples were dropped as longer than max_length=4'
+    ):
         next(supervised(max_length=4, overlong='drop', packing=packed))
     with pytest.raises(UserError, match='transforms returned nothing for 46 rows'):
         next(supervised([lambda example, rng: []], packing=packed))
@@ -238,14 +296,22 @@ def test_when_nothing_is_left_the_run_stops(packed):
 
 def test_bad_rows_are_named():
     rows = sources.memory(
-        rows=[{'prompt': '1=', 'completion': '1'}, {'prompt': '1=', 'completoin': '1'}], label='train'
+        rows=[{'prompt': '1=', 'completion': '1'}, {'prompt': '1=', 'completoin': '1'}],
+        label='train',
     )
     with pytest.raises(
-        UserError, match='^train:2: needs the columns prompt and completion.*columns found: completoin, prompt'
+        UserError,
+        match='^train:2: needs the columns prompt and completion.*columns found: completoin, prompt',
     ):
         take(supervised(rows=rows, shuffle=False), 2)
     with pytest.raises(UserError, match="^train:2: tokenizer characters: '\\?'"):
-        take(supervised(rows=sources.memory(rows=[{'text': '12'}, {'text': '?'}], label='train'), shuffle=False), 2)
+        take(
+            supervised(
+                rows=sources.memory(rows=[{'text': '12'}, {'text': '?'}], label='train'),
+                shuffle=False,
+            ),
+            2,
+        )
 
     def refuses(example, rng):
         raise UserError('no column "x"')
@@ -276,19 +342,31 @@ def test_evaluation_is_one_ordered_pass():
     assert len(made) == 3
     assert [batch['tokens'].shape for batch in batches] == [(4, 6)] * 3
     assert ids(batches) == [*range(10), 9, 9]
-    assert np.concatenate([batch['valid'] for batch in batches]).tolist() == [True] * 10 + [False] * 2
+    assert (
+        np.concatenate([batch['valid'] for batch in batches]).tolist() == [True] * 10 + [False] * 2
+    )
     assert np.concatenate([batch['index'] for batch in batches]).tolist() == [*range(10), 9, 9]
-    assert made.counters == {'rows': 10, 'examples': 10, 'rows_without_examples': 0, 'dropped_overlong': 0, 'dropped_keys': 0}
+    assert made.counters == {
+        'rows': 10,
+        'examples': 10,
+        'rows_without_examples': 0,
+        'dropped_overlong': 0,
+        'dropped_keys': 0,
+    }
 
 
 def test_evaluation_drops_and_counts_or_stops():
     rows = sources.memory(rows=[{'prompt': '1' * n} for n in (1, 5, 2)], label='test')
     with pytest.raises(UserError, match='^test:2: 5 tokens, but max_prompt_length=4'):
         pipeline.evaluation(rows, [], TOKENIZER, max_prompt_length=4, batch_size=2)
-    made = pipeline.evaluation(rows, [], TOKENIZER, max_prompt_length=4, batch_size=2, overlong='drop')
+    made = pipeline.evaluation(
+        rows, [], TOKENIZER, max_prompt_length=4, batch_size=2, overlong='drop'
+    )
     assert len(made) == 1 and made.counters['dropped_overlong'] == 1
     with pytest.raises(UserError, match='no example is left'):
-        pipeline.evaluation(rows, [lambda example, rng: []], TOKENIZER, max_prompt_length=4, batch_size=2)
+        pipeline.evaluation(
+            rows, [lambda example, rng: []], TOKENIZER, max_prompt_length=4, batch_size=2
+        )
 
 
 def test_the_pipeline_imports_neither_torch_nor_tensorflow():
@@ -298,7 +376,9 @@ import reasonjax.data.pipeline
 found = {'torch', 'tensorflow', 'transformers', 'sentencepiece', 'pyarrow', 'tensorflow_datasets'} & set(sys.modules)
 assert not found, found
 """
-    result = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
 
 

@@ -18,7 +18,9 @@ TURNS = [
 
 def characters(**knobs):
     alphabet = '_.$M#=,0123456789+'
-    return tokenizers.characters(lambda: [], pathlib.Path('/nowhere'), **{'alphabet': alphabet} | knobs)
+    return tokenizers.characters(
+        lambda: [], pathlib.Path('/nowhere'), **{'alphabet': alphabet} | knobs
+    )
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +45,9 @@ def spelt(tokenizer, document):
 
 
 def test_prompt_and_completion_weight_the_answer_and_its_eos():
-    made = render.demonstration({'prompt': '12+3=', 'completion': '#15', 'level': 2}, characters())[0]
+    made = render.demonstration({'prompt': '12+3=', 'completion': '#15', 'level': 2}, characters())[
+        0
+    ]
     np.testing.assert_array_equal(made.tokens, [8, 9, 17, 10, 5, 4, 8, 12, 2])
     np.testing.assert_array_equal(made.weights, [0, 0, 0, 0, 0, 1, 1, 1, 1])
     assert made.tokens.dtype == np.int32 and made.weights.dtype == np.float32
@@ -126,15 +130,22 @@ def test_eos_is_appended_where_the_template_writes_none(tmp_path, hugging_face_f
     assert made.tokens[-1] == 2 and made.weights[-1] == 1
 
 
-def test_a_template_that_rewrites_earlier_turns_gives_a_document_per_answer(tmp_path, hugging_face_folder):
+def test_a_template_that_rewrites_earlier_turns_gives_a_document_per_answer(
+    tmp_path, hugging_face_folder
+):
     template = (  # as templates do that drop the reasoning of all turns but the last
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-        "{% if m['role'] == 'assistant' and not loop.last %}{{ m['content'][-1:] }}{% else %}{{ m['content'] }}{% endif %}"
-        "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        "{% if m['role'] == 'assistant' and not loop.last %}{{ m['content'][-1:] }}{% else %}{{ "
+        "m['content'] }}{% endif %}"
+        "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ "
+        "'<|im_start|>assistant\n' }}{% endif %}"
     )
     tokenizer = chat_tokenizer(tmp_path, hugging_face_folder, template)
     first, second = render.demonstration({'messages': TURNS}, tokenizer)
-    assert [spelt(tokenizer, made)[1] for made in (first, second)] == ['So 2<|im_end|>', '4.<|im_end|>']
+    assert [spelt(tokenizer, made)[1] for made in (first, second)] == [
+        'So 2<|im_end|>',
+        '4.<|im_end|>',
+    ]
     assert '<|im_start|>assistant\n2<|im_end|>' in spelt(tokenizer, second)[0]
     (last,) = render.demonstration({'prompt': TURNS[:3], 'completion': TURNS[3:]}, tokenizer)
     np.testing.assert_array_equal(last.tokens, second.tokens)
@@ -190,7 +201,10 @@ def test_prompts_that_are_refused(example, message):
 
 
 def test_texts_of_every_form():
-    chat = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': [{'type': 'text', 'text': 'b'}]}]
+    chat = [
+        {'role': 'user', 'content': 'a'},
+        {'role': 'assistant', 'content': [{'type': 'text', 'text': 'b'}]},
+    ]
     call = [{'role': 'assistant', 'content': None, 'tool_calls': [{'function': {'name': 'add'}}]}]
     for example, texts in (
         ({'prompt': 'a', 'completion': 'b', 'solution': 'no'}, ['a', 'b']),

@@ -1,12 +1,19 @@
-"""Who says what: roles that a template does not know or merges, thoughts under other names, content in parts."""
+"""Who says what: roles that a template does not know or merges, thoughts under other names, content
+in parts."""
 
 import pytest
 
 from reasonjax.data import render
 from reasonjax.errors import UserError
 
-ASK, SAY = {'role': 'user', 'content': 'Tom has 12?'}, {'role': 'assistant', 'content': 'So 2 more.'}
-MORE, LAST = {'role': 'user', 'content': 'and  3'}, {'role': 'assistant', 'content': 'The answer is 4.'}
+ASK, SAY = (
+    {'role': 'user', 'content': 'Tom has 12?'},
+    {'role': 'assistant', 'content': 'So 2 more.'},
+)
+MORE, LAST = (
+    {'role': 'user', 'content': 'and  3'},
+    {'role': 'assistant', 'content': 'The answer is 4.'},
+)
 
 
 def learnt(tokenizer, messages, **columns):
@@ -42,23 +49,35 @@ def test_roles_that_a_template_merges(of):
     template += "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
     tokenizer = of('')
     tokenizer.tokenizer.chat_template = template
-    with pytest.raises(UserError, match='message 2: the chat template knows no role "critic", and writes its content as if it were'):
+    with pytest.raises(
+        UserError,
+        match='message 2: the chat template knows no role "critic", and writes its content as if '
+        'it were',
+    ):
         render.prompt({'prompt': [ASK, {'role': 'critic', 'content': 'Wrong.'}, MORE]}, tokenizer)
     naked = of('{{ m.content }}')
-    naked.tokenizer.chat_template = template.replace('{% else %}', "{% elif m.role == 'critic' %}{{ m.content }}{% else %}")
+    naked.tokenizer.chat_template = template.replace(
+        '{% else %}', "{% elif m.role == 'critic' %}{{ m.content }}{% else %}"
+    )
     with pytest.raises(UserError, match='message 1: the chat template knows no role "critic"'):
         render.prompt({'prompt': [{'role': 'critic', 'content': 'Wrong.'}, MORE]}, naked)
-    assert len(render.prompt({'prompt': [ASK, {'role': 'critic', 'content': 'Wrong.'}, MORE]}, of('{{ m.content }}')))
+    assert len(
+        render.prompt(
+            {'prompt': [ASK, {'role': 'critic', 'content': 'Wrong.'}, MORE]}, of('{{ m.content }}')
+        )
+    )
 
 
-@pytest.mark.parametrize('text', ['a', 'Tom', 'assistant', 'A question of some length, asked twice.'])
+@pytest.mark.parametrize(
+    'text', ['a', 'Tom', 'assistant', 'A question of some length, asked twice.']
+)
 def test_a_message_that_a_template_drops_is_not_taken_for_another_of_the_same_text(of, text):
     """Two in a row: the template keeps the last, and the same words stand elsewhere."""
     tokenizer = of('{{ m.content }}')
     kept = "{% if m.role != 'user' or loop.last or loop.nextitem.role != 'user' %}"
-    tokenizer.tokenizer.chat_template = tokenizer.tokenizer.chat_template.replace('messages %}', 'messages %}' + kept).replace(
-        '{% endfor %}', '{% endif %}{% endfor %}'
-    )
+    tokenizer.tokenizer.chat_template = tokenizer.tokenizer.chat_template.replace(
+        'messages %}', 'messages %}' + kept
+    ).replace('{% endfor %}', '{% endif %}{% endfor %}')
     twice = [dict(ASK, content=text)] * 2
     with pytest.raises(UserError, match='leaves out message 1: it has no role "user"'):
         render.prompt({'prompt': [*twice, SAY, MORE]}, tokenizer)

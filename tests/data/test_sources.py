@@ -17,15 +17,28 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def write(path, *lines):
-    path.write_bytes(b'\n'.join(line if isinstance(line, bytes) else line.encode() for line in lines))
+    path.write_bytes(
+        b'\n'.join(line if isinstance(line, bytes) else line.encode() for line in lines)
+    )
     return str(path)
 
 
 def test_jsonl_rows_places_and_length(tmp_path):
-    path = write(tmp_path / 'train.jsonl', '{"a": 1}', '', '{"a": "é中", "b": [1, {"c": null}]}', '{"a": 3}', '')
+    path = write(
+        tmp_path / 'train.jsonl',
+        '{"a": 1}',
+        '',
+        '{"a": "é中", "b": [1, {"c": null}]}',
+        '{"a": 3}',
+        '',
+    )
     source = sources.jsonl(path=path)
     assert len(source) == 3
-    assert [source[i] for i in range(3)] == [{'a': 1}, {'a': 'é中', 'b': [1, {'c': None}]}, {'a': 3}]
+    assert [source[i] for i in range(3)] == [
+        {'a': 1},
+        {'a': 'é中', 'b': [1, {'c': None}]},
+        {'a': 3},
+    ]
     assert [source.where(i) for i in range(3)] == [f'{path}:1', f'{path}:3', f'{path}:4']
 
 
@@ -119,9 +132,18 @@ def test_parquet_rows_places_limit_and_fingerprint(tmp_path):
 
 
 def test_parquet_leaves_out_what_a_message_does_not_have(tmp_path):
-    calls = [{'function': {'name': 'add', 'arguments': {'a': 1}}}, {'function': {'name': 'sub', 'arguments': {'b': 2}}}]
+    calls = [
+        {'function': {'name': 'add', 'arguments': {'a': 1}}},
+        {'function': {'name': 'sub', 'arguments': {'b': 2}}},
+    ]
     rows = [
-        {'messages': [{'role': 'user', 'content': 'x'}, {'role': 'assistant', 'tool_calls': calls}], 'tools': None},
+        {
+            'messages': [
+                {'role': 'user', 'content': 'x'},
+                {'role': 'assistant', 'tool_calls': calls},
+            ],
+            'tools': None,
+        },
         {'messages': [{'role': 'user', 'content': 'y'}], 'tools': [{'name': 'add'}]},
     ]
     path = str(tmp_path / 'x.parquet')
@@ -158,9 +180,14 @@ def prepared(tmp_path_factory):
         VERSION = tfds.core.Version('1.0.0')
 
         def _info(self):
-            features = {'question': tfds.features.Text(), 'steps': tfds.features.Sequence(tfds.features.Text())}
+            features = {
+                'question': tfds.features.Text(),
+                'steps': tfds.features.Sequence(tfds.features.Text()),
+            }
             features['level'] = np.int32
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
 
         def _split_generators(self, manager):
             return {'train': self._generate_examples()}
@@ -188,12 +215,16 @@ assert len(part) == 3 and part.fingerprint() != source.fingerprint()
 assert '0x' not in repr(source)
 assert 'tensorflow' not in sys.modules
 """
-    result = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
 
 
 def test_tfds_errors(prepared):
-    with pytest.raises(UserError, match='source.split.*no split \'tran\'.*splits: train.*Did you mean "train"'):
+    with pytest.raises(
+        UserError, match='source.split.*no split \'tran\'.*splits: train.*Did you mean "train"'
+    ):
         sources.tfds(dataset='tiny_sums', split='tran', data_dir=prepared)
     with pytest.raises(UserError, match="source.dataset: no TFDS data set 'no_such_set'"):
         sources.tfds(dataset='no_such_set', data_dir=prepared)

@@ -9,7 +9,17 @@ from reasonjax.data import tokenizers, vocabulary
 from reasonjax.errors import UserError
 
 ALPHABET = '_.$M#=,0123456789+'
-HARD = ['a\n\nb', '  two  spaces ', ' ', '\t\r\n', '<mask> </s> <pad> <s>', 'é中😀', '\u2581x \u2581', '0123456789', '']
+HARD = [
+    'a\n\nb',
+    '  two  spaces ',
+    ' ',
+    '\t\r\n',
+    '<mask> </s> <pad> <s>',
+    'é中😀',
+    '\u2581x \u2581',
+    '0123456789',
+    '',
+]
 
 
 def no_texts():
@@ -17,7 +27,9 @@ def no_texts():
 
 
 def characters(**knobs):
-    return tokenizers.characters(no_texts, pathlib.Path('/nowhere'), **{'alphabet': ALPHABET} | knobs)
+    return tokenizers.characters(
+        no_texts, pathlib.Path('/nowhere'), **{'alphabet': ALPHABET} | knobs
+    )
 
 
 # Characters.
@@ -26,7 +38,12 @@ def characters(**knobs):
 def test_characters_are_numbered_in_the_order_of_the_alphabet():
     tokenizer = characters()
     assert tokenizer.encode('12+3=#$') == [8, 9, 17, 10, 5, 4, 2]
-    assert (tokenizer.pad_id, tokenizer.eos_ids, tokenizer.mask_id, tokenizer.bos_id) == (0, (2,), 3, None)
+    assert (tokenizer.pad_id, tokenizer.eos_ids, tokenizer.mask_id, tokenizer.bos_id) == (
+        0,
+        (2,),
+        3,
+        None,
+    )
     assert tokenizer.vocab_size == 18
 
 
@@ -37,7 +54,8 @@ def test_characters_decode_drops_special_ids_only():
 
 
 @pytest.mark.parametrize(
-    ('text', 'shown'), [('1?2', "'?' at position 2"), ('a', "'a' at position 1"), ('1_', "'_' at position 2")]
+    ('text', 'shown'),
+    [('1?2', "'?' at position 2"), ('a', "'a' at position 1"), ('1_', "'_' at position 2")],
 )
 def test_characters_name_what_they_cannot_encode(text, shown):
     with pytest.raises(UserError) as error:
@@ -65,7 +83,11 @@ def test_characters_without_mask():
 
 def test_fingerprints_tell_tokenizers_apart():
     assert characters().fingerprint() == characters().fingerprint()
-    prints = {characters().fingerprint(), characters(mask='').fingerprint(), characters(alphabet='_.$M').fingerprint()}
+    prints = {
+        characters().fingerprint(),
+        characters(mask='').fingerprint(),
+        characters(alphabet='_.$M').fingerprint(),
+    }
     assert len(prints) == 3
 
 
@@ -123,7 +145,12 @@ def test_sentencepiece_adds_ids_a_foreign_model_lacks(tmp_path, texts):
 
     prefix = str(tmp_path / 'foreign')
     sentencepiece.SentencePieceTrainer.Train(
-        sentence_iterator=iter(texts), model_prefix=prefix, vocab_size=60, model_type='bpe', pad_id=-1, minloglevel=2
+        sentence_iterator=iter(texts),
+        model_prefix=prefix,
+        vocab_size=60,
+        model_type='bpe',
+        pad_id=-1,
+        minloglevel=2,
     )
     tokenizer = tokenizers.sentencepiece(no_texts, tmp_path, path=prefix + '.model')
     assert (tokenizer.eos_ids, tokenizer.bos_id) == ((2,), 1)
@@ -146,21 +173,28 @@ def test_a_continued_text_gets_no_space_in_front(tmp_path, texts, trained):
         minloglevel=2,
     )
     foreign = tokenizers.sentencepiece(no_texts, tmp_path, path=prefix + '.model')
-    assert foreign.decode([*foreign.encode('Tom'), *foreign.encode('has')]) == 'Tom has'  # the model adds spaces
+    # the model adds spaces
+    assert foreign.decode([*foreign.encode('Tom'), *foreign.encode('has')]) == 'Tom has'
     for tokenizer in (foreign, trained, characters(alphabet='_$MabcdefghijklmnopqrstuvwxyzT 12\n')):
         for text in ('has 12', ' has', '', '\nhas'):
-            assert tokenizer.decode([*tokenizer.encode('Tom'), *tokenizer.encode_more(text)]) == 'Tom' + text
+            assert (
+                tokenizer.decode([*tokenizer.encode('Tom'), *tokenizer.encode_more(text)])
+                == 'Tom' + text
+            )
 
 
 def test_sentencepiece_errors(tmp_path, texts):
     with pytest.raises(
-        UserError, match=r'tokenizer.path: no SentencePiece model at .*vocab.modl.*Did you mean "vocab.model"'
+        UserError,
+        match=r'tokenizer.path: no SentencePiece model at .*vocab.modl.*Did you mean "vocab.model"',
     ):
         (tmp_path / 'vocab.model').write_bytes(b'no')
         tokenizers.sentencepiece(no_texts, tmp_path, path=str(tmp_path / 'vocab.modl'))
     with pytest.raises(UserError, match='is not a SentencePiece model'):
         tokenizers.sentencepiece(no_texts, tmp_path, path=str(tmp_path / 'vocab.model'))
-    with pytest.raises(UserError, match='tokenizer.vocab_size: no vocabulary of 9000 pieces from 120 texts'):
+    with pytest.raises(
+        UserError, match='tokenizer.vocab_size: no vocabulary of 9000 pieces from 120 texts'
+    ):
         tokenizers.sentencepiece(lambda: texts, tmp_path, vocab_size=9000)
     with pytest.raises(UserError, match='no texts'):
         tokenizers.sentencepiece(lambda: ['', ''], tmp_path, vocab_size=300)
@@ -168,7 +202,9 @@ def test_sentencepiece_errors(tmp_path, texts):
 
 
 def test_sentencepiece_gives_back_real_text(tmp_path, data_dir):
-    rows = [json.loads(line) for line in (data_dir / 'gsm8k' / 'train.jsonl').read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (data_dir / 'gsm8k' / 'train.jsonl').read_text().splitlines()
+    ]
     real = [f'Question: {row["question"]}\nAnswer: {row["answer"]}' for row in rows]
     tokenizer = tokenizers.sentencepiece(lambda: real[:2000], tmp_path, vocab_size=2048)
     assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in real)
@@ -182,7 +218,9 @@ def opened(folder, **knobs):
 
 
 def test_huggingface_special_ids(tmp_path, hugging_face_folder):
-    tokenizer = opened(hugging_face_folder(tmp_path, generation={'eos_token_id': [2, 0]}, pad='<|im_start|>'))
+    tokenizer = opened(
+        hugging_face_folder(tmp_path, generation={'eos_token_id': [2, 0]}, pad='<|im_start|>')
+    )
     assert tokenizer.eos_ids == (2, 0)  # the tokenizer's own first: it is the one training appends
     assert tokenizer.pad_id == 1 and tokenizer.bos_id is None
     assert (tokenizer.mask_id, tokenizer.vocab_size) == (330, 331)
@@ -216,7 +254,9 @@ def test_huggingface_bos_only_where_the_tokenizer_puts_it(tmp_path, hugging_face
     unused = tmp_path / 'unused'
     hugging_face_folder(unused)
     config = json.loads((unused / 'tokenizer_config.json').read_text())
-    (unused / 'tokenizer_config.json').write_text(json.dumps(config | {'bos_token': '<|endoftext|>'}))
+    (unused / 'tokenizer_config.json').write_text(
+        json.dumps(config | {'bos_token': '<|endoftext|>'})
+    )
     assert opened(unused).bos_id is None
 
 
@@ -227,12 +267,18 @@ def test_huggingface_chat_is_the_template(tmp_path, hugging_face_folder):
     assert tokenizer.chat_text(messages, True) == text
     assert tokenizer.chat(messages, True) == tokenizer.encode(text)
     assert tokenizer.chat(messages, True)[0] == 1
-    assert tokenizer.chat(messages, False) == tokenizer.encode('<|im_start|>user\nTom has 1<|im_end|>\n')
+    assert tokenizer.chat(messages, False) == tokenizer.encode(
+        '<|im_start|>user\nTom has 1<|im_end|>\n'
+    )
 
 
 def test_huggingface_template_errors(tmp_path, hugging_face_folder):
     with pytest.raises(UserError, match='has no chat template'):
-        opened(hugging_face_folder(tmp_path / 'a', template=None)).chat([{'role': 'user', 'content': 'x'}], True)
+        opened(hugging_face_folder(tmp_path / 'a', template=None)).chat(
+            [{'role': 'user', 'content': 'x'}], True
+        )
     strict = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(UserError, match=r'refuses message 1 \(role "user"\): roles must alternate'):
-        opened(hugging_face_folder(tmp_path / 'b', template=strict)).chat([{'role': 'user', 'content': 'x'}], True)
+        opened(hugging_face_folder(tmp_path / 'b', template=strict)).chat(
+            [{'role': 'user', 'content': 'x'}], True
+        )

@@ -1,4 +1,5 @@
-"""Every Hugging Face family against transformers' torch models: logits, gradients, greedy tokens, export, bits, sampler."""
+"""Every Hugging Face family against transformers' torch models: logits, gradients, greedy tokens,
+export, bits, sampler."""
 
 import pathlib
 
@@ -30,18 +31,26 @@ def test_equals_torch(case):
     assert not failures(case, row)
     assert not {name: row[name] for name, bound in TIGHT.items() if not row[name] <= bound}
     # A model whose logits say something, and no greedy token that rounding could have chosen.
-    assert 1 < row['largest'] < 10 and row['gap'] > 10 * TIGHT['padded'] / 5 and row['tokens'] == 6 * 32
+    assert (
+        1 < row['largest'] < 10
+        and row['gap'] > 10 * TIGHT['padded'] / 5
+        and row['tokens'] == 6 * 32
+    )
 
 
 def test_every_family_has_a_case():
-    assert {f'{case.family}Config' for case in CASES} == {family.config_class for family in FAMILIES}
+    assert {f'{case.family}Config' for case in CASES} == {
+        family.config_class for family in FAMILIES
+    }
     assert len({case.name for case in CASES}) == len(CASES)
     assert {*SCANNED, *ROUNDED} <= {case.name for case in CASES}
 
 
 def test_failures_are_named():
     good = {name: 0.0 for name in BOUNDS} | {'greedy': 5, 'tokens': 5, 'config': True, 'bits': True}
-    dense, mixture = (next(case for case in CASES if case.mixture == is_mixture) for is_mixture in (False, True))
+    dense, mixture = (
+        next(case for case in CASES if case.mixture == is_mixture) for is_mixture in (False, True)
+    )
     assert not failures(dense, good) and not failures(mixture, good)
     wrong = [(name, bad) for name, bound in BOUNDS.items() for bad in (2 * bound, float('nan'))]
     for name, value in [*wrong, ('config', False), ('bits', False)]:
@@ -61,7 +70,14 @@ def test_the_page_lists_every_case():
 
 
 def test_the_page_says_what_differs():
-    row = {name: 0.5 for name in BOUNDS} | {'largest': 3.0, 'gap': 0.1, 'greedy': 7, 'tokens': 192, 'config': False, 'bits': False}
+    row = {name: 0.5 for name in BOUNDS} | {
+        'largest': 3.0,
+        'gap': 0.1,
+        'greedy': 7,
+        'tokens': 192,
+        'config': False,
+        'bits': False,
+    }
     assert '7/192 | 0.5 | DIFFERS | DIFFERS' in page([(CASES[0], row)])
 
 

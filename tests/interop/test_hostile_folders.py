@@ -1,4 +1,5 @@
-"""Model folders and adapters of strangers: one line that names file and entry, before anything large is made; nothing outside is read."""
+"""Model folders and adapters of strangers: one line that names file and entry, before anything
+large is made; nothing outside is read."""
 
 import json
 import os
@@ -21,7 +22,9 @@ from reasonjax.parallel import mesh as meshes
 pytest.importorskip('transformers')
 
 QWEN2, QWEN3_MOE = families.FAMILIES[1], families.FAMILIES[3]
-SHAPE = toys.changed(qk_norm='none', qkv_bias=True, tied=True, pad_id=-1, head_dim=4, max_positions=64)
+SHAPE = toys.changed(
+    qk_norm='none', qkv_bias=True, tied=True, pad_id=-1, head_dim=4, max_positions=64
+)
 INDEX, WEIGHTS, NORM = 'model.safetensors.index.json', 'model.safetensors', 'model.norm.weight'
 
 
@@ -58,7 +61,11 @@ def refusal(work, *arguments) -> str:
 
 def put(file, content):
     file.unlink(missing_ok=True)
-    file.write_bytes(content if isinstance(content, bytes) else (content if isinstance(content, str) else json.dumps(content)).encode())
+    file.write_bytes(
+        content
+        if isinstance(content, bytes)
+        else (content if isinstance(content, str) else json.dumps(content)).encode()
+    )
 
 
 def edit(file, **entries):
@@ -69,7 +76,20 @@ def edit(file, **entries):
 
 
 @pytest.mark.parametrize(
-    'name', ['../../x', '/etc/passwd', '../model/model.safetensors', 'sub/../../x', '..', '.', '', '..\\x', 'a/../../b', 'out/x', 'a\0b']
+    'name',
+    [
+        '../../x',
+        '/etc/passwd',
+        '../model/model.safetensors',
+        'sub/../../x',
+        '..',
+        '.',
+        '',
+        '..\\x',
+        'a/../../b',
+        'out/x',
+        'a\0b',
+    ],
 )
 def test_an_index_stays_in_its_folder(folder, name):
     put(folder.parent / 'x', (folder / WEIGHTS).read_bytes())
@@ -81,15 +101,22 @@ def test_an_index_stays_in_its_folder(folder, name):
 @pytest.mark.parametrize('sharded', [False, True])
 def test_a_snapshot_of_the_hub_is_links_to_blobs(folder, tmp_path, sharded):
     """As in the cache of huggingface_hub: the files of a snapshot are links that lead out of it."""
-    blobs, snapshot = tmp_path / 'models--org--name' / 'blobs', tmp_path / 'models--org--name' / 'snapshots' / '0123abcd'
+    blobs, snapshot = (
+        tmp_path / 'models--org--name' / 'blobs',
+        tmp_path / 'models--org--name' / 'snapshots' / '0123abcd',
+    )
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
     if sharded:
         tensors = load_file(folder / WEIGHTS)
         (folder / WEIGHTS).unlink()
-        names = dict.fromkeys(tensors, 'model-00001-of-00002.safetensors') | {NORM: 'model-00002-of-00002.safetensors'}
+        names = dict.fromkeys(tensors, 'model-00001-of-00002.safetensors') | {
+            NORM: 'model-00002-of-00002.safetensors'
+        }
         for file in set(names.values()):
-            save_file({name: tensors[name] for name in tensors if names[name] == file}, folder / file)
+            save_file(
+                {name: tensors[name] for name in tensors if names[name] == file}, folder / file
+            )
         put(folder / INDEX, {'weight_map': names})
     for number, file in enumerate(sorted(folder.iterdir())):
         (blobs / f'{number:040x}').write_bytes(file.read_bytes())
@@ -97,18 +124,23 @@ def test_a_snapshot_of_the_hub_is_links_to_blobs(folder, tmp_path, sharded):
     toys.assert_trees_equal(read(snapshot), toys.params(SHAPE))
     # A download that broke off leaves links to what is not there.
     (blobs / f'{0:040x}').unlink()
-    assert 'config.json: no such file (it is a link to what is not there)' in refusal(read, snapshot)
+    assert 'config.json: no such file (it is a link to what is not there)' in refusal(
+        read, snapshot
+    )
 
 
 # What index and weights hold.
 
 
-@pytest.mark.parametrize('index, words', [
-    ({'weight_map': {NORM: 5}}, f'weight_map: {NORM}: expected the name of a file, found 5'),
-    ({'weight_map': {NORM: None}}, 'found null'),
-    ({'weight_map': {NORM: [WEIGHTS]}}, 'found ["model.safetensors"]'),
-    ({'weight_map': {NORM: 'x' * 5000}}, 'which is not there'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'index, words',
+    [
+        ({'weight_map': {NORM: 5}}, f'weight_map: {NORM}: expected the name of a file, found 5'),
+        ({'weight_map': {NORM: None}}, 'found null'),
+        ({'weight_map': {NORM: [WEIGHTS]}}, 'found ["model.safetensors"]'),
+        ({'weight_map': {NORM: 'x' * 5000}}, 'which is not there'),
+    ],
+)
 def test_indices(folder, index, words):
     put(folder / INDEX, index)
     message = refusal(read, folder)
@@ -125,11 +157,15 @@ def test_what_is_no_file_does_not_hang(folder, name, kind):
     elif kind == 'folder':
         file.mkdir()
     else:
-        file.symlink_to({'device': '/dev/zero', 'link to nothing': 'blob', 'link to itself': file.name}[kind])
+        file.symlink_to(
+            {'device': '/dev/zero', 'link to nothing': 'blob', 'link to itself': file.name}[kind]
+        )
     if name == 'shard.safetensors':
         put(folder / INDEX, {'weight_map': {NORM: name}})
     message = refusal(read, folder)
-    assert f'{file}: ' in message and ('cannot be read (' in message or 'a link to what is not there' in message)
+    assert f'{file}: ' in message and (
+        'cannot be read (' in message or 'a link to what is not there' in message
+    )
 
 
 def test_a_clone_without_its_large_files(folder, adapter):
@@ -137,7 +173,10 @@ def test_a_clone_without_its_large_files(folder, adapter):
     put(folder / WEIGHTS, pointer)
     put(adapter / TENSORS, pointer)
     for work, file in ((read, folder / WEIGHTS), (load, adapter / TENSORS)):
-        assert f'{file} is what Git LFS keeps in place of a file; get the file itself (git lfs pull)' in refusal(work, file.parent)
+        assert (
+            f'{file} is what Git LFS keeps in place of a file; get the file itself (git lfs pull)'
+            in refusal(work, file.parent)
+        )
 
 
 def change_header(file, change):
@@ -151,6 +190,7 @@ def change_header(file, change):
 
 def test_a_name_twice_in_a_header(folder):
     """The library checks one of the two entries; what another reader takes may lie anywhere."""
+
     def twice(header):
         text = json.dumps(header)
         entry = json.dumps({NORM: header[NORM]})[1:-1]
@@ -181,8 +221,16 @@ def test_names_of_tensors_are_shown_on_a_line_each(folder):
 
 # What config.json holds.
 
-SIZES = ('hidden_size', 'num_hidden_layers', 'num_attention_heads', 'num_key_value_heads', 'head_dim', 'intermediate_size', 'vocab_size',
-         'max_position_embeddings')  # fmt: skip
+SIZES = (
+    'hidden_size',
+    'num_hidden_layers',
+    'num_attention_heads',
+    'num_key_value_heads',
+    'head_dim',
+    'intermediate_size',
+    'vocab_size',
+    'max_position_embeddings',
+)
 
 
 @pytest.mark.parametrize('name', SIZES)
@@ -192,32 +240,56 @@ def test_sizes(folder, name, value):
     assert f'{folder}/config.json: {name}: expected an integer from 1 to ' in refusal(read, folder)
 
 
-@pytest.mark.parametrize('entries, words', [
-    ({'num_hidden_layers': 10**6}, 'num_hidden_layers: expected an integer from 1 to 10000, found 1000000'),
-    ({'num_hidden_layers': 9999}, 'num_hidden_layers: 9999, but the folder holds the tensors of 2 layers'),
-    ({'layer_types': ['full_attention'] * 10**6}, 'layer_types: expected a list with an entry for each layer, found a list of 1000000'),
-    ({'layer_types': 5}, 'layer_types: expected a list'),
-    ({'layer_types': [5, 5]}, 'config.json: '),
-    ({'num_labels': 10**12}, 'num_labels: expected an integer from 1 to'),
-    ({'vocab_size': 10**12}, 'vocab_size: expected an integer from 1 to'),
-    ({'num_attention_heads': 3}, 'config.json: '),
-    ({'num_attention_heads': 4, 'num_key_value_heads': 3}, 'must divide heads=4'),
-    ({'rms_norm_eps': 'small'}, "rms_norm_eps: expected a number, found 'small'"),
-    ({'rms_norm_eps': float('nan')}, 'rms_norm_eps: expected a number, found nan'),
-    ({'rms_norm_eps': 0.0}, 'norm_eps=0.0: must be above 0'),
-    ({'rms_norm_eps': 10**400}, 'rms_norm_eps: expected a number'),
-    ({'rope_parameters': 5}, 'rope_parameters: expected an object, found 5'),
-    ({'rope_parameters': {'rope_type': 'default', 'rope_theta': 'x'}}, "rope_parameters.rope_theta: expected a number, found 'x'"),
-    ({'rope_parameters': {'rope_type': 'yarn', 'factor': [1, 'x']}}, "rope_parameters.factor: expected a number, found 'x'"),
-    ({'rope_parameters': {'rope_type': 'linear', 'rope_theta': -1, 'factor': 2}}, 'config.json: '),
-    ({'tie_word_embeddings': 'no'}, 'config.json: '),
-    ({'hidden_act': 5}, 'config.json: '),
-    ({'hidden_act': []}, 'config.json: '),
-    ({'architectures': 'Qwen2ForCausalLM'}, "architectures: expected a list of names, found 'Qwen2ForCausalLM'"),
-    ({'architectures': [5]}, 'architectures: expected a list of names'),
-    ({'architectures': ['\x1b[2J\n' * 99]}, 'unknown architecture'),
-    ({'sliding_window': 'wide'}, 'sliding_window: expected an integer'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'entries, words',
+    [
+        (
+            {'num_hidden_layers': 10**6},
+            'num_hidden_layers: expected an integer from 1 to 10000, found 1000000',
+        ),
+        (
+            {'num_hidden_layers': 9999},
+            'num_hidden_layers: 9999, but the folder holds the tensors of 2 layers',
+        ),
+        (
+            {'layer_types': ['full_attention'] * 10**6},
+            'layer_types: expected a list with an entry for each layer, found a list of 1000000',
+        ),
+        ({'layer_types': 5}, 'layer_types: expected a list'),
+        ({'layer_types': [5, 5]}, 'config.json: '),
+        ({'num_labels': 10**12}, 'num_labels: expected an integer from 1 to'),
+        ({'vocab_size': 10**12}, 'vocab_size: expected an integer from 1 to'),
+        ({'num_attention_heads': 3}, 'config.json: '),
+        ({'num_attention_heads': 4, 'num_key_value_heads': 3}, 'must divide heads=4'),
+        ({'rms_norm_eps': 'small'}, "rms_norm_eps: expected a number, found 'small'"),
+        ({'rms_norm_eps': float('nan')}, 'rms_norm_eps: expected a number, found nan'),
+        ({'rms_norm_eps': 0.0}, 'norm_eps=0.0: must be above 0'),
+        ({'rms_norm_eps': 10**400}, 'rms_norm_eps: expected a number'),
+        ({'rope_parameters': 5}, 'rope_parameters: expected an object, found 5'),
+        (
+            {'rope_parameters': {'rope_type': 'default', 'rope_theta': 'x'}},
+            "rope_parameters.rope_theta: expected a number, found 'x'",
+        ),
+        (
+            {'rope_parameters': {'rope_type': 'yarn', 'factor': [1, 'x']}},
+            "rope_parameters.factor: expected a number, found 'x'",
+        ),
+        (
+            {'rope_parameters': {'rope_type': 'linear', 'rope_theta': -1, 'factor': 2}},
+            'config.json: ',
+        ),
+        ({'tie_word_embeddings': 'no'}, 'config.json: '),
+        ({'hidden_act': 5}, 'config.json: '),
+        ({'hidden_act': []}, 'config.json: '),
+        (
+            {'architectures': 'Qwen2ForCausalLM'},
+            "architectures: expected a list of names, found 'Qwen2ForCausalLM'",
+        ),
+        ({'architectures': [5]}, 'architectures: expected a list of names'),
+        ({'architectures': ['\x1b[2J\n' * 99]}, 'unknown architecture'),
+        ({'sliding_window': 'wide'}, 'sliding_window: expected an integer'),
+    ],
+)
 def test_entries(folder, entries, words):
     edit(folder / 'config.json', **entries)
     message = refusal(read, folder)
@@ -232,7 +304,11 @@ def test_more_experts_and_layers_than_there_are_tensors(tmp_path):
     huge = toys.changed(shape, layers=400, experts=60_000)
     stored = pretrained.stored_tensors(folder.path)
     message = refusal(pretrained.check_tensors, folder, huge, stored)
-    assert 'config.model has 72,' in message and '(400 layers), the folder' in message and '(2 layers)' in message
+    assert (
+        'config.model has 72,' in message
+        and '(400 layers), the folder' in message
+        and '(2 layers)' in message
+    )
 
 
 # Adapters.
@@ -242,8 +318,16 @@ def test_more_experts_and_layers_than_there_are_tensors(tmp_path):
 def adapter(tmp_path):
     path = tmp_path / 'adapter'
     path.mkdir()
-    params = lora(toys.params(SHAPE), jax.random.key(0), r=3, lora_alpha=6.0, target_modules=('layers/attention/q',))
-    peft_saving.save_adapter(path, peft_saving.pairs_of(params, QWEN2, SHAPE), base='x', layers=SHAPE.layers)
+    params = lora(
+        toys.params(SHAPE),
+        jax.random.key(0),
+        r=3,
+        lora_alpha=6.0,
+        target_modules=('layers/attention/q',),
+    )
+    peft_saving.save_adapter(
+        path, peft_saving.pairs_of(params, QWEN2, SHAPE), base='x', layers=SHAPE.layers
+    )
     return path
 
 
@@ -261,22 +345,30 @@ SETTINGS, TENSORS = 'adapter_config.json', 'adapter_model.safetensors'
         *(('lora_alpha', value) for value in ('16', float('nan'), float('inf'), [], True, 10**400)),
         *(('target_modules', value) for value in (5, {'a': 1}, [5], [['q_proj']], True)),
         *(('exclude_modules', value) for value in (5, [None])),
-        *(('rank_pattern', value) for value in ([], 5, 'q_proj', {'q_proj': 0}, {'q_proj': '8'}, {'q_proj': None})),
+        *(
+            ('rank_pattern', value)
+            for value in ([], 5, 'q_proj', {'q_proj': 0}, {'q_proj': '8'}, {'q_proj': None})
+        ),
         *(('alpha_pattern', value) for value in ([], {'q_proj': 'x'}, {'q_proj': float('nan')})),
-        ('use_rslora', 'false'), ('base_model_name_or_path', 5), ('bias', 5),
+        ('use_rslora', 'false'),
+        ('base_model_name_or_path', 5),
+        ('bias', 5),
     ],
-)  # fmt: skip
+)
 def test_settings_of_adapters(adapter, name, value):
     edit(adapter / SETTINGS, **{name: value})
     assert f'{adapter}/{SETTINGS}: {name}: ' in refusal(load, adapter)
 
 
-@pytest.mark.parametrize('entries, words', [
-    ({'unheard_of': ['x' * 10**6]}, 'not supported'),
-    ({'init_lora_weights': ['x' * 10**6]}, 'init_lora_weights='),
-    ({'peft_type': ['x' * 10**6]}, 'an adapter of type '),
-    ({'bias': 'x' * 10**6}, 'bias=xxx'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'entries, words',
+    [
+        ({'unheard_of': ['x' * 10**6]}, 'not supported'),
+        ({'init_lora_weights': ['x' * 10**6]}, 'init_lora_weights='),
+        ({'peft_type': ['x' * 10**6]}, 'an adapter of type '),
+        ({'bias': 'x' * 10**6}, 'bias=xxx'),
+    ],
+)
 def test_other_settings_of_adapters(adapter, entries, words):
     edit(adapter / SETTINGS, **entries)
     assert words in refusal(load, adapter)
@@ -284,13 +376,26 @@ def test_other_settings_of_adapters(adapter, entries, words):
 
 def test_patterns_that_never_end(adapter):
     edit(adapter / SETTINGS, rank_pattern={'(a|aa)+!': 3})
-    tensors = {PAIR.format(factor).replace('q_proj', 'a' * 60): value for factor, value in zip('AB', np.zeros((2, 3, 3), np.float32))}
+    tensors = {
+        PAIR.format(factor).replace('q_proj', 'a' * 60): value
+        for factor, value in zip('AB', np.zeros((2, 3, 3), np.float32))
+    }
     save_file(load_file(adapter / TENSORS) | tensors, adapter / TENSORS)
-    assert f'{adapter}/{SETTINGS}: rank_pattern: "(a|aa)+!" takes more than 1 s to compare' in refusal(load, adapter)
+    assert (
+        f'{adapter}/{SETTINGS}: rank_pattern: "(a|aa)+!" takes more than 1 s to compare'
+        in refusal(load, adapter)
+    )
 
 
 @pytest.mark.parametrize(
-    'pattern', ['a{100001}', '((a{1000}){1000}){1000}', '(a{1,999}){1,999}', '(a{,999}){999}', 'a{' + '9' * 5000 + '}']
+    'pattern',
+    [
+        'a{100001}',
+        '((a{1000}){1000}){1000}',
+        '(a{1,999}){1,999}',
+        '(a{,999}){999}',
+        'a{' + '9' * 5000 + '}',
+    ],
 )
 @pytest.mark.parametrize('name', ['rank_pattern', 'alpha_pattern'])
 def test_patterns_that_would_fill_the_memory(adapter, pattern, name):
@@ -300,13 +405,24 @@ def test_patterns_that_would_fill_the_memory(adapter, pattern, name):
 
 
 def test_patterns_that_count(adapter):
-    edit(adapter / SETTINGS, alpha_pattern={r'layers\.[0-9]{1,3}\.self_attn\.q_proj': 12}, rank_pattern={r'.{3}_attn\.q_pro[j]{1}': 3})
+    edit(
+        adapter / SETTINGS,
+        alpha_pattern={r'layers\.[0-9]{1,3}\.self_attn\.q_proj': 12},
+        rank_pattern={r'.{3}_attn\.q_pro[j]{1}': 3},
+    )
     assert {pair.scale for pair in peft.read_adapter(adapter).pairs.values()} == {4.0}
 
 
 @pytest.mark.parametrize('name', [SETTINGS, TENSORS])
 def test_files_of_adapters(adapter, name):
-    for content in ('[' * 100_000, '{"r": ' + '9' * 5000 + '}', b'\xff', '', '[]', b'\x00' * 7 + b'\x10' + b'{}'):
+    for content in (
+        '[' * 100_000,
+        '{"r": ' + '9' * 5000 + '}',
+        b'\xff',
+        '',
+        '[]',
+        b'\x00' * 7 + b'\x10' + b'{}',
+    ):
         put(adapter / name, content)
         assert f'{adapter}/{name}' in refusal(load, adapter)
     (adapter / name).unlink()
@@ -320,13 +436,19 @@ def test_files_of_adapters(adapter, name):
 PAIR = 'base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight'
 
 
-@pytest.mark.parametrize('changes, words', [
-    ({PAIR.format('A'): np.zeros((3, 16), np.int8)}, 'is I8; expected one of'),
-    ({PAIR.format('A'): np.zeros((3, 16), bool)}, 'is BOOL; expected one of'),
-    ({PAIR.format('A').removeprefix('base_model.model.'): np.zeros((3, 16), np.float32)}, 'for the second time'),
-    ({'x' * 100_000: np.zeros(1, np.float32)}, 'expected pairs of lora_A and lora_B'),
-    ({'\x1b[2J\n': np.zeros(1, np.float32)}, 'expected pairs of lora_A and lora_B'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        ({PAIR.format('A'): np.zeros((3, 16), np.int8)}, 'is I8; expected one of'),
+        ({PAIR.format('A'): np.zeros((3, 16), bool)}, 'is BOOL; expected one of'),
+        (
+            {PAIR.format('A').removeprefix('base_model.model.'): np.zeros((3, 16), np.float32)},
+            'for the second time',
+        ),
+        ({'x' * 100_000: np.zeros(1, np.float32)}, 'expected pairs of lora_A and lora_B'),
+        ({'\x1b[2J\n': np.zeros(1, np.float32)}, 'expected pairs of lora_A and lora_B'),
+    ],
+)
 def test_tensors_of_adapters(adapter, changes, words):
     save_file(load_file(adapter / TENSORS) | changes, adapter / TENSORS)
     with pytest.raises(UserError) as caught:
@@ -351,7 +473,9 @@ def test_a_layer_by_another_name_is_none(adapter, number):
     """Two modules of one place: one of the two pairs would be lost."""
     tensors = load_file(adapter / TENSORS)
     for factor in 'AB':
-        tensors[PAIR.format(factor).replace('.0.', f'.{number}.')] = tensors[PAIR.format(factor)] + 1
+        tensors[PAIR.format(factor).replace('.0.', f'.{number}.')] = (
+            tensors[PAIR.format(factor)] + 1
+        )
     save_file(tensors, adapter / TENSORS)
     with pytest.raises(UserError, match='the adapter does not fit this model(.|\n)*no such module'):
         load(adapter)

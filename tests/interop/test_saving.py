@@ -1,4 +1,5 @@
-"""Our tokenizers as Hugging Face folders: transformers must give the same ids, and a folder of theirs must come out as it was."""
+"""Our tokenizers as Hugging Face folders: transformers must give the same ids, and a folder of
+theirs must come out as it was."""
 
 import json
 import random
@@ -14,8 +15,43 @@ from reasonjax.data import tokenizers as ours
 from reasonjax.errors import UserError
 from reasonjax.interop.huggingface import tokenizer as saving
 
-WORDS = ['hello', 'world', 'the', 'answer', 'naïve', '日本語', '🙂', 'foo_bar', 'a=b', '  ', '\n', '\t', '12', '345', 'aaaa', 'ababab', '=']
-HARD = [*WORDS, '</s>', '<s>', '<pad>', '<mask>', '<unk>', '<0x41>', '▁', ' ', '\r', '\0', 'é', 'e\u0301', '\u200b', '\U0010ffff', 'ﬁ']
+WORDS = [
+    'hello',
+    'world',
+    'the',
+    'answer',
+    'naïve',
+    '日本語',
+    '🙂',
+    'foo_bar',
+    'a=b',
+    '  ',
+    '\n',
+    '\t',
+    '12',
+    '345',
+    'aaaa',
+    'ababab',
+    '=',
+]
+HARD = [
+    *WORDS,
+    '</s>',
+    '<s>',
+    '<pad>',
+    '<mask>',
+    '<unk>',
+    '<0x41>',
+    '▁',
+    ' ',
+    '\r',
+    '\0',
+    'é',
+    'e\u0301',
+    '\u200b',
+    '\U0010ffff',
+    'ﬁ',
+]
 
 
 def saved(tokenizer, path):
@@ -35,15 +71,27 @@ def test_characters(tmp_path, special):
     tokenizer = ours.characters(None, None, **special)
     loaded = saved(tokenizer, tmp_path / 'saved')
     draw = random.Random(1)
-    alphabet = [c for i, c in enumerate(tokenizer.alphabet) if i not in (tokenizer.pad_id, tokenizer.mask_id)]
+    alphabet = [
+        c
+        for i, c in enumerate(tokenizer.alphabet)
+        if i not in (tokenizer.pad_id, tokenizer.mask_id)
+    ]
     for _ in range(100):
         text = ''.join(draw.choices(alphabet, k=30))
         ids = tokenizer.encode(text)
         assert loaded.encode(text, add_special_tokens=False) == ids
         assert loaded(text).input_ids == [] + ([tokenizer.bos_id] if special else []) + ids
         assert loaded.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids)
-    assert (loaded.pad_token, loaded.eos_token, loaded.mask_token) == ('_', '$', None if special else 'M')
-    assert (loaded.pad_token_id, loaded.eos_token_id, loaded.bos_token_id) == (0, 2, tokenizer.bos_id)
+    assert (loaded.pad_token, loaded.eos_token, loaded.mask_token) == (
+        '_',
+        '$',
+        None if special else 'M',
+    )
+    assert (loaded.pad_token_id, loaded.eos_token_id, loaded.bos_token_id) == (
+        0,
+        2,
+        tokenizer.bos_id,
+    )
     assert loaded.padding_side == 'left'
     with pytest.raises(Exception, match='UNK'):
         loaded.encode('what is not in the alphabet')
@@ -69,7 +117,9 @@ def test_sentencepiece_over_real_texts(tmp_path, data_dir):
     texts = [text for i in range(800) for text in (rows[i]['question'], rows[i]['answer'])]
     tokenizer = ours.sentencepiece(lambda: texts[:600], tmp_path, vocab_size=1000)
     loaded = saved(tokenizer, tmp_path / 'saved')
-    assert [loaded.encode(text, add_special_tokens=False) for text in texts] == [tokenizer.encode(text) for text in texts]
+    assert [loaded.encode(text, add_special_tokens=False) for text in texts] == [
+        tokenizer.encode(text) for text in texts
+    ]
     assert max(map(len, loaded.get_vocab())) > 5
 
 
@@ -77,14 +127,25 @@ def test_pad_and_mask_behind_the_last_piece(tmp_path):
     """A model with neither, as others train them."""
     path = tmp_path / 'm'
     sentencepiece.SentencePieceTrainer.Train(
-        sentence_iterator=iter(['the cat sat on the mat'] * 50), model_prefix=str(path), model_type='bpe', vocab_size=290, minloglevel=2,
-        byte_fallback=True, normalization_rule_name='identity', remove_extra_whitespaces=False, add_dummy_prefix=False,
+        sentence_iterator=iter(['the cat sat on the mat'] * 50),
+        model_prefix=str(path),
+        model_type='bpe',
+        vocab_size=290,
+        minloglevel=2,
+        byte_fallback=True,
+        normalization_rule_name='identity',
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
         hard_vocab_limit=False,
-    )  # fmt: skip
+    )
     tokenizer = ours.sentencepiece(None, tmp_path, path=f'{path}.model')
     loaded = saved(tokenizer, tmp_path / 'saved')
     assert (loaded.pad_token, loaded.mask_token) == ('<pad>', '<mask>')
-    assert (loaded.pad_token_id, loaded.mask_token_id) == (tokenizer.pad_id, tokenizer.mask_id) == (len(loaded) - 2, len(loaded) - 1)
+    assert (
+        (loaded.pad_token_id, loaded.mask_token_id)
+        == (tokenizer.pad_id, tokenizer.mask_id)
+        == (len(loaded) - 2, len(loaded) - 1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,19 +161,28 @@ def test_pad_and_mask_behind_the_last_piece(tmp_path):
 )
 def test_models_whose_ids_are_not_sure_are_refused(tmp_path, options, reason):
     plain = dict(
-        model_type='bpe', byte_fallback=True, normalization_rule_name='identity', remove_extra_whitespaces=False, add_dummy_prefix=False
+        model_type='bpe',
+        byte_fallback=True,
+        normalization_rule_name='identity',
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
     )
     sentencepiece.SentencePieceTrainer.Train(
-        sentence_iterator=iter(['the cat sat on the mat'] * 50), model_prefix=str(tmp_path / 'm'), vocab_size=300, minloglevel=2,
-        hard_vocab_limit=False, **plain | options,
-    )  # fmt: skip
+        sentence_iterator=iter(['the cat sat on the mat'] * 50),
+        model_prefix=str(tmp_path / 'm'),
+        vocab_size=300,
+        minloglevel=2,
+        hard_vocab_limit=False,
+        **plain | options,
+    )
     tokenizer = ours.sentencepiece(None, tmp_path, path=str(tmp_path / 'm.model'))
     with pytest.raises(UserError, match=f'{reason}.*tokenizer.name=huggingface'):
         saved(tokenizer, tmp_path / 'saved')
 
 
 def test_a_piece_of_characters_that_are_no_pieces_is_refused(tmp_path):
-    """SentencePiece puts such a piece together all the same; byte pairs of the tokenizers library cannot."""
+    """SentencePiece puts such a piece together all the same; byte pairs of the tokenizers library
+    cannot."""
     trained(tmp_path)
     file = tmp_path / 'sentencepiece_350.model'
     model = sentencepiece_model_pb2.ModelProto.FromString(file.read_bytes())
@@ -127,8 +197,17 @@ def test_a_folder_is_copied_byte_for_byte(tmp_path):
     (source / 'additional_chat_templates').mkdir()
     (source / 'additional_chat_templates' / 'tool_use.jinja').write_text('x')
     saved(ours.huggingface(None, None, path=str(source)), tmp_path / 'saved')
-    copied = {str(p.relative_to(tmp_path / 'saved')): p.read_bytes() for p in (tmp_path / 'saved').rglob('*') if p.is_file()}
-    assert {'tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja', 'additional_chat_templates/tool_use.jinja'} == copied.keys()
+    copied = {
+        str(p.relative_to(tmp_path / 'saved')): p.read_bytes()
+        for p in (tmp_path / 'saved').rglob('*')
+        if p.is_file()
+    }
+    assert {
+        'tokenizer.json',
+        'tokenizer_config.json',
+        'chat_template.jinja',
+        'additional_chat_templates/tool_use.jinja',
+    } == copied.keys()
     assert all((source / name).read_bytes() == content for name, content in copied.items())
 
 
@@ -139,7 +218,11 @@ def test_a_chat_template_of_the_config_goes_with_the_tokenizer(tmp_path):
     tokenizer = ours.huggingface(None, None, path=str(source), chat_template=str(file))
     loaded = saved(tokenizer, tmp_path / 'saved')
     messages = [{'role': 'user', 'content': 'hi'}]
-    assert loaded.apply_chat_template(messages, tokenize=False) == '[user] hi<|im_end|>' == tokenizer.chat_text(messages, False)
+    assert (
+        loaded.apply_chat_template(messages, tokenize=False)
+        == '[user] hi<|im_end|>'
+        == tokenizer.chat_text(messages, False)
+    )
 
 
 def test_a_tokenizer_that_transformers_reads_with_a_class_of_its_own_is_refused(tmp_path):

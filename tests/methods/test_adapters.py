@@ -1,4 +1,5 @@
-"""Low-rank adapters in the model: neutral at the start, equal to their merged weights, and separate from their base."""
+"""Low-rank adapters in the model: neutral at the start, equal to their merged weights, and separate
+from their base."""
 
 import dataclasses
 import functools
@@ -32,7 +33,9 @@ EVERYTHING = ('embed', 'layers/*')
 def adapted(config=TIED, targets=EVERYTHING, nested=False, noise=0.0):
     params = toys.params(config)
     for seed in range(1 + nested):
-        params = adapters.lora(params, jax.random.key(seed), r=2, lora_alpha=3.0, target_modules=targets)
+        params = adapters.lora(
+            params, jax.random.key(seed), r=2, lora_alpha=3.0, target_modules=targets
+        )
         params = shake(params, noise)
     return params
 
@@ -42,7 +45,11 @@ def shake(params, noise):
     rng = np.random.default_rng(7)
 
     def move(path, x):
-        return x + noise * rng.standard_normal(x.shape).astype(x.dtype) if partition.path_name(path).endswith('/b') else x
+        return (
+            x + noise * rng.standard_normal(x.shape).astype(x.dtype)
+            if partition.path_name(path).endswith('/b')
+            else x
+        )
 
     return jax.tree_util.tree_map_with_path(move, params) if noise else params
 
@@ -54,19 +61,36 @@ def test_none_returns_its_input():
 
 @pytest.mark.parametrize(
     'config, targets, nested',
-    [(TIED, EVERYTHING, False), (TIED, EVERYTHING, True), (toys.changed(layers=1), ('head',), False)],
+    [
+        (TIED, EVERYTHING, False),
+        (TIED, EVERYTHING, True),
+        (toys.changed(layers=1), ('head',), False),
+    ],
 )
 def test_a_fresh_adapter_equals_its_base_bit_for_bit(config, targets, nested):
-    batch, plain, params = toys.random_batch(), toys.params(config), adapted(config, targets, nested)
-    # Operation by operation; compiled as a whole, XLA fuses (and rounds) the two programs differently.
+    batch, plain, params = (
+        toys.random_batch(),
+        toys.params(config),
+        adapted(config, targets, nested),
+    )
+    # Operation by operation; compiled as a whole, XLA fuses (and rounds) the two programs
+    # differently.
     toys.assert_trees_equal(score(params, config, batch), score(plain, config, batch))
-    toys.assert_trees_close(toys.scorer(config)(params, batch), toys.scorer(config)(plain, batch), atol=1e-5)
+    toys.assert_trees_close(
+        toys.scorer(config)(params, batch), toys.scorer(config)(plain, batch), atol=1e-5
+    )
     toys.assert_trees_equal(merge_tree(params), plain)
 
 
 def test_layers_are_scanned_with_their_adapters():
-    scanned, params, batch = toys.changed(DEEP, scan=True), adapted(DEEP, noise=0.3), toys.random_batch()
-    toys.assert_trees_close(toys.scorer(scanned)(params, batch), toys.scorer(DEEP)(params, batch), atol=1e-5)
+    scanned, params, batch = (
+        toys.changed(DEEP, scan=True),
+        adapted(DEEP, noise=0.3),
+        toys.random_batch(),
+    )
+    toys.assert_trees_close(
+        toys.scorer(scanned)(params, batch), toys.scorer(DEEP)(params, batch), atol=1e-5
+    )
 
 
 def test_adapted_equals_merged():
@@ -75,13 +99,26 @@ def test_adapted_equals_merged():
         params = adapted(noise=0.3, nested=nested)
         got, wanted = (toys.scorer(TIED)(p, batch) for p in (params, merge_tree(params)))
         np.testing.assert_allclose(got.logprob, wanted.logprob, atol=2e-5)
-        assert np.abs(got.logprob - toys.scorer(TIED)(toys.params(TIED), batch).logprob).max() > 0.05
+        assert (
+            np.abs(got.logprob - toys.scorer(TIED)(toys.params(TIED), batch).logprob).max() > 0.05
+        )
 
 
 def test_what_a_fresh_pair_looks_like():
-    params = adapters.lora(toys.params(), jax.random.key(0), r=8, lora_alpha=4.0, target_modules=('layers/mlp/down', 'head'))
+    params = adapters.lora(
+        toys.params(),
+        jax.random.key(0),
+        r=8,
+        lora_alpha=4.0,
+        target_modules=('layers/mlp/down', 'head'),
+    )
     down, head = params['layers']['mlp']['down'], params['head']
-    assert isinstance(down, LowRank) and down.a.shape == (2, 24, 8) and down.b.shape == (2, 8, 16) and down.scale.shape == (2,)
+    assert (
+        isinstance(down, LowRank)
+        and down.a.shape == (2, 24, 8)
+        and down.b.shape == (2, 8, 16)
+        and down.scale.shape == (2,)
+    )
     assert head.a.shape == (16, 8) and head.b.shape == (8, 13) and head.scale.shape == ()
     for node, rows in ((down, 24), (head, 16)):
         assert np.all(node.b == 0) and np.all(node.scale == 0.5)
@@ -91,16 +128,29 @@ def test_what_a_fresh_pair_looks_like():
         np.testing.assert_allclose(np.std(node.a), bound / math.sqrt(3), rtol=0.15)
     assert not np.any(down.a[0] == down.a[1])
     assert isinstance(params['layers']['mlp']['up'], jax.Array)
-    stabilised = adapters.lora(toys.params(), jax.random.key(0), r=4, lora_alpha=4.0, target_modules=('head',), use_rslora=True)
+    stabilised = adapters.lora(
+        toys.params(),
+        jax.random.key(0),
+        r=4,
+        lora_alpha=4.0,
+        target_modules=('head',),
+        use_rslora=True,
+    )
     assert stabilised['head'].scale == 2.0
 
 
 def test_a_leafs_draw_does_not_depend_on_which_others_are_adapted():
     few, many = adapted(targets=ATTENTION), adapted(targets=EVERYTHING)
     for name in ('q', 'v'):
-        np.testing.assert_array_equal(few['layers']['attention'][name].a, many['layers']['attention'][name].a)
-    assert not np.any(few['layers']['attention']['q'].a == adapters.lora(
-        toys.params(TIED), jax.random.key(5), r=2, target_modules=ATTENTION)['layers']['attention']['q'].a)  # fmt: skip
+        np.testing.assert_array_equal(
+            few['layers']['attention'][name].a, many['layers']['attention'][name].a
+        )
+    assert not np.any(
+        few['layers']['attention']['q'].a
+        == adapters.lora(toys.params(TIED), jax.random.key(5), r=2, target_modules=ATTENTION)[
+            'layers'
+        ]['attention']['q'].a
+    )
 
 
 def test_gradient_reaches_the_factors_only():
@@ -119,7 +169,11 @@ def test_gradient_reaches_the_factors_only():
     dense = toys.weighted_score_and_grad(TIED)(merge_tree(params), batch)[1]
     for node, grad, outer in (
         (params['embed'], grads['embed'], dense['embed']),
-        (params['layers']['mlp']['down'], grads['layers']['mlp']['down'], dense['layers']['mlp']['down']),
+        (
+            params['layers']['mlp']['down'],
+            grads['layers']['mlp']['down'],
+            dense['layers']['mlp']['down'],
+        ),
     ):
         wanted = 1.5 * jnp.swapaxes(node.a, -1, -2) @ outer
         np.testing.assert_allclose(grad.b, wanted, atol=1e-4 * np.abs(wanted).max() + 1e-5)
@@ -128,42 +182,72 @@ def test_gradient_reaches_the_factors_only():
 def test_bad_knobs_are_named():
     with pytest.raises(UserError, match=r'config.adapter.r: .*at least 1, got 0'):
         adapters.lora(toys.params(), jax.random.key(0), r=0)
-    with pytest.raises(UserError, match=r'config.adapter.target_modules: "layers/atention/\*" matches no matrix.*layers/attention/q'):
-        adapters.lora(toys.params(), jax.random.key(0), target_modules=('head', 'layers/atention/*'))
+    with pytest.raises(
+        UserError,
+        match=r'config.adapter.target_modules: "layers/atention/\*" matches no matrix.*layers/attention/q',
+    ):
+        adapters.lora(
+            toys.params(), jax.random.key(0), target_modules=('head', 'layers/atention/*')
+        )
     with pytest.raises(UserError, match='"norm" matches no matrix'):
         adapters.lora(toys.params(), jax.random.key(0), target_modules=('norm',))
 
 
 def test_banks_of_experts_take_no_adapter():
     params = toys.params(toys.changed(experts=3))
-    with pytest.raises(UserError, match=r'"layers/mlp/\*" matches layers/mlp/down, layers/mlp/gate, layers/mlp/up, which are banks of'):
+    with pytest.raises(
+        UserError,
+        match=r'"layers/mlp/\*" matches layers/mlp/down, layers/mlp/gate, layers/mlp/up, which are banks of',
+    ):
         adapters.lora(params, jax.random.key(0))
-    assert isinstance(adapters.lora(params, jax.random.key(0), target_modules=ATTENTION)['layers']['attention']['q'], LowRank)
+    assert isinstance(
+        adapters.lora(params, jax.random.key(0), target_modules=ATTENTION)['layers']['attention'][
+            'q'
+        ],
+        LowRank,
+    )
 
 
 def test_training_goes_on_from_a_peft_folder(tmp_path):
     config = toys.changed(qkv_bias=False, qk_norm='none', head_dim=4)
-    trained = shake(adapters.lora(toys.params(config), jax.random.key(0), r=2, target_modules=ATTENTION), 0.3)
+    trained = shake(
+        adapters.lora(toys.params(config), jax.random.key(0), r=2, target_modules=ATTENTION), 0.3
+    )
     save_adapter(tmp_path, pairs_of(trained, LLAMA, config), base='', layers=config.layers)
     other = toys.params(config, seed=1)
     adapter = configs.resolve(dict(name='peft', path=str(tmp_path)), 'adapter')
     params = adapter(other, jax.random.key(5))
     toys.assert_trees_equal(
-        params['layers']['attention']['v'], dataclasses.replace(trained['layers']['attention']['v'], base=other['layers']['attention']['v'])
+        params['layers']['attention']['v'],
+        dataclasses.replace(
+            trained['layers']['attention']['v'], base=other['layers']['attention']['v']
+        ),
     )
     assert params['layers']['mlp']['up'] is other['layers']['mlp']['up']
     # A run asks for shapes alone before it reads a checkpoint.
     shapes = jax.eval_shape(lambda p: adapter(p, jax.random.key(5)), other)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(lambda x: (x.shape, x.dtype), params)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), params
+    )
     # Fresh pairs may go over read ones.
-    assert isinstance(adapters.lora(params, jax.random.key(0), r=1)['layers']['attention']['q'].base, LowRank)
+    assert isinstance(
+        adapters.lora(params, jax.random.key(0), r=1)['layers']['attention']['q'].base, LowRank
+    )
     with pytest.raises(UserError, match='config.adapter.path: .*no PEFT adapter there'):
         peft(other, jax.random.key(0), path=str(tmp_path / 'none'))
-    with pytest.raises(UserError, match=r'config.adapter.path: .*does not fit this model(.|\n)*expected \[24, 16\], found \[16, 16\]'):
+    with pytest.raises(
+        UserError,
+        match=r'config.adapter.path: .*does not fit this model(.|\n)*expected \[24, 16\], found \[16, 16\]',
+    ):
         peft(toys.params(), jax.random.key(0), path=str(tmp_path))
 
 
-BASES = {'float32': {}, 'bfloat16': {}, 'float16': {}, 'int8 under bfloat16': dict(quantise='int8', quantise_block=4)}
+BASES = {
+    'float32': {},
+    'bfloat16': {},
+    'float16': {},
+    'int8 under bfloat16': dict(quantise='int8', quantise_block=4),
+}
 
 
 def over(dtype: str, **knobs):
@@ -177,7 +261,11 @@ def test_factors_and_moments_are_float32_whatever_the_base_is(dtype):
     wanted, params = over('float32'), over(dtype)
     nested = adapters.lora(params, jax.random.key(4), r=2)
     for tree in (params, nested, jax.eval_shape(lambda: over(dtype))):
-        factors = {name: x for name, x in zip(partition.names(tree), jax.tree.leaves(tree)) if name.endswith(('/a', '/b'))}
+        factors = {
+            name: x
+            for name, x in zip(partition.names(tree), jax.tree.leaves(tree))
+            if name.endswith(('/a', '/b'))
+        }
         assert factors and {str(x.dtype) for x in factors.values()} == {'float32'}
     assert params['embed'].dtype == dtype.split()[-1]
     # No draw depends on the dtype of the base.
@@ -197,7 +285,9 @@ def test_products_are_computed_in_the_dtype_of_the_activations(dtype):
         assert getattr(layer, apply.__name__)(y).dtype == dtype
         jaxpr = str(jax.make_jaxpr(getattr(layer, apply.__name__))(y))
         products = [line for line in jaxpr.splitlines() if 'dot_general' in line]
-        assert len(products) == 3 and all({'bfloat16': 'bf16', 'float16': 'f16'}[dtype] in line for line in products), products
+        assert len(products) == 3 and all(
+            {'bfloat16': 'bf16', 'float16': 'f16'}[dtype] in line for line in products
+        ), products
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
@@ -214,6 +304,10 @@ def test_twenty_small_updates_move_every_element_of_a(dtype):
         return (optax.apply_updates(t, changes), moments), None
 
     after = jax.jit(lambda t: jax.lax.scan(step, (t, optimizer.init(t)), None, 20)[0][0])(trainable)
-    before, after = (dict(zip(partition.names(tree), jax.tree.leaves(tree))) for tree in (trainable, after))
-    moved = np.concatenate([np.ravel(before[name] != after[name]) for name in before if name.endswith('/a')])
+    before, after = (
+        dict(zip(partition.names(tree), jax.tree.leaves(tree))) for tree in (trainable, after)
+    )
+    moved = np.concatenate(
+        [np.ravel(before[name] != after[name]) for name in before if name.endswith('/a')]
+    )
     assert len(moved) > 200 and moved.mean() > 0.98

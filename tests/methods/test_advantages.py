@@ -1,4 +1,5 @@
-"""Group advantages against a float64 loop over the definition, and the cases where nothing can be learned."""
+"""Group advantages against a float64 loop over the definition, and the cases where nothing can be
+learned."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,8 @@ def oracle(rewards: np.ndarray, valid: np.ndarray, scale: str, epsilon: float) -
 
 
 def make(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards of six prompts; some invalid (nan), one prompt with one valid sample, one with none, one with all equal."""
+    """Rewards of six prompts; some invalid (nan), one prompt with one valid sample, one with none,
+    one with all equal."""
     rng = np.random.default_rng(seed)
     rewards = rng.choice([0.0, 0.1, 1.0, -2.5], (6, 5)).astype(np.float32)
     valid = rng.random((6, 5)) < 0.8
@@ -45,7 +47,9 @@ def make(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize('scale', ['group', 'batch', 'none'])
 def test_advantages_equal_the_definition(scale: str, seed: int):
     rewards, valid = make(seed)
-    advantage, _ = jax.jit(lambda r, v: group_relative(r, v, scale_rewards=scale, epsilon=1e-3))(rewards, valid)
+    advantage, _ = jax.jit(lambda r, v: group_relative(r, v, scale_rewards=scale, epsilon=1e-3))(
+        rewards, valid
+    )
     assert advantage.dtype == jnp.float32
     np.testing.assert_allclose(advantage, oracle(rewards, valid, scale, 1e-3), rtol=1e-5, atol=1e-6)
     assert not np.any(np.asarray(advantage)[~valid])
@@ -59,21 +63,28 @@ def test_metrics():
     scored = [g for g in groups if len(g) >= 2]
     assert len(scored) == 4
     np.testing.assert_allclose(values['reward'], np.concatenate(groups).mean(), rtol=1e-6)
-    np.testing.assert_allclose(values['reward_std'], np.mean([g.std(ddof=1) for g in scored]), rtol=1e-6, atol=1e-7)
-    np.testing.assert_allclose(values['frac_reward_zero_std'], sum(np.ptp(g) == 0 for g in scored) / 6, rtol=1e-6)
+    np.testing.assert_allclose(
+        values['reward_std'], np.mean([g.std(ddof=1) for g in scored]), rtol=1e-6, atol=1e-7
+    )
+    np.testing.assert_allclose(
+        values['frac_reward_zero_std'], sum(np.ptp(g) == 0 for g in scored) / 6, rtol=1e-6
+    )
     np.testing.assert_allclose(values['frac_group_unscored'], 2 / 6, rtol=1e-6)
 
 
 @pytest.mark.parametrize('scale', ['group', 'batch', 'none'])
 def test_equal_rewards_give_exactly_zero(scale: str):
-    """In float32 the mean of 0.1 thrice is not 0.1; over a deviation of 0 + 1e-4 that would be an advantage."""
+    """In float32 the mean of 0.1 thrice is not 0.1; over a deviation of 0 + 1e-4 that would be an
+    advantage."""
     rewards = np.repeat(np.float32([0.1, 1 / 3, 1e6 + 0.7, -0.7, 0.0, 1e-30]), 7).reshape(6, 7)
     rewards = np.concatenate([rewards, np.float32([[0, 1, 0, 0, 0, 0, 0]])])
     valid = np.ones(rewards.shape, bool)
     valid[:, 3] = False
     rewards[:, 3] = 9.0
     assert np.any(rewards[:3].mean(1, dtype=np.float32) != rewards[:3, 0])
-    advantage, metrics = jax.jit(lambda r, v: group_relative(r, v, scale_rewards=scale))(rewards, valid)
+    advantage, metrics = jax.jit(lambda r, v: group_relative(r, v, scale_rewards=scale))(
+        rewards, valid
+    )
     np.testing.assert_array_equal(advantage[:6], np.zeros((6, 7)))
     assert advantage[6, 1] > 0
     np.testing.assert_allclose(reduce.values(metrics)['frac_reward_zero_std'], 6 / 7, rtol=1e-6)
@@ -90,7 +101,9 @@ def test_neither_a_shift_of_the_rewards_nor_the_order_of_the_samples_matters():
     plain, _ = group_relative(jnp.asarray(rewards), jnp.asarray(valid))
     shifted, _ = group_relative(jnp.asarray(rewards) + 4.0, jnp.asarray(valid))
     np.testing.assert_allclose(plain, shifted, rtol=1e-4, atol=1e-5)
-    reversed_, _ = group_relative(jnp.asarray(rewards[:, ::-1].copy()), jnp.asarray(valid[:, ::-1].copy()))
+    reversed_, _ = group_relative(
+        jnp.asarray(rewards[:, ::-1].copy()), jnp.asarray(valid[:, ::-1].copy())
+    )
     np.testing.assert_allclose(plain, reversed_[:, ::-1], rtol=1e-5, atol=1e-6)
 
 

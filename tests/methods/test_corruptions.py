@@ -1,4 +1,5 @@
-"""Masked thought: its schedule, where it may act, what it leaves alone, and that its draws are counted."""
+"""Masked thought: its schedule, where it may act, what it leaves alone, and that its draws are
+counted."""
 
 import functools
 
@@ -17,7 +18,8 @@ KEY = jax.random.key(7)
 
 
 def make_batch(B: int = 4, T: int = 16) -> dict:
-    """Rows of two packed segments and padding: prompts of weight 0, responses of weights 0.5 and 1, each ending in EOS."""
+    """Rows of two packed segments and padding: prompts of weight 0, responses of weights 0.5 and 1,
+    each ending in EOS."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(6, V, (B, T)).astype(np.int32)
     segments = np.ones((B, T), np.int32)
@@ -41,7 +43,9 @@ def compiled(context: Context = CONTEXT, **knobs):
 
 def corrupt(batch: dict, step: int = 29, context: Context = CONTEXT, **knobs) -> tuple[dict, dict]:
     changed, metrics = compiled(context, **knobs)(batch, jnp.int32(step))
-    return jax.tree.map(np.asarray, changed), {k: float(v) for k, v in reduce.values(metrics).items()}
+    return jax.tree.map(np.asarray, changed), {
+        k: float(v) for k, v in reduce.values(metrics).items()
+    }
 
 
 def test_none_changes_nothing():
@@ -53,7 +57,9 @@ def test_none_changes_nothing():
 @pytest.mark.parametrize('step', [0, 29])
 def test_rate_zero_reads_the_tokens_themselves_even_without_a_mask_token(step: int):
     batch = make_batch()
-    changed, metrics = corrupt(batch, step, CONTEXT._replace(mask_id=None), rate=0.0, drop_mask=True)
+    changed, metrics = corrupt(
+        batch, step, CONTEXT._replace(mask_id=None), rate=0.0, drop_mask=True
+    )
     assert set(changed) == set(batch) | {'inputs'}
     np.testing.assert_array_equal(changed['inputs'], batch['tokens'])
     assert metrics == {'mask_rate': 0, 'masked_fraction': 0}
@@ -61,11 +67,26 @@ def test_rate_zero_reads_the_tokens_themselves_even_without_a_mask_token(step: i
 
 def test_the_rate_rises_linearly_over_two_thirds_of_the_steps_and_stays():
     # With S = 30 and w = 2/3 the ramp is s / 21.
-    expected = {0: 0.0, 1: 0.4 / 21, 7: 0.4 / 3, 14: 0.8 / 3, 20: 0.4 * 20 / 21, 21: 0.4, 25: 0.4, 29: 0.4}
+    expected = {
+        0: 0.0,
+        1: 0.4 / 21,
+        7: 0.4 / 3,
+        14: 0.8 / 3,
+        20: 0.4 * 20 / 21,
+        21: 0.4,
+        25: 0.4,
+        29: 0.4,
+    }
     for step, rate in expected.items():
-        assert corrupt(make_batch(), step, rate=0.4)[1]['mask_rate'] == pytest.approx(rate, rel=1e-6)
-    assert corrupt(make_batch(), 15, rate=0.4, warmup=1.0)[1]['mask_rate'] == pytest.approx(0.4 * 15 / 31, rel=1e-6)
-    assert corrupt(make_batch(), 1, rate=0.4, warmup=0.0)[1]['mask_rate'] == pytest.approx(0.4, rel=1e-6)
+        assert corrupt(make_batch(), step, rate=0.4)[1]['mask_rate'] == pytest.approx(
+            rate, rel=1e-6
+        )
+    assert corrupt(make_batch(), 15, rate=0.4, warmup=1.0)[1]['mask_rate'] == pytest.approx(
+        0.4 * 15 / 31, rel=1e-6
+    )
+    assert corrupt(make_batch(), 1, rate=0.4, warmup=0.0)[1]['mask_rate'] == pytest.approx(
+        0.4, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize('step', [0, 10, 29])
@@ -83,7 +104,9 @@ def test_the_masked_share_of_response_tokens_is_the_rate(step: int, replace_rate
     assert abs(changes - fraction * (1 - lucky)) <= 3 * np.sqrt(fraction * lucky / n) + 1e-6
     if step == 29:
         by_position = (changed['inputs'] != batch['tokens']).mean(0)[response.any(0)]
-        assert by_position.min() > 0.1, 'each response position, the EOS included, must be masked now and then'
+        assert by_position.min() > 0.1, (
+            'each response position, the EOS included, must be masked now and then'
+        )
         assert np.any(changed['inputs'][batch['tokens'] == EOS] != EOS)
 
 
@@ -97,7 +120,9 @@ def test_selections_are_independent_of_each_other():
     assert abs(along) < 4 / np.sqrt(hit.size) and abs(across) < 4 / np.sqrt(hit.size)
 
 
-@pytest.mark.parametrize('knobs', [{}, {'replace_rate': 1.0}, {'replace_rate': 0.5}, {'drop_mask': True}])
+@pytest.mark.parametrize(
+    'knobs', [{}, {'replace_rate': 1.0}, {'replace_rate': 0.5}, {'drop_mask': True}]
+)
 def test_only_inputs_of_response_tokens_change(knobs: dict):
     batch = make_batch()
     changed, _ = corrupt(batch, rate=1.0, **knobs)
@@ -122,7 +147,9 @@ def test_random_replacements_are_uniform_over_the_vocabulary_without_pad_and_mas
     assert counts[PAD] == counts[MASK] == 0 and len(counts) == V
     mean = len(drawn) / (V - 2)
     assert np.all(np.abs(np.delete(counts, [PAD, MASK]) - mean) < 5 * np.sqrt(mean))
-    without_mask, _ = corrupt(batch, context=CONTEXT._replace(mask_id=None), rate=1.0, replace_rate=1.0)
+    without_mask, _ = corrupt(
+        batch, context=CONTEXT._replace(mask_id=None), rate=1.0, replace_rate=1.0
+    )
     assert set(without_mask['inputs'][batch['weights'] > 0]) == set(range(1, V))
 
 
@@ -132,7 +159,9 @@ def test_replace_rate_is_the_share_of_random_tokens():
     assert abs((drawn != MASK).mean() - 0.3) < 4 * np.sqrt(0.21 / len(drawn))
 
 
-@pytest.mark.parametrize('knobs', [{'rate': 0.5}, {'rate': 0.5, 'replace_rate': 0.5, 'drop_mask': True}])
+@pytest.mark.parametrize(
+    'knobs', [{'rate': 0.5}, {'rate': 0.5, 'replace_rate': 0.5, 'drop_mask': True}]
+)
 def test_draws_depend_on_the_row_and_not_on_the_layout(knobs: dict):
     batch = make_batch(6)
     whole, metrics = corrupt(batch, **knobs)
@@ -142,7 +171,9 @@ def test_draws_depend_on_the_row_and_not_on_the_layout(knobs: dict):
         part, _ = corrupt({k: v[rows] for k, v in numbered.items()}, **knobs)
         for name in set(whole) & {'inputs', 'attend'}:
             np.testing.assert_array_equal(part[name], whole[name][rows])
-    parts = [compiled(**knobs)({k: v[i : i + 2] for k, v in numbered.items()}, 29)[1] for i in (0, 2, 4)]
+    parts = [
+        compiled(**knobs)({k: v[i : i + 2] for k, v in numbered.items()}, 29)[1] for i in (0, 2, 4)
+    ]
     combined = reduce.values(reduce.over(jax.tree.map(lambda *x: jnp.stack(x), *parts)))
     for name, value in combined.items():
         assert float(value) == pytest.approx(metrics[name], rel=1e-6)
@@ -151,14 +182,19 @@ def test_draws_depend_on_the_row_and_not_on_the_layout(knobs: dict):
 def test_draws_do_not_depend_on_the_padded_length():
     batch = make_batch()
     wide = {k: np.pad(v, ((0, 0), (0, 9))) for k, v in batch.items()}
-    narrow, broad = corrupt(batch, rate=0.5, replace_rate=0.5)[0], corrupt(wide, rate=0.5, replace_rate=0.5)[0]
+    narrow, broad = (
+        corrupt(batch, rate=0.5, replace_rate=0.5)[0],
+        corrupt(wide, rate=0.5, replace_rate=0.5)[0],
+    )
     np.testing.assert_array_equal(broad['inputs'][:, :16], narrow['inputs'])
     np.testing.assert_array_equal(broad['inputs'][:, 16:], 0)
 
 
 def test_another_key_draws_anew():
     batch = make_batch()
-    one, other = (masked_thought(batch, jax.random.key(k), 29, CONTEXT, rate=0.5)[0]['inputs'] for k in (0, 1))
+    one, other = (
+        masked_thought(batch, jax.random.key(k), 29, CONTEXT, rate=0.5)[0]['inputs'] for k in (0, 1)
+    )
     assert np.any(np.asarray(one) != np.asarray(other))
 
 
@@ -175,6 +211,11 @@ def test_corruptions_compose():
 def test_errors():
     with pytest.raises(UserError, match='no mask token.*config.tokenizer.*replace_rate'):
         corrupt(make_batch(), context=CONTEXT._replace(mask_id=None), rate=0.1)
-    for knobs in ({'rate': 1.5}, {'rate': -0.1}, {'rate': 0.1, 'warmup': -1.0}, {'rate': 0.1, 'replace_rate': 2.0}):
+    for knobs in (
+        {'rate': 1.5},
+        {'rate': -0.1},
+        {'rate': 0.1, 'warmup': -1.0},
+        {'rate': 0.1, 'replace_rate': 2.0},
+    ):
         with pytest.raises(UserError, match=f'{list(knobs)[-1]} is .* expected a number from 0'):
             corrupt(make_batch(), **knobs)

@@ -22,7 +22,9 @@ def test_all():
     trainable = filters.all(None, params)
     assert jax.tree.structure(trainable) == jax.tree.structure(params) and jax.tree.all(trainable)
     names = partition.names(with_lora())
-    assert chosen(filters.all(None, with_lora())) == {name for name in names if not name.endswith('/scale')}
+    assert chosen(filters.all(None, with_lora())) == {
+        name for name in names if not name.endswith('/scale')
+    }
 
 
 def test_paths_with_neutral_knobs_is_all():
@@ -33,24 +35,44 @@ def test_paths_with_neutral_knobs_is_all():
 def test_paths():
     params = toys.params()
     assert chosen(filters.paths(None, params, include=('head', '*/mlp/*'))) == {
-        'head', 'layers/mlp/norm', 'layers/mlp/up', 'layers/mlp/gate', 'layers/mlp/down',
-    }  # fmt: skip
-    norms = {'norm', 'layers/mlp/norm', 'layers/attention/norm', 'layers/attention/q_norm', 'layers/attention/k_norm'}
-    assert chosen(filters.paths(None, params, exclude=('*norm',))) == chosen(filters.all(None, params)) - norms
+        'head',
+        'layers/mlp/norm',
+        'layers/mlp/up',
+        'layers/mlp/gate',
+        'layers/mlp/down',
+    }
+    norms = {
+        'norm',
+        'layers/mlp/norm',
+        'layers/attention/norm',
+        'layers/attention/q_norm',
+        'layers/attention/k_norm',
+    }
+    assert (
+        chosen(filters.paths(None, params, exclude=('*norm',)))
+        == chosen(filters.all(None, params)) - norms
+    )
 
 
 def test_lora():
-    assert chosen(filters.lora(None, with_lora())) == {f'layers/attention/{m}/{f}' for m in 'qkvo' for f in 'ab'}
+    assert chosen(filters.lora(None, with_lora())) == {
+        f'layers/attention/{m}/{f}' for m in 'qkvo' for f in 'ab'
+    }
     assert chosen(filters.lora(None, with_lora(('embed',)))) == {'embed/a', 'embed/b'}
 
 
 def test_errors_name_the_key_and_the_choices():
     params = toys.params()
-    with pytest.raises(UserError, match=r'config.filter.include: pattern "layers/atention/\*" matches no weight.*layers/attention/q'):
+    with pytest.raises(
+        UserError,
+        match=r'config.filter.include: pattern "layers/atention/\*" matches no weight.*layers/attention/q',
+    ):
         filters.paths(None, params, include=('head', 'layers/atention/*'))
     with pytest.raises(UserError, match='config.filter.exclude: pattern "bias"'):
         filters.paths(None, params, exclude=('bias',))
     with pytest.raises(UserError, match='nothing to train'):
         filters.paths(None, params, include=('embed', 'head'), exclude=('embed', 'h*'))
-    with pytest.raises(UserError, match='config.filter.name=lora: no low-rank weights.*config.adapter.name=lora'):
+    with pytest.raises(
+        UserError, match='config.filter.name=lora: no low-rank weights.*config.adapter.name=lora'
+    ):
         filters.lora(None, params)

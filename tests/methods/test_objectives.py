@@ -1,4 +1,5 @@
-"""nll against sums written out in float64; what it must not see; and the question that stages ask of objectives."""
+"""nll against sums written out in float64; what it must not see; and the question that stages ask
+of objectives."""
 
 import functools
 
@@ -17,10 +18,13 @@ KEY = jax.random.key(0)
 
 
 def make_batch() -> tuple[np.ndarray, dict]:
-    """Log-probs, and a batch of rows of different lengths with fractional weights; one row has none."""
+    """Log-probs, and a batch of rows of different lengths with fractional weights; one row has
+    none."""
     rng = np.random.default_rng(0)
     logprob = -rng.exponential(size=(B, T)).astype(np.float32)
-    weights = np.where(rng.random((B, T)) < 0.7, rng.choice([0.25, 1.0, 1.5], (B, T)), 0).astype(np.float32)
+    weights = np.where(rng.random((B, T)) < 0.7, rng.choice([0.25, 1.0, 1.5], (B, T)), 0).astype(
+        np.float32
+    )
     weights[:, 0] = 0
     weights[2] = 0
     weights[4, 5:] = 0
@@ -55,8 +59,12 @@ def test_nll_is_the_weighted_mean_and_so_are_its_gradient_and_metrics():
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     np.testing.assert_allclose(gradient, -weights / total, rtol=1e-6)
     values = reduce.values(metrics)
-    np.testing.assert_allclose(values['entropy'], (weights * batch['entropy']).sum() / total, rtol=1e-6)
-    np.testing.assert_allclose(values['mean_token_accuracy'], (weights * batch['correct']).sum() / total, rtol=1e-6)
+    np.testing.assert_allclose(
+        values['entropy'], (weights * batch['entropy']).sum() / total, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        values['mean_token_accuracy'], (weights * batch['correct']).sum() / total, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize('size', [1, 2, 3])
@@ -64,12 +72,17 @@ def test_nll_and_metrics_do_not_depend_on_the_micro_batches(size: int):
     logprob, batch = make_batch()
     total = batch['weights'].sum()
     (whole, whole_metrics), whole_gradient = run(logprob, batch, step_weight=total)
-    parts = [run(logprob, {k: v[i : i + size] for k, v in batch.items()}, step_weight=total) for i in range(0, B, size)]
+    parts = [
+        run(logprob, {k: v[i : i + size] for k, v in batch.items()}, step_weight=total)
+        for i in range(0, B, size)
+    ]
     np.testing.assert_allclose(sum(p[0][0] for p in parts), whole, rtol=1e-6)
     np.testing.assert_allclose(sum(p[1] for p in parts), whole_gradient, rtol=1e-6)
     combined = reduce.over(jax.tree.map(lambda *x: jnp.stack(x), *[p[0][1] for p in parts]))
     for name, value in reduce.values(combined).items():
-        np.testing.assert_allclose(value, reduce.values(whole_metrics)[name], rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            value, reduce.values(whole_metrics)[name], rtol=1e-6, err_msg=name
+        )
 
 
 def test_nll_does_not_see_tokens_without_weight():
@@ -86,5 +99,8 @@ def test_nll_does_not_see_tokens_without_weight():
 def test_an_objective_says_what_it_needs_given_its_knobs():
     assert needed(nll) == frozenset()
     assert needed(clipped_policy_gradient) == frozenset()
-    assert needed(functools.partial(clipped_policy_gradient, beta=0.0, loss_type='grpo')) == frozenset()
+    assert (
+        needed(functools.partial(clipped_policy_gradient, beta=0.0, loss_type='grpo'))
+        == frozenset()
+    )
     assert needed(functools.partial(clipped_policy_gradient, beta=0.04)) == {'logprob_ref'}

@@ -1,4 +1,5 @@
-"""The policy objective against its definitions, written out as loops in float64; neutral knobs; what must not matter."""
+"""The policy objective against its definitions, written out as loops in float64; neutral knobs;
+what must not matter."""
 
 import functools
 import itertools
@@ -17,14 +18,21 @@ from reasonjax.model.logprobs import Scored
 
 B, T, LIMIT = 6, 9, 8
 KEY = jax.random.key(0)
-DEFAULTS = {'loss_type': 'dapo', 'epsilon': 0.2, 'epsilon_high': 0.3, 'beta': 0.0, 'importance_sampling_level': 'token'}
+DEFAULTS = {
+    'loss_type': 'dapo',
+    'epsilon': 0.2,
+    'epsilon_high': 0.3,
+    'beta': 0.0,
+    'importance_sampling_level': 'token',
+}
 LOSS_TYPES = ('grpo', 'dapo', 'bnpo', 'dr_grpo')
 LEVELS = ('token', 'sequence')
 PER_TOKEN = ('weights', 'logprob_old', 'logprob_ref', 'entropy')
 
 
 def make_batch(fractional: bool = True) -> tuple[np.ndarray, dict]:
-    """Log-probs of the current policy, and a batch: rows of different lengths, gaps, one row masked out, one advantage 0."""
+    """Log-probs of the current policy, and a batch: rows of different lengths, gaps, one row masked
+    out, one advantage 0."""
     rng = np.random.default_rng(3)
     logprob = -rng.exponential(size=(B, T)).astype(np.float32)
     weights = (rng.random((B, T)) < 0.8).astype(np.float32)
@@ -74,7 +82,15 @@ def run(logprob: np.ndarray, batch: dict, **knobs) -> tuple[jax.Array, jax.Array
     return value, gradient, metrics
 
 
-def oracle(logprob: np.ndarray, batch: dict, loss_type: str, level: str, low: float, high: float, beta: float) -> float:
+def oracle(
+    logprob: np.ndarray,
+    batch: dict,
+    loss_type: str,
+    level: str,
+    low: float,
+    high: float,
+    beta: float,
+) -> float:
     """The loss of one undivided batch, token by token in Python floats."""
     rows, total, weight = [], 0.0, 0.0
     for b in range(len(logprob)):
@@ -87,7 +103,9 @@ def oracle(logprob: np.ndarray, batch: dict, loss_type: str, level: str, low: fl
             s = {t: average for t in kept}
         row = 0.0
         for t in kept:
-            A = float(batch['advantage'][b] if batch['advantage'].ndim == 1 else batch['advantage'][b, t])
+            A = float(
+                batch['advantage'][b] if batch['advantage'].ndim == 1 else batch['advantage'][b, t]
+            )
             w = np.exp(s[t])
             bounded = min(max(w, 1 - low), 1 + high)
             d = float(batch['logprob_ref'][b, t]) - float(logprob[b, t])
@@ -118,7 +136,9 @@ def slope(logprob: np.ndarray, *arguments) -> np.ndarray:
 @pytest.mark.parametrize('beta', [0.0, 0.3])
 @pytest.mark.parametrize('level', LEVELS)
 @pytest.mark.parametrize('loss_type', LOSS_TYPES)
-def test_loss_and_gradient_equal_the_definitions(loss_type: str, level: str, beta: float, fractional: bool):
+def test_loss_and_gradient_equal_the_definitions(
+    loss_type: str, level: str, beta: float, fractional: bool
+):
     logprob, batch = make_batch(fractional)
     knobs = {'loss_type': loss_type, 'beta': beta, 'importance_sampling_level': level}
     loss, gradient, _ = run(logprob, batch | totals(batch), **knobs)
@@ -155,9 +175,13 @@ def test_neutral_knobs(loss_type: str):
         terms = -jnp.exp(table - batch['logprob_old']) * batch['advantage'][:, None] * m
         rows = terms.sum(1)
         means = rows / jnp.where(m.sum(1) > 0, m.sum(1), 1)
-        return {'grpo': means.mean(), 'dr_grpo': rows.sum() / (B * LIMIT)}.get(loss_type, rows.sum() / m.sum())
+        return {'grpo': means.mean(), 'dr_grpo': rows.sum() / (B * LIMIT)}.get(
+            loss_type, rows.sum() / m.sum()
+        )
 
-    loss, gradient, metrics = run(logprob, batch, loss_type=loss_type, epsilon=float('inf'), epsilon_high=None)
+    loss, gradient, metrics = run(
+        logprob, batch, loss_type=loss_type, epsilon=float('inf'), epsilon_high=None
+    )
     assert not np.allclose(loss, plain[0], rtol=1e-3)
     expected = jax.value_and_grad(unclipped)(jnp.asarray(logprob))
     np.testing.assert_allclose(loss, expected[0], rtol=2e-6)
@@ -173,12 +197,15 @@ def test_on_policy_gradient_is_reinforce(level: str):
     absent = {k: v for k, v in batch.items() if k != 'logprob_old'}
     for current in (absent, batch | {'logprob_old': logprob}):
         loss, gradient, _ = run(logprob, current, importance_sampling_level=level)
-        np.testing.assert_allclose(gradient, -advantage_weight / batch['step_weight'], rtol=3e-6, atol=1e-9)
+        np.testing.assert_allclose(
+            gradient, -advantage_weight / batch['step_weight'], rtol=3e-6, atol=1e-9
+        )
         np.testing.assert_allclose(loss, -advantage_weight.sum() / batch['step_weight'], rtol=1e-6)
 
 
 def test_gradient_of_the_expected_reward_of_an_enumerable_policy():
-    """One row per action, weighted by its probability: the objective's gradient is that of minus the expected reward."""
+    """One row per action, weighted by its probability: the objective's gradient is that of minus
+    the expected reward."""
     logits = jnp.array([0.3, -1.0, 0.8, 0.1])
     reward = jnp.array([1.0, 0.0, -0.5, 2.0])
     zeros = jnp.zeros((4, 2))
@@ -186,7 +213,11 @@ def test_gradient_of_the_expected_reward_of_an_enumerable_policy():
     batch = {'weights': weights, 'advantage': reward, 'step_weight': 1.0}
 
     def loss(x: jax.Array) -> jax.Array:
-        return clipped_policy_gradient(lambda _: Scored(zeros.at[:, 1].set(jax.nn.log_softmax(x)), zeros, zeros > 0), batch, KEY)[0]
+        return clipped_policy_gradient(
+            lambda _: Scored(zeros.at[:, 1].set(jax.nn.log_softmax(x)), zeros, zeros > 0),
+            batch,
+            KEY,
+        )[0]
 
     expected = jax.grad(lambda x: -jnp.dot(jax.nn.softmax(x), reward))(logits)
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(logits), expected, rtol=1e-5, atol=1e-7)
@@ -197,7 +228,9 @@ def test_equal_rewards_in_each_group_give_exactly_no_gradient(loss_type: str):
     logprob, batch = make_batch()
     rewards = jnp.array([[0.1] * 3, [1 / 3] * 3])
     advantage, _ = group_relative(rewards, jnp.ones((2, 3), bool))
-    loss, gradient, _ = run(logprob, batch | totals(batch) | {'advantage': advantage.reshape(-1)}, loss_type=loss_type)
+    loss, gradient, _ = run(
+        logprob, batch | totals(batch) | {'advantage': advantage.reshape(-1)}, loss_type=loss_type
+    )
     assert loss == 0
     np.testing.assert_array_equal(gradient, np.zeros((B, T)))
 
@@ -207,14 +240,17 @@ def test_equal_ratios_within_a_row_make_the_levels_agree():
     batch |= totals(batch)
     batch['logprob_old'] = logprob - np.linspace(-0.4, 0.4, B, dtype=np.float32)[:, None]
     for loss_type in LOSS_TYPES:
-        token, sequence = (run(logprob, batch, loss_type=loss_type, importance_sampling_level=x) for x in LEVELS)
+        token, sequence = (
+            run(logprob, batch, loss_type=loss_type, importance_sampling_level=x) for x in LEVELS
+        )
         np.testing.assert_allclose(token[0], sequence[0], rtol=1e-6)
         np.testing.assert_allclose(token[1].sum(1), sequence[1].sum(1), rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize(('loss_type', 'level'), itertools.product(LOSS_TYPES, LEVELS))
 def test_micro_batches(loss_type: str, level: str):
-    """Contributions, gradients and metrics add up to those of the undivided batch; bnpo is the mean of its parts."""
+    """Contributions, gradients and metrics add up to those of the undivided batch; bnpo is the mean
+    of its parts."""
     logprob, batch = make_batch()
     knobs = {'loss_type': loss_type, 'importance_sampling_level': level, 'beta': 0.3}
     whole, whole_gradient, whole_metrics = run(logprob, batch | totals(batch), **knobs)
@@ -226,7 +262,9 @@ def test_micro_batches(loss_type: str, level: str):
         if loss_type == 'bnpo':
             alone = [run(logprob, piece | totals(piece), **knobs) for piece in pieces]
             np.testing.assert_allclose(loss, np.mean([p[0] for p in alone]), rtol=2e-6, atol=1e-7)
-            np.testing.assert_allclose(gradient, np.mean([p[1] for p in alone], axis=0), rtol=2e-6, atol=1e-8)
+            np.testing.assert_allclose(
+                gradient, np.mean([p[1] for p in alone], axis=0), rtol=2e-6, atol=1e-8
+            )
             split_matters |= not np.allclose(loss, whole, rtol=1e-3)
         else:
             np.testing.assert_allclose(loss, whole, rtol=2e-6, atol=1e-7)
@@ -234,7 +272,9 @@ def test_micro_batches(loss_type: str, level: str):
         combined = reduce.over(jax.tree.map(lambda *x: jnp.stack(x), *[p[2] for p in parts]))
         for name, value in reduce.values(combined).items():
             if not (name == 'policy_loss' and loss_type == 'bnpo'):
-                np.testing.assert_allclose(value, reduce.values(whole_metrics)[name], rtol=2e-6, atol=1e-7, err_msg=name)
+                np.testing.assert_allclose(
+                    value, reduce.values(whole_metrics)[name], rtol=2e-6, atol=1e-7, err_msg=name
+                )
     assert split_matters == (loss_type == 'bnpo')
 
 
@@ -247,11 +287,15 @@ def test_padding_and_masked_tokens_are_not_seen(loss_type: str):
     hidden = batch['weights'] == 0
     for name in PER_TOKEN:
         poison = 0.0 if name == 'weights' else -np.inf
-        widened[name] = np.pad(np.where(hidden, poison, batch[name]), ((0, 0), (0, 3)), constant_values=poison)
+        widened[name] = np.pad(
+            np.where(hidden, poison, batch[name]), ((0, 0), (0, 3)), constant_values=poison
+        )
     wide = np.pad(np.where(hidden, -np.inf, logprob), ((0, 0), (0, 3)), constant_values=-np.inf)
     loss, gradient, metrics = run(wide.astype(np.float32), widened | totals(batch), **knobs)
     np.testing.assert_allclose(loss, whole, rtol=2e-6, atol=1e-7)
-    np.testing.assert_allclose(gradient, np.pad(whole_gradient, ((0, 0), (0, 3))), rtol=2e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        gradient, np.pad(whole_gradient, ((0, 0), (0, 3))), rtol=2e-6, atol=1e-9
+    )
     assert all(np.isfinite(v) for v in reduce.values(metrics).values())
 
 
@@ -267,7 +311,9 @@ def test_a_step_without_any_weight_has_loss_and_gradient_zero():
 @pytest.mark.parametrize('level', LEVELS)
 def test_metrics(level: str):
     logprob, batch = make_batch()
-    loss, _, metrics = run(logprob, batch | totals(batch), beta=0.3, importance_sampling_level=level)
+    loss, _, metrics = run(
+        logprob, batch | totals(batch), beta=0.3, importance_sampling_level=level
+    )
     values = reduce.values(metrics)
     m = batch['weights'].astype(np.float64)
     ratio = np.exp(logprob.astype(np.float64) - batch['logprob_old'])
@@ -303,11 +349,18 @@ def test_metrics(level: str):
 
 def test_the_defaults_are_those_of_trl():
     assert config.knobs(clipped_policy_gradient) == {
-        'loss_type': 'dapo', 'epsilon': 0.2, 'epsilon_high': None, 'beta': 0.0, 'importance_sampling_level': 'token',
-        # Of stale rows only, and truncated rather than masked: TRL corrects everything that vLLM samples, by sequences.
-        'importance_sampling_correction': 'stale', 'importance_sampling_mode': 'token_truncate', 'importance_sampling_clip_max': 3.0,
+        'loss_type': 'dapo',
+        'epsilon': 0.2,
+        'epsilon_high': None,
+        'beta': 0.0,
+        'importance_sampling_level': 'token',
+        # Of stale rows only, and truncated rather than masked: TRL corrects everything that vLLM
+        # samples, by sequences.
+        'importance_sampling_correction': 'stale',
+        'importance_sampling_mode': 'token_truncate',
+        'importance_sampling_clip_max': 3.0,
         'importance_sampling_clip_min': None,
-    }  # fmt: skip
+    }
 
 
 def test_kl_is_reported_without_being_paid_and_absent_without_reference():
@@ -324,7 +377,11 @@ def test_errors_name_the_nearest_choice():
         run(logprob, batch | totals(batch), loss_type='dr-grpo')
     with pytest.raises(UserError, match='importance_sampling_level "sequences".*mean "sequence"'):
         run(logprob, batch | totals(batch), importance_sampling_level='sequences')
-    missing = {k: v for k, v in (batch | totals(batch)).items() if k not in ('logprob_ref', 'max_completion_length')}
+    missing = {
+        k: v
+        for k, v in (batch | totals(batch)).items()
+        if k not in ('logprob_ref', 'max_completion_length')
+    }
     with pytest.raises(UserError, match='beta is 0.1.*logprob_ref'):
         run(logprob, missing, beta=0.1)
     with pytest.raises(UserError, match='max_completion_length'):
@@ -339,6 +396,8 @@ def test_distance_to_the_sampler_is_reported():
     values = reduce.values(clipped_policy_gradient(lambda _: scored, full, KEY)[1])
     weights = batch['weights'].astype(np.float64)
     np.testing.assert_allclose(
-        values['sampling/sampling_logp_difference/mean'], (weights * moved).sum() / weights.sum(), rtol=1e-5
+        values['sampling/sampling_logp_difference/mean'],
+        (weights * moved).sum() / weights.sum(),
+        rtol=1e-5,
     )
     assert values['sampling/sampling_logp_difference/max'] == pytest.approx(1.25, rel=1e-5)

@@ -12,7 +12,11 @@ from reasonjax.errors import UserError
 from reasonjax.methods import transforms
 
 RNG = np.random.default_rng(0)
-ROW = {'question': 'How many {x}?', 'answer': 'Half is 48/2 = <<48/2=24>>24.\n#### 1,024', 'level': 3}
+ROW = {
+    'question': 'How many {x}?',
+    'answer': 'Half is 48/2 = <<48/2=24>>24.\n#### 1,024',
+    'level': 3,
+}
 
 
 def one(made):
@@ -21,7 +25,9 @@ def one(made):
 
 
 def test_prompt_completion_renames_and_keeps_the_rest():
-    example = one(transforms.prompt_completion({'q': 'a', 'r': 'b', 'k': 1}, RNG, prompt='q', completion='r'))
+    example = one(
+        transforms.prompt_completion({'q': 'a', 'r': 'b', 'k': 1}, RNG, prompt='q', completion='r')
+    )
     assert example == {'prompt': 'a', 'completion': 'b', 'k': 1}
 
 
@@ -31,28 +37,43 @@ def test_prompt_completion_with_the_usual_names_changes_nothing():
 
 
 def test_prompt_completion_without_a_completion():
-    assert one(transforms.prompt_completion({'q': 'a', 'k': 1}, RNG, prompt='q', completion='')) == {
+    assert one(
+        transforms.prompt_completion({'q': 'a', 'k': 1}, RNG, prompt='q', completion='')
+    ) == {
         'prompt': 'a',
         'k': 1,
     }
 
 
 def test_missing_columns_list_what_there_is_and_the_nearest():
-    with pytest.raises(UserError, match='no column "prompt".*columns found: k, promt. Did you mean "promt"'):
+    with pytest.raises(
+        UserError, match='no column "prompt".*columns found: k, promt. Did you mean "promt"'
+    ):
         transforms.prompt_completion({'promt': 'a', 'k': 1}, RNG)
     with pytest.raises(UserError, match='column "prompt".*is null'):
         transforms.prompt_completion({'prompt': None, 'completion': 'b'}, RNG)
 
 
 def test_messages_reads_sharegpt():
-    row = {'conversations': [{'from': 'human', 'value': 'hi'}, {'from': 'gpt', 'value': 'yo', 'weight': 0}], 'id': 7}
-    example = one(transforms.messages(row, RNG, messages='conversations', role='from', content='value'))
+    row = {
+        'conversations': [
+            {'from': 'human', 'value': 'hi'},
+            {'from': 'gpt', 'value': 'yo', 'weight': 0},
+        ],
+        'id': 7,
+    }
+    example = one(
+        transforms.messages(row, RNG, messages='conversations', role='from', content='value')
+    )
     turns = [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'yo', 'weight': 0}]
     assert example == {'messages': turns, 'id': 7}
 
 
 def test_messages_with_the_usual_names_changes_nothing():
-    row = {'messages': [{'role': 'system', 'content': 's'}, {'role': 'user', 'content': 'hi'}], 'k': 1}
+    row = {
+        'messages': [{'role': 'system', 'content': 's'}, {'role': 'user', 'content': 'hi'}],
+        'k': 1,
+    }
     assert one(transforms.messages(row, RNG)) == row
 
 
@@ -62,7 +83,9 @@ def test_messages_errors():
     with pytest.raises(UserError, match='must be a non-empty list of messages, found str'):
         transforms.messages({'messages': 'hi'}, RNG)
     with pytest.raises(UserError, match='message 2 has no "content".*keys found: role, text'):
-        transforms.messages({'messages': [{'role': 'user', 'content': 'a'}, {'role': 'user', 'text': 'b'}]}, RNG)
+        transforms.messages(
+            {'messages': [{'role': 'user', 'content': 'a'}, {'role': 'user', 'text': 'b'}]}, RNG
+        )
     with pytest.raises(UserError, match='message 1 must be a mapping'):
         transforms.messages({'messages': ['hi']}, RNG)
 
@@ -74,7 +97,9 @@ def test_chat_wraps_strings():
         'completion': [{'role': 'assistant', 'content': 'b'}],
         'k': 1,
     }
-    assert one(transforms.chat({'prompt': 'a'}, RNG)) == {'prompt': [{'role': 'user', 'content': 'a'}]}
+    assert one(transforms.chat({'prompt': 'a'}, RNG)) == {
+        'prompt': [{'role': 'user', 'content': 'a'}]
+    }
     with pytest.raises(UserError, match='column "prompt".*must be a string, found list'):
         transforms.chat({'prompt': []}, RNG)
 
@@ -90,10 +115,20 @@ def test_constants_are_columns_of_every_row():
 
 def test_rename():
     example = {'prompt': 'a', 'completions': ['b'], 'labels': [1], 'k': 1}
-    renamed = one(transforms.rename(example, RNG, columns={'completions': 'steps', 'labels': '', 'k': 'prompt2'}))
+    renamed = one(
+        transforms.rename(
+            example, RNG, columns={'completions': 'steps', 'labels': '', 'k': 'prompt2'}
+        )
+    )
     assert renamed == {'prompt': 'a', 'steps': ['b'], 'prompt2': 1} and example['k'] == 1
-    assert one(transforms.rename({'a': 1, 'b': 2}, RNG, columns={'a': 'b', 'b': 'a'})) == {'b': 1, 'a': 2}
-    with pytest.raises(UserError, match='no column "completion" .*columns found: completions, .*Did you mean "completions"'):
+    assert one(transforms.rename({'a': 1, 'b': 2}, RNG, columns={'a': 'b', 'b': 'a'})) == {
+        'b': 1,
+        'a': 2,
+    }
+    with pytest.raises(
+        UserError,
+        match='no column "completion" .*columns found: completions, .*Did you mean "completions"',
+    ):
         one(transforms.rename(example, RNG, columns={'completion': 'steps'}))
     with pytest.raises(UserError, match='column "k" .* is there already'):
         one(transforms.rename(example, RNG, columns={'labels': 'k'}))
@@ -101,15 +136,23 @@ def test_rename():
 
 PAIR = {'prompt': 'a', 'chosen': 'b', 'rejected': 'c', 'k': 1}
 IMPLICIT = {'chosen': 'a b', 'rejected': 'a c', 'k': 1}
-TURNS = [{'role': role, 'content': text} for role, text in (('user', 'a'), ('assistant', 'b'), ('assistant', 'c'))]
+TURNS = [
+    {'role': role, 'content': text}
+    for role, text in (('user', 'a'), ('assistant', 'b'), ('assistant', 'c'))
+]
 
 
 def test_chosen_only():
     assert one(transforms.chosen_only(PAIR, RNG)) == {'prompt': 'a', 'completion': 'b', 'k': 1}
     assert one(transforms.chosen_only(IMPLICIT, RNG)) == {'prompt': 'a', 'completion': ' b', 'k': 1}
     conversation = {'chosen': TURNS[:2], 'rejected': [TURNS[0], TURNS[2]]}
-    assert one(transforms.chosen_only(conversation, RNG)) == {'prompt': TURNS[:1], 'completion': TURNS[1:2]}
-    with pytest.raises(UserError, match='no column "rejected" .chosen_only.; columns found: chosen'):
+    assert one(transforms.chosen_only(conversation, RNG)) == {
+        'prompt': TURNS[:1],
+        'completion': TURNS[1:2],
+    }
+    with pytest.raises(
+        UserError, match='no column "rejected" .chosen_only.; columns found: chosen'
+    ):
         transforms.chosen_only({'chosen': 'b'}, RNG)
 
 
@@ -124,7 +167,9 @@ def test_desirable_only():
     assert one(transforms.desirable_only(row | {'label': True}, RNG)) == row
     assert list(transforms.desirable_only(row | {'label': False}, RNG)) == []
     for label in (None, 'yes', 2):
-        with pytest.raises(UserError, match='column "label" .desirable_only. (is null|must be true or false)'):
+        with pytest.raises(
+            UserError, match='column "label" .desirable_only. (is null|must be true or false)'
+        ):
             transforms.desirable_only(row | {'label': label}, RNG)
 
 
@@ -161,7 +206,14 @@ def test_gsm8k_makes_prompt_completion_and_solution():
 def test_gsm8k_knobs():
     row = {'q': ROW['question'], 'a': ROW['answer']}
     example = one(
-        transforms.gsm8k(row, RNG, template=r'{question} \boxed{}', keep_calculator=True, question='q', answer='a')
+        transforms.gsm8k(
+            row,
+            RNG,
+            template=r'{question} \boxed{}',
+            keep_calculator=True,
+            question='q',
+            answer='a',
+        )
     )
     assert example['prompt'] == r'How many {x}? \boxed{}'
     assert example['completion'] == ' ' + ROW['answer']
@@ -171,11 +223,17 @@ def test_gsm8k_knobs():
     ('final', 'solution'), [('#### -3', '-3'), ('####  0.5 ', '0.5'), ('#### 2,000,000', '2000000')]
 )
 def test_gsm8k_solution_is_the_number_alone(final, solution):
-    assert one(transforms.gsm8k({'question': 'q', 'answer': f'So\n{final}'}, RNG))['solution'] == solution
+    assert (
+        one(transforms.gsm8k({'question': 'q', 'answer': f'So\n{final}'}, RNG))['solution']
+        == solution
+    )
 
 
 def test_gsm8k_errors():
-    with pytest.raises(UserError, match='no column "question".*columns found: answer, qestion.*Did you mean "qestion"'):
+    with pytest.raises(
+        UserError,
+        match='no column "question".*columns found: answer, qestion.*Did you mean "qestion"',
+    ):
         transforms.gsm8k({'qestion': 'a', 'answer': '#### 1'}, RNG)
     with pytest.raises(UserError, match='ends in "#### number"'):
         transforms.gsm8k({'question': 'a', 'answer': 'It is 3.'}, RNG)
@@ -208,5 +266,7 @@ def test_transforms_do_not_change_the_row_they_are_given():
 def test_importing_transforms_imports_no_array_library_but_numpy():
     script = 'import sys, reasonjax.methods.transforms; assert not {"jax", "torch", "tensorflow", "grain"} & set(sys.modules)'
     root = pathlib.Path(__file__).parents[2]
-    result = subprocess.run([sys.executable, '-c', script], cwd=root, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, '-c', script], cwd=root, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr

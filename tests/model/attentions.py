@@ -1,4 +1,5 @@
-"""Attention problems of both forms, with their answer in float64, for `test_kernels` and the script that it runs on eight devices."""
+"""Attention problems of both forms, with their answer in float64, for `test_kernels` and the script
+that it runs on eight devices."""
 
 import dataclasses
 import functools
@@ -16,14 +17,23 @@ from reasonjax.model.config import ModelConfig
 from reasonjax.parallel import layout
 
 CONFIG = ModelConfig(
-    vocab_size=8, dim=8, layers=2, heads=4, kv_heads=2, head_dim=24, mlp_dim=8, query_scale=0.3, window=20,
+    vocab_size=8,
+    dim=8,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=24,
+    mlp_dim=8,
+    query_scale=0.3,
+    window=20,
     attention_pattern=('local', 'global'),
-)  # fmt: skip
+)
 PROMPT, BIN = 70, 133
 
 
 class Problem(NamedTuple):
-    """Queries, keys, values and the weights of a sum of outputs; what is seen; what a kernel is built from, and how."""
+    """Queries, keys, values and the weights of a sum of outputs; what is seen; what a kernel is
+    built from, and how."""
 
     arrays: tuple[np.ndarray, ...]
     mask_BxSxT: np.ndarray
@@ -36,7 +46,10 @@ class Problem(NamedTuple):
 def drawn(config, S, T, rows, seed=0):
     rng = np.random.default_rng(seed)
     shapes = ((S, config.heads), (T, config.kv_heads), (T, config.kv_heads), (S, config.heads))
-    return [rng.normal(size=(rows, length, heads, config.head_dim)).astype(np.float32) for length, heads in shapes]
+    return [
+        rng.normal(size=(rows, length, heads, config.head_dim)).astype(np.float32)
+        for length, heads in shapes
+    ]
 
 
 def within(segments, attend):
@@ -45,7 +58,9 @@ def within(segments, attend):
     mask = np.zeros((*segments.shape, T), bool)
     for b, t in np.ndindex(*segments.shape):
         for s in range(t + 1):
-            mask[b, t, s] = segments[b, t] == segments[b, s] and (attend is None or attend[b, s] or s == t)
+            mask[b, t, s] = segments[b, t] == segments[b, s] and (
+                attend is None or attend[b, s] or s == t
+            )
     return mask
 
 
@@ -60,11 +75,14 @@ def rows(config, hide=False, T=BIN, number=2):
     attend = hidden(segments.shape, hide)
     distance = np.broadcast_to(np.arange(T)[:, None] - np.arange(T), (number, T, T))
     of_rows = dict(segments_BxT=segments, attend_BxT=attend)
-    return problem(config, within(segments, attend), distance, segments > 0, of_rows, kernels.causal)
+    return problem(
+        config, within(segments, attend), distance, segments > 0, of_rows, kernels.causal
+    )
 
 
 def bins(config, packed, hide=False, number=2):
-    """A bin of one completion, or of two that begin at the same distance from their prompt, and one that is full."""
+    """A bin of one completion, or of two that begin at the same distance from their prompt, and one
+    that is full."""
     shown = np.ones((number, PROMPT), bool)
     shown[0, :33] = False
     segments, at = np.ones((number, BIN), np.int32), np.tile(np.arange(BIN), (number, 1))
@@ -75,9 +93,20 @@ def bins(config, packed, hide=False, number=2):
     positions = at + shown.sum(1)[:, None]
     of_keys = np.concatenate([np.cumsum(shown, 1) - 1, positions], axis=1)
     distance = positions[:, :, None] - of_keys[:, None]
-    mask = np.concatenate([np.broadcast_to(shown[:, None], (number, BIN, PROMPT)), within(segments, attend)], axis=2)
-    of_rows = dict(shown_BxTp=shown, segments_BxL=segments, attend_BxL=attend, distance_BxLxT=distance)
-    return problem(config, mask, distance, segments > 0, of_rows, functools.partial(kernels.in_bins, packed=packed))
+    mask = np.concatenate(
+        [np.broadcast_to(shown[:, None], (number, BIN, PROMPT)), within(segments, attend)], axis=2
+    )
+    of_rows = dict(
+        shown_BxTp=shown, segments_BxL=segments, attend_BxL=attend, distance_BxLxT=distance
+    )
+    return problem(
+        config,
+        mask,
+        distance,
+        segments > 0,
+        of_rows,
+        functools.partial(kernels.in_bins, packed=packed),
+    )
 
 
 def problem(config, mask, distance, real, of_rows, build):
@@ -86,21 +115,31 @@ def problem(config, mask, distance, real, of_rows, build):
 
 
 def answer(config, given, local):
-    """Outputs and the gradients of their weighted sum, by the formulas, in float64 (Vaswani et al. 2017, arXiv:1706.03762)."""
+    """Outputs and the gradients of their weighted sum, by the formulas, in float64 (Vaswani et al.
+    2017, arXiv:1706.03762)."""
     q, k, v, weights = (x.astype(np.float64) for x in given.arrays)
     each = config.heads // config.kv_heads
     out, d_q, d_k, d_v = (np.zeros_like(x) for x in (q, q, k, v))
     scale, cap = config.query_scale or config.head_dim**-0.5, config.attention_softcap
     mask = given.mask_BxSxT & (given.distance_BxSxT < config.window) if local else given.mask_BxSxT
     for b, h in np.ndindex(len(q), config.heads):
-        queries, keys, values, w = q[b, :, h], k[b, :, h // each], v[b, :, h // each], weights[b, :, h]
+        queries, keys, values, w = (
+            q[b, :, h],
+            k[b, :, h // each],
+            v[b, :, h // each],
+            weights[b, :, h],
+        )
         products = queries @ keys.T * scale
         scores = np.tanh(products / cap) * cap if cap else products
         exps = np.where(mask[b], np.exp(scores - scores.max()), 0)
         shares = exps / exps.sum(1, keepdims=True)
         out[b, :, h] = shares @ values
         d_shares = w @ values.T
-        d_scores = shares * (d_shares - (d_shares * shares).sum(1, keepdims=True)) * (1 - (scores / cap) ** 2 if cap else 1)
+        d_scores = (
+            shares
+            * (d_shares - (d_shares * shares).sum(1, keepdims=True))
+            * (1 - (scores / cap) ** 2 if cap else 1)
+        )
         d_q[b, :, h] = d_scores @ keys * scale
         d_k[b, :, h // each] += d_scores.T @ queries * scale
         d_v[b, :, h // each] += shares.T @ w
@@ -109,7 +148,11 @@ def answer(config, given, local):
 
 def computed(config, given, local, mesh=None):
     """The same by `config.attention_kernel`, compiled, for a mesh if there is one."""
-    asked = [given.mask_BxSxT, given.distance_BxSxT] if config.attention_kernel == 'xla' else given.of_rows
+    asked = (
+        [given.mask_BxSxT, given.distance_BxSxT]
+        if config.attention_kernel == 'xla'
+        else given.of_rows
+    )
     S, T = given.mask_BxSxT.shape[1:]
 
     def attended(asked, qkv, local):
@@ -142,12 +185,18 @@ def agree(got, given, wanted, tolerance=2e-6):
         if name == 'out':
             mine, right = mine[given.real_BxS], right[given.real_BxS]
         assert np.abs(right).max() > 0.1
-        np.testing.assert_allclose(mine, right, atol=tolerance * np.abs(right).max(), rtol=0, err_msg=name)
+        np.testing.assert_allclose(
+            mine, right, atol=tolerance * np.abs(right).max(), rtol=0, err_msg=name
+        )
 
 
 def through(name, implementation):
-    """A kernel's row of the table, its library told to do on this machine what it does elsewhere."""
+    """A kernel's row of the table, its library told to do on this machine what it does
+    elsewhere."""
     kernel = kernels.KERNELS[name]
-    weigh, weigh_bins = (functools.partial(f, implementation=implementation) for f in (kernel.weigh, kernel.weigh_bins))
+    weigh, weigh_bins = (
+        functools.partial(f, implementation=implementation)
+        for f in (kernel.weigh, kernel.weigh_bins)
+    )
     assert weigh.func in (kernels_gpu.dot_product, kernels_gpu.flash)
     return dataclasses.replace(kernel, weigh=weigh, weigh_bins=weigh_bins)

@@ -1,4 +1,5 @@
-"""What `test_kernels` runs in a process that has eight devices: kernels on meshes against the formulas; fails where they differ."""
+"""What `test_kernels` runs in a process that has eight devices: kernels on meshes against the
+formulas; fails where they differ."""
 
 import functools
 
@@ -9,13 +10,20 @@ from toys import changed
 from reasonjax.model import kernels
 from reasonjax.parallel import mesh as meshes
 
-splash_attention_kernel.make_splash_mha = functools.partial(splash_attention_kernel.make_splash_mha, interpret=True)
+splash_attention_kernel.make_splash_mha = functools.partial(
+    splash_attention_kernel.make_splash_mha, interpret=True
+)
 kernels.KERNELS['cudnn'] = attentions.through('cudnn', 'xla')
 
-# The first has fewer key heads than devices among which query heads are split; each is then kept by several.
+# The first has fewer key heads than devices among which query heads are split; each is then kept by
+# several.
 for name, sizes, config in (
     ('cudnn', dict(fsdp=2, tensor=4), attentions.CONFIG),
-    ('splash', dict(fsdp=2, tensor=2, sequence=2), changed(attentions.CONFIG, window=0, attention_pattern=('global',))),
+    (
+        'splash',
+        dict(fsdp=2, tensor=2, sequence=2),
+        changed(attentions.CONFIG, window=0, attention_pattern=('global',)),
+    ),
 ):
     config = changed(config, attention_kernel=name)
     mesh = meshes.make_mesh(sizes)

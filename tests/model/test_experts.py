@@ -1,4 +1,5 @@
-"""Mixtures of experts against a loop over tokens in float64, and losses of the router that no way of splitting a step can change."""
+"""Mixtures of experts against a loop over tokens in float64, and losses of the router that no way
+of splitting a step can change."""
 
 import functools
 
@@ -23,13 +24,20 @@ def layer(config, seed=0):
     rng = np.random.default_rng(seed)
     E, F = config.experts, config.mlp_dim
     shapes = {'router': (D, E), 'up': (E, D, F), 'gate': (E, D, F), 'down': (E, F, D)}
-    weights = {name: jnp.asarray(rng.standard_normal(shape) / np.sqrt(shape[-2]), jnp.float32) for name, shape in shapes.items()}
+    weights = {
+        name: jnp.asarray(rng.standard_normal(shape) / np.sqrt(shape[-2]), jnp.float32)
+        for name, shape in shapes.items()
+    }
     return weights, jnp.asarray(rng.standard_normal((B, T, D)), jnp.float32)
 
 
 def by_token(w, config, x):
-    """The mixture from its definition: output, chosen experts, probabilities and log-normaliser of every token."""
-    w, x = ({k: np.asarray(v, np.float64) for k, v in w.items()}, np.asarray(x, np.float64).reshape(-1, D))
+    """The mixture from its definition: output, chosen experts, probabilities and log-normaliser of
+    every token."""
+    w, x = (
+        {k: np.asarray(v, np.float64) for k, v in w.items()},
+        np.asarray(x, np.float64).reshape(-1, D),
+    )
     out, picked, every, norm = np.zeros_like(x), [], [], []
     for n, token in enumerate(x):
         z = token @ w['router']
@@ -86,7 +94,9 @@ def test_gradients_equal_those_of_all_experts_run_on_all_tokens(normalise):
         best = jax.lax.top_k(probability, config.experts_per_token)[1]
         chosen = jax.nn.one_hot(best, config.experts).sum(-2) * probability
         chosen = chosen / chosen.sum(-1, keepdims=True) if normalise else chosen
-        hidden = jax.nn.silu(jnp.einsum('btd,edf->btef', x, w['gate'])) * jnp.einsum('btd,edf->btef', x, w['up'])
+        hidden = jax.nn.silu(jnp.einsum('btd,edf->btef', x, w['gate'])) * jnp.einsum(
+            'btd,edf->btef', x, w['up']
+        )
         return jnp.einsum('btef,efd,bte->btd', hidden, w['down'], chosen)
 
     got, wanted = (
@@ -103,13 +113,21 @@ def test_one_expert_is_a_plain_mlp(normalise):
     plain = toys.changed(config, experts=0)
     params, batch = toys.params(config), toys.random_batch()
     layers = params['layers']
-    mlp = {name: w[:, 0] if name in ('up', 'gate', 'down') else w for name, w in layers['mlp'].items() if name != 'router'}
+    mlp = {
+        name: w[:, 0] if name in ('up', 'gate', 'down') else w
+        for name, w in layers['mlp'].items()
+        if name != 'router'
+    }
     dense = params | {'layers': layers | {'mlp': mlp}}
     (value, grads), (wanted, wanted_grads) = (
         toys.weighted_score_and_grad(c)(p, batch) for c, p in ((config, params), (plain, dense))
     )
     np.testing.assert_allclose(value, wanted, rtol=1e-6)
-    got = {name: g[:, 0] if name in ('up', 'gate', 'down') else g for name, g in grads['layers']['mlp'].items() if name != 'router'}
+    got = {
+        name: g[:, 0] if name in ('up', 'gate', 'down') else g
+        for name, g in grads['layers']['mlp'].items()
+        if name != 'router'
+    }
     toys.assert_trees_close(got, wanted_grads['layers']['mlp'], atol=1e-5)
     np.testing.assert_allclose(grads['layers']['mlp']['router'], 0, atol=1e-6)
 
@@ -136,7 +154,9 @@ def test_routing_counts_what_counts():
     for b, t in zip(*np.nonzero(counted)):
         picks[b, picked.reshape(B, T, 2)[b, t]] += 1
     np.testing.assert_array_equal(routing.picks, picks)
-    np.testing.assert_allclose(routing.shares, (every.reshape(B, T, 5) * counted[..., None]).sum(1), atol=1e-5)
+    np.testing.assert_allclose(
+        routing.shares, (every.reshape(B, T, 5) * counted[..., None]).sum(1), atol=1e-5
+    )
     np.testing.assert_allclose(routing.z, ((norm**2).reshape(B, T) * counted).sum(1), rtol=1e-5)
 
 
@@ -149,22 +169,31 @@ def test_balance_loss_of_one_row_and_layer_is_transformers():
     _, routing = compiled(MOE)(w, row, jnp.ones((1, T), bool))
     theirs = loss_of((torch.from_numpy(np.array(row[0] @ w['router'])),), num_experts=5, top_k=2)
     config = toys.changed(MOE, router_balance_weight=0.7)
-    loss, metrics = penalty(config, jax.tree.map(lambda leaf: leaf[None], routing), jnp.array([7.0]), jnp.float32(7))
+    loss, metrics = penalty(
+        config, jax.tree.map(lambda leaf: leaf[None], routing), jnp.array([7.0]), jnp.float32(7)
+    )
     np.testing.assert_allclose(metrics['router/balance_loss'].value(), float(theirs), rtol=1e-5)
     np.testing.assert_allclose(loss, 0.7 * float(theirs), rtol=1e-5)
 
 
 def test_losses_by_hand():
     """Two layers, two rows of three and one tokens, two experts, one pick each."""
-    config = toys.changed(MOE, experts=2, experts_per_token=1, router_balance_weight=0.5, router_z_weight=0.1)
+    config = toys.changed(
+        MOE, experts=2, experts_per_token=1, router_balance_weight=0.5, router_z_weight=0.1
+    )
     routing = Routing(
         picks=jnp.array([[[3.0, 0], [0, 1]], [[1, 2], [1, 0]]]),
         shares=jnp.array([[[2.4, 0.6], [0.5, 0.5]], [[1.5, 1.5], [0.75, 0.25]]]),
         z=jnp.array([[3.0, 2], [6, 1]]),
     )
     loss, metrics = penalty(config, routing, jnp.array([3.0, 1]), jnp.float32(10))
-    # E sum(picks / n * shares / n), times n for the weight of the row: rows 1 and 2 of layer 1, then of layer 2.
-    balance = np.array([[2 * 3 * 2.4 / 3, 2 * 1 * 0.5], [2 * (1 * 1.5 + 2 * 1.5) / 3, 2 * 1 * 0.75]]).mean(0).sum()
+    # E sum(picks / n * shares / n), times n for the weight of the row: rows 1 and 2 of layer 1,
+    # then of layer 2.
+    balance = (
+        np.array([[2 * 3 * 2.4 / 3, 2 * 1 * 0.5], [2 * (1 * 1.5 + 2 * 1.5) / 3, 2 * 1 * 0.75]])
+        .mean(0)
+        .sum()
+    )
     z = np.array([[3, 2], [6, 1]]).mean(0).sum()
     np.testing.assert_allclose(loss, (0.5 * balance + 0.1 * z) / 10, rtol=1e-6)
     np.testing.assert_allclose(metrics['router/balance_loss'].value(), balance / 4, rtol=1e-6)
@@ -178,7 +207,9 @@ def test_balance_loss_is_between_k_and_experts_times_k(even):
     config = toys.changed(MOE, experts=4, experts_per_token=2)
     spread = jnp.full((1, 1, 4), 3.0) if even else jnp.array([[[6.0, 6, 0, 0]]])
     routing = Routing(spread, spread / 2, jnp.zeros((1, 1)))
-    value = penalty(config, routing, jnp.array([6.0]), jnp.float32(6))[1]['router/balance_loss'].value()
+    value = penalty(config, routing, jnp.array([6.0]), jnp.float32(6))[1][
+        'router/balance_loss'
+    ].value()
     np.testing.assert_allclose(value, 2 if even else 4, rtol=1e-6)
 
 
@@ -209,16 +240,22 @@ def test_splitting_a_step_changes_nothing(accumulation, scan):
 
 
 def test_an_objective_may_score_several_batches():
-    """Halves scored one after the other are the whole, in the loss and in what the router reports."""
+    """Halves scored one after the other are the whole, in the loss and in what the router
+    reports."""
 
     def in_halves(score, batch, key):
         rows = {name: x for name, x in batch.items() if jnp.ndim(x)}
         totals = {name: x for name, x in batch.items() if not jnp.ndim(x)}
-        losses = [toys.nll(score, {name: x[half] for name, x in rows.items()} | totals, key)[0] for half in (slice(0, 1), slice(1, None))]
+        losses = [
+            toys.nll(score, {name: x[half] for name, x in rows.items()} | totals, key)[0]
+            for half in (slice(0, 1), slice(1, None))
+        ]
         return sum(losses), {}
 
     params, batch = toys.params(LOSSES), toys.random_batch(rows=4)
-    (whole, metrics), (halves, of_halves) = (updated(LOSSES, objective=o)(params, batch) for o in (toys.nll, in_halves))
+    (whole, metrics), (halves, of_halves) = (
+        updated(LOSSES, objective=o)(params, batch) for o in (toys.nll, in_halves)
+    )
     toys.assert_trees_close(whole.trainable, halves.trainable, atol=1e-6)
     for name in ('loss', 'router/balance_loss', 'router/z_loss'):
         np.testing.assert_allclose(of_halves[name], metrics[name], rtol=2e-5, err_msg=name)
@@ -228,7 +265,9 @@ def test_weights_reach_the_router():
     params, batch = toys.params(LOSSES), toys.random_batch(rows=4)
     (with_losses, metrics), (without, plain) = (updated(c)(params, batch) for c in (LOSSES, MOE))
     np.testing.assert_allclose(
-        metrics['loss'], plain['loss'] + 0.3 * plain['router/balance_loss'] + 0.02 * plain['router/z_loss'], rtol=1e-5
+        metrics['loss'],
+        plain['loss'] + 0.3 * plain['router/balance_loss'] + 0.02 * plain['router/z_loss'],
+        rtol=1e-5,
     )
     router = (s.trainable['layers']['mlp']['router'] for s in (with_losses, without))
     assert np.abs(np.subtract(*router)).max() > 1e-4

@@ -29,9 +29,11 @@ FORMS = {
 }
 ONE = toys.changed(layers=1)
 LOSSES = (
-    dict(loss_type='grpo', beta=0.1), dict(loss_type='dapo', epsilon_high=0.3), dict(loss_type='dr_grpo'),
+    dict(loss_type='grpo', beta=0.1),
+    dict(loss_type='dapo', epsilon_high=0.3),
+    dict(loss_type='dr_grpo'),
     dict(loss_type='grpo', importance_sampling_level='sequence'),
-)  # fmt: skip
+)
 
 
 @functools.cache
@@ -39,19 +41,29 @@ def drawn():
     """Prompts of different lengths; completions of 1 to C tokens, half of them cut."""
     rng = np.random.default_rng(0)
     segments = (np.arange(TP) >= np.array([[0], [3], [1], [4]])).astype(np.int32)
-    prompts = {'tokens': rng.integers(1, 13, (P, TP)) * segments, 'segments': segments, 'positions': np.maximum(segments.cumsum(1) - 1, 0)}
+    prompts = {
+        'tokens': rng.integers(1, 13, (P, TP)) * segments,
+        'segments': segments,
+        'positions': np.maximum(segments.cumsum(1) - 1, 0),
+    }
     length = np.array([[1, 2, 9, 3], [1, 1, 1, 1], [9, 9, 4, 5], [2, 7, 2, 3]])
     alive = np.arange(C) < length[..., None]
     rollout = Rollout(
-        tokens=rng.integers(1, 13, (P, G, C)) * alive, logprob=rng.normal(-2.5, 0.3, (P, G, C)) * alive, entropy=alive * 1.0,
-        length=length, terminated=rng.random((P, G)) < 0.5,
-    )  # fmt: skip
+        tokens=rng.integers(1, 13, (P, G, C)) * alive,
+        logprob=rng.normal(-2.5, 0.3, (P, G, C)) * alive,
+        entropy=alive * 1.0,
+        length=length,
+        terminated=rng.random((P, G)) < 0.5,
+    )
     return prompts, rollout, rng.standard_normal((P, G))
 
 
 def batch_of(layout, mask_truncated=True):
     batch, _ = Packer(layout)(assemble(*drawn(), layout, mask_truncated=mask_truncated))
-    near = {'logprob_old': 0.98 * batch['logprob_sampled'], 'logprob_ref': 1.05 * batch['logprob_sampled']}
+    near = {
+        'logprob_old': 0.98 * batch['logprob_sampled'],
+        'logprob_ref': 1.05 * batch['logprob_sampled'],
+    }
     return batch | near | {'max_completion_length': np.float32(C)}
 
 
@@ -59,7 +71,12 @@ def losses(params, config, batch):
     """Each loss; their sum by uneven weights, whose gradient is that of all; and the scores."""
     scored = score(params, config, batch, temperature=0.7)
     with_all = step.with_totals(batch, 1)
-    found = jnp.stack([clipped_policy_gradient(lambda _: scored, with_all, jax.random.key(0), **knobs)[0] for knobs in LOSSES])
+    found = jnp.stack(
+        [
+            clipped_policy_gradient(lambda _: scored, with_all, jax.random.key(0), **knobs)[0]
+            for knobs in LOSSES
+        ]
+    )
     of_entropy = jnp.sum(batch['weights'] * scored.entropy) / with_all['step_weight']
     return found @ jnp.array([1.0, -0.7, 0.4, 1.3]) + 0.3 * of_entropy, (found, scored)
 
@@ -67,10 +84,21 @@ def losses(params, config, batch):
 CASES = {
     'plain': dict(layers=1),
     'local, scanned, in chunks, recomputed': dict(
-        attention_pattern=('local', 'global'), window=4, rope_local_theta=500.0, scan=True, remat='full', attention_chunk=2, logprob_chunk=4
+        attention_pattern=('local', 'global'),
+        window=4,
+        rope_local_theta=500.0,
+        scan=True,
+        remat='full',
+        attention_chunk=2,
+        logprob_chunk=4,
     ),
     'softly capped, tied, kept': dict(
-        attention_chunk=7, remat='save:attended', attention_softcap=20.0, norms='around', tied=True, layers=1
+        attention_chunk=7,
+        remat='save:attended',
+        attention_softcap=20.0,
+        norms='around',
+        tied=True,
+        layers=1,
     ),
 }
 
@@ -78,7 +106,11 @@ CASES = {
 @pytest.mark.parametrize('case', CASES)
 def test_losses_and_gradients_equal_those_of_padded_rows(case):
     config = toys.changed(**CASES[case])
-    check(config, toys.params(config), ('copies', 'packed') if case == 'plain' else ('shared', 'packed apart'))
+    check(
+        config,
+        toys.params(config),
+        ('copies', 'packed') if case == 'plain' else ('shared', 'packed apart'),
+    )
 
 
 def test_low_rank_pairs_get_the_gradients_of_padded_rows():
@@ -100,7 +132,9 @@ def check(config, params, forms):
         toys.assert_trees_close(found_gradient, gradient, atol=1e-5 * max(1, scale))
         for field in ('logprob', 'entropy', 'correct'):
             expected = np.where(counts, getattr(of_rows, field)[:, TP:], 0)
-            np.testing.assert_allclose(getattr(scored, field), expected, atol=1e-5, err_msg=f'{name}: {field}')
+            np.testing.assert_allclose(
+                getattr(scored, field), expected, atol=1e-5, err_msg=f'{name}: {field}'
+            )
 
 
 def test_what_a_corruption_changed_is_read():
@@ -114,11 +148,17 @@ def test_what_a_corruption_changed_is_read():
     plain = toys.scorer(ONE)(params, padded).logprob
     assert np.abs((wanted - plain) * padded['weights']).max() > 0.1
     for name in ('shared', 'packed apart'):
-        found = toys.scorer(ONE)(params, batch_of(FORMS[name]) | {'inputs': inputs[:, TP:], 'attend': attend[:, TP:]}).logprob
-        np.testing.assert_allclose(found, np.where(padded['segments'], wanted, 0)[:, TP:], atol=1e-5, err_msg=name)
+        found = toys.scorer(ONE)(
+            params, batch_of(FORMS[name]) | {'inputs': inputs[:, TP:], 'attend': attend[:, TP:]}
+        ).logprob
+        np.testing.assert_allclose(
+            found, np.where(padded['segments'], wanted, 0)[:, TP:], atol=1e-5, err_msg=name
+        )
 
 
-MIXTURE = toys.changed(experts=4, mlp_dim=8, router_balance_weight=0.3, router_z_weight=0.02, layers=1)
+MIXTURE = toys.changed(
+    experts=4, mlp_dim=8, router_balance_weight=0.3, router_z_weight=0.02, layers=1
+)
 
 
 def updated(layout, accumulation):
@@ -127,11 +167,18 @@ def updated(layout, accumulation):
     def keep(grads, _, params=None):
         return jax.tree.map(jnp.zeros_like, grads), grads
 
-    catching = optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), keep)
+    catching = optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params), keep
+    )
     objective = functools.partial(clipped_policy_gradient, loss_type='dapo', beta=0.1)
     update = jax.jit(step.make_update(MIXTURE, objective, catching, accumulation=accumulation))
     params = toys.params(MIXTURE)
-    after, metrics = update(step.fresh(params, catching, 0), jax.tree.map(lambda _: None, params), batch_of(layout), jax.random.key(0))
+    after, metrics = update(
+        step.fresh(params, catching, 0),
+        jax.tree.map(lambda _: None, params),
+        batch_of(layout),
+        jax.random.key(0),
+    )
     return metrics, after.optimizer
 
 
@@ -142,7 +189,9 @@ def test_steps_of_a_mixture_in_micro_batches_equal_those_of_padded_rows(name, ac
     assert found.keys() == metrics.keys() and metrics['router/balance_loss'] > 1
     # The most loaded expert of a micro-batch is not that of the step.
     for metric in metrics.keys() - ({'router/max_load'} if accumulation > 1 else set()):
-        np.testing.assert_allclose(found[metric], metrics[metric], rtol=1e-5, atol=1e-5, err_msg=metric)
+        np.testing.assert_allclose(
+            found[metric], metrics[metric], rtol=1e-5, atol=1e-5, err_msg=metric
+        )
     toys.assert_trees_close(found_gradient, gradient, atol=1e-5)
 
 
@@ -156,20 +205,28 @@ def test_a_reference_is_scored_in_parts():
     for name, micro in (('shared', 2), ('packed by copies', 4)):
         batch = batch_of(FORMS[name])
         found = jax.jit(step.make_score(ONE, micro=micro))(toys.params(ONE), batch)
-        np.testing.assert_allclose(found, np.where(batch['segments'], wanted, 0), atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(
+            found, np.where(batch['segments'], wanted, 0), atol=1e-5, err_msg=name
+        )
 
 
 def test_parts_that_prompts_or_shards_do_not_divide_into_are_refused():
-    with pytest.raises(UserError, match='4 groups of 4 rows per step do not split into accumulation=3'):
+    with pytest.raises(
+        UserError, match='4 groups of 4 rows per step do not split into accumulation=3'
+    ):
         step.make_score(toys.TINY, micro=3)(toys.params(), batch_of(FORMS['shared']))
-    with pytest.raises(UserError, match='2 groups of 8 rows per step do not split into accumulation=4'):
+    with pytest.raises(
+        UserError, match='2 groups of 8 rows per step do not split into accumulation=4'
+    ):
         step.make_score(toys.TINY, micro=4)(toys.params(), batch_of(FORMS['packed apart']))
 
 
 def shapes_of(jaxpr):
     for eqn in jaxpr.eqns:
         yield from (v.aval.shape for v in eqn.outvars)
-        for inner in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')):
+        for inner in jax.tree.leaves(
+            eqn.params, is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
+        ):
             if hasattr(inner, 'eqns') or hasattr(inner, 'jaxpr'):
                 yield from shapes_of(getattr(inner, 'jaxpr', inner))
 
@@ -206,5 +263,10 @@ def test_embeddings_in_place_of_tokens_are_refused_and_a_tap_sees_shards():
     batch, seen = batch_of(FORMS['shared']), []
     with pytest.raises(UserError, match='set share_prompts=False'):
         score(toys.params(), toys.TINY, batch, inputs_embeds=jnp.zeros((P * G, C, 16)))
-    jax.eval_shape(lambda params: score(params, toys.TINY, batch, tap=lambda layer, x: seen.append(x.shape) or x), toys.params())
+    jax.eval_shape(
+        lambda params: score(
+            params, toys.TINY, batch, tap=lambda layer, x: seen.append(x.shape) or x
+        ),
+        toys.params(),
+    )
     assert seen == [(P, TP + G * C, 16)] * 2

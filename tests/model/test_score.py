@@ -42,12 +42,18 @@ def test_chunks_equal_naive(chunk, tied):
         z = jax.nn.log_softmax((hidden @ (head.T if tied else head)).at[..., toys.PAD].set(-1e9))
         logprob = jnp.take_along_axis(z, batch['tokens'][..., None], axis=-1)[..., 0]
         entropy = -jnp.sum(jnp.where(z > -1e8, jnp.exp(z) * z, 0), axis=-1)
-        return jnp.sum(batch['weights'] * (logprob + 0.3 * entropy)), Scored(logprob, entropy, z.argmax(-1) == batch['tokens'])
+        return jnp.sum(batch['weights'] * (logprob + 0.3 * entropy)), Scored(
+            logprob, entropy, z.argmax(-1) == batch['tokens']
+        )
 
-    got, wanted = (jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))(head, hidden) for f in (chunked, naive))
+    got, wanted = (
+        jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))(head, hidden) for f in (chunked, naive)
+    )
     real = batch['tokens'] != toys.PAD  # naive log-probs of PAD itself are -1e9 and some
     np.testing.assert_allclose(got[0][0], wanted[0][0], rtol=1e-6)
-    toys.assert_trees_close(*(jax.tree.map(lambda x: x[real], x[0][1]) for x in (got, wanted)), atol=3e-6)
+    toys.assert_trees_close(
+        *(jax.tree.map(lambda x: x[real], x[0][1]) for x in (got, wanted)), atol=3e-6
+    )
     toys.assert_trees_close(got[1], wanted[1], atol=1e-5)
 
 
@@ -69,18 +75,25 @@ def test_whole_logits_never_exist_in_chunks():
 
     def largest(chunk):
         config = toys.changed(vocab_size=257, logprob_chunk=chunk)
-        grad = jax.make_jaxpr(jax.grad(lambda p: toys.weighted_score(p, config, batch)))(toys.params(config))
+        grad = jax.make_jaxpr(jax.grad(lambda p: toys.weighted_score(p, config, batch)))(
+            toys.params(config)
+        )
         return max(size(eqn) for eqn in equations(grad.jaxpr))
 
     def equations(jaxpr):
         for eqn in jaxpr.eqns:
             yield eqn
-            for inner in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')):
+            for inner in jax.tree.leaves(
+                eqn.params, is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
+            ):
                 if hasattr(inner, 'eqns') or hasattr(inner, 'jaxpr'):
                     yield from equations(getattr(inner, 'jaxpr', inner))
 
     def size(eqn):
-        return max((v.aval.size for v in eqn.outvars if v.aval.shape[-1:] == (257,) and v.aval.ndim > 2), default=0)
+        return max(
+            (v.aval.size for v in eqn.outvars if v.aval.shape[-1:] == (257,) and v.aval.ndim > 2),
+            default=0,
+        )
 
     assert largest(0) == 3 * 10 * 257 and largest(5) == 3 * 5 * 257
 
@@ -97,10 +110,14 @@ def test_inputs_are_read_and_tokens_are_scored():
 def test_pad_has_no_probability_and_no_gradient():
     params, batch = toys.params(), toys.random_batch(length=T)
     grads = toys.weighted_score_and_grad(toys.TINY)(params, batch)[1]
-    assert np.all(grads['head'][:, toys.PAD] == 0) and np.all(np.abs(grads['head'][:, 1:]).max(0) > 0)
+    assert np.all(grads['head'][:, toys.PAD] == 0) and np.all(
+        np.abs(grads['head'][:, 1:]).max(0) > 0
+    )
     assert np.all(grads['embed'][toys.PAD] == 0)
     loud = params | {'head': params['head'].at[:, toys.PAD].set(100.0)}
-    toys.assert_trees_equal(toys.scorer(toys.TINY)(loud, batch), toys.scorer(toys.TINY)(params, batch))
+    toys.assert_trees_equal(
+        toys.scorer(toys.TINY)(loud, batch), toys.scorer(toys.TINY)(params, batch)
+    )
     everything = [jnp.full(batch['tokens'].shape, token) for token in range(13)]
     hidden = jax.random.normal(jax.random.key(0), (*batch['tokens'].shape, 16))
     probability = [jnp.exp(token_scores(params, toys.TINY, hidden, x).logprob) for x in everything]
@@ -129,7 +146,9 @@ def test_distribution_scores_of_known_distributions(offset):
     z = jnp.log(jnp.asarray([[0.5, 0.25, 0.25], [1 / 3, 1 / 3, 1 / 3]])) + offset
     scored = distribution_scores(z, jnp.asarray([1, 2]))
     np.testing.assert_allclose(scored.logprob, np.log([0.25, 1 / 3]), atol=3e-5 if offset else 1e-6)
-    np.testing.assert_allclose(scored.entropy, [1.5 * np.log(2), np.log(3)], atol=3e-5 if offset else 1e-6)
+    np.testing.assert_allclose(
+        scored.entropy, [1.5 * np.log(2), np.log(3)], atol=3e-5 if offset else 1e-6
+    )
     assert scored.correct.tolist() == [False, True]  # as likely as any
     certain = distribution_scores(jnp.asarray([-1e30, 4.0, -1e30]), jnp.asarray(1))
     assert (certain.logprob, certain.entropy, certain.correct) == (0, 0, True)
@@ -137,6 +156,8 @@ def test_distribution_scores_of_known_distributions(offset):
 
 def test_tap_and_embeds_reach_the_forward():
     params, batch = toys.params(), toys.random_batch(length=T)
-    run = jax.jit(lambda factor: score(params, toys.TINY, batch, tap=lambda layer, x: factor * x).logprob)
+    run = jax.jit(
+        lambda factor: score(params, toys.TINY, batch, tap=lambda layer, x: factor * x).logprob
+    )
     # The final norm undoes a scale of the last layer only; layer 0's reaches the result.
     assert np.abs(run(1.0) - run(2.0)).max() > 1e-3

@@ -27,15 +27,25 @@ def test_quickstart_has_335904_parameters():
     assert sum(x.size for x in jax.tree.leaves(fresh(toys.QUICKSTART))) == 335_904
 
 
-@pytest.mark.parametrize('changes', [{}, {'tied': True}, {'gated': False, 'qk_norm': 'none', 'qkv_bias': False}])
+@pytest.mark.parametrize(
+    'changes', [{}, {'tied': True}, {'gated': False, 'qk_norm': 'none', 'qkv_bias': False}]
+)
 def test_abstract_equals_fresh(changes):
     config = toys.changed(**changes)
     tree = spec.specs(config)
     made = jax.eval_shape(lambda key: spec.initialise(tree, key, 'bfloat16'), jax.random.key(0))
     described = spec.abstract(tree, 'bfloat16')
     assert jax.tree.structure(described) == jax.tree.structure(made)
-    for a, b, node in zip(jax.tree.leaves(described), jax.tree.leaves(made), jax.tree.leaves(tree, is_leaf=spec.is_spec)):
-        assert a.shape == b.shape == node.shape and a.dtype == b.dtype == jnp.bfloat16 and len(node.axes) == len(node.shape)
+    for a, b, node in zip(
+        jax.tree.leaves(described),
+        jax.tree.leaves(made),
+        jax.tree.leaves(tree, is_leaf=spec.is_spec),
+    ):
+        assert (
+            a.shape == b.shape == node.shape
+            and a.dtype == b.dtype == jnp.bfloat16
+            and len(node.axes) == len(node.shape)
+        )
     names = set(partition.names(made))
     assert ('head' in names) == (not config.tied)
     assert ('layers/mlp/gate' in names) == config.gated
@@ -47,7 +57,10 @@ def test_abstract_equals_fresh(changes):
 
 @pytest.mark.parametrize(
     'changes, own',
-    [({'tied': True, 'qk_norm': 'none', 'qkv_bias': False}, ()), ({'mlp_dim': 32}, ('mlp/up', 'mlp/gate', 'mlp/down'))],
+    [
+        ({'tied': True, 'qk_norm': 'none', 'qkv_bias': False}, ()),
+        ({'mlp_dim': 32}, ('mlp/up', 'mlp/gate', 'mlp/down')),
+    ],
 )
 def test_a_leafs_draw_does_not_depend_on_others(changes, own):
     a, b = by_name(fresh(toys.TINY)), by_name(fresh(toys.changed(**changes)))
@@ -67,8 +80,16 @@ def test_scale_of_fresh_weights():
     config = toys.changed(toys.QUICKSTART, gated=True, qk_norm='head', qkv_bias=True)
     made = by_name(fresh(config))
     matrix, residual = 96**-0.5, (2 * 3) ** -0.5
-    wanted = {f'layers/{name}': matrix for name in ('attention/q', 'attention/k', 'attention/v', 'mlp/up', 'mlp/gate')}
-    wanted |= {'embed': 0.5, 'head': matrix, 'layers/attention/o': matrix * residual, 'layers/mlp/down': 384**-0.5 * residual}
+    wanted = {
+        f'layers/{name}': matrix
+        for name in ('attention/q', 'attention/k', 'attention/v', 'mlp/up', 'mlp/gate')
+    }
+    wanted |= {
+        'embed': 0.5,
+        'head': matrix,
+        'layers/attention/o': matrix * residual,
+        'layers/mlp/down': 384**-0.5 * residual,
+    }
     for name, x in made.items():
         if name.endswith('norm'):
             assert np.all(x == 1)

@@ -1,4 +1,5 @@
-"""What `test_folder_devices` runs, in a process that has eight devices: prints nothing, writes one .npz.
+"""What `test_folder_devices` runs, in a process that has eight devices: prints nothing, writes one
+.npz.
 
     python folder_devices.py OUT FOLDERS MESH [MESH ...]    where MESH is like fsdp=4,tensor=2; expert=1 is one device
 """
@@ -33,22 +34,32 @@ def run(root: pathlib.Path, sizes: dict[str, int]) -> dict[str, np.ndarray]:
     for path in sorted(root.iterdir()):
         folder = pretrained.read_folder(path)
         # The smallest embedding is grown to the size of the others.
-        config = model_config.from_config(folder.fields | RUN | {'vocab_size': 16}, vocab_size=0, pad_id=0)
+        config = model_config.from_config(
+            folder.fields | RUN | {'vocab_size': 16}, vocab_size=0, pad_id=0
+        )
         params = pretrained.load(folder, config, mesh)
         placement = shardings(spec.specs(config), params, mesh)
-        for (name, leaf), home in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(placement), strict=True):
-            assert leaf.sharding.is_equivalent_to(home, leaf.ndim), f'{name} does not live where it should'
+        for (name, leaf), home in zip(
+            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(placement), strict=True
+        ):
+            assert leaf.sharding.is_equivalent_to(home, leaf.ndim), (
+                f'{name} does not live where it should'
+            )
             out[f'{path.name}/{partition.path_name(name)}'] = leaf
         if config.experts:
             out |= train(config, params, placement, mesh) | sample(config, params, mesh)
     return jax.tree.map(np.asarray, out)
 
 
-def train(config: model_config.ModelConfig, params: dict, placement: dict, mesh: jax.sharding.Mesh) -> dict:
+def train(
+    config: model_config.ModelConfig, params: dict, placement: dict, mesh: jax.sharding.Mesh
+) -> dict:
     optimizer = optax.sgd(0.1)
     now = step.create(params, optimizer, placement, meshes.replicated(mesh))
     homes = jax.tree.map(lambda x: x.sharding, now)
-    update = jax.jit(meshes.on(mesh, step.make_update(config, toys.nll, optimizer)), out_shardings=(homes, None))
+    update = jax.jit(
+        meshes.on(mesh, step.make_update(config, toys.nll, optimizer)), out_shardings=(homes, None)
+    )
     batch = meshes.place_batch(toys.random_batch(rows=8, config=config), mesh)
     frozen, out = jax.tree.map(lambda _: None, params), {}
     for number in range(2):
@@ -56,12 +67,20 @@ def train(config: model_config.ModelConfig, params: dict, placement: dict, mesh:
         out |= {f'step{number}/{name}': value for name, value in metrics.items()}
     # Plain gradient descent: how far a weight moved is its gradient.
     moved = jax.tree.map(jnp.subtract, params, now.trainable)
-    return out | {f'moved/{name}': x for name, x in zip(partition.names(moved), jax.tree.leaves(moved))}
+    return out | {
+        f'moved/{name}': x for name, x in zip(partition.names(moved), jax.tree.leaves(moved))
+    }
 
 
 def sample(config: model_config.ModelConfig, params: dict, mesh: jax.sharding.Mesh) -> dict:
-    given = {name: x[:, :4] for name, x in toys.random_batch(rows=8, config=config).items() if name in ('tokens', 'positions')}
-    prompts = meshes.place_batch(given | {'segments': np.ones((8, 4), np.int32), 'index': np.arange(8)}, mesh)
+    given = {
+        name: x[:, :4]
+        for name, x in toys.random_batch(rows=8, config=config).items()
+        if name in ('tokens', 'positions')
+    }
+    prompts = meshes.place_batch(
+        given | {'segments': np.ones((8, 4), np.int32), 'index': np.arange(8)}, mesh
+    )
     draw = meshes.on(mesh, lambda p, x, key: generate(p, config, x, key, SAMPLING))
     rollout = jax.jit(draw)(params, prompts, jax.random.key(2))
     return {'rollout/tokens': rollout.tokens, 'rollout/logprob': rollout.logprob}
@@ -70,5 +89,9 @@ def sample(config: model_config.ModelConfig, params: dict, mesh: jax.sharding.Me
 if __name__ == '__main__':
     destination, folders, *shapes = sys.argv[1:]
     assert len(jax.devices()) == 8
-    found = {f'{s}/{name}': x for s in shapes for name, x in run(pathlib.Path(folders), parsed(s)).items()}
+    found = {
+        f'{s}/{name}': x
+        for s in shapes
+        for name, x in run(pathlib.Path(folders), parsed(s)).items()
+    }
     np.savez(destination, **found)

@@ -1,4 +1,5 @@
-"""A Hugging Face folder on one device and on eight (simulated, in a process of their own): import, a mixture's training and sampling."""
+"""A Hugging Face folder on one device and on eight (simulated, in a process of their own): import,
+a mixture's training and sampling."""
 
 import pathlib
 
@@ -21,7 +22,9 @@ FOLDERS = {
     'experts': toys.changed(SHAPE, qk_norm='head', experts=4, experts_per_token=2, mlp_dim=8),
     'phi3': toys.changed(SHAPE, rope_fraction=0.5),
     # Widths that an axis of two or four does not divide.
-    'odd': toys.changed(SHAPE, vocab_size=13, mlp_dim=9, heads=4, kv_heads=1, head_dim=6, qkv_bias=True, tied=True),
+    'odd': toys.changed(
+        SHAPE, vocab_size=13, mlp_dim=9, heads=4, kv_heads=1, head_dim=6, qkv_bias=True, tied=True
+    ),
 }
 
 
@@ -30,7 +33,9 @@ def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp('folders')
     for name, config in FOLDERS.items():
         (root / name).mkdir()
-        family = next((f for f in FAMILIES if f.model_type == name), None) or exported.family_of(config)
+        family = next((f for f in FAMILIES if f.model_type == name), None) or exported.family_of(
+            config
+        )
         exported.save_tensors(root / name, family, config, toys.params(config), dtype='float32')
         exported.transformers_config(family, config).save_pretrained(root / name)
     return root
@@ -60,7 +65,9 @@ def test_eight_devices_equal_one(found, shape):
 def test_the_reference_is_what_was_written(found):
     one = found[ONE]
     for name, config in FOLDERS.items():
-        kept = {key.removeprefix(f'{name}/'): x for key, x in one.items() if key.startswith(f'{name}/')}
+        kept = {
+            key.removeprefix(f'{name}/'): x for key, x in one.items() if key.startswith(f'{name}/')
+        }
         wanted = jax.tree_util.tree_leaves_with_path(toys.params(config))
         assert len(kept) == len(wanted)
         for path, x in wanted:

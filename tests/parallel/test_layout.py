@@ -20,18 +20,34 @@ def abstract_mesh(*shape):
 
 def test_a_spec_names_all_axes_that_divide_in_order():
     wide = sizes(data=2, fsdp=4, sequence=3)
-    assert layout.partition_spec(('batch', 'time', None), (16, 12, 7), wide) == P(layout.ROWS, 'sequence', None)
-    assert layout.partition_spec(('batch',), (12,), sizes(data=2, fsdp=2, expert=4)) == P(('data', 'fsdp'))
-    assert layout.partition_spec(('batch', 'time'), (3, 1), sizes(data=2, sequence=4)) == P(None, None)
+    assert layout.partition_spec(('batch', 'time', None), (16, 12, 7), wide) == P(
+        layout.ROWS, 'sequence', None
+    )
+    assert layout.partition_spec(('batch',), (12,), sizes(data=2, fsdp=2, expert=4)) == P(
+        ('data', 'fsdp')
+    )
+    assert layout.partition_spec(('batch', 'time'), (3, 1), sizes(data=2, sequence=4)) == P(
+        None, None
+    )
 
 
 def test_nothing_is_constrained_off_a_mesh():
     x = jnp.ones((4, 6))
     assert layout.size('data', 'tensor') == 1
-    assert str(jax.make_jaxpr(lambda x: layout.constrain(x, 'batch', 'time'))(x)).count('sharding_constraint') == 0
+    assert (
+        str(jax.make_jaxpr(lambda x: layout.constrain(x, 'batch', 'time'))(x)).count(
+            'sharding_constraint'
+        )
+        == 0
+    )
     with jax.sharding.use_abstract_mesh(abstract_mesh(2, 1, 1, 3, 1)):
         assert layout.size('data', 'sequence') == 6
-        assert str(jax.make_jaxpr(lambda x: layout.constrain(x, 'batch', 'time'))(x)).count('sharding_constraint') == 1
+        assert (
+            str(jax.make_jaxpr(lambda x: layout.constrain(x, 'batch', 'time'))(x)).count(
+                'sharding_constraint'
+            )
+            == 1
+        )
 
 
 @pytest.mark.parametrize('ways', [1, 3, 5])

@@ -1,4 +1,5 @@
-"""What the compiled train and score steps hold, against bounds from shapes: logits, scores or activations kept by mistake break them."""
+"""What the compiled train and score steps hold, against bounds from shapes: logits, scores or
+activations kept by mistake break them."""
 
 import functools
 import importlib.util
@@ -13,32 +14,49 @@ from reasonjax.planning.programs import Stage, plan_run, planned_stage
 B, T, D, L, H, F, V, CHUNK = 8, 512, 128, 6, 4, 512, 4096, 64
 F32 = 4
 MODEL = dict(
-    dim=D, layers=L, heads=H, kv_heads=H, head_dim=D // H, mlp_dim=F, vocab_size=V, scan=True, remat='full', logprob_chunk=CHUNK,
+    dim=D,
+    layers=L,
+    heads=H,
+    kv_heads=H,
+    head_dim=D // H,
+    mlp_dim=F,
+    vocab_size=V,
+    scan=True,
+    remat='full',
+    logprob_chunk=CHUNK,
     attention_chunk=CHUNK,
-)  # fmt: skip
+)
 # Bytes of single arrays.
 HIDDEN, WIDE, LOGITS = B * T * D * F32, B * T * F * F32, B * T * V * F32
 LOGIT_CHUNK, SCORE_CHUNK = B * CHUNK * V * F32, B * H * CHUNK * T * F32
 SAVED = L * HIDDEN
 PARAMETERS = (L * (4 * D * D + 2 * D * F + 2 * D) + 2 * V * D + D) * F32
-# Of each array there may be some at once: its value, its gradient, and what is computed from either.
+# Of each array there may be some at once: its value, its gradient, and what is computed from
+# either.
 SCORE = 3 * LOGIT_CHUNK + 2 * SCORE_CHUNK + 2 * WIDE + 4 * HIDDEN
 TRAIN = 3 * LOGIT_CHUNK + 3 * SCORE_CHUNK + 3 * WIDE + 6 * HIDDEN + SAVED + 2 * PARAMETERS
 
 
 @functools.cache
 def compiled(name, where='cpu:1', length=T, accumulation=1, **changes):
-    """The compiler's memory statistics of a program of configs/sft.py at this size, and the bytes of its state."""
+    """The compiler's memory statistics of a program of configs/sft.py at this size, and the bytes
+    of its state."""
     config = configs.load('configs/sft.py').unlock()
     config.model.update(MODEL | changes)
     config.train.update(batch_size=B, accumulation=accumulation)
     config.train.data.max_length = length
-    devices = jax.devices('cpu')[:1] if where == 'cpu:1' else topology.devices(topology.parse(where))
+    devices = (
+        jax.devices('cpu')[:1] if where == 'cpu:1' else topology.devices(topology.parse(where))
+    )
     stage = Stage(plan_run(config, devices), planned_stage(config))
     program = next(stage.programs((name,)))
     # Memory is planned before machine code is made, which may be as slow as it likes.
     options = {'xla_backend_optimization_level': 0} if where == 'cpu:1' else {}
-    statistics = program.function.lower(*program.arguments).compile(compiler_options=options).memory_analysis()
+    statistics = (
+        program.function.lower(*program.arguments)
+        .compile(compiler_options=options)
+        .memory_analysis()
+    )
     return statistics, shapes.bytes_of(stage.state)
 
 
@@ -80,7 +98,9 @@ def test_the_state_is_updated_in_place():
     assert statistics.argument_size_in_bytes < state + 4 * B * T * F32 + 1000
 
 
-@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='no TPU compiler here (pip install libtpu)')
+@pytest.mark.skipif(
+    importlib.util.find_spec('libtpu') is None, reason='no TPU compiler here (pip install libtpu)'
+)
 def test_the_same_on_a_tpu():
     statistics, state = compiled('train', where='v5e:1x1')
     assert statistics.temp_size_in_bytes < TRAIN

@@ -18,15 +18,20 @@ from reasonjax.parallel import mesh as meshes
 def test_a_single_device_is_a_mesh_of_one():
     one = jax.devices()[:1]
     for shape in ({}, {'data': -1}, {'data': 1, 'fsdp': -1, 'tensor': 1}):
-        assert dict(meshes.make_mesh(shape, one).shape) == dict.fromkeys(('data', 'fsdp', 'expert', 'sequence', 'tensor'), 1)
+        assert dict(meshes.make_mesh(shape, one).shape) == dict.fromkeys(
+            ('data', 'fsdp', 'expert', 'sequence', 'tensor'), 1
+        )
 
 
-@pytest.mark.parametrize('shape, words', [
-    ({'data': 2}, "{'data': 2} does not make 1 devices"),
-    ({'data': 0}, 'does not make 1 devices'),
-    ({'data': -1, 'tensor': 3}, 'does not make 1 devices'),
-    ({'data': -1, 'fsdp': -1}, 'only one axis may be -1, got data, fsdp'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'shape, words',
+    [
+        ({'data': 2}, "{'data': 2} does not make 1 devices"),
+        ({'data': 0}, 'does not make 1 devices'),
+        ({'data': -1, 'tensor': 3}, 'does not make 1 devices'),
+        ({'data': -1, 'fsdp': -1}, 'only one axis may be -1, got data, fsdp'),
+    ],
+)
 def test_impossible_meshes_are_refused(shape, words):
     with pytest.raises(UserError) as error:
         meshes.make_mesh(shape, jax.devices()[:1])
@@ -63,27 +68,41 @@ def test_matrices_are_split_over_two_axes():
 def test_an_axis_that_does_not_divide_is_left_out():
     specs = placed(abstract_mesh(fsdp=4, tensor=8))
     # 13 rows of vocabulary; 12 columns of keys; 24 of queries and of the MLP.
-    assert specs['embed'] == P(None, ('fsdp', 'sequence')) and specs['layers']['attention']['k'] == P(None, ('fsdp', 'sequence'), None)
+    assert specs['embed'] == P(None, ('fsdp', 'sequence')) and specs['layers']['attention'][
+        'k'
+    ] == P(None, ('fsdp', 'sequence'), None)
     assert specs['layers']['attention']['q'] == P(None, ('fsdp', 'sequence'), 'tensor')
     # 16 rows of the residual stream: over fsdp x sequence = 32 not, over fsdp alone they do.
-    assert placed(abstract_mesh(fsdp=4, sequence=8))['layers']['attention']['q'] == P(None, 'fsdp', 'tensor')
+    assert placed(abstract_mesh(fsdp=4, sequence=8))['layers']['attention']['q'] == P(
+        None, 'fsdp', 'tensor'
+    )
 
 
 def test_banks_of_experts_have_an_axis_of_their_own():
-    specs = placed(abstract_mesh(expert=4, fsdp=2), toys.changed(experts=4, qkv_bias=False))['layers']['mlp']
-    assert specs['up'] == P(None, 'expert', ('fsdp', 'sequence'), 'tensor') and specs['router'] == P(None, ('fsdp', 'sequence'), None)
+    specs = placed(abstract_mesh(expert=4, fsdp=2), toys.changed(experts=4, qkv_bias=False))[
+        'layers'
+    ]['mlp']
+    assert specs['up'] == P(None, 'expert', ('fsdp', 'sequence'), 'tensor') and specs[
+        'router'
+    ] == P(None, ('fsdp', 'sequence'), None)
 
 
 def test_the_factors_of_a_pair_inherit_the_axis_they_share():
     specs = placed(abstract_mesh(fsdp=4, tensor=2), r=2, target_modules=('layers/mlp/down', 'head'))
     down = specs['layers']['mlp']['down']
     rows = ('fsdp', 'sequence')
-    assert down.base == P(None, 'tensor', rows) and down.a == P(None, 'tensor', None) and down.b == P(None, None, rows)
+    assert (
+        down.base == P(None, 'tensor', rows)
+        and down.a == P(None, 'tensor', None)
+        and down.b == P(None, None, rows)
+    )
     assert down.scale == P(None) and specs['head'].scale == P()
 
 
 def test_rows_that_do_not_divide_are_refused():
-    with pytest.raises(UserError, match='12 rows of "tokens" do not divide over 8 devices.*multiple of 8'):
+    with pytest.raises(
+        UserError, match='12 rows of "tokens" do not divide over 8 devices.*multiple of 8'
+    ):
         meshes.place_batch({'tokens': range(12)}, abstract_mesh(data=2, fsdp=4))
 
 
@@ -102,10 +121,15 @@ def test_a_mesh_that_does_not_divide_is_refused_with_the_nearest_that_does():
     assert 'model.heads=12 does not divide over tensor=8' in text and 'mlp_dim' not in text
     assert 'Nearest that divide 8 devices: data=2, tensor=4 or sequence=2, tensor=4' in text
     text = refused({'data': 8}, rows={'sft.batch_size': 12})
-    assert 'sft.batch_size=12 does not divide over data x fsdp x expert=8' in text and 'data=4, ' in text
+    assert (
+        'sft.batch_size=12 does not divide over data x fsdp x expert=8' in text
+        and 'data=4, ' in text
+    )
     text = refused({'sequence': 4}, lengths={'sft.data.max_length': 30})
     assert 'sft.data.max_length=30 does not divide over sequence=4' in text
-    assert 'No mesh of these devices divides it' in refused({'data': 7}, rows={'batch_size': 4}, lengths={'max_length': 30})
+    assert 'No mesh of these devices divides it' in refused(
+        {'data': 7}, rows={'batch_size': 4}, lengths={'max_length': 30}
+    )
     text = refused({'expert': 8}, toys.changed(SHAPE, experts=4))
     assert 'model.experts=4 does not divide over expert=8' in text and 'expert=4' in text
 
@@ -126,7 +150,10 @@ def test_of_all_nearest_shapes_each_divides_and_none_nearer_is_left_out():
     by_hand = {
         (data, fsdp, 1, sequence, tensor)
         for data, fsdp, sequence, tensor in itertools.product((1, 2, 4, 8, 16), repeat=4)
-        if data * fsdp * sequence * tensor == 16 and 6 % (data * fsdp) == 0 and 24 % sequence == 0 and tensor in (1, 2, 4)
+        if data * fsdp * sequence * tensor == 16
+        and 6 % (data * fsdp) == 0
+        and 24 % sequence == 0
+        and tensor in (1, 2, 4)
     }
     assert {tuple(shape.values()) for shape in shapes} == by_hand
 

@@ -1,4 +1,5 @@
-"""Several processes: how they are asked for, and two of them (simulated devices, on this machine) against one."""
+"""Several processes: how they are asked for, and two of them (simulated devices, on this machine)
+against one."""
 
 import collections
 import contextlib
@@ -43,7 +44,8 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def launched(number: int, folder: pathlib.Path, *arguments):
-    """One process of `two_processes.py`; what it prints goes to a file, because a full pipe would stop it."""
+    """One process of `two_processes.py`; what it prints goes to a file, because a full pipe would
+    stop it."""
     environment = devices.environment(number, folder)
     command = [sys.executable, str(HERE / 'two_processes.py'), *map(str, arguments)]
     name = len([*folder.glob('*.out')])
@@ -59,14 +61,17 @@ def launched(number: int, folder: pathlib.Path, *arguments):
 
 @pytest.fixture(scope='module')
 def ended(tmp_path_factory):
-    """Process 0 and 1 of two, then the one that did the same alone, all ended; and the folders of their runs."""
+    """Process 0 and 1 of two, then the one that did the same alone, all ended; and the folders of
+    their runs."""
     folder = tmp_path_factory.mktemp('processes')
     (folder / 'counted_rewards.py').write_text(REWARDS)
     two, one, port = folder / 'two', folder / 'one', free_port()
     two.mkdir()
     one.mkdir()
     with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(launched(4, folder, two, one, port, index)) for index in (0, 1)]
+        found = [
+            stack.enter_context(launched(4, folder, two, one, port, index)) for index in (0, 1)
+        ]
         found.append(stack.enter_context(launched(8, folder, one, two)))
         for process in found:
             process.wait(LIMIT)
@@ -79,7 +84,10 @@ def ended(tmp_path_factory):
 def seen(ended):
     """What processes 0 and 1 and the single one have seen."""
     _, two, one = ended
-    return [{name: x for name, x in np.load(path).items()} for path in (two / '0.npz', two / '1.npz', one / '0.npz')]
+    return [
+        {name: x for name, x in np.load(path).items()}
+        for path in (two / '0.npz', two / '1.npz', one / '0.npz')
+    ]
 
 
 def test_the_two_processes_agree_bitwise(seen):
@@ -117,8 +125,15 @@ def test_a_checkpoint_is_read_by_another_number_of_processes(seen):
 
 def test_all_processes_name_a_parameter_that_is_no_number_on_one(ended):
     _, two, one = ended
-    said = [json.loads(path.read_text())['finite'] for path in (two / '0.json', two / '1.json', one / '0.json')]
-    assert len(set(said)) == 1 and said[0].startswith('here: 1 of ') and 'parameters are not finite numbers: embed (1 of ' in said[0]
+    said = [
+        json.loads(path.read_text())['finite']
+        for path in (two / '0.json', two / '1.json', one / '0.json')
+    ]
+    assert (
+        len(set(said)) == 1
+        and said[0].startswith('here: 1 of ')
+        and 'parameters are not finite numbers: embed (1 of ' in said[0]
+    )
 
 
 def test_every_completion_is_scored_once(ended):
@@ -131,11 +146,18 @@ def test_every_completion_is_scored_once(ended):
 def test_one_process_writes(ended):
     (first, second, _), two, one = ended
     for run in ('lora', 'grpo'):
-        written = [[(r['stage'], r['step']) for r in metrics.read(folder / run / 'metrics.jsonl')] for folder in (two, one)]
+        written = [
+            [(r['stage'], r['step']) for r in metrics.read(folder / run / 'metrics.jsonl')]
+            for folder in (two, one)
+        ]
         assert written[0] == written[1] and len(written[0]) >= 3
         # TensorBoard's events have the process in their name.
-        assert len([*(two / run).glob('tensorboard/*/*')]) == len({stage for stage, _ in written[0]})
-        assert json.loads((two / run / 'config.json').read_text()) == json.loads((one / run / 'config.json').read_text())
+        assert len([*(two / run).glob('tensorboard/*/*')]) == len(
+            {stage for stage, _ in written[0]}
+        )
+        assert json.loads((two / run / 'config.json').read_text()) == json.loads(
+            (one / run / 'config.json').read_text()
+        )
     assert not [*two.rglob('.shared')]
     assert 'grpo 3/3' in first.printed.read_text()
     own = [line for line in second.printed.read_text().splitlines() if 'peer ranks' not in line]
@@ -163,26 +185,60 @@ def test_a_workdir_of_their_own_and_another_config_are_refused(ended):
 
 def test_a_process_that_fails_alone_takes_the_others_with_it(tmp_path):
     port = free_port()
-    with launched(1, tmp_path, 'alone', port, 0) as first, launched(1, tmp_path, 'alone', port, 1) as second:
+    with (
+        launched(1, tmp_path, 'alone', port, 0) as first,
+        launched(1, tmp_path, 'alone', port, 1) as second,
+    ):
         assert first.wait(60) and second.wait(60)
-        assert 'error (process 1 of 2): a file that only process 1 lacks' in second.errors.read_text()
+        assert (
+            'error (process 1 of 2): a file that only process 1 lacks' in second.errors.read_text()
+        )
         assert 'went on alone' not in first.errors.read_text()
 
 
 ALL = {'coordinator': 'host:1234', 'num_processes': '4', 'process_id': '3'}
-STARTED = dict(coordinator_address='host:1234', num_processes=4, process_id=3, cluster_detection_method='deactivate')
+STARTED = dict(
+    coordinator_address='host:1234',
+    num_processes=4,
+    process_id=3,
+    cluster_detection_method='deactivate',
+)
 
 
 @pytest.mark.parametrize(
     ('flags', 'environment', 'wanted'),
     [
         ({}, {}, None),
-        ({'distributed': False, 'coordinator': None, 'num_processes': None, 'process_id': None}, {'PATH': '/bin'}, None),
+        (
+            {'distributed': False, 'coordinator': None, 'num_processes': None, 'process_id': None},
+            {'PATH': '/bin'},
+            None,
+        ),
         (ALL, {}, STARTED),
-        ({}, {'REASONJAX_COORDINATOR': 'host:1234', 'REASONJAX_NUM_PROCESSES': '4', 'REASONJAX_PROCESS_ID': '3'}, STARTED),
+        (
+            {},
+            {
+                'REASONJAX_COORDINATOR': 'host:1234',
+                'REASONJAX_NUM_PROCESSES': '4',
+                'REASONJAX_PROCESS_ID': '3',
+            },
+            STARTED,
+        ),
         # A flag goes before its variable; the rest of the environment stays.
-        ({'process_id': '3'}, {'REASONJAX_COORDINATOR': 'host:1234', 'REASONJAX_NUM_PROCESSES': '4', 'REASONJAX_PROCESS_ID': '0'}, STARTED),
-        (ALL | {'coordinator': '[fd00::1]:99'}, {}, STARTED | {'coordinator_address': '[fd00::1]:99'}),
+        (
+            {'process_id': '3'},
+            {
+                'REASONJAX_COORDINATOR': 'host:1234',
+                'REASONJAX_NUM_PROCESSES': '4',
+                'REASONJAX_PROCESS_ID': '0',
+            },
+            STARTED,
+        ),
+        (
+            ALL | {'coordinator': '[fd00::1]:99'},
+            {},
+            STARTED | {'coordinator_address': '[fd00::1]:99'},
+        ),
         ({'distributed': True}, {}, {}),
         ({}, {'REASONJAX_DISTRIBUTED': 'auto'}, {}),
     ],
@@ -194,10 +250,28 @@ def test_settings(flags, environment, wanted):
 @pytest.mark.parametrize(
     ('flags', 'environment', 'words'),
     [
-        ({'coordinator': 'h:1'}, {}, '--coordinator is given without --num_processes (REASONJAX_NUM_PROCESSES) and --process_id'),
-        ({}, {'REASONJAX_PROCESS_ID': '0', 'REASONJAX_NUM_PROCESSES': '2'}, 'REASONJAX_PROCESS_ID is given without --coordinator ('),
-        (ALL | {'distributed': True}, {}, '--distributed has jax find out what --coordinator, --num_processes, --process_id states'),
-        ({'distributed': True}, {'REASONJAX_COORDINATOR': 'h:1'}, 'what REASONJAX_COORDINATOR states'),
+        (
+            {'coordinator': 'h:1'},
+            {},
+            '--coordinator is given without --num_processes (REASONJAX_NUM_PROCESSES) and '
+            '--process_id',
+        ),
+        (
+            {},
+            {'REASONJAX_PROCESS_ID': '0', 'REASONJAX_NUM_PROCESSES': '2'},
+            'REASONJAX_PROCESS_ID is given without --coordinator (',
+        ),
+        (
+            ALL | {'distributed': True},
+            {},
+            '--distributed has jax find out what --coordinator, --num_processes, --process_id '
+            'states',
+        ),
+        (
+            {'distributed': True},
+            {'REASONJAX_COORDINATOR': 'h:1'},
+            'what REASONJAX_COORDINATOR states',
+        ),
         (ALL, {'REASONJAX_DISTRIBUTED': 'auto'}, 'REASONJAX_DISTRIBUTED=auto has jax find out'),
         ({}, {'REASONJAX_DISTRIBUTED': 'yes'}, 'REASONJAX_DISTRIBUTED=yes: expected auto'),
         (ALL | {'coordinator': 'host'}, {}, '--coordinator=host: expected HOST:PORT'),
@@ -210,7 +284,11 @@ def test_settings(flags, environment, wanted):
         (ALL | {'process_id': '4'}, {}, '--process_id=4: of 4 processes the last is 3'),
         (ALL | {'process_id': '-1'}, {}, '--process_id=-1: must be at least 0'),
         (ALL | {'num_processes': '0'}, {}, '--num_processes=0: must be at least 1'),
-        ({'coordinator': 'h:1', 'process_id': '0'}, {'REASONJAX_NUM_PROCESSES': 'two'}, 'REASONJAX_NUM_PROCESSES="two": must be a whole'),
+        (
+            {'coordinator': 'h:1', 'process_id': '0'},
+            {'REASONJAX_NUM_PROCESSES': 'two'},
+            'REASONJAX_NUM_PROCESSES="two": must be a whole',
+        ),
     ],
 )
 def test_wrong_settings(flags, environment, words):
@@ -230,7 +308,10 @@ def test_start_hands_them_to_jax(monkeypatch):
     assert calls == [STARTED | processes.TIMEOUTS, processes.TIMEOUTS] and sys.stdout is printing
 
 
-@pytest.mark.parametrize(('raised', 'words'), [(ValueError, 'no cluster that it knows'), (RuntimeError, 'did not find each other: why')])
+@pytest.mark.parametrize(
+    ('raised', 'words'),
+    [(ValueError, 'no cluster that it knows'), (RuntimeError, 'did not find each other: why')],
+)
 def test_start_says_what_failed(raised, words, monkeypatch):
     def initialize(**arguments):
         raise raised('why')
@@ -253,7 +334,11 @@ def test_shares_are_even_and_cover_everything_once(number, count, monkeypatch):
 
 
 def test_one_process_does_the_work_itself(tmp_path):
-    assert processes.gather({'a': 1}) == [{'a': 1}] and processes.agree(True) and not processes.agree(False)
+    assert (
+        processes.gather({'a': 1}) == [{'a': 1}]
+        and processes.agree(True)
+        and not processes.agree(False)
+    )
     assert processes.divided(3, lambda part: [*range(3)][part]) == [[0, 1, 2]]
     assert processes.on_main(lambda: 5) == 5
     calls = []

@@ -1,4 +1,5 @@
-"""One device and eight (simulated, in a process of their own) agree on pairs over quantised weights."""
+"""One device and eight (simulated, in a process of their own) agree on pairs over quantised
+weights."""
 
 import pathlib
 

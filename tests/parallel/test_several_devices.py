@@ -1,4 +1,5 @@
-"""One device and eight (simulated, in a process of their own) agree: fresh weights, steps of every kind, sampling."""
+"""One device and eight (simulated, in a process of their own) agree: fresh weights, steps of every
+kind, sampling."""
 
 import pathlib
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 HERE = pathlib.Path(__file__).parent
-# Every axis, and both models with split rows and without; a mixture on data=2,expert=4 is in `test_folder_devices`.
+# Every axis, and both models with split rows and without; a mixture on data=2,expert=4 is in
+# `test_folder_devices`.
 DENSE = ('fsdp=4,tensor=2', 'fsdp=2,tensor=2,sequence=2')
 MIXED = ('data=2,expert=2,tensor=2', 'fsdp=2,expert=2,sequence=2')
 ONE = {DENSE: 'fsdp=1', MIXED: 'expert=1'}

@@ -1,6 +1,6 @@
 """What `test_plan` runs in a process that has eight simulated devices; writes one JSON file.
 
-    python planned_devices.py OUT
+python planned_devices.py OUT
 """
 
 import json
@@ -26,14 +26,30 @@ LENGTH = 5
 CASES = {
     'grpo': ('configs/grpo.py', {}, ()),
     'kl': (
-        'configs/grpo.py', {'grpo.objective.beta': '0.1', 'grpo.minibatches': '2', 'rollout.mesh.data': '8'},
+        'configs/grpo.py',
+        {'grpo.objective.beta': '0.1', 'grpo.minibatches': '2', 'rollout.mesh.data': '8'},
         ('train', 'decode', 'iteration'),
     ),
-    'parts': ('configs/grpo.py', {'grpo.prompts_at_once': '8', 'rollout.mesh.data': '8'}, ('prefill', 'decode')),
-    'lora': ('configs/grpo.py', {'grpo.adapter.name': 'lora', 'grpo.filter.name': 'lora', 'grpo.objective.beta': '0.1'}, ('train',)),
+    'parts': (
+        'configs/grpo.py',
+        {'grpo.prompts_at_once': '8', 'rollout.mesh.data': '8'},
+        ('prefill', 'decode'),
+    ),
+    'lora': (
+        'configs/grpo.py',
+        {'grpo.adapter.name': 'lora', 'grpo.filter.name': 'lora', 'grpo.objective.beta': '0.1'},
+        ('train',),
+    ),
     'sft': ('configs/sft.py', {'train.accumulation': '2'}, ()),
-}  # fmt: skip
-SHARED = {'mesh.data': '2', 'mesh.fsdp': '2', 'mesh.tensor': '2', 'model.layers': '2', 'model.scan': 'True', 'model.remat': 'full'}
+}
+SHARED = {
+    'mesh.data': '2',
+    'mesh.fsdp': '2',
+    'mesh.tensor': '2',
+    'model.layers': '2',
+    'model.scan': 'True',
+    'model.remat': 'full',
+}
 
 
 def looped(devices: list) -> dict:
@@ -50,13 +66,18 @@ def looped(devices: list) -> dict:
         x, _ = jax.lax.scan(body, x, None, length=LENGTH)
         return x / jax.lax.psum(x, 'x')
 
-    shape = jax.ShapeDtypeStruct((8 * 100,), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec('x')))
+    shape = jax.ShapeDtypeStruct(
+        (8 * 100,), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec('x'))
+    )
     return hlo.by_kind(hlo.Module(jax.jit(program).lower(shape).compile().as_text()).collectives(8))
 
 
 def moved(devices: list) -> dict:
-    """Parameters from eight-way fsdp to four-way data x two-way tensor: what is sent, and whether they are the same where they belong."""
-    config = ModelConfig(vocab_size=64, dim=32, layers=2, heads=4, kv_heads=4, head_dim=8, mlp_dim=64, tied=True)
+    """Parameters from eight-way fsdp to four-way data x two-way tensor: what is sent, and whether
+    they are the same where they belong."""
+    config = ModelConfig(
+        vocab_size=64, dim=32, layers=2, heads=4, kv_heads=4, head_dim=8, mlp_dim=64, tied=True
+    )
     specs = spec.specs(config)
     here = meshes.make_mesh(dict(data=1, fsdp=8), devices)
     there = meshes.reshaped(here, dict(data=4, tensor=2), 'rollout.mesh')
@@ -79,7 +100,10 @@ def planned(where: topology.Topology, devices: list) -> dict:
         stage = Stage(plan_run(config, devices), planned_stage(config))
         found[name]['shards'] = [
             [path, shapes.bytes_of(leaf), str(leaf.sharding.spec)]
-            for path, leaf in ((jax.tree_util.keystr(p), x) for p, x in jax.tree_util.tree_leaves_with_path(stage.params))
+            for path, leaf in (
+                (jax.tree_util.keystr(p), x)
+                for p, x in jax.tree_util.tree_leaves_with_path(stage.params)
+            )
         ]
     return found
 

@@ -11,7 +11,8 @@ import pytest
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
 F32 = 4
-# configs/models/tiny.py, a layer less, with the vocabulary of addition; rows of 10 + 30 tokens, 32 prompts x 8 completions.
+# configs/models/tiny.py, a layer less, with the vocabulary of addition; rows of 10 + 30 tokens, 32
+# prompts x 8 completions.
 D, L, H, F, V = 96, 2, 96, 384, 18
 ROWS, TOKENS = 256, 40
 PROMPTS, PROMPT, OWN = 32, 10, 30
@@ -40,8 +41,8 @@ def test_collectives_in_a_compiled_loop(eight):
 
 
 def test_parameters_move_between_meshes_at_the_least_cost(eight):
-    # q, k, v, o, three of the MLP, and the embedding; each device gathers the 3 of 4 parts of its half that it has not. On CPU bfloat16
-    # travels as float32.
+    # q, k, v, o, three of the MLP, and the embedding; each device gathers the 3 of 4 parts of its
+    # half that it has not. On CPU bfloat16 travels as float32.
     matrices = F32 * (2 * (4 * 32 * 32 + 3 * 32 * 64) + 64 * 32)
     assert eight['moved']['all-gather']['bytes'] == pytest.approx(3 / 8 * matrices, rel=0.02)
     assert set(eight['moved']) <= {'all-gather', 'all-to-all', 'collective-permute'}
@@ -49,20 +50,37 @@ def test_parameters_move_between_meshes_at_the_least_cost(eight):
 
 
 def test_every_program_of_a_stage_is_planned(eight):
-    for case, names in {'grpo': ('train', 'score', 'prefill', 'decode', 'iteration'), 'sft': ('train', 'score')}.items():
+    for case, names in {
+        'grpo': ('train', 'score', 'prefill', 'decode', 'iteration'),
+        'sft': ('train', 'score'),
+    }.items():
         found = eight['planned'][case]
         assert tuple(found['programs']) == names
-        assert found['fits'] and found['mesh'] == {'data': 2, 'fsdp': 2, 'expert': 1, 'sequence': 1, 'tensor': 2}
+        assert found['fits'] and found['mesh'] == {
+            'data': 2,
+            'fsdp': 2,
+            'expert': 1,
+            'sequence': 1,
+            'tensor': 2,
+        }
         for one in found['programs'].values():
-            assert one['seconds'] > 0 and one['peak'] > 0 and one['sent'] > 0 and one['sent_across'] == 0
-            assert sum(x['bytes'] for x in one['collectives'].values()) == pytest.approx(one['sent'])
+            assert (
+                one['seconds'] > 0
+                and one['peak'] > 0
+                and one['sent'] > 0
+                and one['sent_across'] == 0
+            )
+            assert sum(x['bytes'] for x in one['collectives'].values()) == pytest.approx(
+                one['sent']
+            )
             assert one['largest'][0]['bytes'] == max(x['bytes'] for x in one['largest'])
             # Simulated devices have no peaks to bound anything by.
             assert one['time'] is None and one['mfu'] is None and one['limit'] is None
 
 
 def shares(split):
-    """Bytes of the parameters on a device: matrices over fsdp and tensor, the vocabulary over tensor where it divides; vectors whole."""
+    """Bytes of the parameters on a device: matrices over fsdp and tensor, the vocabulary over
+    tensor where it divides; vectors whole."""
     matrices = L * sum(MATRICES.values()) / split
     return F32 * (matrices + 2 * V * D / split + L * 2 * D + D)
 
@@ -71,10 +89,15 @@ def test_memory_by_kind(eight):
     memory = eight['planned']['grpo']['programs']['train']['memory']
     assert eight['planned']['grpo']['model'] == {'parameters': COUNT, 'trainable': COUNT}
     assert memory['incoming'] == 0
-    assert memory['parameters'] == shares(4) == sum(size for _, size, _ in eight['planned']['grpo']['shards'])
+    assert (
+        memory['parameters']
+        == shares(4)
+        == sum(size for _, size, _ in eight['planned']['grpo']['shards'])
+    )
     # Two moments, and the counters of Adam and of the schedule.
     assert 0 < memory['optimiser'] - 2 * shares(4) <= 16
-    # tokens, segments, positions, weights, logprob_sampled; advantage; the prompts' three; a scalar. Rows over data x fsdp.
+    # tokens, segments, positions, weights, logprob_sampled; advantage; the prompts' three; a
+    # scalar. Rows over data x fsdp.
     assert memory['batch'] == (5 * ROWS * OWN + ROWS + 3 * PROMPTS * PROMPT) * F32 / 4 + F32
     assert memory['cache'] == 0 and memory['temporaries'] > 0
     decode = eight['planned']['grpo']['programs']['decode']['memory']
@@ -82,9 +105,16 @@ def test_memory_by_kind(eight):
     assert decode['cache'] == 32 / 4 * 10 * per_token
     assert decode['of_which_cache'] == ROWS / 4 * 30 * per_token <= decode['temporaries']
     for one in eight['planned']['grpo']['programs'].values():
-        kinds = {name: size for name, size in one['memory'].items() if name not in ('of_which_cache', 'code')}
+        kinds = {
+            name: size
+            for name, size in one['memory'].items()
+            if name not in ('of_which_cache', 'code')
+        }
         assert one['peak'] == pytest.approx(sum(kinds.values()), rel=0.01)
-        assert one['memory']['optimiser'] == memory['optimiser'] and one['memory']['incoming'] == memory['incoming']
+        assert (
+            one['memory']['optimiser'] == memory['optimiser']
+            and one['memory']['incoming'] == memory['incoming']
+        )
 
 
 def test_arithmetic_by_program(eight):
@@ -111,8 +141,13 @@ def test_a_reference_is_counted_once(eight):
     plain, kl, lora = (eight['planned'][name]['programs'] for name in ('grpo', 'kl', 'lora'))
     # Two updates on half the rows each, and the reference is scored in between.
     assert kl['train']['flops'] == plain['train']['flops'] / 2
-    assert kl['iteration']['flops'] == pytest.approx(plain['iteration']['flops'] + plain['score']['flops'])
-    assert kl['train']['memory']['batch'] == (7 * ROWS * OWN + ROWS + 3 * PROMPTS * PROMPT) / 2 * F32 / 4 + F32
+    assert kl['iteration']['flops'] == pytest.approx(
+        plain['iteration']['flops'] + plain['score']['flops']
+    )
+    assert (
+        kl['train']['memory']['batch']
+        == (7 * ROWS * OWN + ROWS + 3 * PROMPTS * PROMPT) / 2 * F32 / 4 + F32
+    )
     assert plain['iteration']['memory']['incoming'] == 0
     assert kl['iteration']['memory']['incoming'] == kl['train']['memory']['incoming'] == shares(4)
     # Under an adapter the reference is the frozen base.
@@ -124,7 +159,8 @@ def test_a_reference_is_counted_once(eight):
 
 def test_another_mesh_for_sampling(eight):
     plain, kl = (eight['planned'][name]['programs']['decode'] for name in ('grpo', 'kl'))
-    # Rows over eight devices instead of four, heads whole instead of over two: as much cache; but twice the weights are read.
+    # Rows over eight devices instead of four, heads whole instead of over two: as much cache; but
+    # twice the weights are read.
     assert kl['memory']['of_which_cache'] == plain['memory']['of_which_cache']
     assert kl['memory_traffic'] > plain['memory_traffic']
     assert kl['flops'] == plain['flops']
@@ -133,5 +169,11 @@ def test_another_mesh_for_sampling(eight):
 def test_a_quarter_of_the_prompts_at_once(eight):
     plain, parts = (eight['planned'][name]['programs'] for name in ('grpo', 'parts'))
     for name in ('prefill', 'decode'):
-        assert parts[name]['flops'] == plain[name]['flops'] / 4 and parts[name]['tokens'] == plain[name]['tokens'] / 4
-    assert parts['decode']['memory']['of_which_cache'] == plain['decode']['memory']['of_which_cache'] / 4
+        assert (
+            parts[name]['flops'] == plain[name]['flops'] / 4
+            and parts[name]['tokens'] == plain[name]['tokens'] / 4
+        )
+    assert (
+        parts['decode']['memory']['of_which_cache']
+        == plain['decode']['memory']['of_which_cache'] / 4
+    )

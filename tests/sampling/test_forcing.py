@@ -1,4 +1,5 @@
-"""Tokens that are put rather than drawn, on models small enough to write down every completion; stop sequences; several models."""
+"""Tokens that are put rather than drawn, on models small enough to write down every completion;
+stop sequences; several models."""
 
 import dataclasses
 import functools
@@ -9,7 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
-from test_sampler import EOS, FREE, KEY, PROMPTS, SMALL, C, assert_equals_scoring, left_padded, sampler
+from test_sampler import (
+    EOS,
+    FREE,
+    KEY,
+    PROMPTS,
+    SMALL,
+    C,
+    assert_equals_scoring,
+    left_padded,
+    sampler,
+)
 from test_slots import assert_alike, with_
 
 from reasonjax.errors import UserError
@@ -41,16 +52,22 @@ def forced(forcing, *drawn, **settings):
     rollout = scripted(toys.params(SMALL), script(*drawn), left_padded([PROMPTS[0]]), sampling)
     n = int(rollout.length[0, 0])
     assert not np.any(rollout.forced[0, 0, n:])
-    return np.asarray(rollout.tokens)[0, 0, :n].tolist(), np.flatnonzero(rollout.forced[0, 0]).tolist()
+    return np.asarray(rollout.tokens)[0, 0, :n].tolist(), np.flatnonzero(
+        rollout.forced[0, 0]
+    ).tolist()
 
 
 def test_spans():
     assert forced((Span((7, 7, 8), place=0),), 4, 4, 4, 4, 5) == ([7, 7, 8, 4, 5], [0, 1, 2])
     assert forced((Span((7, 8), place=2),), 4, 4, 4, 4, 5) == ([4, 4, 7, 8, 5], [2, 3])
-    assert forced((Span((7, 8), behind=6),), 4, 6, 4, 4, 6, 4, 4, 5) == ([4, 6, 7, 8, 6, 7, 8, 5], [2, 3, 5, 6])
+    assert forced((Span((7, 8), behind=6),), 4, 6, 4, 4, 6, 4, 4, 5) == (
+        [4, 6, 7, 8, 6, 7, 8, 5],
+        [2, 3, 5, 6],
+    )
     # One that begins while another is running waits for nothing: the later of the two is heard.
     assert forced((Span((7, 7), place=0), Span((8,), place=1)), 4, 4, 5) == ([7, 8, 5], [0, 1])
-    # A token that is put ends a completion as a drawn one does, and is put where it would have been drawn too.
+    # A token that is put ends a completion as a drawn one does, and is put where it would have been
+    # drawn too.
     assert forced((Span((5,), place=1),), 4) == ([4, 5], [1])
     assert forced((Span((4,), place=0),), 4, 5) == ([4, 5], [0])
 
@@ -81,15 +98,23 @@ def test_thinking(budget, times):
     table = jnp.asarray([[*stream, 4, END, 4, 4, 4, 5] for stream in streams])
 
     def only(logits, progress):
-        wanted = table[jnp.minimum(progress.job, len(streams) - 1), jnp.minimum(progress.step, table.shape[1] - 1)]
+        wanted = table[
+            jnp.minimum(progress.job, len(streams) - 1),
+            jnp.minimum(progress.step, table.shape[1] - 1),
+        ]
         return jnp.where(jnp.arange(13) == wanted[:, None], logits, -1e30)
 
     prompts = left_padded([PROMPTS[0]] * len(streams))
     for slots in (0, 5):
-        rollout = sampler(SMALL, dataclasses.replace(sampling, slots=slots), (only,))(toys.params(SMALL), prompts, KEY)
+        rollout = sampler(SMALL, dataclasses.replace(sampling, slots=slots), (only,))(
+            toys.params(SMALL), prompts, KEY
+        )
         for i, drawn in enumerate(np.asarray(table).tolist()):
             n = int(rollout.length[i, 0])
-            found = np.asarray(rollout.tokens)[i, 0, :n].tolist(), np.flatnonzero(rollout.forced[i, 0]).tolist()
+            found = (
+                np.asarray(rollout.tokens)[i, 0, :n].tolist(),
+                np.flatnonzero(rollout.forced[i, 0]).tolist(),
+            )
             assert found == by_definition(drawn, budget, times), (drawn, slots)
 
 
@@ -97,7 +122,10 @@ def test_closing_and_place_of_several_tokens():
     thinking = Thinking((END,), (10, 11, END), budget=2)
     assert forced((thinking,), 4, 4, 4, 4, 4, END, 5) == ([4, 4, 10, 11, END, END, 5], [2, 3, 4])
     # A prefix is part of the budget, and both can be asked for.
-    assert forced((Span((7,), place=0), thinking), 4, 4, 4, 4, 4, 5) == ([7, 4, 10, 11, END, 5], [0, 2, 3, 4])
+    assert forced((Span((7,), place=0), thinking), 4, 4, 4, 4, 4, 5) == (
+        [7, 4, 10, 11, END, 5],
+        [0, 2, 3, 4],
+    )
 
 
 def test_what_is_put_is_scored_as_the_policys_own():
@@ -105,16 +133,25 @@ def test_what_is_put_is_scored_as_the_policys_own():
     sampling = with_(forcing=(Span((7, 8), place=1), Thinking((4,), (4,), 6, (9, 9), 1)))
     rollout = sampler(SMALL, sampling)(params, prompts, KEY)
     assert_equals_scoring(SMALL, params, prompts, rollout, 1.0)
-    assert np.all(np.asarray(rollout.forced)[..., 1:3] | (np.asarray(rollout.length)[..., None] < 3))
+    assert np.all(
+        np.asarray(rollout.forced)[..., 1:3] | (np.asarray(rollout.length)[..., None] < 3)
+    )
     assert sampler(SMALL, FREE)(params, prompts, KEY).forced is None
 
 
 @pytest.mark.parametrize(
     'make, words',
-    [(lambda: Span(()), 'no tokens'), (lambda: Span((3,)), 'one of them'), (lambda: Span((3,), 1, 2), 'one of them'),
-     (lambda: Span((2, 3), behind=3), 'never stop'), (lambda: Thinking(()), 'no token ends'), (lambda: Thinking((3,), budget=2), 'close'),
-     (lambda: Thinking((3,), times=2), 'extension'), (lambda: Thinking((3,), budget=-1), '0 \\(off\\)')],
-)  # fmt: skip
+    [
+        (lambda: Span(()), 'no tokens'),
+        (lambda: Span((3,)), 'one of them'),
+        (lambda: Span((3,), 1, 2), 'one of them'),
+        (lambda: Span((2, 3), behind=3), 'never stop'),
+        (lambda: Thinking(()), 'no token ends'),
+        (lambda: Thinking((3,), budget=2), 'close'),
+        (lambda: Thinking((3,), times=2), 'extension'),
+        (lambda: Thinking((3,), budget=-1), '0 \\(off\\)'),
+    ],
+)
 def test_impossible_forcings_are_refused(make, words):
     with pytest.raises(UserError, match=words):
         make()
@@ -129,9 +166,15 @@ def test_stop_sequences():
         ended = 0
         for p, g in itertools.product(range(6), range(4)):
             tokens = np.asarray(plain.tokens)[p, g].tolist()
-            ends = (n for n in range(least + 1, C + 1) if any(tuple(tokens[max(n - len(s), 0) : n]) == s for s in stop))
+            ends = (
+                n
+                for n in range(least + 1, C + 1)
+                if any(tuple(tokens[max(n - len(s), 0) : n]) == s for s in stop)
+            )
             length = next(ends, 0)
-            assert rollout.terminated[p, g] == bool(length) and rollout.length[p, g] == (length or C)
+            assert rollout.terminated[p, g] == bool(length) and rollout.length[p, g] == (
+                length or C
+            )
             assert np.asarray(rollout.tokens)[p, g, : length or C].tolist() == tokens[: length or C]
             ended += bool(length) and length < C
         assert ended > 5
@@ -139,13 +182,21 @@ def test_stop_sequences():
 
 
 def test_the_prompt_is_no_part_of_a_stop_sequence():
-    rollout = scripted(toys.params(SMALL), script(9, 3, 3), left_padded([[3, 4]]), Sampling(1, 3, stop=((4, 9),)))
+    rollout = scripted(
+        toys.params(SMALL), script(9, 3, 3), left_padded([[3, 4]]), Sampling(1, 3, stop=((4, 9),))
+    )
     assert rollout.length[0, 0] == 3
 
 
 def test_limits_leave_the_recorded_logprob_alone():
     params, prompts = toys.params(SMALL), left_padded(PROMPTS)
-    sampling = with_(min_tokens=3, no_repeat_ngram_size=2, repetition_penalty=1.5, temperature=0.8, stop=((4, 4),))
+    sampling = with_(
+        min_tokens=3,
+        no_repeat_ngram_size=2,
+        repetition_penalty=1.5,
+        temperature=0.8,
+        stop=((4, 4),),
+    )
     rollout = sampler(SMALL, sampling)(params, prompts, KEY)
     assert_equals_scoring(SMALL, params, prompts, rollout, 0.8)
     for p, g in itertools.product(range(6), range(4)):
@@ -153,7 +204,9 @@ def test_limits_leave_the_recorded_logprob_alone():
         start = len(PROMPTS[p])
         assert not set(text[start : start + 3]) & set(EOS)
         pairs = [tuple(text[i : i + 2]) for i in range(len(text) - 1)]
-        assert not set(pairs[start - 1 :]) & set(pairs[: start - 1]) and len(set(pairs[start - 1 :])) == len(pairs[start - 1 :])
+        assert not set(pairs[start - 1 :]) & set(pairs[: start - 1]) and len(
+            set(pairs[start - 1 :])
+        ) == len(pairs[start - 1 :])
 
 
 def test_companions_read_the_same_completions():
@@ -164,20 +217,29 @@ def test_companions_read_the_same_completions():
     @functools.partial(jax.jit, static_argnames='sampling')
     def draw(params, prompts, companion, weight, sampling):
         combine = lambda mine, others, state: mine + weight * (others[0] - mine)  # noqa: E731
-        return generate(params, SMALL, prompts, KEY, sampling, companions=(companion,), combine=combine)
+        return generate(
+            params, SMALL, prompts, KEY, sampling, companions=(companion,), combine=combine
+        )
 
     def run(weight, companion, sampling=greedy):
         return draw(params, prompts, companion, weight, sampling)
 
-    # With all the weight on it, the companion says what it would say alone; with none, it is not heard.
+    # With all the weight on it, the companion says what it would say alone; with none, it is not
+    # heard.
     alone = jax.jit(lambda p, x: generate(p, SMALL, x, KEY, greedy))
     there = run(1.0, Companion(other, theirs, SMALL))
     np.testing.assert_array_equal(there.tokens, alone(other, theirs).tokens)
     assert_equals_scoring(SMALL, params, prompts, there, 1.0)
-    np.testing.assert_array_equal(run(0.0, Companion(other, theirs, SMALL)).tokens, alone(params, prompts).tokens)
-    # The policy as its own companion changes nothing, and in slots each model's cache goes with its row.
+    np.testing.assert_array_equal(
+        run(0.0, Companion(other, theirs, SMALL)).tokens, alone(params, prompts).tokens
+    )
+    # The policy as its own companion changes nothing, and in slots each model's cache goes with its
+    # row.
     half = run(0.5, Companion(other, theirs, SMALL))
-    assert_alike(run(0.5, Companion(other, theirs, SMALL), dataclasses.replace(greedy, slots=5, halvings=1)), half)
+    assert_alike(
+        run(0.5, Companion(other, theirs, SMALL), dataclasses.replace(greedy, slots=5, halvings=1)),
+        half,
+    )
     assert not np.array_equal(half.tokens, there.tokens)
     with pytest.raises(UserError, match='no function that combines'):
         generate(params, SMALL, prompts, KEY, greedy, companions=(Companion(other, theirs, SMALL),))

@@ -1,4 +1,5 @@
-"""Reward functions that do what they can to end a run: each costs the samples it fails on, and nothing else."""
+"""Reward functions that do what they can to end a run: each costs the samples it fails on, and
+nothing else."""
 
 import sys
 import threading
@@ -208,48 +209,94 @@ def raising(module):
 
 
 FAILS = {
-    'str raises': r'raised StrRaises: \(its text cannot be shown: RuntimeError\)', 'str exits': r'its text cannot be shown: SystemExit',
-    'str is no text': r'its text cannot be shown: TypeError', 'long text': r'xxx\.\.\. \(10000000 characters\)',
-    'surrogates': 'raised RuntimeError', 'base': 'raised Base: base', 'interrupt': 'raised KeyboardInterrupt',
-    'generator exit': 'raised GeneratorExit', 'exit': 'raised SystemExit: 0', 'group': 'raised ExceptionGroup: several',
-    'cause': 'raised RuntimeError: outer', 'stop': 'raised StopIteration',
-    'float raises': r'returned Value \(Value\), which cannot be made a float \(StrRaises', 'float exits': 'raised SystemExit: 1',
-    'float is text': r'cannot be made a float \(TypeError', 'float interrupts': 'raised KeyboardInterrupt',
+    'str raises': r'raised StrRaises: \(its text cannot be shown: RuntimeError\)',
+    'str exits': r'its text cannot be shown: SystemExit',
+    'str is no text': r'its text cannot be shown: TypeError',
+    'long text': r'xxx\.\.\. \(10000000 characters\)',
+    'surrogates': 'raised RuntimeError',
+    'base': 'raised Base: base',
+    'interrupt': 'raised KeyboardInterrupt',
+    'generator exit': 'raised GeneratorExit',
+    'exit': 'raised SystemExit: 0',
+    'group': 'raised ExceptionGroup: several',
+    'cause': 'raised RuntimeError: outer',
+    'stop': 'raised StopIteration',
+    'float raises': r'returned Value \(Value\), which cannot be made a float \(StrRaises',
+    'float exits': 'raised SystemExit: 1',
+    'float is text': r'cannot be made a float \(TypeError',
+    'float interrupts': 'raised KeyboardInterrupt',
     'repr raises': r'<NoRepr that cannot be shown: StrRaises> \(NoRepr\), not a number',
-    'repr exits': 'that cannot be shown: SystemExit', 'nested': 'list that cannot be shown: RecursionError|not a number',
-    'huge': r'cannot be made a float \(OverflowError', 'complex': 'not a number', 'numpy complex': 'not a number',
-    'date': 'not a number', 'duration': 'not a number', 'row': r'\[1.0\] \(list\), not a number', 'one in an array': 'not a number',
-    'object': 'not a number', 'text': 'not a number', 'bytes': 'not a number', 'type': 'not a number',
-    'recursion': 'raised RecursionError', 'die quietly': 'ended or broke its worker', 'close files': 'ended or broke its worker',
-    'kill': 'ended or broke its worker', 'abort': 'ended or broke its worker', 'crash': 'ended or broke its worker',
-    'memory': r'needs more than 0.5 GiB of memory \(reward_memory_limit\)', 'numpy memory': 'needs more than 0.5 GiB',
-    'nan': 'returned nan', 'infinite': 'returned -inf', 'giant': r'returned 1e\+308; rewards are at most 1e\+18 in size',
+    'repr exits': 'that cannot be shown: SystemExit',
+    'nested': 'list that cannot be shown: RecursionError|not a number',
+    'huge': r'cannot be made a float \(OverflowError',
+    'complex': 'not a number',
+    'numpy complex': 'not a number',
+    'date': 'not a number',
+    'duration': 'not a number',
+    'row': r'\[1.0\] \(list\), not a number',
+    'one in an array': 'not a number',
+    'object': 'not a number',
+    'text': 'not a number',
+    'bytes': 'not a number',
+    'type': 'not a number',
+    'recursion': 'raised RecursionError',
+    'die quietly': 'ended or broke its worker',
+    'close files': 'ended or broke its worker',
+    'kill': 'ended or broke its worker',
+    'abort': 'ended or broke its worker',
+    'crash': 'ended or broke its worker',
+    'memory': r'needs more than 0.5 GiB of memory \(reward_memory_limit\)',
+    'numpy memory': 'needs more than 0.5 GiB',
+    'nan': 'returned nan',
+    'infinite': 'returned -inf',
+    'giant': r'returned 1e\+308; rewards are at most 1e\+18 in size',
     'large': 'rewards are at most',
-}  # fmt: skip
+}
 PASSES = {
-    'half': 0.5, 'decimal': 4, 'fraction': 4, 'true': 1, 'array': 4, 'float16': 4, 'none': np.nan, 'caught': 4, 'flood': 4, 'thread': 4,
-    'raising thread': 4, 'shout': 4, 'meddle': 4, 'fork': 4,
-}  # fmt: skip
+    'half': 0.5,
+    'decimal': 4,
+    'fraction': 4,
+    'true': 1,
+    'array': 4,
+    'float16': 4,
+    'none': np.nan,
+    'caught': 4,
+    'flood': 4,
+    'thread': 4,
+    'raising thread': 4,
+    'shout': 4,
+    'meddle': 4,
+    'fork': 4,
+}
 KINDS = dict.fromkeys(('nan', 'infinite', 'giant', 'large'), 'nan')
 ENDS = ('kill', 'abort', 'crash', 'close files')  # in the same way as `die quietly`
 
 
 def score(pool, completions, group=2, **columns):
-    return pool.score([f'prompt {i // group}' for i in range(len(completions))], completions, columns, group)
+    return pool.score(
+        [f'prompt {i // group}' for i in range(len(completions))], completions, columns, group
+    )
 
 
 @pytest.mark.parametrize('act', FAILS)
 def test_only_the_sample_that_fails_is_lost(dropping, act):
     found = score(dropping, ['a', 'bb', 'ccc', act, 'dddd', 'e'])
     np.testing.assert_array_equal(found.values[:, 0], [1, 2, 3, np.nan, 4, 1])
-    counts = {kind: found.counts[f'rewards/key/{kind}'] for kind in ('errors', 'timeouts', 'nan', 'dropped')}
-    assert counts == {'errors': 0, 'timeouts': 0, 'nan': 0, 'dropped': 0} | {KINDS.get(act, 'errors'): 1}
+    counts = {
+        kind: found.counts[f'rewards/key/{kind}']
+        for kind in ('errors', 'timeouts', 'nan', 'dropped')
+    }
+    assert counts == {'errors': 0, 'timeouts': 0, 'nan': 0, 'dropped': 0} | {
+        KINDS.get(act, 'errors'): 1
+    }
     np.testing.assert_array_equal(score(dropping, ['a', 'bb']).values[:, 0], [1, 2])
 
 
 @pytest.mark.parametrize('act', [act for act in FAILS if act not in ENDS])
 def test_where_failures_stop_the_run_the_message_says_which_and_why(raising, act):
-    with pytest.raises(UserError, match=f'(?s)rewards.key: hostile_rewards.acts .*{FAILS[act]}') as caught:
+    with pytest.raises(
+        UserError, match=f'(?s)rewards.key: hostile_rewards.acts .*{FAILS[act]}'
+    ) as caught:
         score(raising, ['a', 'bb', 'ccc', act])
     message = str(caught.value)
     assert 'sample 3 (prompt 1, generation 1)' in message and len(message) < 12_000
@@ -260,11 +307,14 @@ def test_what_is_odd_and_still_an_answer_counts(dropping, act):
     found = score(dropping, ['a', act, 'ccc', 'bb'])
     np.testing.assert_array_equal(found.values[:, 0], [1, PASSES[act], 3, 2])
     for _ in range(2):
-        np.testing.assert_array_equal(score(dropping, ['a', 'bb', 'ccc', 'a'] * 4).values[:, 0], [1, 2, 3, 1] * 4)
+        np.testing.assert_array_equal(
+            score(dropping, ['a', 'bb', 'ccc', 'a'] * 4).values[:, 0], [1, 2, 3, 1] * 4
+        )
 
 
 def test_what_a_worker_keeps_is_no_other_samples_fault(dropping):
-    """The second sample in a worker finds its memory full; each alone, in a fresh worker, passes."""
+    """The second sample in a worker finds its memory full; each alone, in a fresh worker,
+    passes."""
     found = score(dropping, ['leak', 'a', 'leak', 'bb', 'leak', 'leak'], group=1)
     np.testing.assert_array_equal(found.values[:, 0], [4, 1, 4, 2, 4, 4])
 
@@ -278,21 +328,54 @@ def test_memory_is_limited_in_every_worker_and_said_in_the_settings():
 
 
 NO_LISTS = [
-    'generator', 'iterator', 'set', 'frozenset', 'dict', 'dict values', 'column', 'matrix', 'number', 'none', 'text', 'bytes', 'bytearray',
-    'too many', 'too few', 'says fewer', 'says more', 'endless', 'coroutine', 'iter raises', 'class', 'nested',
-]  # fmt: skip
+    'generator',
+    'iterator',
+    'set',
+    'frozenset',
+    'dict',
+    'dict values',
+    'column',
+    'matrix',
+    'number',
+    'none',
+    'text',
+    'bytes',
+    'bytearray',
+    'too many',
+    'too few',
+    'says fewer',
+    'says more',
+    'endless',
+    'coroutine',
+    'iter raises',
+    'class',
+    'nested',
+]
 
 
 @pytest.mark.parametrize('how', NO_LISTS)
 def test_returns_that_are_no_list_of_numbers(how):
     completions = ['a', 'bb', 'ccc', 'a']
-    with pytest.raises(UserError, match='returned .*not a number|returned .* rewards for|not a list of|raised StrRaises'):
+    with pytest.raises(
+        UserError,
+        match='returned .*not a number|returned .* rewards for|not a list of|raised StrRaises',
+    ):
         score(pool_of('returns', workers=0), completions, how=[how] * 4)
     found = score(pool_of('returns', workers=0, on_error='drop'), completions, how=[how] * 4)
     assert np.isnan(found.total).all() and found.counts['rewards/key/errors'] == 4
 
 
-LISTS = ['tuple', 'array', 'deque', 'integers', 'objects', 'list subclass', 'says one', 'len is negative', 'len raises']
+LISTS = [
+    'tuple',
+    'array',
+    'deque',
+    'integers',
+    'objects',
+    'list subclass',
+    'says one',
+    'len is negative',
+    'len raises',
+]
 
 
 @pytest.mark.parametrize('how', LISTS)
@@ -305,12 +388,17 @@ def test_output_is_shown_up_to_a_limit(module, capfd):
     with pool_of('acts', workers=1) as pool:
         score(pool, ['flood', 'a', 'flood', 'bb'])
     shown = capfd.readouterr()
-    assert shown.out == '' and shown.err.startswith('xxx') and len(shown.err) < 3 * reward_worker.PRINTED
+    assert (
+        shown.out == ''
+        and shown.err.startswith('xxx')
+        and len(shown.err) < 3 * reward_worker.PRINTED
+    )
     assert 'more characters that rewards.key has printed are not shown' in shown.err
 
 
 def test_output_is_written_out(module, capfd):
-    """Reward functions print completions, and what is in these does not reach the terminal as it is."""
+    """Reward functions print completions, and what is in these does not reach the terminal as it
+    is."""
     with pool_of('acts', workers=1) as pool:
         score(pool, ['shout', 'a'])
     assert capfd.readouterr().err == '\\x1b[2J\\x07\\u202e\\r\n\\x1b]0;x\\x07\\u2066\n'

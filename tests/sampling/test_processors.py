@@ -6,7 +6,14 @@ import pytest
 
 from reasonjax.sampling import processors, slots
 
-SETTINGS = [(3, 1.0, 0.0), (0, 0.7, 0.0), (0, 1.0, 0.2), (6, 0.8, 0.1), (1, 0.5, 0.5), (0, 1e-6, 0.0)]
+SETTINGS = [
+    (3, 1.0, 0.0),
+    (0, 0.7, 0.0),
+    (0, 1.0, 0.2),
+    (6, 0.8, 0.1),
+    (1, 0.5, 0.5),
+    (0, 1e-6, 0.0),
+]
 
 
 def logits(seed=0, rows=64, vocabulary=9):
@@ -21,7 +28,8 @@ def softmax(z):
 
 
 def kept(row, top_k, top_p, min_p):
-    """The set of tokens left, from the definitions, each step renormalising what the one before left."""
+    """The set of tokens left, from the definitions, each step renormalising what the one before
+    left."""
     order = sorted(range(len(row)), key=lambda v: -row[v])
     left = order[:top_k] if top_k else order
     if top_p < 1:
@@ -65,13 +73,19 @@ def test_equals_transformers(top_k, top_p, min_p):
     ):
         theirs = make()(None, theirs) if wanted else theirs
     ours = np.asarray(processors.truncate(jnp.asarray(z), top_k, top_p, min_p))
-    np.testing.assert_array_equal(ours[:, 1:] > processors.REMOVED, np.isfinite(theirs.numpy()[:, 1:]))
+    np.testing.assert_array_equal(
+        ours[:, 1:] > processors.REMOVED, np.isfinite(theirs.numpy()[:, 1:])
+    )
 
 
 def test_neutral_values_return_the_input_itself():
     z = jnp.asarray(logits())
     assert processors.truncate(z) is z
-    assert processors.keep_top_k(z, 0) is z and processors.keep_top_p(z, 1.0) is z and processors.keep_min_p(z, 0.0) is z
+    assert (
+        processors.keep_top_k(z, 0) is z
+        and processors.keep_top_p(z, 1.0) is z
+        and processors.keep_min_p(z, 0.0) is z
+    )
     assert processors.keep_top_k(z, 9) is z and processors.keep_top_k(z, 99) is z
 
 
@@ -81,7 +95,11 @@ def test_ties_and_extremes():
     assert int((processors.keep_top_p(even, 0.5) == 0).sum()) == 2
     assert np.all(processors.keep_min_p(even, 0.99) == 0)
     certain = jnp.asarray([[-1e9, 0.0, -1e9]])
-    for out in (processors.keep_top_p(certain, 0.01), processors.keep_min_p(certain, 0.01), processors.keep_top_k(certain, 1)):
+    for out in (
+        processors.keep_top_p(certain, 0.01),
+        processors.keep_min_p(certain, 0.01),
+        processors.keep_top_k(certain, 1),
+    ):
         assert out[0, 1] == 0 and np.all(out[0, [0, 2]] <= -1e9)
 
 
@@ -129,25 +147,45 @@ def test_what_looks_back_equals_transformers(ours, theirs, completion):
     for r, (prompt, made) in enumerate(zip(prompts, completions)):
         process = theirs(logits_process)
         if isinstance(ours, processors.MinTokens):
-            process = logits_process.MinNewTokensLengthLogitsProcessor(len(prompt), 4, list(ours.eos_ids), device='cpu')
+            process = logits_process.MinNewTokensLengthLogitsProcessor(
+                len(prompt), 4, list(ours.eos_ids), device='cpu'
+            )
         # One row at a time: transformers takes padding for a token of the text.
-        wanted = process(torch.tensor([prompt + made]), torch.from_numpy(z[r : r + 1]).clone())[0].numpy()
+        wanted = process(torch.tensor([prompt + made]), torch.from_numpy(z[r : r + 1]).clone())[
+            0
+        ].numpy()
         np.testing.assert_array_equal(found[r] <= processors.REMOVED, np.isinf(wanted))
-        np.testing.assert_allclose(found[r][np.isfinite(wanted)], wanted[np.isfinite(wanted)], rtol=1e-6)
+        np.testing.assert_allclose(
+            found[r][np.isfinite(wanted)], wanted[np.isfinite(wanted)], rtol=1e-6
+        )
         changed += np.any(found[r] != z[r])
-    assert changed > 2 or completion >= 4 and isinstance(ours, processors.MinTokens) or getattr(ours, 'size', 0) == 4
+    assert (
+        changed > 2
+        or completion >= 4
+        and isinstance(ours, processors.MinTokens)
+        or getattr(ours, 'size', 0) == 4
+    )
 
 
 def test_longer_ngrams_are_found():
     now = state([[1, 2, 3, 4]], [[5, 1, 2, 3]])
-    removed = np.asarray(processors.NoRepeatNgram(4)(jnp.zeros((1, 9)), now))[0] <= processors.REMOVED
+    removed = (
+        np.asarray(processors.NoRepeatNgram(4)(jnp.zeros((1, 9)), now))[0] <= processors.REMOVED
+    )
     assert removed.tolist() == [v == 4 for v in range(9)]
     # Neither what stands in front of a prompt nor what is not produced yet is text.
-    assert not np.any(processors.NoRepeatNgram(2)(jnp.zeros((2, 9)), state([[1, 2, 3], [5]], [[], []]))[1] < 0)
+    assert not np.any(
+        processors.NoRepeatNgram(2)(jnp.zeros((2, 9)), state([[1, 2, 3], [5]], [[], []]))[1] < 0
+    )
 
 
 def test_neutral_processors_return_the_input_itself():
     z, now = jnp.asarray(logits(rows=1)), state([[1]], [[2]])
-    off = processors.NoRepeatNgram(0), processors.RepetitionPenalty(1.0), processors.MinTokens(0, (3,)), processors.MinTokens(5, ())
+    off = (
+        processors.NoRepeatNgram(0),
+        processors.RepetitionPenalty(1.0),
+        processors.MinTokens(0, (3,)),
+        processors.MinTokens(5, ()),
+    )
     for process in off:
         assert process(z, now) is z

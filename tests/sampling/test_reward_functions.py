@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from reasonjax.errors import UserError
-from reasonjax.sampling.reward_functions import RESERVED, SAMPLED, RewardSpec, list_required, load, make_row_check
+from reasonjax.sampling.reward_functions import (
+    RESERVED,
+    SAMPLED,
+    RewardSpec,
+    list_required,
+    load,
+    make_row_check,
+)
 from reasonjax.sampling.reward_pool import RewardPool
 
 MODULE = '''
@@ -57,7 +64,10 @@ def checking(*specs):
 def test_no_column_takes_the_name_of_what_functions_are_given(name):
     check = checking(RewardSpec('accuracy'))
     check({'prompt': 'p', 'completion': 'c', 'solution': '7', 'level': 1, 'reward': 1.0})
-    with pytest.raises(UserError, match=rf'column "{name}" has the name of what reward functions are given.*rename.*{{"{name}": "NEW"}}'):
+    with pytest.raises(
+        UserError,
+        match=rf'column "{name}" has the name of what reward functions are given.*rename.*{{"{name}": "NEW"}}',
+    ):
         check({'prompt': 'p', 'solution': '7', name: ['7']})
 
 
@@ -74,19 +84,28 @@ def test_no_column_takes_the_name_of_what_functions_are_given(name):
 def test_no_column_takes_the_name_of_a_knob(specs, names):
     for name in names:
         if specs[0].target.__class__ is functools.partial:
-            with pytest.raises(UserError, match='does not tell its parameters|by position only|takes'):
+            with pytest.raises(
+                UserError, match='does not tell its parameters|by position only|takes'
+            ):
                 checking(*specs)
             continue
-        with pytest.raises(UserError, match=f'"{name}" is a knob of .* and a column of the data; rename'):
+        with pytest.raises(
+            UserError, match=f'"{name}" is a knob of .* and a column of the data; rename'
+        ):
             checking(*specs)({'prompt': 'p', 'solution': '7', name: 'x'})
 
 
 @pytest.mark.parametrize('name', ['prompts', 'completions'])
 def test_a_pool_keeps_what_was_sampled(name):
     pool = RewardPool({'right': RewardSpec('accuracy')}, workers=0)
-    with pytest.raises(UserError, match=f'column "{name}" would take the place of what was sampled'):
+    with pytest.raises(
+        UserError, match=f'column "{name}" would take the place of what was sampled'
+    ):
         pool.score(['p', 'p'], ['7', '8'], {'solution': ['9', '9'], name: ['9', '9']}, 2)
-    assert pool.score(['p', 'p'], ['9', '8'], {'solution': ['9', '9']}, 2).total.tolist() == [1.0, 0.0]
+    assert pool.score(['p', 'p'], ['9', '8'], {'solution': ['9', '9']}, 2).total.tolist() == [
+        1.0,
+        0.0,
+    ]
 
 
 def test_what_was_sampled_takes_the_place_of_a_default():
@@ -96,10 +115,13 @@ def test_what_was_sampled_takes_the_place_of_a_default():
         seen.append((terminated, completion_ids, cut))
         return [0.0] * len(completions)
 
-    knobs = {'terminated': None, 'completion_ids': None, 'cut': 4}  # as a config that is filled in has them
+    # as a config that is filled in has them
+    knobs = {'terminated': None, 'completion_ids': None, 'cut': 4}
     checking(RewardSpec(record, knobs))({'prompt': 'p'})
     columns = {'terminated': [True, False], 'completion_ids': [[1], [2]]}
-    RewardPool({'key': RewardSpec(record, knobs)}, workers=0).score(['p', 'p'], ['7', '8'], columns, 2)
+    RewardPool({'key': RewardSpec(record, knobs)}, workers=0).score(
+        ['p', 'p'], ['7', '8'], columns, 2
+    )
     assert seen == [([True, False], [[1], [2]], 4)]
 
 
@@ -124,10 +146,16 @@ def answer_piecewise(completions):
     ('function', 'message'),
     [
         (lambda completions, /: [], 'takes "completions" by position only'),
-        (lambda completions, log_metric: [], 'takes "log_metric", which is not passed here; give it a default'),
+        (
+            lambda completions, log_metric: [],
+            'takes "log_metric", which is not passed here; give it a default',
+        ),
         (lambda completions, log_extra, **kwargs: [], 'takes "log_extra"'),
         (lambda completions, *, trainer_state: [], 'takes "trainer_state"'),
-        (lambda prompt, completion: [], 'takes "prompt", which is not passed; what was sampled is "prompts"'),
+        (
+            lambda prompt, completion: [],
+            'takes "prompt", which is not passed; what was sampled is "prompts"',
+        ),
         (lambda completions, completion: [], 'takes "completion", .* is "completions"'),
         (answer_later, 'answer_later is async, and has to be'),
         (answer_piecewise, 'answer_piecewise is a generator, and'),
@@ -144,33 +172,71 @@ def test_what_functions_cannot_do_without():
     def columns(target, **knobs):
         return list_required(load(RewardSpec(target, knobs), 'rewards.key'), 'rewards.key')
 
-    assert columns('accuracy') == {'solution'} and columns('format') == columns('think_format_reward') == set()
-    assert columns('verified', task='chain') == {'solution'} and columns('verified', task='countdown') == set()
-    assert columns('given_rewards:kinds') == {'odd'} and columns('given_rewards:kinds', odd=1) == set()
+    assert (
+        columns('accuracy') == {'solution'}
+        and columns('format') == columns('think_format_reward') == set()
+    )
+    assert (
+        columns('verified', task='chain') == {'solution'}
+        and columns('verified', task='countdown') == set()
+    )
+    assert (
+        columns('given_rewards:kinds') == {'odd'} and columns('given_rewards:kinds', odd=1) == set()
+    )
     assert columns(lambda completions, log_metric=None, **kwargs: []) == set()
-    pool = RewardPool({'a': RewardSpec('accuracy'), 'k': spec('kinds'), 'f': RewardSpec('format')}, workers=0)
+    pool = RewardPool(
+        {'a': RewardSpec('accuracy'), 'k': spec('kinds'), 'f': RewardSpec('format')}, workers=0
+    )
     assert pool.required == {'solution', 'odd'}
-    assert [pool.reads(name) for name in ('rendered_prompts', 'terminated', 'level')] == [True, True, False]
-    assert not RewardPool({'k': spec('kinds')}, workers=0).reads('rendered_prompts') and 'rendered_prompts' in SAMPLED
+    assert [pool.reads(name) for name in ('rendered_prompts', 'terminated', 'level')] == [
+        True,
+        True,
+        False,
+    ]
+    assert (
+        not RewardPool({'k': spec('kinds')}, workers=0).reads('rendered_prompts')
+        and 'rendered_prompts' in SAMPLED
+    )
 
 
 def test_rows_are_checked_by_the_functions_with_their_knobs():
     checking(RewardSpec('accuracy'))({'prompt': 'p', 'solution': 'x + 1'})
     with pytest.raises(UserError, match='"solution": no completion .* extract="flexible"'):
-        checking(RewardSpec('accuracy', {'extract': 'flexible', 'equality': 'number'}))({'prompt': 'p', 'solution': 'x + 1'})
+        checking(RewardSpec('accuracy', {'extract': 'flexible', 'equality': 'number'}))(
+            {'prompt': 'p', 'solution': 'x + 1'}
+        )
     with pytest.raises(UserError, match='found NaN'):
-        checking(RewardSpec('verified', {'task': 'chain'}))({'prompt': 'p', 'solution': float('nan')})
+        checking(RewardSpec('verified', {'task': 'chain'}))(
+            {'prompt': 'p', 'solution': float('nan')}
+        )
     with pytest.raises(UserError, match='countdown: expected a prompt'):
         checking(RewardSpec('verified', {'task': 'countdown'}))({'prompt': 'p'})
     for name in ('accuracy', 'verified'):
-        checking(RewardSpec(name, {'task': 'chain'} if name == 'verified' else {}))({'prompt': 'p', 'solution': None})
+        checking(RewardSpec(name, {'task': 'chain'} if name == 'verified' else {}))(
+            {'prompt': 'p', 'solution': None}
+        )
 
 
 ODD = [
-    np.float32(0.1), np.int64(3), np.array([1, 2]), np.bool_(True), datetime.date(2020, 1, 2), datetime.datetime(2020, 1, 2, 3),
-    b'\xff\x00', decimal.Decimal('1.10'), {'a': [1, None]}, [1, [2]], (1, 2), None, float('nan'), 10**40, '\ud800', True, {3},
+    np.float32(0.1),
+    np.int64(3),
+    np.array([1, 2]),
+    np.bool_(True),
+    datetime.date(2020, 1, 2),
+    datetime.datetime(2020, 1, 2, 3),
+    b'\xff\x00',
+    decimal.Decimal('1.10'),
+    {'a': [1, None]},
+    [1, [2]],
+    (1, 2),
+    None,
+    float('nan'),
+    10**40,
+    '\ud800',
+    True,
+    {3},
     np.datetime64('2020-01-01'),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize('workers', [0, 1])
@@ -180,16 +246,23 @@ def test_values_of_every_kind_reach_functions_as_they_are(workers):
         columns = {'odd': ODD, 'shown': shown, 'class': ODD, 'not an identifier': ODD}
         found = pool.score(['p'] * len(ODD), ['c'] * len(ODD), columns, 1)
         assert found.values[:, 0].tolist() == [1.0] * len(ODD)
-        assert pool.score(['p'], ['c'], {'odd': [2], 'shown': ['builtins.int 1']}, 1).values[0, 0] == 0
+        assert (
+            pool.score(['p'], ['c'], {'odd': [2], 'shown': ['builtins.int 1']}, 1).values[0, 0] == 0
+        )
 
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_a_value_that_cannot_be_handed_over_names_its_column(workers):
     generator = (x for x in 'ab')
     with RewardPool({'kinds': spec('kinds')}, workers=workers) as pool:
-        with pytest.raises(UserError, match='column "lazy" holds builtins.generator, which cannot be handed to reward functions'):
+        with pytest.raises(
+            UserError,
+            match='column "lazy" holds builtins.generator, which cannot be handed to reward '
+            'functions',
+        ):
             pool.score(['p'], ['c'], {'odd': [1], 'lazy': [generator]}, 1)
-        assert pool.score(['p'], ['c'], {'odd': [1]}, 1).total.tolist() == [1.0]  # and the pool goes on
+        # and the pool goes on
+        assert pool.score(['p'], ['c'], {'odd': [1]}, 1).total.tolist() == [1.0]
 
 
 @pytest.mark.parametrize('workers', [0, 1])

@@ -1,4 +1,5 @@
-"""What misbehaving reward functions do to a run. Processes start slowly, so one pool serves many tests."""
+"""What misbehaving reward functions do to a run. Processes start slowly, so one pool serves many
+tests."""
 
 import functools
 import os
@@ -94,7 +95,9 @@ def specs(*names):
 
 @pytest.fixture(scope='module')
 def dropping(module):
-    with RewardPool(specs('naughty', 'centred'), workers=2, time_limit=LIMIT, on_error='drop') as pool:
+    with RewardPool(
+        specs('naughty', 'centred'), workers=2, time_limit=LIMIT, on_error='drop'
+    ) as pool:
         yield pool
 
 
@@ -110,7 +113,10 @@ def run(pool, completions, group, **columns):
 
 
 def counted(result, name='naughty'):
-    return {kind: result.counts[f'rewards/{name}/{kind}'] for kind in ('errors', 'timeouts', 'nan', 'dropped')}
+    return {
+        kind: result.counts[f'rewards/{name}/{kind}']
+        for kind in ('errors', 'timeouts', 'nan', 'dropped')
+    }
 
 
 NONE = {'errors': 0, 'timeouts': 0, 'nan': 0, 'dropped': 0}
@@ -143,10 +149,20 @@ def test_good_rewards_and_groups(dropping):
 
 @pytest.mark.parametrize(
     'word,kind',
-    [('raise', 'errors'), ('text', 'errors'), ('nan', 'nan'), ('inf', 'nan'), ('none', 'dropped'), ('exit', 'errors'),
-     ('unpicklable', 'errors'), ('die', 'errors'), ('sleep', 'timeouts'), ('spin', 'timeouts'),
-     ('backtrack', 'timeouts')],
-)  # fmt: skip
+    [
+        ('raise', 'errors'),
+        ('text', 'errors'),
+        ('nan', 'nan'),
+        ('inf', 'nan'),
+        ('none', 'dropped'),
+        ('exit', 'errors'),
+        ('unpicklable', 'errors'),
+        ('die', 'errors'),
+        ('sleep', 'timeouts'),
+        ('spin', 'timeouts'),
+        ('backtrack', 'timeouts'),
+    ],
+)
 def test_only_the_culprit_is_dropped_and_the_workers_live_on(dropping, word, kind):
     completions = ['a', 'bb', 'ccc', word, 'a', 'bb', 'ccc', 'dddd', 'e', 'ee']
     result = run(dropping, completions, group=2)
@@ -154,7 +170,8 @@ def test_only_the_culprit_is_dropped_and_the_workers_live_on(dropping, word, kin
     np.testing.assert_array_equal(result.values[:, 0], expected)
     assert counted(result) == {**NONE, kind: 1}
     assert counted(result, 'centred') == NONE
-    # The other function's number stays; a sample with a failed part has no total, one with a None part has.
+    # The other function's number stays; a sample with a failed part has no total, one with a None
+    # part has.
     assert np.isfinite(result.values[3, 1])
     assert np.isnan(result.total[3]) == (word != 'none')
     again = run(dropping, ['a', 'bb'], group=2)
@@ -169,7 +186,9 @@ def test_a_wrong_length_drops_its_culprit(dropping):
 
 def test_several_culprits_of_different_kinds(dropping):
     result = run(dropping, ['sleep', 'raise', 'a', 'nan', 'none', 'none', 'bb', 'die'], group=4)
-    np.testing.assert_array_equal(result.values[:, 0], [np.nan, np.nan, 1, np.nan, np.nan, np.nan, 2, np.nan])
+    np.testing.assert_array_equal(
+        result.values[:, 0], [np.nan, np.nan, 1, np.nan, np.nan, np.nan, 2, np.nan]
+    )
     assert counted(result) == {'errors': 2, 'timeouts': 1, 'nan': 1, 'dropped': 2}
 
 
@@ -241,7 +260,8 @@ def here(name, **settings):
 
 
 @pytest.mark.parametrize(
-    'what,shown', [('none', 'returned None'), ('number', r'1.0 \(float\)'), ('text', 'str'), ('dict', 'dict')]
+    'what,shown',
+    [('none', 'returned None'), ('number', r'1.0 \(float\)'), ('text', 'str'), ('dict', 'dict')],
 )
 def test_returns_that_are_no_list(what, shown):
     with pytest.raises(UserError, match=f'{shown}.*, not a list of . numbers'):
@@ -250,14 +270,18 @@ def test_returns_that_are_no_list(what, shown):
 
 @pytest.mark.parametrize('what', ['tuple', 'array'])
 def test_returns_that_are_as_good_as_lists(what):
-    np.testing.assert_array_equal(run(here('returns'), ['a', 'b'], group=2, what=[what] * 2).values[:, 0], [1, 2])
+    np.testing.assert_array_equal(
+        run(here('returns'), ['a', 'b'], group=2, what=[what] * 2).values[:, 0], [1, 2]
+    )
 
 
 def test_failing_as_a_group_only():
     completions, columns = ['a', 'b', 'c', 'd'], {'level': [0, 0, 1, 1]}
     with pytest.raises(UserError, match='one at a time') as caught:
         run(here('together'), completions, group=2, **columns)
-    assert 'at sample 2 (prompt 1, generation 0), called together with 1 more of its prompt' in str(caught.value)
+    assert 'at sample 2 (prompt 1, generation 0), called together with 1 more of its prompt' in str(
+        caught.value
+    )
     result = run(here('together', on_error='drop'), completions, group=2, **columns)
     np.testing.assert_array_equal(result.values[:, 0], [1, 1, np.nan, np.nan])
     assert counted(result, 'key') == {**NONE, 'errors': 2}
@@ -265,14 +289,18 @@ def test_failing_as_a_group_only():
 
 def test_columns_reach_the_parameters_that_ask_for_them():
     spec = RewardSpec('own_rewards:columns', knobs={'factor': 3.0}, weight=2.0)
-    pool = RewardPool({'key': spec, 'length': RewardSpec('own_rewards:length', weight=-1.0)}, workers=0)
+    pool = RewardPool(
+        {'key': spec, 'length': RewardSpec('own_rewards:length', weight=-1.0)}, workers=0
+    )
     result = run(pool, ['a', 'bb'], group=1, level=[5, 7], other=[None, None])
     np.testing.assert_array_equal(result.values, [[15, 1], [21, 2]])
     np.testing.assert_array_equal(result.total, [29, 40])
 
 
 def test_missing_column_and_knob_collision():
-    with pytest.raises(UserError, match='own_rewards.columns needs a column "level".*Did you mean "levels"'):
+    with pytest.raises(
+        UserError, match='own_rewards.columns needs a column "level".*Did you mean "levels"'
+    ):
         run(here('columns'), ['a'], group=1, levels=[1])
     with pytest.raises(UserError, match='"level" is a knob.*and a column.*rename'):
         run(here('knob_named_like_a_column'), ['a'], group=1, level=[1])
@@ -310,7 +338,9 @@ def test_targets_of_every_kind():
 
 @pytest.mark.parametrize('on_error', ['raise', 'drop'])
 def test_a_wrong_knob_stops_the_run_whatever_becomes_of_bad_samples(on_error):
-    pool = RewardPool({'key': RewardSpec('accuracy', {'extract': 'boxd'})}, workers=0, on_error=on_error)
+    pool = RewardPool(
+        {'key': RewardSpec('accuracy', {'extract': 'boxd'})}, workers=0, on_error=on_error
+    )
     with pytest.raises(UserError, match='rewards.key: .*Did you mean "boxed"'):
         run(pool, ['1', '2'], group=2, solution=['1', '2'])
 
@@ -335,16 +365,24 @@ def test_functions_that_workers_cannot_import():
 
     in_notebook = functools.partial(local)
     for target in (local, in_notebook, lambda completions: [0.0] * len(completions)):
-        with pytest.raises(UserError, match='rewards.key: worker processes cannot import .*workers=0'):
+        with pytest.raises(
+            UserError, match='rewards.key: worker processes cannot import .*workers=0'
+        ):
             RewardPool({'key': RewardSpec(target)}, workers=1)
-        np.testing.assert_array_equal(run(RewardPool({'key': RewardSpec(target)}, workers=0), ['a'], 1).total, [0.0])
+        np.testing.assert_array_equal(
+            run(RewardPool({'key': RewardSpec(target)}, workers=0), ['a'], 1).total, [0.0]
+        )
 
 
 @pytest.mark.parametrize(
     'settings,message',
-    [(dict(on_error='drp'), 'Did you mean "drop"'), (dict(workers=-1), 'workers'), (dict(time_limit=0), 'time_limit'),
-     (dict(time_limit=float('inf')), 'time_limit')],
-)  # fmt: skip
+    [
+        (dict(on_error='drp'), 'Did you mean "drop"'),
+        (dict(workers=-1), 'workers'),
+        (dict(time_limit=0), 'time_limit'),
+        (dict(time_limit=float('inf')), 'time_limit'),
+    ],
+)
 def test_bad_settings(settings, message):
     with pytest.raises(UserError, match=message):
         RewardPool({}, **{'workers': 0, **settings})

@@ -1,4 +1,5 @@
-"""Settings of speed change no completion: refilled slots, growing caches, halved batches, prompts read in chunks."""
+"""Settings of speed change no completion: refilled slots, growing caches, halved batches, prompts
+read in chunks."""
 
 import dataclasses
 import itertools
@@ -8,7 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
-from test_sampler import AROUND, FREE, KEY, PROMPTS, SMALL, C, assert_equals_scoring, left_padded, sampler
+from test_sampler import (
+    AROUND,
+    FREE,
+    KEY,
+    PROMPTS,
+    SMALL,
+    C,
+    assert_equals_scoring,
+    left_padded,
+    sampler,
+)
 
 from reasonjax.sampling import processors
 from reasonjax.sampling.sampler import Sampling, generate
@@ -25,7 +36,9 @@ def assert_alike(rollout, plain, atol=1e-5):
     for field in ('tokens', 'length', 'terminated'):
         np.testing.assert_array_equal(getattr(rollout, field), getattr(plain, field), err_msg=field)
     for field in ('logprob', 'entropy'):
-        np.testing.assert_allclose(getattr(rollout, field), getattr(plain, field), atol=atol, err_msg=field)
+        np.testing.assert_allclose(
+            getattr(rollout, field), getattr(plain, field), atol=atol, err_msg=field
+        )
 
 
 @pytest.mark.parametrize(
@@ -39,20 +52,29 @@ def assert_alike(rollout, plain, atol=1e-5):
 )
 def test_equals_the_plain_sampler(settings):
     params, prompts = toys.params(SMALL), left_padded(PROMPTS)
-    assert_alike(sampler(SMALL, with_(**settings))(params, prompts, KEY), sampler(SMALL, FREE)(params, prompts, KEY))
+    assert_alike(
+        sampler(SMALL, with_(**settings))(params, prompts, KEY),
+        sampler(SMALL, FREE)(params, prompts, KEY),
+    )
 
 
 def test_equals_the_plain_sampler_whatever_limits_the_draws():
     params, prompts = toys.params(SMALL), left_padded(PROMPTS)
-    limits = dict(stop=((4, 9), (7,)), min_tokens=2, no_repeat_ngram_size=2, repetition_penalty=1.3, top_k=9)
+    limits = dict(
+        stop=((4, 9), (7,)), min_tokens=2, no_repeat_ngram_size=2, repetition_penalty=1.3, top_k=9
+    )
     plain = sampler(SMALL, with_(**limits))(params, prompts, KEY)
-    assert_alike(sampler(SMALL, with_(**limits, slots=6, burst=4, halvings=1))(params, prompts, KEY), plain)
+    assert_alike(
+        sampler(SMALL, with_(**limits, slots=6, burst=4, halvings=1))(params, prompts, KEY), plain
+    )
     assert 5 < len(np.unique(plain.length))
 
 
 def test_windows_are_counted_from_each_row():
     params, prompts = toys.params(AROUND), left_padded(PROMPTS)
-    rollout = sampler(AROUND, with_(slots=5, burst=3, prefill_chunk=2, halvings=1))(params, prompts, KEY)
+    rollout = sampler(AROUND, with_(slots=5, burst=3, prefill_chunk=2, halvings=1))(
+        params, prompts, KEY
+    )
     assert_alike(rollout, sampler(AROUND, FREE)(params, prompts, KEY))
     assert_equals_scoring(AROUND, params, prompts, rollout, 1.0)
 
@@ -61,21 +83,35 @@ def test_order_and_burst_change_no_bit():
     params, prompts = toys.params(SMALL), left_padded(PROMPTS, index=INDEX)
     found = sampler(SMALL, SLOTS)(params, prompts, KEY)
     for burst in (1, 100):
-        toys.assert_trees_equal(found, sampler(SMALL, dataclasses.replace(SLOTS, burst=burst))(params, prompts, KEY))
+        toys.assert_trees_equal(
+            found, sampler(SMALL, dataclasses.replace(SLOTS, burst=burst))(params, prompts, KEY)
+        )
     for order in ([5, 4, 3, 2, 1, 0], [2, 0, 5, 1, 4, 3]):
         # What is one's turn, and in which row, is then another.
         moved = {name: x[order] for name, x in prompts.items()}
         other = sampler(SMALL, SLOTS)(params, moved, KEY)
-        toys.assert_trees_equal(jax.tree.map(lambda x, order=order: x[np.array(order)], found), other)
+        toys.assert_trees_equal(
+            jax.tree.map(lambda x, order=order: x[np.array(order)], found), other
+        )
 
 
 def test_neutral_values_are_the_plain_program():
     def text(sampling):
         arguments = toys.params(SMALL), left_padded(PROMPTS), KEY
-        return jax.jit(lambda *x: generate(x[0], SMALL, x[1], x[2], sampling)).lower(*arguments).as_text()
+        return (
+            jax.jit(lambda *x: generate(x[0], SMALL, x[1], x[2], sampling))
+            .lower(*arguments)
+            .as_text()
+        )
 
     plain = text(FREE)
-    assert text(with_(slots=24)) == text(with_(slots=99, burst=2)) == text(with_(cache_length=C)) == text(with_(prefill_chunk=5)) == plain
+    assert (
+        text(with_(slots=24))
+        == text(with_(slots=99, burst=2))
+        == text(with_(cache_length=C))
+        == text(with_(prefill_chunk=5))
+        == plain
+    )
     assert text(with_(slots=23)) != plain
 
 
@@ -84,7 +120,11 @@ def steps_of(sampling, prompts):
     seen = []
 
     def watch(logits, progress):
-        jax.debug.callback(lambda time, done: seen.append((int(time), int(np.sum(~done)), len(done))), progress.time, progress.done)
+        jax.debug.callback(
+            lambda time, done: seen.append((int(time), int(np.sum(~done)), len(done))),
+            progress.time,
+            progress.done,
+        )
         return logits
 
     rollout = sampler(SMALL, sampling, (watch,))(toys.params(SMALL), prompts, KEY)
@@ -103,8 +143,12 @@ def test_rows_that_end_are_refilled_and_the_last_ones_halved():
         busy += [waiting.pop(0) for _ in range(min(5 - len(busy), len(waiting)))]
         drawing.append(len(busy))
         busy = [left - 1 for left in busy if left > 1]
-    assert [number for _, number, _ in seen] == drawing and [time for time, _, _ in seen] == list(range(len(drawing)))
-    assert sum(drawing) == sum(lengths) and len(drawing) < sum(max(lengths[i : i + 5]) for i in range(0, 24, 5))
+    assert [number for _, number, _ in seen] == drawing and [time for time, _, _ in seen] == list(
+        range(len(drawing))
+    )
+    assert sum(drawing) == sum(lengths) and len(drawing) < sum(
+        max(lengths[i : i + 5]) for i in range(0, 24, 5)
+    )
 
     _, seen = steps_of(with_(halvings=3), prompts)
     assert [rows for _, _, rows in seen] == [halved(number) for _, number, _ in seen]
@@ -123,7 +167,9 @@ def test_caches_grow():
         jax.debug.callback(lambda time: seen.append((int(time), length)), progress.time)
         return logits
 
-    sampler(SMALL, with_(cache_length=3, eos_ids=()), (watch,))(toys.params(SMALL), left_padded(PROMPTS), KEY)
+    sampler(SMALL, with_(cache_length=3, eos_ids=()), (watch,))(
+        toys.params(SMALL), left_padded(PROMPTS), KEY
+    )
     jax.effects_barrier()
     assert sorted(seen) == [(time, 3 if time < 3 else 6 if time < 6 else 12) for time in range(C)]
     assert with_(cache_length=5).lengths() == [5, 10, 12] and FREE.lengths() == [12]
@@ -133,7 +179,9 @@ def test_what_processors_see_is_the_same_in_slots():
     def odd(logits, progress):
         """Depends on everything that a processor may look at."""
         text = processors.so_far(progress)
-        wanted = (text.sum(axis=1, where=text > 0) + progress.step + 3 * progress.job + progress.last) % 11
+        wanted = (
+            text.sum(axis=1, where=text > 0) + progress.step + 3 * progress.job + progress.last
+        ) % 11
         return logits + 2.0 * (jnp.arange(13) == 1 + wanted[:, None])
 
     params, prompts = toys.params(SMALL), left_padded(PROMPTS)
@@ -148,6 +196,8 @@ def test_completions_are_numbered_prompt_by_prompt():
         return jnp.where(jnp.arange(13) == 1 + (progress.job % 12)[:, None], logits, -1e30)
 
     for sampling in (Sampling(4, 3), Sampling(4, 3, slots=5, burst=1)):
-        tokens = sampler(SMALL, sampling, (tell,))(toys.params(SMALL), left_padded(PROMPTS), KEY).tokens
+        tokens = sampler(SMALL, sampling, (tell,))(
+            toys.params(SMALL), left_padded(PROMPTS), KEY
+        ).tokens
         for p, g in itertools.product(range(6), range(4)):
             assert np.all(tokens[p, g] == 1 + (4 * p + g) % 12)

@@ -1,4 +1,5 @@
-"""Completions that a rule on tokens might mark otherwise than the rule on text, for any task whose answers stand after '#'."""
+"""Completions that a rule on tokens might mark otherwise than the rule on text, for any task whose
+answers stand after '#'."""
 
 import jax
 import numpy as np
@@ -12,7 +13,8 @@ SPECIAL = '_.$M'
 
 
 def tokenizer(text):
-    """The shared vocabulary with a task's characters: padding, a character no task uses, the end of sequence and the mask come first."""
+    """The shared vocabulary with a task's characters: padding, a character no task uses, the end of
+    sequence and the mask come first."""
     return characters(None, None, alphabet=SPECIAL + text)
 
 
@@ -41,12 +43,14 @@ def damaged(ids, special, vocab_size, rng):
 
 
 def check_on_tokens(task, rows, alphabet, number=10_000, seed=0):
-    """Marks `number` damaged completions by the task, by the reward that a config names for it, and on tokens; all three must agree."""
+    """Marks `number` damaged completions by the task, by the reward that a config names for it, and
+    on tokens; all three must agree."""
     made, rng = tokenizer(alphabet), np.random.default_rng(seed)
     special = {c: made.ids[c] for c in '#_M$'}
     rows = [rows[i % len(rows)] for i in range(number)]
     C = max(len(row['completion']) for row in rows) + 4
-    tokens = rng.integers(0, made.vocab_size, (number, C))  # what lies behind the end does not count
+    # what lies behind the end does not count
+    tokens = rng.integers(0, made.vocab_size, (number, C))
     length, terminated = np.zeros(number, np.int32), np.zeros(number, bool)
     for i, row in enumerate(rows):
         text = row['completion'] if rng.random() < 0.5 else f'#{row["solution"]}'
@@ -59,10 +63,25 @@ def check_on_tokens(task, rows, alphabet, number=10_000, seed=0):
     stacked = {name: np.stack([x[name] for x in columns]) for name in columns[0]}
     found = np.asarray(jax.jit(rule.reward)(tokens, length, terminated, stacked))
     none = np.zeros((number, 1, C))
-    texts = [group[0] for group in completions(Rollout(tokens[:, None], none, none, length[:, None], terminated[:, None]), made)]
-    wanted = [float(task.verify(t.text, row, t.terminated)['correct']) for t, row in zip(texts, rows)]
+    texts = [
+        group[0]
+        for group in completions(
+            Rollout(tokens[:, None], none, none, length[:, None], terminated[:, None]), made
+        )
+    ]
+    wanted = [
+        float(task.verify(t.text, row, t.terminated)['correct']) for t, row in zip(texts, rows)
+    ]
     np.testing.assert_array_equal(found, np.asarray(wanted, np.float32))
     reward = configs.resolve(task.on_tokens.reward, 'rewards')
     said = [t.text for t in texts]
-    assert reward([row['prompt'] for row in rows], said, solution=[r['solution'] for r in rows], terminated=list(terminated)) == wanted
+    assert (
+        reward(
+            [row['prompt'] for row in rows],
+            said,
+            solution=[r['solution'] for r in rows],
+            terminated=list(terminated),
+        )
+        == wanted
+    )
     assert 0.2 < np.mean(wanted) < 0.8

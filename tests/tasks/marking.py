@@ -1,4 +1,5 @@
-"""What all generated tasks are held to: completions of all kinds, marked on the host and on tokens."""
+"""What all generated tasks are held to: completions of all kinds, marked on the host and on
+tokens."""
 
 import jax
 import numpy as np
@@ -51,15 +52,19 @@ def damaged(ids, mark, rng, tokenizer, usual):
 
 
 def marks(task, rows, texts, tokenizer, rng, max_tokens):
-    """Marks of damaged texts, one for each row: by `verify`, by the reward that a config names, and on tokens; and what was said.
+    """Marks of damaged texts, one for each row: by `verify`, by the reward that a config names, and
+    on tokens; and what was said.
 
-    What stands behind the end of a completion is random, one in five is cut off, and some hold an end of sequence inside.
+    What stands behind the end of a completion is random, one in five is cut off, and some hold an
+    end of sequence inside.
     """
     N, usual = len(rows), [i for i in range(tokenizer.vocab_size) if tokenizer.decode([i])]
     tokens = rng.integers(0, tokenizer.vocab_size, (N, max_tokens))
     length, terminated = np.zeros(N, np.int32), rng.random(N) < 0.8
     for i, text in enumerate(texts):
-        ids = damaged(tokenizer.encode(text), tokenizer.ids['#'], rng, tokenizer, usual)[: max_tokens - 2]
+        ids = damaged(tokenizer.encode(text), tokenizer.ids['#'], rng, tokenizer, usual)[
+            : max_tokens - 2
+        ]
         if rng.random() < 0.05:
             ids.insert(int(rng.integers(len(ids) + 1)), tokenizer.eos_ids[0])
         terminated[i] |= not ids
@@ -70,9 +75,25 @@ def marks(task, rows, texts, tokenizer, rng, max_tokens):
     stacked = {name: np.stack([x[name] for x in columns]) for name in columns[0]}
     on_tokens = np.asarray(jax.jit(rule.reward)(tokens, length, terminated, stacked))
     none = np.zeros((N, 1, max_tokens))
-    said = [group[0] for group in completions(Rollout(tokens[:, None], none, none, length[:, None], terminated[:, None]), tokenizer)]
-    verified = [float(task.verify(t.text, row, t.terminated)['correct']) for t, row in zip(said, rows)]
-    others = {name: [row[name] for row in rows] for name in rows[0] if name not in ('prompt', 'completion')}
+    said = [
+        group[0]
+        for group in completions(
+            Rollout(tokens[:, None], none, none, length[:, None], terminated[:, None]), tokenizer
+        )
+    ]
+    verified = [
+        float(task.verify(t.text, row, t.terminated)['correct']) for t, row in zip(said, rows)
+    ]
+    others = {
+        name: [row[name] for row in rows]
+        for name in rows[0]
+        if name not in ('prompt', 'completion')
+    }
     reward = configs.resolve(task.on_tokens.reward, 'rewards')
-    rewarded = reward([row['prompt'] for row in rows], [t.text for t in said], terminated=terminated.tolist(), **others)
+    rewarded = reward(
+        [row['prompt'] for row in rows],
+        [t.text for t in said],
+        terminated=terminated.tolist(),
+        **others,
+    )
     return verified, rewarded, on_tokens.tolist(), [t.text for t in said], terminated

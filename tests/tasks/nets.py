@@ -33,7 +33,12 @@ def joint_of_many(net):
 
 def conditional(whole, query, evidence):
     """p(query | evidence) by summing entries of the joint distribution."""
-    part = whole[tuple(slice(evidence[i], evidence[i] + 1) if i in evidence else slice(None) for i in range(whole.ndim))]
+    part = whole[
+        tuple(
+            slice(evidence[i], evidence[i] + 1) if i in evidence else slice(None)
+            for i in range(whole.ndim)
+        )
+    ]
     part = part.sum(tuple(i for i in range(whole.ndim) if i not in query), keepdims=True)
     axes = [*query, *(i for i in range(whole.ndim) if i not in query)]
     part = part.transpose(axes).reshape([2] * len(query))
@@ -42,18 +47,27 @@ def conditional(whole, query, evidence):
 
 def spread_net(rng, parents):
     """A net whose probabilities stay away from 0 and 1, so that what depends is seen to depend."""
-    return Net(tuple(map(tuple, parents)), tuple(rng.uniform(0.15, 0.85, (2,) * len(above)) for above in parents))
+    return Net(
+        tuple(map(tuple, parents)),
+        tuple(rng.uniform(0.15, 0.85, (2,) * len(above)) for above in parents),
+    )
 
 
 def random_parents(rng, nodes, chance):
     order = rng.permutation(nodes)
-    return [tuple(sorted(int(order[k]) for k in range(place) if rng.random() < chance)) for place in np.argsort(order)]
+    return [
+        tuple(sorted(int(order[k]) for k in range(place) if rng.random() < chance))
+        for place in np.argsort(order)
+    ]
 
 
 def read(text):
-    """The variable that a text asks about, and the values it tells: (variable, {variable: value})."""
+    """The variable that a text asks about, and the values it tells: (variable, {variable:
+    value})."""
     target, told, asked = re.fullmatch(r'B(\d\d):((?:\d\d=[01],)*)(#|\d\d=)', text).groups()
-    return int(target if asked == '#' else asked[:2]), {int(i): int(v) for i, v in re.findall(r'(\d\d)=([01]),', told)}
+    return int(target if asked == '#' else asked[:2]), {
+        int(i): int(v) for i, v in re.findall(r'(\d\d)=([01]),', told)
+    }
 
 
 def oracle(whole):

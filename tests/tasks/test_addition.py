@@ -31,7 +31,9 @@ def test_published_examples(a, b, k, completion):
     assert f'{working(a, b, k)}#{a + b:0{k + 1}d}' == completion
 
 
-@pytest.mark.parametrize('prompt,completion,solution', [('038+507=', '#0545', '0545'), ('69+68=', '#137', '137')])
+@pytest.mark.parametrize(
+    'prompt,completion,solution', [('038+507=', '#0545', '0545'), ('69+68=', '#137', '137')]
+)
 def test_published_answer_only_examples_are_right(prompt, completion, solution):
     result = addition(size=1).verify(completion, {'prompt': prompt, 'solution': solution}, True)
     assert result == {'correct': True, 'answer': solution}
@@ -88,14 +90,18 @@ def test_a_problem_depends_on_seed_split_and_index_only():
     source = addition(size=400, seed=5).examples
     assert [source[i] for i in (399, 7, 39)] == [long[i] for i in (399, 7, 39)]
     # The style has its own draw: the controls of the quickstart see the same problems.
-    assert [r['prompt'] for r in problems(size=40, seed=5, answer_only=0.0)] == [r['prompt'] for r in short]
+    assert [r['prompt'] for r in problems(size=40, seed=5, answer_only=0.0)] == [
+        r['prompt'] for r in short
+    ]
 
 
 def test_splits_and_seeds_are_separate_streams():
     pairs = {}
     for split in ('train', 'prompts', 'validation', 'test'):
         for seed in (0, 1):
-            pairs[split, seed] = {row['prompt'] for row in problems(size=1000, levels=(9,), split=split, seed=seed)}
+            pairs[split, seed] = {
+                row['prompt'] for row in problems(size=1000, levels=(9,), split=split, seed=seed)
+            }
     # 10^18 pairs: a single common problem among 8000 draws would mean shared randomness.
     assert len(set.union(*pairs.values())) == 8000
 
@@ -113,7 +119,8 @@ def digest(**settings):
     ],
 )
 def test_problems_are_those_that_were_measured(settings, found):
-    """Figures in the documents are of these very problems: what is added to the task must not change them."""
+    """Figures in the documents are of these very problems: what is added to the task must not
+    change them."""
     assert digest(**settings) == digest(**settings, disjoint=False, granularity=None) == found
 
 
@@ -121,20 +128,30 @@ def test_problems_are_those_that_were_measured(settings, found):
 def test_granularity_stands_in_for_the_share_of_bare_answers(disjoint):
     for granularity, share in ((0, 1.0), (1, 0.0)):
         settings = dict(size=60, levels=(2, 4), disjoint=disjoint)
-        assert problems(**settings, granularity=granularity) == problems(**settings, answer_only=share)
-        assert problems(**settings, granularity=granularity, answer_only=0.3) == problems(**settings, answer_only=share)
+        assert problems(**settings, granularity=granularity) == problems(
+            **settings, answer_only=share
+        )
+        assert problems(**settings, granularity=granularity, answer_only=0.3) == problems(
+            **settings, answer_only=share
+        )
 
 
 def test_disjoint_splits_share_no_pair_of_numbers():
     """Also at one digit, where every pair recurs; without the knob they do share."""
     for disjoint in (True, False):
-        found = {split: problems(size=400, levels=(1, 2), split=split, disjoint=disjoint) for split in ('train', 'validation', 'test')}
+        found = {
+            split: problems(size=400, levels=(1, 2), split=split, disjoint=disjoint)
+            for split in ('train', 'validation', 'test')
+        }
         keys = [{key(row) for row in rows} for rows in found.values()]
         shared = [a & b for a, b in itertools.combinations(keys, 2)]
         assert not any(shared) if disjoint else all(shared)
     assert key({'prompt': '12+07='}) == key({'prompt': '07+12='}) != key({'prompt': '12+08='})
     rows = problems(size=2000, levels=(1, 3), disjoint=True, answer_only=0.6)
-    assert all(check_columns(row['prompt'], row['completion'], row['level']) == row['style'] for row in rows)
+    assert all(
+        check_columns(row['prompt'], row['completion'], row['level']) == row['style']
+        for row in rows
+    )
     assert abs(np.mean([row['style'] == 'answer' for row in rows]) - 0.6) < 5 * np.sqrt(0.24 / 2000)
     assert abs(np.mean([row['level'] == 3 for row in rows]) - 0.5) < 5 * np.sqrt(0.25 / 2000)
 
@@ -164,7 +181,10 @@ def test_verification(completion, terminated, correct, answer):
 
 def test_source_interface():
     source = addition(split='test', size=3, levels=(4,), seed=2).examples
-    same, other = addition(split='test', size=3, levels=(4,), seed=2).examples, addition(split='test', size=3).examples
+    same, other = (
+        addition(split='test', size=3, levels=(4,), seed=2).examples,
+        addition(split='test', size=3).examples,
+    )
     assert repr(source) == repr(same) and '0x' not in repr(source)
     assert source.fingerprint() == same.fingerprint() != other.fingerprint()
     assert source.where(2) == 'addition:test[2]'

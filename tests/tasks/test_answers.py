@@ -150,4 +150,8 @@ def test_stops_at_the_end_of_an_answer_do_not_count(how, end):
     pytest.importorskip('math_verify')
     for answer, same in (('42', True), ('-42', False), ('42.5', False)):
         text = f'#### {answer}{end}' if how == 'strict' else f'The answer is {answer}{end}'
-        assert equivalent(extract(text, how), '42', 'math_verify') is same is equivalent(extract(text, how), '42')
+        assert (
+            equivalent(extract(text, how), '42', 'math_verify')
+            is same
+            is equivalent(extract(text, how), '42')
+        )

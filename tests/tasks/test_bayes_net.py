@@ -14,7 +14,9 @@ from reasonjax.tasks.bayes_net import Net, chain_net, mutual_information, random
 def test_order_and_distances():
     parents = [(1, 2), (), (1,), (), (0,)]
     placed = bayes_graph.order(parents)
-    assert sorted(placed) == [0, 1, 2, 3, 4] and all(placed.index(p) < placed.index(i) for i in range(5) for p in parents[i])
+    assert sorted(placed) == [0, 1, 2, 3, 4] and all(
+        placed.index(p) < placed.index(i) for i in range(5) for p in parents[i]
+    )
     expected = [[0, 1, 1, 5, 1], [1, 0, 1, 5, 2], [1, 1, 0, 5, 2], [5, 5, 5, 0, 5], [1, 2, 2, 5, 0]]
     assert bayes_graph.distances(parents).tolist() == expected
 
@@ -33,7 +35,9 @@ def test_probabilities_are_those_of_the_joint_distribution(seed):
         query, evidence = chosen[:n], {i: int(rng.integers(2)) for i in chosen[n : n + m]}
         found = net.probability(query, evidence)
         assert found.shape == (2,) * n
-        np.testing.assert_allclose(found, nets.conditional(whole, query, evidence), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            found, nets.conditional(whole, query, evidence), rtol=1e-9, atol=1e-12
+        )
 
 
 def test_probabilities_of_a_larger_net():
@@ -42,7 +46,11 @@ def test_probabilities_of_a_larger_net():
     whole = nets.joint_of_many(net)
     for _ in range(20):
         a, b, c = rng.permutation(18)[:3].tolist()
-        np.testing.assert_allclose(net.probability([a], {b: 1, c: 0}), nets.conditional(whole, [a], {b: 1, c: 0}), rtol=1e-9)
+        np.testing.assert_allclose(
+            net.probability([a], {b: 1, c: 0}),
+            nets.conditional(whole, [a], {b: 1, c: 0}),
+            rtol=1e-9,
+        )
 
 
 def test_draws_have_the_probabilities_of_the_net():
@@ -51,7 +59,8 @@ def test_draws_have_the_probabilities_of_the_net():
     draws = np.array([net.draw(rng) for _ in range(20_000)])
     counts = np.bincount(draws @ (1 << np.arange(4, -1, -1)), minlength=32)
     expected = nets.joint(net).ravel() * 20_000
-    assert (((counts - expected) ** 2 / expected).sum()) < 70  # chi square with 31 degrees of freedom; 61 has p = 0.001
+    # chi square with 31 degrees of freedom; 61 has p = 0.001
+    assert (((counts - expected) ** 2 / expected).sum()) < 70
 
 
 def test_mutual_information():
@@ -62,7 +71,8 @@ def test_mutual_information():
 
 @pytest.mark.parametrize('seed', range(4))
 def test_separation_is_conditional_independence(seed):
-    """All pairs of 6 variables, given all sets of up to two others: independent exactly where the graph says so."""
+    """All pairs of 6 variables, given all sets of up to two others: independent exactly where the
+    graph says so."""
     rng = np.random.default_rng(seed)
     net = nets.spread_net(rng, nets.random_parents(rng, 6, 0.4))
     whole, answers = nets.joint(net), []
@@ -73,7 +83,12 @@ def test_separation_is_conditional_independence(seed):
                 for values in itertools.product((0, 1), repeat=n):
                     p = nets.conditional(whole, [x, y], dict(zip(by, values)))
                     gap = max(gap, abs(p - np.outer(p.sum(1), p.sum(0))).max())
-                assert bayes_graph.separated(net.parents, x, y, by) == (gap < 1e-12), (x, y, by, gap)
+                assert bayes_graph.separated(net.parents, x, y, by) == (gap < 1e-12), (
+                    x,
+                    y,
+                    by,
+                    gap,
+                )
                 answers.append(gap < 1e-12)
     assert 20 < sum(answers) < len(answers) - 20
 
@@ -99,7 +114,14 @@ def test_the_cut_is_the_smallest_and_the_nearest():
             if y in near[x]:
                 continue
             others = sorted(set(range(8)) - {x, y})
-            size = next(n for n in range(7) if any(bayes_graph.separated(parents, x, y, by) for by in itertools.combinations(others, n)))
+            size = next(
+                n
+                for n in range(7)
+                if any(
+                    bayes_graph.separated(parents, x, y, by)
+                    for by in itertools.combinations(others, n)
+                )
+            )
             sets = bayes_graph.separators(parents, x, y)
             assert len(sets[0] if sets else ()) == size
             sizes.append(size)
@@ -107,17 +129,27 @@ def test_the_cut_is_the_smallest_and_the_nearest():
             if not sets:
                 continue
             adjacent = bayes_graph.moral(parents, bayes_graph.ancestors(parents, {x, y}))
-            smallest = [by for by in itertools.combinations(set(adjacent) - {x, y}, size) if y not in side(adjacent, x, by)]
+            smallest = [
+                by
+                for by in itertools.combinations(set(adjacent) - {x, y}, size)
+                if y not in side(adjacent, x, by)
+            ]
             assert all(side(adjacent, x, sets[0]) <= side(adjacent, x, by) for by in smallest)
             # The walk goes from x to y, and stops where y is a neighbour.
-            assert all(side(adjacent, x, a) < side(adjacent, x, b) for a, b in itertools.pairwise(sets))
-            assert sets[-1] & adjacent[y] and not any(near_by & adjacent[y] for near_by in sets[:-1])
+            assert all(
+                side(adjacent, x, a) < side(adjacent, x, b) for a, b in itertools.pairwise(sets)
+            )
+            assert sets[-1] & adjacent[y] and not any(
+                near_by & adjacent[y] for near_by in sets[:-1]
+            )
     assert set(sizes) >= {0, 1, 2, 3}
 
 
 def test_steps_along_a_chain_are_all_that_lies_between():
     parents = chain_net(np.random.default_rng(0), 7).parents
-    assert bayes_graph.separators(parents, 1, 5) == [{2}, {3}, {4}] and bayes_graph.separators(parents, 5, 1) == [{4}, {3}, {2}]
+    assert bayes_graph.separators(parents, 1, 5) == [{2}, {3}, {4}] and bayes_graph.separators(
+        parents, 5, 1
+    ) == [{4}, {3}, {2}]
 
 
 def test_what_is_too_dense_is_refused():

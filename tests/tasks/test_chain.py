@@ -16,7 +16,8 @@ def rows(**settings):
 
 
 def value(expression):
-    """From the left: all but the last operation in parentheses, by Python; a remainder taken at the end only."""
+    """From the left: all but the last operation in parentheses, by Python; a remainder taken at the
+    end only."""
     pieces = re.findall(r'\d|[-+*]', expression)
     text = pieces[0]
     for operation, digit in zip(pieces[1::2], pieces[2::2]):
@@ -54,20 +55,31 @@ def test_working_is_right(granularity):
                 assert after[1:] == before[3:] and value(after) == value(before)
             assert lines[-1] == row['solution']
         elif granularity == 2:
-            steps = [re.fullmatch(r'(\d)([-+*])(\d)=(\d)', step).groups() for step in working.split(',')]
-            assert steps[0][0] + ''.join(operation + b for _, operation, b, _ in steps) == expression
+            steps = [
+                re.fullmatch(r'(\d)([-+*])(\d)=(\d)', step).groups() for step in working.split(',')
+            ]
+            assert (
+                steps[0][0] + ''.join(operation + b for _, operation, b, _ in steps) == expression
+            )
             assert all(int(result) == value(a + operation + b) for a, operation, b, result in steps)
-            assert [result for *_, result in steps] == [a for a, *_ in steps[1:]] + [row['solution']]
+            assert [result for *_, result in steps] == [a for a, *_ in steps[1:]] + [
+                row['solution']
+            ]
         else:
             assert working == ''
 
 
 @pytest.mark.parametrize('granularity,separator', [(1, '='), (2, ',')])
 def test_restating_doubles_every_part(granularity, separator):
-    plain, twice = (rows(size=50, granularity=granularity, restate=restate) for restate in (False, True))
+    plain, twice = (
+        rows(size=50, granularity=granularity, restate=restate) for restate in (False, True)
+    )
     for a, b in zip(plain, twice):
         assert a['prompt'] == b['prompt'] and a['solution'] == b['solution']
-        parts, doubled = (row['completion'].split('#')[0].split('=' if granularity == 1 else ',') for row in (a, b))
+        parts, doubled = (
+            row['completion'].split('#')[0].split('=' if granularity == 1 else ',')
+            for row in (a, b)
+        )
         assert doubled[::2] == doubled[1::2] == parts
 
 
@@ -83,7 +95,9 @@ def test_draws_are_even():
     text = ''.join(row['prompt'] for row in found)
     for group in ('+-*', '0123456789'):
         counts = np.array([text.count(c) for c in group])
-        assert abs(counts - counts.sum() / len(group)).max() < 5 * np.sqrt(counts.sum() / len(group))
+        assert abs(counts - counts.sum() / len(group)).max() < 5 * np.sqrt(
+            counts.sum() / len(group)
+        )
 
 
 @pytest.mark.parametrize(
@@ -104,4 +118,7 @@ def test_draws_are_even():
     ],
 )
 def test_verification(completion, terminated, correct, answer):
-    assert chain(size=1).verify(completion, {'solution': '8'}, terminated) == {'correct': correct, 'answer': answer}
+    assert chain(size=1).verify(completion, {'solution': '8'}, terminated) == {
+        'correct': correct,
+        'answer': answer,
+    }

@@ -1,4 +1,5 @@
-"""What every generated task keeps: disjoint splits, counted draws, right demonstrations, few characters, one rule on text and on tokens."""
+"""What every generated task keeps: disjoint splits, counted draws, right demonstrations, few
+characters, one rule on text and on tokens."""
 
 import functools
 import inspect
@@ -36,17 +37,32 @@ def module(name):
 def test_splits_are_disjoint_whatever_the_seed(name):
     task, levels, *_ = TASKS[name]
     few = 3 if name in ('knights', 'countdown') else 1  # which take long to make
-    sizes = {'train': 900 // few, 'prompts': 600 // few, 'validation': 300 // few, 'test': 300 // few}
+    sizes = {
+        'train': 900 // few,
+        'prompts': 600 // few,
+        'validation': 300 // few,
+        'test': 300 // few,
+    }
     found = {
-        (split, seed): {module(name).key(row) for row in rows(task, split=split, size=sizes[split], seed=seed, levels=levels)}
+        (split, seed): {
+            module(name).key(row)
+            for row in rows(task, split=split, size=sizes[split], seed=seed, levels=levels)
+        }
         for split in SPLITS
         for seed in (0, 1)
     }
     together = {split: found[split, 0] | found[split, 1] for split in SPLITS}
     taught = together['train'] | together['prompts']
-    assert not taught & together['test'] and not taught & together['validation'] and not together['test'] & together['validation']
+    assert (
+        not taught & together['test']
+        and not taught & together['validation']
+        and not together['test'] & together['validation']
+    )
     # They are few enough to recur: without the rule above they would.
-    assert all(len(found[split, 0] & found[split, 1]) > 10 for split in SPLITS) and together['train'] & together['prompts']
+    assert (
+        all(len(found[split, 0] & found[split, 1]) > 10 for split in SPLITS)
+        and together['train'] & together['prompts']
+    )
     for split in SPLITS:
         assert {part(name, text) for text in together[split]} <= set(PARTS[split])
 
@@ -58,13 +74,20 @@ def test_a_row_depends_on_seed_split_and_index_only(name):
     assert short == long[:20] == rows(task, size=20, seed=5)
     examples = task(size=60, seed=5).examples
     assert [examples[i] for i in (59, 3, 20)] == [long[i] for i in (59, 3, 20)]
-    assert rows(task, size=20, seed=6) != short and rows(task, size=20, seed=5, split='prompts') != short
+    assert (
+        rows(task, size=20, seed=6) != short
+        and rows(task, size=20, seed=5, split='prompts') != short
+    )
     for grain in range(grains):
-        assert [row['prompt'] for row in rows(task, size=20, seed=5, granularity=grain)] == [row['prompt'] for row in short]
+        assert [row['prompt'] for row in rows(task, size=20, seed=5, granularity=grain)] == [
+            row['prompt'] for row in short
+        ]
     with pytest.raises(IndexError):
         examples[60]
     assert examples.where(3) == f'{name}:train[3]' and task(size=1).name == f'{name}/train'
-    prints = [task(size=60, seed=5, granularity=grain).examples.fingerprint() for grain in range(grains)]
+    prints = [
+        task(size=60, seed=5, granularity=grain).examples.fingerprint() for grain in range(grains)
+    ]
     assert len({*prints, task(size=61, seed=5, granularity=0).examples.fingerprint()}) == grains + 1
 
 
@@ -78,11 +101,19 @@ def test_demonstrations_are_right_and_of_few_characters(name, split):
         lengths.append(0)
         for row in rows(task, size=40, split=split, granularity=grain):
             assert {'prompt', 'completion', 'solution', 'level'} <= set(row)
-            assert set(row['prompt'] + row['completion'] + row['solution']) <= set(module(name).CHARACTERS)
-            assert made.verify(row['completion'], row, True) == {'correct': True, 'answer': row['solution']}
+            assert set(row['prompt'] + row['completion'] + row['solution']) <= set(
+                module(name).CHARACTERS
+            )
+            assert made.verify(row['completion'], row, True) == {
+                'correct': True,
+                'answer': row['solution'],
+            }
             assert made.verify(f'#{row["solution"]}', row, True)['correct']
             assert not made.verify(row['completion'], row, False)['correct']
-            assert row['completion'].endswith(f'#{row["solution"]}') and row['completion'].count('#') == 1
+            assert (
+                row['completion'].endswith(f'#{row["solution"]}')
+                and row['completion'].count('#') == 1
+            )
             assert (row['completion'][0] == '#') is (grain == 0)
             lengths[-1] += len(row['completion'])
     # Finer demonstrations are longer, over levels alike; a chain's two are about the same.
@@ -97,7 +128,8 @@ def test_characters_can_be_one_alphabet(name):
 
 @each_task
 def test_on_tokens_as_on_text(name):
-    """10,000 completions: what the task says of their text, the reward that a config names says, and the rule on tokens."""
+    """10,000 completions: what the task says of their text, the reward that a config names says,
+    and the rule on tokens."""
     task, _, grains, max_tokens = TASKS[name]
     rng, size = np.random.default_rng(0), 10_000
     pool = [rows(task, size=500, seed=7, granularity=grain) for grain in range(grains)]
@@ -105,7 +137,9 @@ def test_on_tokens_as_on_text(name):
     # The bare answer half of the time: that is where most can go wrong.
     texts = [row['completion'] if rng.random() < 0.5 else f'#{row["solution"]}' for row in chosen]
     tokenizer = tokenizer_of(module(name).CHARACTERS)
-    verified, rewarded, on_tokens, said, terminated = marks(task(size=1), chosen, texts, tokenizer, rng, max_tokens)
+    verified, rewarded, on_tokens, said, terminated = marks(
+        task(size=1), chosen, texts, tokenizer, rng, max_tokens
+    )
     assert verified == rewarded == on_tokens
     right = np.asarray(verified) == 1
     assert 0.15 < right.mean() < 0.6 and not right[~terminated].any()

@@ -48,8 +48,10 @@ def damaged(ids, rng):
 
 
 def adversarial(rows, rng):
-    """One completion of each row: lengths, ends and what lies behind the end are chosen as damagingly as the tokens."""
-    tokens = rng.integers(0, TOKENIZER.vocab_size, (len(rows), C))  # what lies behind the end does not count
+    """One completion of each row: lengths, ends and what lies behind the end are chosen as
+    damagingly as the tokens."""
+    # what lies behind the end does not count
+    tokens = rng.integers(0, TOKENIZER.vocab_size, (len(rows), C))
     length, terminated = np.zeros(len(rows), np.int32), np.zeros(len(rows), bool)
     for i, row in enumerate(rows):
         text = row['completion'] if rng.random() < 0.5 else f'#{row["solution"]}'
@@ -65,7 +67,8 @@ def adversarial(rows, rng):
 
 @pytest.mark.parametrize('levels', [(1, 2, 3, 4), (5, 9, 15)])
 def test_addition_on_tokens_is_addition_on_text(levels):
-    """10,000 completions of all levels, each marked by the task, by the reward a config names for it, and on its tokens."""
+    """10,000 completions of all levels, each marked by the task, by the reward a config names for
+    it, and on its tokens."""
     task, rng = addition(size=5000, levels=levels, seed=7), np.random.default_rng(0)
     # There is room for the working of four digits; of more, for the bare answer only.
     rows = [task.examples[i] for i in range(5000)]
@@ -75,26 +78,55 @@ def test_addition_on_tokens_is_addition_on_text(levels):
     stacked = {name: np.stack([x[name] for x in columns]) for name in columns[0]}
     found = np.asarray(jax.jit(rule.reward)(tokens, length, terminated, stacked))
     none = np.zeros((len(rows), 1, C))
-    texts = [group[0] for group in completions(Rollout(tokens[:, None], none, none, length[:, None], terminated[:, None]), TOKENIZER)]
-    wanted = [float(task.verify(t.text, row, t.terminated)['correct']) for t, row in zip(texts, rows)]
+    texts = [
+        group[0]
+        for group in completions(
+            Rollout(tokens[:, None], none, none, length[:, None], terminated[:, None]), TOKENIZER
+        )
+    ]
+    wanted = [
+        float(task.verify(t.text, row, t.terminated)['correct']) for t, row in zip(texts, rows)
+    ]
     np.testing.assert_array_equal(found, np.asarray(wanted, np.float32))
     reward = configs.resolve(task.on_tokens.reward, 'rewards')
     solutions = [row['solution'] for row in rows]
-    assert reward([row['prompt'] for row in rows], [t.text for t in texts], solution=solutions, terminated=list(terminated)) == wanted
+    assert (
+        reward(
+            [row['prompt'] for row in rows],
+            [t.text for t in texts],
+            solution=solutions,
+            terminated=list(terminated),
+        )
+        == wanted
+    )
     assert 0.15 < np.mean(wanted) < 0.6
-    # None of the traps is empty: right answers with padding or a mask in them, right texts that were cut, right texts behind a second mark.
+    # None of the traps is empty: right answers with padding or a mask in them, right texts that
+    # were cut, right texts behind a second mark.
     right = found == 1
     special = np.isin(tokens, [PAD, MASK]) & (np.arange(C) < length[:, None])
     whole = np.array([t.text.partition('#')[2] == row['solution'] for t, row in zip(texts, rows)])
-    several = np.array([t.text.count('#') > 1 and t.text.endswith('#' + row['solution']) for t, row in zip(texts, rows)])
-    assert (right & special.any(1)).sum() > 20 and (whole & ~terminated).sum() > 20 and (several & ~right).sum() > 20
+    several = np.array(
+        [
+            t.text.count('#') > 1 and t.text.endswith('#' + row['solution'])
+            for t, row in zip(texts, rows)
+        ]
+    )
+    assert (
+        (right & special.any(1)).sum() > 20
+        and (whole & ~terminated).sum() > 20
+        and (several & ~right).sum() > 20
+    )
 
 
 def test_groups_share_a_column():
-    """[P, G, C] tokens against columns [P, 1, ...], as a stage has them; a solution longer than a completion is never answered."""
+    """[P, G, C] tokens against columns [P, 1, ...], as a stage has them; a solution longer than a
+    completion is never answered."""
     rule = answer_after('#', TOKENIZER, 6)
     rows = [{'solution': '05'}, {'solution': '12'}, {'solution': '1234567'}]
-    columns = {name: np.stack([rule.columns(row)[name] for row in rows])[:, None] for name in ('solution', 'solution_length')}
+    columns = {
+        name: np.stack([rule.columns(row)[name] for row in rows])[:, None]
+        for name in ('solution', 'solution_length')
+    }
     texts = [['#05$', '#12$', '##05$'], ['#05$', '#12$', '12#12$'], ['#12345', '#1234$', '$']]
     tokens = np.array([[(TOKENIZER.encode(t) + [PAD] * 6)[:6] for t in group] for group in texts])
     length = np.array([[len(t) for t in group] for group in texts])
@@ -131,9 +163,19 @@ def test_a_row_without_solution_has_no_reward_as_on_the_host():
     length, ended = np.array([2, 3]), np.array([True, True])
     for row in ({'prompt': 'x'}, {'solution': ''}, {'solution': None}):
         assert np.isnan(rule.reward(tokens, length, ended, rule.columns(row))).all()
-        assert accuracy(['p'], ['#1'], [row.get('solution')], [True], extract='hash', equality='text', require_termination=True) == [None]
+        assert accuracy(
+            ['p'],
+            ['#1'],
+            [row.get('solution')],
+            [True],
+            extract='hash',
+            equality='text',
+            require_termination=True,
+        ) == [None]
     for solution in (1, 1.0, ['1'], {'answer': '1'}):
-        assert rule.reward(tokens, length, ended, rule.columns({'solution': solution})).tolist() == [0, 1]
+        assert rule.reward(
+            tokens, length, ended, rule.columns({'solution': solution})
+        ).tolist() == [0, 1]
 
 
 def test_tasks_are_imported_without_jax():

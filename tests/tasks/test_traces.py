@@ -27,7 +27,9 @@ def numbers(row):
 
 def lines(row):
     """[(a, operation, b, result)] of a trace with operations."""
-    found = [LINE.fullmatch(line).groups() for line in row['completion'].partition('#')[0].split(',')]
+    found = [
+        LINE.fullmatch(line).groups() for line in row['completion'].partition('#')[0].split(',')
+    ]
     return [(int(a), o, int(b), int(c)) for _, a, o, b, c in found]
 
 
@@ -48,16 +50,22 @@ def test_answers(program, inputs):
             'sorting': ','.join(map(str, np.sort(given))),
             'median': f'{statistics.median(given):g}',
         }[program]
-        assert row['solution'] == expected and row['completion'] == f'#{expected}' and row['noised'] == 0
+        assert (
+            row['solution'] == expected
+            and row['completion'] == f'#{expected}'
+            and row['noised'] == 0
+        )
         assert len(given) == (2 if program == 'addition' else row['level']) and max(given) < 10 ** (
             row['level'] if program == 'addition' else 3
         )
 
 
 def replayed(program, row):
-    """Goes through a trace as the program would, taking every result from the trace; returns the answer it leads to.
+    """Goes through a trace as the program would, taking every result from the trace; returns the
+    answer it leads to.
 
-    Every operand must be the one that the trace itself has led to. Knows nothing of how traces are written.
+    Every operand must be the one that the trace itself has led to. Knows nothing of how traces are
+    written.
     """
     steps = iter(lines(row))
 
@@ -103,7 +111,8 @@ def test_clean_traces(program):
 
 @pytest.mark.parametrize('program', PROGRAMS)
 def test_dynamic_noise_goes_on_from_wrong_results(program):
-    """The trace hangs together line by line; where a result was replaced, and only there, a line does not hold."""
+    """The trace hangs together line by line; where a result was replaced, and only there, a line
+    does not hold."""
     wrong, broken, total = 0, 0, 0
     for row in rows_of(program=program, levels=(3, 5), contamination=1.0, intensity=0.2):
         answer = replayed(program, row)
@@ -111,14 +120,21 @@ def test_dynamic_noise_goes_on_from_wrong_results(program):
         off = sum(not held(line) for line in lines(row))
         assert off == row['noised']
         assert off or answer == row['solution']
-        wrong, broken, total = wrong + (answer != row['solution']), broken + off, total + len(lines(row))
+        wrong, broken, total = (
+            wrong + (answer != row['solution']),
+            broken + off,
+            total + len(lines(row)),
+        )
     assert abs(broken / total - 0.2) < 5 * np.sqrt(0.16 / total)
     assert wrong > 0.2 * 200
 
 
 @pytest.mark.parametrize('program', PROGRAMS)
 def test_misprints_leave_the_computation_as_it_is(program):
-    clean, misprinted = rows_of(program=program), rows_of(program=program, contamination=1.0, intensity=0.4, dynamic=False)
+    clean, misprinted = (
+        rows_of(program=program),
+        rows_of(program=program, contamination=1.0, intensity=0.4, dynamic=False),
+    )
     assert sum(row['noised'] for row in misprinted) > 100
     for a, b in zip(clean, misprinted):
         assert b['completion'].partition('#')[2] == b['solution'] == a['solution']
@@ -132,9 +148,16 @@ def test_misprints_leave_the_computation_as_it_is(program):
 def test_no_noise_is_clean_bit_for_bit(program, dynamic):
     clean = rows_of(program=program)
     for contamination, intensity in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)):
-        assert rows_of(program=program, contamination=contamination, intensity=intensity, dynamic=dynamic) == clean
+        assert (
+            rows_of(
+                program=program, contamination=contamination, intensity=intensity, dynamic=dynamic
+            )
+            == clean
+        )
     noised = rows_of(program=program, contamination=0.5, intensity=0.5, dynamic=dynamic)
-    assert [(row['prompt'], row['solution']) for row in noised] == [(row['prompt'], row['solution']) for row in clean]
+    assert [(row['prompt'], row['solution']) for row in noised] == [
+        (row['prompt'], row['solution']) for row in clean
+    ]
     same = [a['completion'] == b['completion'] for a, b in zip(clean, noised)]
     assert 0.4 < np.mean(same) < 0.75 and [row['noised'] == 0 for row in noised] == same
 
@@ -149,20 +172,32 @@ def test_the_examples_of_the_documentation():
     total = Traced(0, tape)
     for number in (12, 35, 7):
         total = (total + Traced(number, tape)).into('S')
-    assert [line[1] for line in tape.lines] == ['0+12=12', '12+35=47', '47+7=54'] and str(total) == '54'
+    assert [line[1] for line in tape.lines] == ['0+12=12', '12+35=47', '47+7=54'] and str(
+        total
+    ) == '54'
     for example in ('12,47,54#54', '0+12=12,12+35=47,47+7=54#54', 'S:0+12=12,S:12+35=47'):
         assert example in traces.__globals__['__doc__']
 
 
 def test_grains_say_more_of_the_same_lines():
     for program in PROGRAMS:
-        grains = [rows_of(program=program, granularity=g, size=20, contamination=1.0, intensity=0.3) for g in range(4)]
+        grains = [
+            rows_of(program=program, granularity=g, size=20, contamination=1.0, intensity=0.3)
+            for g in range(4)
+        ]
         for bare, results, whole, named in zip(*grains):
             assert bare['completion'] == f'#{whole["completion"].partition("#")[2]}'
-            assert results['completion'].partition('#')[0] == ','.join(str(line[3]) for line in lines(whole))
-            parts = [LINE.fullmatch(line) for line in named['completion'].partition('#')[0].split(',')]
+            assert results['completion'].partition('#')[0] == ','.join(
+                str(line[3]) for line in lines(whole)
+            )
+            parts = [
+                LINE.fullmatch(line) for line in named['completion'].partition('#')[0].split(',')
+            ]
             assert all(part[1] for part in parts) and lines(named) == lines(whole)
-    variables = [line.split(':')[0] for line in rows_of(size=1, granularity=3)[0]['completion'].partition('#')[0].split(',')]
+    variables = [
+        line.split(':')[0]
+        for line in rows_of(size=1, granularity=3)[0]['completion'].partition('#')[0].split(',')
+    ]
     assert variables == ['S', 'S', 'C', 'D'] * 3
 
 
@@ -182,10 +217,20 @@ def test_perturbed_numbers_differ_in_one_digit(value):
 
 
 def test_inputs():
-    even = [len(str(x)) for row in rows_of(program='sum', digits=3, levels=(9,), granularity=0) for x in numbers(row)]
-    by_length = [len(str(x)) for row in rows_of(program='sum', digits=3, levels=(9,), granularity=0, inputs='length') for x in numbers(row)]
+    even = [
+        len(str(x))
+        for row in rows_of(program='sum', digits=3, levels=(9,), granularity=0)
+        for x in numbers(row)
+    ]
+    by_length = [
+        len(str(x))
+        for row in rows_of(program='sum', digits=3, levels=(9,), granularity=0, inputs='length')
+        for x in numbers(row)
+    ]
     assert np.mean(np.equal(even, 3)) > 0.85
-    assert np.abs(np.bincount(by_length)[1:] / len(by_length) - 1 / 3).max() < 5 * np.sqrt(2 / 9 / len(by_length))
+    assert np.abs(np.bincount(by_length)[1:] / len(by_length) - 1 / 3).max() < 5 * np.sqrt(
+        2 / 9 / len(by_length)
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,9 +238,18 @@ def test_inputs():
     [
         (dict(program='sort'), 'unknown program "sort".*Did you mean "sorting"'),
         (dict(inputs='lenght'), 'unknown inputs "lenght".*Did you mean "length"'),
-        (dict(levels=(16,)), 'levels of addition must be numbers from 1 to 15, got 16; nearest: 15'),
-        (dict(program='median', levels=(3, 4)), 'levels of median must be odd numbers from 3 to 49, got 4; nearest: 3'),
-        (dict(program='sum', levels=(1,)), 'levels of sum must be numbers from 2 to 50, got 1; nearest: 2'),
+        (
+            dict(levels=(16,)),
+            'levels of addition must be numbers from 1 to 15, got 16; nearest: 15',
+        ),
+        (
+            dict(program='median', levels=(3, 4)),
+            'levels of median must be odd numbers from 3 to 49, got 4; nearest: 3',
+        ),
+        (
+            dict(program='sum', levels=(1,)),
+            'levels of sum must be numbers from 2 to 50, got 1; nearest: 2',
+        ),
         (dict(granularity=4), 'granularity must be 0, 1, 2 or 3, got 4; nearest: 3'),
         (dict(contamination=1.5), 'contamination is a share'),
         (dict(intensity=-0.1), 'intensity is a share'),

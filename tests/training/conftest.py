@@ -9,7 +9,8 @@ from reasonjax.training import loop, online, samplers
 
 @pytest.fixture(scope='module', autouse=True)
 def quick_runs():
-    """Runs draw no report, which takes longer than they do, and share updates; a test that counts programs asks for `own_programs`."""
+    """Runs draw no report, which takes longer than they do, and share updates; a test that counts
+    programs asks for `own_programs`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, 'write', lambda workdir: None)
         share_updates(patch)

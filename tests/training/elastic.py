@@ -1,4 +1,5 @@
-"""What `test_elastic` runs in a process that has eight devices: a run that moves from mesh to mesh, and one that does not.
+"""What `test_elastic` runs in a process that has eight devices: a run that moves from mesh to mesh,
+and one that does not.
 
     python elastic.py FOLDER
 """
@@ -20,15 +21,34 @@ from reasonjax.training.run import run, trained
 # Devices, config.mesh, and the steps up to the move.
 EIGHT, FOUR, ONE = (8, dict(data=2, fsdp=4)), (4, dict(data=1, fsdp=2, tensor=2)), (1, dict(data=1))
 LONG = (8, dict(data=1, fsdp=2, sequence=2, tensor=2))
-MOVES = {'sft': ((*EIGHT, 2), (*FOUR, 1), (*ONE, 1), (*LONG, 99)), 'grpo': ((*EIGHT, 2), (*FOUR, 99))}
+MOVES = {
+    'sft': ((*EIGHT, 2), (*FOUR, 1), (*ONE, 1), (*LONG, 99)),
+    'grpo': ((*EIGHT, 2), (*FOUR, 99)),
+}
 STEPS = 5
 CONFIGS = {
-    'sft': ('configs/base.py', dict(train__batch_size=8, train__learning_rate__warmup_steps=0, train__optimizer__clip_norm=1.0)),
-    'grpo': ('configs/grpo.py', dict(
-        stages="('grpo',)", grpo__num_prompts=8, grpo__num_generations=2, grpo__reward_workers=0, grpo__learning_rate__warmup_steps=0,
-        grpo__rewards__accuracy__name='toy_rewards.digits', grpo__minibatches=1, grpo__learning_rate__peak=1e-3,
-    )),
-}  # fmt: skip
+    'sft': (
+        'configs/base.py',
+        dict(
+            train__batch_size=8,
+            train__learning_rate__warmup_steps=0,
+            train__optimizer__clip_norm=1.0,
+        ),
+    ),
+    'grpo': (
+        'configs/grpo.py',
+        dict(
+            stages="('grpo',)",
+            grpo__num_prompts=8,
+            grpo__num_generations=2,
+            grpo__reward_workers=0,
+            grpo__learning_rate__warmup_steps=0,
+            grpo__rewards__accuracy__name='toy_rewards.digits',
+            grpo__minibatches=1,
+            grpo__learning_rate__peak=1e-3,
+        ),
+    ),
+}
 
 
 class Patch:
@@ -48,7 +68,9 @@ def go(name, workdir, devices, mesh, steps):
     sizes = {f'mesh__{axis}': mesh.get(axis, 1) for axis in meshes.AXES}
     if 'tensor' in mesh:  # heads are split for training, and not for sampling
         sizes['rollout__mesh__data'] = devices
-    config = quiet(location, **overrides | sizes | {f'{stage}__steps': STEPS, f'{stage}__checkpoint_every': 0})
+    config = quiet(
+        location, **overrides | sizes | {f'{stage}__steps': STEPS, f'{stage}__checkpoint_every': 0}
+    )
     make = meshes.make_mesh
     meshes.make_mesh = lambda shape, **options: make(shape, jax.devices()[:devices], **options)
     calls = itertools.count(1)
@@ -72,4 +94,6 @@ if __name__ == '__main__':
         ended = [go(name, folder / name / 'moved', *move) for move in MOVES[name]]
         assert not any(ended[:-1]) and ended[-1], ended
         for kind in ('alone', 'moved'):
-            np.savez(folder / name / f'{kind}.npz', *jax.tree.leaves(trained(folder / name / kind)[1]))
+            np.savez(
+                folder / name / f'{kind}.npz', *jax.tree.leaves(trained(folder / name / kind)[1])
+            )

@@ -1,4 +1,5 @@
-"""Programs compiled ahead are those that the stage calls: none is compiled twice, and the run is the same."""
+"""Programs compiled ahead are those that the stage calls: none is compiled twice, and the run is
+the same."""
 
 import logging
 import re
@@ -14,13 +15,21 @@ from reasonjax.training import compile_ahead
 from reasonjax.training.run import run
 
 COMMON = dict(
-    stages="('grpo',)", grpo__steps=2, grpo__num_prompts=4, grpo__num_generations=4, grpo__accumulation=2, grpo__reward_workers=0,
-    grpo__rewards__accuracy__name='toy_rewards.digits', grpo__max_completion_length=24,
-)  # fmt: skip
+    stages="('grpo',)",
+    grpo__steps=2,
+    grpo__num_prompts=4,
+    grpo__num_generations=4,
+    grpo__accumulation=2,
+    grpo__reward_workers=0,
+    grpo__rewards__accuracy__name='toy_rewards.digits',
+    grpo__max_completion_length=24,
+)
 FORMS = {
     'reference': dict(grpo__objective__beta=0.1),
     'old': dict(grpo__num_iterations=2, grpo__share_prompts=False),
-    'adapter': dict(grpo__objective__beta=0.1, grpo__adapter__name='lora', grpo__filter__name='lora'),
+    'adapter': dict(
+        grpo__objective__beta=0.1, grpo__adapter__name='lora', grpo__filter__name='lora'
+    ),
 }
 
 
@@ -29,7 +38,10 @@ def compiled(caplog):
     """Counts the programs of a stage that XLA compiles from here on, by name."""
 
     def count() -> Counter:
-        found = (re.match(r'Finished XLA compilation of jit\((update|logprob)\)', r.message) for r in caplog.records)
+        found = (
+            re.match(r'Finished XLA compilation of jit\((update|logprob)\)', r.message)
+            for r in caplog.records
+        )
         return Counter(match[1] for match in found if match)
 
     # Of every thread: `jax.log_compiles` speaks of one.
@@ -42,7 +54,11 @@ def test_nothing_is_compiled_twice(form, tmp_path, monkeypatch, own_programs, co
     install_rewards(tmp_path, monkeypatch)
     started = []
     start = compile_ahead.Ahead.start
-    monkeypatch.setattr(compile_ahead.Ahead, 'start', lambda self, *given: (started.append(given[0]), start(self, *given)))
+    monkeypatch.setattr(
+        compile_ahead.Ahead,
+        'start',
+        lambda self, *given: (started.append(given[0]), start(self, *given)),
+    )
     run(quiet('configs/grpo.py', **COMMON | FORMS[form]), tmp_path / 'ahead')
     expected = {'update': 1} | ({'logprob': 1} if 'grpo__objective__beta' in FORMS[form] else {})
     assert compiled() == expected and len(started) == len(expected)

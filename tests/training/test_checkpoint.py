@@ -1,4 +1,5 @@
-"""Checkpoints: bit-exact round trips, clear refusals, and a kill at any moment leaves the previous one usable."""
+"""Checkpoints: bit-exact round trips, clear refusals, and a kill at any moment leaves the previous
+one usable."""
 
 import dataclasses
 import functools
@@ -18,7 +19,9 @@ from reasonjax.errors import UserError
 from reasonjax.training import checkpoint
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=['base', 'a', 'b'], meta_fields=['block'])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=['base', 'a', 'b'], meta_fields=['block']
+)
 @dataclasses.dataclass(frozen=True)
 class LowRank:
     base: object
@@ -27,7 +30,9 @@ class LowRank:
     block: int = 32
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=['base', 'a', 'b'], meta_fields=['block'])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=['base', 'a', 'b'], meta_fields=['block']
+)
 @dataclasses.dataclass(frozen=True)
 class Other:
     base: object
@@ -51,22 +56,39 @@ class Counter:
 
 def make(rank=2, width=6, kind=LowRank, block=32):
     key = jax.random.key(0)
-    weight = kind(base=jax.random.normal(key, (3, width, 5), jnp.bfloat16), a=jax.random.normal(key, (3, width, rank)),
-                  b=None, block=block)
-    return {'embed': jax.random.normal(key, (7, width)), 'layers': {'q': weight, 'norm': jnp.full((3, width), jnp.nan)},
-            'head': None, 'pair': (jnp.arange(3), jnp.float32(-0.0))}
+    weight = kind(
+        base=jax.random.normal(key, (3, width, 5), jnp.bfloat16),
+        a=jax.random.normal(key, (3, width, rank)),
+        b=None,
+        block=block,
+    )
+    return {
+        'embed': jax.random.normal(key, (7, width)),
+        'layers': {'q': weight, 'norm': jnp.full((3, width), jnp.nan)},
+        'head': None,
+        'pair': (jnp.arange(3), jnp.float32(-0.0)),
+    }
 
 
 def make_train(params):
     floats = jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.floating) else None, params)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
-    return {'optimizer': optimizer.init(floats), 'step': jnp.int32(41), 'key': jax.random.key(7), 'seen': 12,
-            'host': np.arange(4, dtype=np.int64), 'keys': jax.random.split(jax.random.key(3), 2)}
+    return {
+        'optimizer': optimizer.init(floats),
+        'step': jnp.int32(41),
+        'key': jax.random.key(7),
+        'seen': 12,
+        'host': np.arange(4, dtype=np.int64),
+        'keys': jax.random.split(jax.random.key(3), 2),
+    }
 
 
 def bits(leaf):
-    leaf = jax.random.key_data(leaf) if hasattr(leaf, 'dtype') and jnp.issubdtype(
-        leaf.dtype, jax.dtypes.prng_key) else leaf
+    leaf = (
+        jax.random.key_data(leaf)
+        if hasattr(leaf, 'dtype') and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else leaf
+    )
     return np.asarray(leaf).tobytes()
 
 
@@ -91,12 +113,20 @@ def test_round_trip_is_bit_exact(tmp_path):
         assert checkpoints.latest() == 4
     fresh = Counter()
     with checkpoint.Checkpoints(tmp_path / 'made' / 'here') as checkpoints:
-        restored = checkpoints.restore(params=jax.eval_shape(lambda: make()), train=train, data=fresh,
-                                       expect={'data': 'sha-1', 'shape': (1, 2)})
+        restored = checkpoints.restore(
+            params=jax.eval_shape(lambda: make()),
+            train=train,
+            data=fresh,
+            expect={'data': 'sha-1', 'shape': (1, 2)},
+        )
         only_meta = checkpoints.restore(4)
     assert_same(restored.params, params)
     assert_same(restored.train, train)
-    assert restored.meta == {'data': 'sha-1', 'model': {'layers': 3}, 'shape': [1, 2]} == only_meta.meta
+    assert (
+        restored.meta
+        == {'data': 'sha-1', 'model': {'layers': 3}, 'shape': [1, 2]}
+        == only_meta.meta
+    )
     assert only_meta.params is None and only_meta.train is None
     assert fresh.get_state() == {'next_index': 0, 'parent': {'order': [1, 2]}}
 
@@ -121,7 +151,9 @@ def test_everything_may_change_as_soon_as_save_returns(tmp_path):
 def test_the_background_writer_gets_its_own_record(tmp_path, monkeypatch):
     handed = []
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        monkeypatch.setattr(checkpoints._manager, 'save', lambda step, args, force: handed.append(args['meta'].item))
+        monkeypatch.setattr(
+            checkpoints._manager, 'save', lambda step, args, force: handed.append(args['meta'].item)
+        )
         meta, data = {'seen': {'rows': 1}}, Counter()
         checkpoints.save(1, params={'w': jnp.zeros(1)}, data=data, meta=meta)
     meta['seen']['rows'] = data.state['next_index'] = 2
@@ -133,7 +165,9 @@ def test_keeps_the_newest(tmp_path):
         for step in (0, 3, 20, 100):
             checkpoints.save(step, params={'w': jnp.full(2, step)})
         assert checkpoints.steps() == [20, 100]
-        assert checkpoints.restore(20, params={'w': jnp.zeros(2, jnp.int32)}).params['w'].tolist() == [20, 20]
+        assert checkpoints.restore(20, params={'w': jnp.zeros(2, jnp.int32)}).params[
+            'w'
+        ].tolist() == [20, 20]
         with pytest.raises(UserError, match=r'no checkpoint of step 3 in .*there are: 20, 100'):
             checkpoints.restore(3)
 
@@ -150,7 +184,9 @@ def test_restores_onto_the_shardings_asked_for(tmp_path):
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, params={'w': jnp.arange(4.0)})
-        restored = checkpoints.restore(1, params={'w': jax.ShapeDtypeStruct((4,), jnp.float32, sharding=sharding)})
+        restored = checkpoints.restore(
+            1, params={'w': jax.ShapeDtypeStruct((4,), jnp.float32, sharding=sharding)}
+        )
     assert restored.params['w'].sharding == sharding
 
 
@@ -163,26 +199,46 @@ def test_load_params_reads_them_alone_and_casts(tmp_path):
         checkpoints.wait()
         temporary = tmp_path / '3.orbax-checkpoint-tmp'
         temporary.mkdir()  # what a run that is saving right now has
-        wanted = jax.eval_shape(lambda: jax.tree.map(
-            lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, make()))
+        wanted = jax.eval_shape(
+            lambda: jax.tree.map(
+                lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, make()
+            )
+        )
         found, meta, step = checkpoint.load_params(tmp_path, wanted)
         assert (meta, step) == ({'name': 'new'}, 2) and temporary.is_dir()
-        assert_same(found, jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, params))
-        assert checkpoint.load_params(tmp_path, {'other': jnp.zeros(1)}, step=1)[1:] == ({'name': 'old'}, 1)
+        assert_same(
+            found,
+            jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, params),
+        )
+        assert checkpoint.load_params(tmp_path, {'other': jnp.zeros(1)}, step=1)[1:] == (
+            {'name': 'old'},
+            1,
+        )
 
 
-@pytest.mark.parametrize('other, lines', [
-    (dict(width=8), ['params/embed: expected float32[7,8], found float32[7,6]',
-                     'params/layers/q/base: expected bfloat16[3,8,5], found bfloat16[3,6,5]']),
-    (dict(rank=3), ['params/layers/q/a: expected float32[3,6,3], found float32[3,6,2]']),
-    (dict(block=16), ['params/layers/q.block: expected 16, found 32']),
-    (dict(kind=Other), ["params/layers/q.kind: expected 'Other', found 'LowRank'"]),
-])
+@pytest.mark.parametrize(
+    'other, lines',
+    [
+        (
+            dict(width=8),
+            [
+                'params/embed: expected float32[7,8], found float32[7,6]',
+                'params/layers/q/base: expected bfloat16[3,8,5], found bfloat16[3,6,5]',
+            ],
+        ),
+        (dict(rank=3), ['params/layers/q/a: expected float32[3,6,3], found float32[3,6,2]']),
+        (dict(block=16), ['params/layers/q.block: expected 16, found 32']),
+        (dict(kind=Other), ["params/layers/q.kind: expected 'Other', found 'LowRank'"]),
+    ],
+)
 def test_refuses_another_model(tmp_path, other, lines):
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(5, params=make())
         wanted = jax.eval_shape(lambda: make(**other))
-        for restore in (lambda: checkpoints.restore(params=wanted), lambda: checkpoint.load_params(tmp_path, wanted)):
+        for restore in (
+            lambda: checkpoints.restore(params=wanted),
+            lambda: checkpoint.load_params(tmp_path, wanted),
+        ):
             with pytest.raises(UserError) as error:
                 restore()
             assert f'checkpoint {tmp_path / "5"} is of another model' in str(error.value)
@@ -201,7 +257,10 @@ def test_refuses_other_leaves_by_name(tmp_path):
             checkpoints.restore(params=wanted)
         missing, extra = str(error.value).split('only in the checkpoint:')
         missing = missing.split('missing in the checkpoint:')[1]
-        assert all(name in missing for name in ('layers/bias float32[3]', 'head float32[2,2]', 'layers/q bfloat16'))
+        assert all(
+            name in missing
+            for name in ('layers/bias float32[3]', 'head float32[2,2]', 'layers/q bfloat16')
+        )
         assert 'layers/q/a float32[3,6,2]' in extra
         with pytest.raises(UserError, match=r'train/step: expected float32\[\], found int32\[\]'):
             checkpoints.restore(train={'step': jnp.float32(1)})
@@ -244,8 +303,12 @@ def test_a_broken_copy_is_skipped_and_replaced(tmp_path):
 def test_static_fields_do_not_depend_on_the_process():
     node = LowRank(jnp.zeros(1), None, None, block=lambda x: x)
     assert checkpoint.static_fields([node]) == {
-        '0': {'kind': 'LowRank', 'block': f'<function {test_static_fields_do_not_depend_on_the_process.__name__}'
-                                          '.<locals>.<lambda>>'}}
+        '0': {
+            'kind': 'LowRank',
+            'block': f'<function {test_static_fields_do_not_depend_on_the_process.__name__}'
+            '.<locals>.<lambda>>',
+        }
+    }
 
 
 KILLED = """
@@ -269,10 +332,16 @@ checkpoints.wait()
 
 
 def test_killed_during_a_save_the_previous_one_is_usable(tmp_path):
-    # The kill comes at the worst moment: everything of step 2 is written, the rename has not happened, and keep=1.
+    # The kill comes at the worst moment: everything of step 2 is written, the rename has not
+    # happened, and keep=1.
     root = pathlib.Path(checkpoint.__file__).parents[2]
-    ended = subprocess.run([sys.executable, '-c', KILLED, str(tmp_path)], check=False, capture_output=True, text=True,
-                           env=os.environ | {'PYTHONPATH': str(root)})
+    ended = subprocess.run(
+        [sys.executable, '-c', KILLED, str(tmp_path)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | {'PYTHONPATH': str(root)},
+    )
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert len(list(tmp_path.iterdir())) == 2, 'step 1 and what is left of step 2'
     assert checkpoint.load_params(tmp_path, {'w': jnp.zeros(1000)})[1:] == ({'step': 1}, 1)

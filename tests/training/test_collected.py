@@ -1,4 +1,5 @@
-"""What a stage has collected and was lost or damaged: drawn again, or joined again from its parts, and never missing without a word."""
+"""What a stage has collected and was lost or damaged: drawn again, or joined again from its parts,
+and never missing without a word."""
 
 import shutil
 from types import SimpleNamespace
@@ -21,21 +22,30 @@ def rewards(tmp_path_factory):
 def collected(tmp_path_factory, rewards):
     """A run that has collected, and a config for it."""
     settings = quiet(
-        'configs/quickstart.py:filtered_sft', stages="('collect', 'resft')", collect__steps=3, collect__max_completion_length=30,
-        collect__rewards__accuracy__name='toy_rewards.digits', collect__reward_workers=0, collect__min_reward=2.0, resft__steps=1,
-    )  # fmt: skip
+        'configs/quickstart.py:filtered_sft',
+        stages="('collect', 'resft')",
+        collect__steps=3,
+        collect__max_completion_length=30,
+        collect__rewards__accuracy__name='toy_rewards.digits',
+        collect__reward_workers=0,
+        collect__min_reward=2.0,
+        resft__steps=1,
+    )
     folder = tmp_path_factory.mktemp('collected') / 'run'
     run(settings, folder)
     return SimpleNamespace(folder=folder, config=settings)
 
 
 PARTS = {
-    'cut': lambda path: path.write_text(path.read_text()[:30]), 'empty': lambda path: path.write_text(''),
+    'cut': lambda path: path.write_text(path.read_text()[:30]),
+    'empty': lambda path: path.write_text(''),
     'a list': lambda path: path.write_text('[]'),
-    'no rows': lambda path: path.write_text('{"counts": {}}'), 'odd rows': lambda path: path.write_text('{"rows": [1], "counts": {}}'),
-    'odd counts': lambda path: path.write_text('{"rows": [], "counts": {"kept": "x"}}'), 'gone': lambda path: path.unlink(),
+    'no rows': lambda path: path.write_text('{"counts": {}}'),
+    'odd rows': lambda path: path.write_text('{"rows": [1], "counts": {}}'),
+    'odd counts': lambda path: path.write_text('{"rows": [], "counts": {"kept": "x"}}'),
+    'gone': lambda path: path.unlink(),
     'a folder': lambda path: (path.unlink(), path.mkdir()),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('damage', PARTS)
@@ -64,7 +74,14 @@ def test_a_data_set_that_is_not_what_was_written_is_made_again(damage, collected
     if damage == 'gone':
         path.unlink()
     else:
-        path.write_bytes(wanted[: len(wanted) // 2] if damage == 'shorter' else wanted.replace(b'"reward": ', b'"reward":  ', 1))
+        path.write_bytes(
+            wanted[: len(wanted) // 2]
+            if damage == 'shorter'
+            else wanted.replace(b'"reward": ', b'"reward":  ', 1)
+        )
     run(collected.config, work)
-    assert path.read_bytes() == wanted and 'dataset.jsonl is not (any more) what stage collect wrote' in capsys.readouterr().err
+    assert (
+        path.read_bytes() == wanted
+        and 'dataset.jsonl is not (any more) what stage collect wrote' in capsys.readouterr().err
+    )
     assert_trees_equal(trained(work)[1], trained(collected.folder)[1])

@@ -1,4 +1,5 @@
-"""What cannot work is refused before anything is loaded, compiled or trained: also what only the second stage would have met."""
+"""What cannot work is refused before anything is loaded, compiled or trained: also what only the
+second stage would have met."""
 
 import numpy as np
 import pytest
@@ -34,9 +35,18 @@ ALONE = {
     'generations': (dict(grpo__num_generations=1), 'config.grpo.num_generations=1'),
     'dynamic sampling': (dict(grpo__dynamic_sampling=-1), 'config.grpo.dynamic_sampling=-1'),
     'temperature': (dict(grpo__temperature=0.0), 'config.grpo.temperature=0.0'),
-    'on device': (dict(grpo__on_device=True, grpo__packing=True), 'config.grpo.packing=True: not with on_device'),
-    'periods': (dict(grpo__on_device=True, grpo__iterations_per_call=2, grpo__steps=3), 'config.grpo.iterations_per_call=2: does not'),
-    'best': (dict(grpo__keep_best='eval_acuracy', evaluation__enabled=True), 'Did you mean "eval_accuracy"'),
+    'on device': (
+        dict(grpo__on_device=True, grpo__packing=True),
+        'config.grpo.packing=True: not with on_device',
+    ),
+    'periods': (
+        dict(grpo__on_device=True, grpo__iterations_per_call=2, grpo__steps=3),
+        'config.grpo.iterations_per_call=2: does not',
+    ),
+    'best': (
+        dict(grpo__keep_best='eval_acuracy', evaluation__enabled=True),
+        'Did you mean "eval_accuracy"',
+    ),
     'best of nothing': (dict(grpo__keep_best='eval_accuracy'), 'there is nothing to choose by'),
     'a mode': (dict(grpo__keep_best_mode='maximum'), 'config.grpo.keep_best_mode="maximum"'),
     'spikes': (dict(grpo__spike_window=1), 'config.grpo.spike_window=1'),
@@ -44,7 +54,10 @@ ALONE = {
     'checkpoints': (dict(grpo__keep_checkpoints=0), 'config.grpo.keep_checkpoints=0'),
     'a form': (dict(warmup__data__form='preference'), 'config.warmup: data.form is "preference"'),
     'init': (dict(init='nowhere'), 'config.init="nowhere"'),
-    'no answer': (dict(evaluation__enabled=True, evaluation__greedy=False, evaluation__samples=0), 'draws no answer'),
+    'no answer': (
+        dict(evaluation__enabled=True, evaluation__greedy=False, evaluation__samples=0),
+        'draws no answer',
+    ),
 }
 
 
@@ -53,15 +66,20 @@ def test_of_the_config_alone(case, tmp_path, patched, monkeypatch):
     settings, words = ALONE[case]
     monkeypatch.setattr(runs, 'open_run', never)
     with pytest.raises(UserError) as error:
-        run(small('configs/grpo.py', **dict(evaluation__enabled=False) | settings), tmp_path / 'run')
+        run(
+            small('configs/grpo.py', **dict(evaluation__enabled=False) | settings), tmp_path / 'run'
+        )
     assert words in str(error.value) and not (tmp_path / 'run').exists()
 
 
 COLLECTED = {
     'nobody': ('stage:colect', 'no such stage. Did you mean "collect"'),
     'itself': ('stage:resft', 'collects nothing before stage resft starts'),
-    'a stage that trains': ('stage:sft', 'collects nothing before stage resft starts; stages that do: collect'),
-}  # fmt: skip
+    'a stage that trains': (
+        'stage:sft',
+        'collects nothing before stage resft starts; stages that do: collect',
+    ),
+}
 
 
 @pytest.mark.parametrize('case', COLLECTED)
@@ -69,16 +87,31 @@ def test_of_what_is_collected(case, tmp_path, patched, monkeypatch):
     path, words = COLLECTED[case]
     monkeypatch.setattr(runs, 'open_run', never)
     with pytest.raises(UserError) as error:
-        run(small('configs/quickstart.py:filtered_sft', resft__data__source__path=path), tmp_path / 'run')
+        run(
+            small('configs/quickstart.py:filtered_sft', resft__data__source__path=path),
+            tmp_path / 'run',
+        )
     assert words in str(error.value) and not (tmp_path / 'run').exists()
 
 
 # What the tokenizer, the mesh or the shape of the model decides.
 OPENED = {
-    'a filter without an adapter': (dict(lora__adapter__name='none'), 'config.filter.name=lora: no low-rank weights here'),
-    'a pattern': (dict(lora__adapter__target_modules='("layers/atention/*",)'), '"layers/atention/*" matches no matrix'),
-    'a filter': (dict(lora__filter__name='paths', lora__filter__include='("nothing",)'), 'pattern "nothing" matches no weight'),
-    'a block': (dict(lora__adapter__quantise='int8', lora__adapter__quantise_block=7), 'config.adapter.quantise_block=7'),
+    'a filter without an adapter': (
+        dict(lora__adapter__name='none'),
+        'config.filter.name=lora: no low-rank weights here',
+    ),
+    'a pattern': (
+        dict(lora__adapter__target_modules='("layers/atention/*",)'),
+        '"layers/atention/*" matches no matrix',
+    ),
+    'a filter': (
+        dict(lora__filter__name='paths', lora__filter__include='("nothing",)'),
+        'pattern "nothing" matches no weight',
+    ),
+    'a block': (
+        dict(lora__adapter__quantise='int8', lora__adapter__quantise_block=7),
+        'config.adapter.quantise_block=7',
+    ),
     'a dtype': (dict(lora__optimizer__mu_dtype='floot32'), 'floot32'),
 }
 
@@ -154,11 +187,19 @@ def test_of_an_export_to_what_is_there(adapted, tmp_path, capsys, monkeypatch):
 def test_of_an_adapter_for_another_model(model_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(converting, 'initial', never)
     (tmp_path / 'adapter').mkdir()
-    pairs = {'model.layers.0.self_attn.q_proj': Pair(np.ones((2, 5), np.float32), np.ones((7, 2), np.float32), 1.0)}
+    pairs = {
+        'model.layers.0.self_attn.q_proj': Pair(
+            np.ones((2, 5), np.float32), np.ones((7, 2), np.float32), 1.0
+        )
+    }
     write.save_adapter(tmp_path / 'adapter', pairs, base='x', layers=1)
     arguments = [tmp_path / 'adapter', tmp_path / 'out', '--merge', '--base', model_folder]
     status = convert.main([QUICK, *map(str, arguments)])
-    assert status == 2 and 'the adapter does not fit this model' in capsys.readouterr().err and not (tmp_path / 'out').exists()
+    assert (
+        status == 2
+        and 'the adapter does not fit this model' in capsys.readouterr().err
+        and not (tmp_path / 'out').exists()
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,7 +210,11 @@ def test_of_an_adapter_for_another_model(model_folder, tmp_path, capsys, monkeyp
         (sample, ['--stage', 'x', '1+1='], 'no training stage "x"'),
         (evaluate, ['--k', '9'], 'pass@9 needs --samples 9'),
         (evaluate, ['--config.evaluation.task.sise=1'], 'Did you mean "size"'),
-        (evaluate, ['--config.evaluation.max_prompt_length=2', '--config.evaluation.overlong=error'], 'max_prompt_length'),
+        (
+            evaluate,
+            ['--config.evaluation.max_prompt_length=2', '--config.evaluation.overlong=error'],
+            'max_prompt_length',
+        ),
         (evaluate, ['--config.evaluation.stop=("?",)'], 'config.evaluation.stop'),
         (evaluate, ['--output', '/dev/null/x'], '--output=/dev/null/x'),
     ],
@@ -179,7 +224,9 @@ def test_of_what_is_asked_of_a_model(program, arguments, words, adapted, capsys,
     assert words in refused(program, capsys, '--workdir', adapted, *arguments)
 
 
-@pytest.mark.parametrize('arguments', ['batch_size=0', 'max_length=0', 'max_gen_toks=x', 'stage=x', 'trusted=x'])
+@pytest.mark.parametrize(
+    'arguments', ['batch_size=0', 'max_length=0', 'max_gen_toks=x', 'stage=x', 'trusted=x']
+)
 def test_of_the_harness(arguments, adapted, monkeypatch):
     pytest.importorskip('lm_eval')
     from reasonjax.interop.lm_eval import Harness

@@ -1,4 +1,5 @@
-"""A run that goes on on other devices: from 8 to 4 to 1 and back to 8, sharded in other ways each time; sampling too."""
+"""A run that goes on on other devices: from 8 to 4 to 1 and back to 8, sharded in other ways each
+time; sampling too."""
 
 import json
 import pathlib
@@ -33,8 +34,12 @@ def test_losses_go_on_to_rounding(name, folder):
     for counted in ('num_tokens', 'learning_rate', 'skipped_updates', 'rollbacks'):
         assert [r[counted] for r in alone] == [r[counted] for r in moved]
     ours, theirs = (np.load(folder / name / f'{kind}.npz') for kind in ('moved', 'alone'))
-    # Adam divides by the size of a gradient, however small: rounding shows in the parameters more than in the losses.
-    assert len(ours.files) > 5 and max(np.abs(ours[leaf] - theirs[leaf]).max() for leaf in ours.files) < 1e-3
+    # Adam divides by the size of a gradient, however small: rounding shows in the parameters more
+    # than in the losses.
+    assert (
+        len(ours.files) > 5
+        and max(np.abs(ours[leaf] - theirs[leaf]).max() for leaf in ours.files) < 1e-3
+    )
 
 
 def test_a_run_is_read_on_any_devices(folder):

@@ -1,10 +1,19 @@
-"""Steps as one program: what the staged path gives, whatever is compiled together, however often it is disturbed."""
+"""Steps as one program: what the staged path gives, whatever is compiled together, however often it
+is disturbed."""
 
 import itertools
 
 import numpy as np
 import pytest
-from small_runs import checkpoints, crash, crash_in_update, install_rewards, left_behind, quiet, records
+from small_runs import (
+    checkpoints,
+    crash,
+    crash_in_update,
+    install_rewards,
+    left_behind,
+    quiet,
+    records,
+)
 from toys import assert_trees_close, assert_trees_equal
 
 from reasonjax.data import pipeline
@@ -16,8 +25,9 @@ from reasonjax.training.checkpoint import Checkpoints
 from reasonjax.training.context import open_run, places, settings
 from reasonjax.training.run import run, trained
 
-# A task of the user's own. Its rewards tell an untrained model's completions apart, and need the row: the marks of a digit that the
-# solution begins with count more. Whole numbers, so that both ways are exact.
+# A task of the user's own. Its rewards tell an untrained model's completions apart, and need the
+# row: the marks of a digit that the solution begins with count more. Whole numbers, so that both
+# ways are exact.
 TASK = """
 from reasonjax.tasks import OnTokens, Task, TokenRule, addition
 
@@ -55,7 +65,8 @@ def task(tmp_path_factory):
 
 
 def compile_once(monkeypatch):
-    """From here on, the runs of one config share the program of their steps, as far as a process can tell."""
+    """From here on, the runs of one config share the program of their steps, as far as a process
+    can tell."""
     real, programs = loop.compile_update, []
 
     def compiled(*arguments):
@@ -67,22 +78,47 @@ def compile_once(monkeypatch):
 
 
 def config(**overrides):
-    """An online stage alone, from fresh weights. SGD, because Adam makes rounding errors of gradients near zero as large as the rate."""
+    """An online stage alone, from fresh weights. SGD, because Adam makes rounding errors of
+    gradients near zero as large as the rate."""
     common = dict(
-        data__source__name='toy_task.counting', rewards__accuracy__name='toy_task.marks', reward_workers=0, steps=4, checkpoint_every=0,
-        optimizer__name='sgd', learning_rate__peak=0.3, learning_rate__warmup_steps=0, eval_every=0, log_completions_every=2,
-    )  # fmt: skip
-    return quiet('configs/grpo.py', stages="('grpo',)", **{f'grpo__{name}': x for name, x in (common | overrides).items()})
+        data__source__name='toy_task.counting',
+        rewards__accuracy__name='toy_task.marks',
+        reward_workers=0,
+        steps=4,
+        checkpoint_every=0,
+        optimizer__name='sgd',
+        learning_rate__peak=0.3,
+        learning_rate__warmup_steps=0,
+        eval_every=0,
+        log_completions_every=2,
+    )
+    return quiet(
+        'configs/grpo.py',
+        stages="('grpo',)",
+        **{f'grpo__{name}': x for name, x in (common | overrides).items()},
+    )
 
 
-UPDATES = dict(minibatches=2, num_iterations=2, accumulation=2, objective__beta=0.1, objective__loss_type='dr_grpo',
-               mask_truncated_completions=True)  # fmt: skip
-OTHERS = dict(prompts_at_once=2, rewards__accuracy__weight=0.5, data__max_prompt_length=8, data__overlong='drop')
+UPDATES = dict(
+    minibatches=2,
+    num_iterations=2,
+    accumulation=2,
+    objective__beta=0.1,
+    objective__loss_type='dr_grpo',
+    mask_truncated_completions=True,
+)
+OTHERS = dict(
+    prompts_at_once=2,
+    rewards__accuracy__weight=0.5,
+    data__max_prompt_length=8,
+    data__overlong='drop',
+)
 
 
 @pytest.mark.parametrize('knobs, together', [(OTHERS, 1), (UPDATES, 2)], ids=['one', 'updates'])
 def test_one_program_equals_the_stages(knobs, together, tmp_path):
-    """Whatever the number of updates, micro-batches, passes and steps a call: tokens and rewards are equal, the rest to rounding."""
+    """Whatever the number of updates, micro-batches, passes and steps a call: tokens and rewards
+    are equal, the rest to rounding."""
     run(config(**knobs), tmp_path / 'staged')
     run(config(on_device=True, iterations_per_call=together, **knobs), tmp_path / 'program')
     assert_same_to_rounding(tmp_path / 'program', tmp_path / 'staged')
@@ -95,11 +131,17 @@ def assert_same_to_rounding(workdir, staged):
     for one, other in zip(ours['metrics'], theirs['metrics']):
         for name in one.keys() - {'stage', 'nonfinite'}:
             values = [np.nan if r[name] is None else r[name] for r in (one, other)]
-            np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-5, err_msg=f'{name}, step {one["step"]}')
-    assert ours['completions'].keys() == theirs['completions'].keys() and len(ours['completions']) == 2
+            np.testing.assert_allclose(
+                *values, rtol=1e-4, atol=1e-5, err_msg=f'{name}, step {one["step"]}'
+            )
+    assert (
+        ours['completions'].keys() == theirs['completions'].keys() and len(ours['completions']) == 2
+    )
     for name, table in ours['completions'].items():
         for one, other in zip(table, theirs['completions'][name], strict=True):
-            np.testing.assert_allclose(one.pop('advantage'), other.pop('advantage'), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(
+                one.pop('advantage'), other.pop('advantage'), rtol=1e-5, atol=1e-6
+            )
             assert one == other
     assert_trees_close(trained(workdir)[1], trained(staged)[1], atol=1e-5)
 
@@ -109,7 +151,8 @@ def on_device(**overrides):
 
 
 def test_a_disturbed_run_ends_as_one_that_was_left_alone(tmp_path, monkeypatch):
-    """Killed before a call, between its batches, after its table and after a save, then asked to stop: the same to the last bit."""
+    """Killed before a call, between its batches, after its table and after a save, then asked to
+    stop: the same to the last bit."""
     compile_once(monkeypatch)
     calm = on_device(steps=8, checkpoint_every=4, log_completions_every=1, **UPDATES)
     run(calm, tmp_path / 'alone')
@@ -122,7 +165,10 @@ def test_a_disturbed_run_ends_as_one_that_was_left_alone(tmp_path, monkeypatch):
     ]:
         with death:
             run(calm, workdir)
-    with monkeypatch.context() as patch, pytest.raises(Stopped, match='step 6 of 8 is done and saved'):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Stopped, match='step 6 of 8 is done and saved'),
+    ):
         patch.setattr(stopping, 'asked', lambda: True)
         run(calm, workdir)
     run(calm, workdir)
@@ -156,11 +202,13 @@ def poison(monkeypatch):
 
 
 def test_a_bad_stretch_is_left_behind_between_calls(poison, tmp_path, capfd):
-    """Steps 4 to 6 are not finite: after the call of steps 5 and 6, back to step 2, the last checkpoint that a step was finite from."""
+    """Steps 4 to 6 are not finite: after the call of steps 5 and 6, back to step 2, the last
+    checkpoint that a step was finite from."""
     poison({4, 5, 6})
     run(on_device(steps=8, checkpoint_every=2, keep_checkpoints=9, max_nonfinite=1), tmp_path)
-    assert 'step 6: loss or gradient was not finite 3 steps in a row; weights and optimiser go back to the checkpoint of step 2' in (
-        ' '.join(capfd.readouterr().err.split())
+    assert (
+        'step 6: loss or gradient was not finite 3 steps in a row; weights and optimiser go back '
+        'to the checkpoint of step 2' in (' '.join(capfd.readouterr().err.split()))
     )
     found = records(tmp_path)
     assert [r['skipped_updates'] for r in found] == [0, 0, 0, 1, 2, 3, 3, 3]
@@ -174,24 +222,44 @@ def test_a_bad_stretch_is_left_behind_between_calls(poison, tmp_path, capfd):
 def test_a_bad_stretch_that_ends_within_a_call_is_only_counted(poison, tmp_path):
     poison({1, 3})
     run(on_device(max_nonfinite=0), tmp_path)
-    assert [(r['skipped_updates'], r['rollbacks']) for r in records(tmp_path)] == [(1, 0), (1, 0), (2, 0), (2, 0)]
+    assert [(r['skipped_updates'], r['rollbacks']) for r in records(tmp_path)] == [
+        (1, 0),
+        (1, 0),
+        (2, 0),
+        (2, 0),
+    ]
 
 
-@pytest.mark.parametrize('knobs, words', [
-    (dict(iterations_per_call=3), ['iterations_per_call=3', 'grpo.steps=4', 'nearest: 2']),
-    (dict(iterations_per_call=4, steps=8, checkpoint_every=6), ['grpo.checkpoint_every=6', 'nearest: 3']),
-    (dict(iterations_per_call=0), ['iterations_per_call=0', 'at least 1']),
-    (dict(on_device=False, iterations_per_call=2), ['iterations_per_call=2', 'on_device=True']),
-    (dict(rewards__accuracy__name='toy_rewards.digits'), ['toy_rewards.digits', "dict(name='toy_task.marks')", 'on_device=False']),
-    (dict(data__source__name='addition'), ['toy_task.marks', "extract='hash'", 'require_termination=True']),
-    (dict(data__source__name='jsonl', data__source__path='{file}'), ['"jsonl"', 'on_tokens']),
-    (dict(dynamic_sampling=2), ['dynamic_sampling=2', 'on_device']),
-    (dict(packing=True), ['packing=True', 'on_device']),
-    (dict(pipelined=True), ['pipelined=True', 'on_device']),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'knobs, words',
+    [
+        (dict(iterations_per_call=3), ['iterations_per_call=3', 'grpo.steps=4', 'nearest: 2']),
+        (
+            dict(iterations_per_call=4, steps=8, checkpoint_every=6),
+            ['grpo.checkpoint_every=6', 'nearest: 3'],
+        ),
+        (dict(iterations_per_call=0), ['iterations_per_call=0', 'at least 1']),
+        (dict(on_device=False, iterations_per_call=2), ['iterations_per_call=2', 'on_device=True']),
+        (
+            dict(rewards__accuracy__name='toy_rewards.digits'),
+            ['toy_rewards.digits', "dict(name='toy_task.marks')", 'on_device=False'],
+        ),
+        (
+            dict(data__source__name='addition'),
+            ['toy_task.marks', "extract='hash'", 'require_termination=True'],
+        ),
+        (dict(data__source__name='jsonl', data__source__path='{file}'), ['"jsonl"', 'on_tokens']),
+        (dict(dynamic_sampling=2), ['dynamic_sampling=2', 'on_device']),
+        (dict(packing=True), ['packing=True', 'on_device']),
+        (dict(pipelined=True), ['pipelined=True', 'on_device']),
+    ],
+)
 def test_what_cannot_be_one_program_is_refused(knobs, words, tmp_path):
     (tmp_path / 'rows.jsonl').write_text('{"prompt": "1+1=", "solution": "02"}\n')
-    knobs = {name: x.format(file=tmp_path / 'rows.jsonl') if isinstance(x, str) else x for name, x in knobs.items()}
+    knobs = {
+        name: x.format(file=tmp_path / 'rows.jsonl') if isinstance(x, str) else x
+        for name, x in knobs.items()
+    }
     with pytest.raises(UserError) as error:
         run(config(**dict(on_device=True) | knobs), tmp_path / 'work')
     for word in words:
@@ -210,10 +278,16 @@ def test_the_quickstart_needs_only_the_flag(tmp_path):
     fused.check(settings(context.config, place), place.name)
     found = fused.reward_of(context, place)
     ids = [*context.tokenizer.encode('+#0545'), context.tokenizer.eos_ids[0], 0]
-    marked = found.rule.reward(np.array(ids), np.int32(7), np.True_, found.rule.columns({'solution': '0545'}))
+    marked = found.rule.reward(
+        np.array(ids), np.int32(7), np.True_, found.rule.columns({'solution': '0545'})
+    )
     assert (found.name, found.weight, float(marked)) == ('accuracy', 1.0, 1.0)
 
 
 def test_a_tokenizer_whose_tokens_are_no_characters_is_refused(tmp_path):
-    with pytest.raises(UserError, match='config.grpo.on_device: .*one token for each character.* on_device=False'):
-        fused.reward_of(*opened(tmp_path, tokenizer__name='sentencepiece', tokenizer__vocab_size=276))
+    with pytest.raises(
+        UserError, match='config.grpo.on_device: .*one token for each character.* on_device=False'
+    ):
+        fused.reward_of(
+            *opened(tmp_path, tokenizer__name='sentencepiece', tokenizer__vocab_size=276)
+        )

@@ -42,7 +42,9 @@ def test_the_second_is_told_who_is_the_first(tmp_path):
             pytest.fail('two processes hold one folder')
     finally:
         process.communicate('\n')
-    assert f'{tmp_path} is in use by process {process.pid} on {socket.gethostname()}' in str(error.value)
+    assert f'{tmp_path} is in use by process {process.pid} on {socket.gethostname()}' in str(
+        error.value
+    )
     assert 'give another folder' in str(error.value) and '\n' not in str(error.value)
     with locks.hold(tmp_path):
         assert json.loads((tmp_path / locks.NAME).read_text())['pid'] == os.getpid()
@@ -64,14 +66,22 @@ def test_an_error_frees_it(tmp_path):
     for _ in range(2):
         with pytest.raises(KeyError), locks.hold(tmp_path):
             raise KeyError
-    with locks.hold(tmp_path), pytest.raises(UserError, match=f'process {os.getpid()} '), locks.hold(tmp_path):
+    with (
+        locks.hold(tmp_path),
+        pytest.raises(UserError, match=f'process {os.getpid()} '),
+        locks.hold(tmp_path),
+    ):
         pass
 
 
 def test_a_link_to_a_folder_is_the_folder(tmp_path):
     (tmp_path / 'folder').mkdir()
     (tmp_path / 'link').symlink_to('folder')
-    with locks.hold(tmp_path / 'folder'), pytest.raises(UserError, match='is in use by process'), locks.hold(tmp_path / 'link'):
+    with (
+        locks.hold(tmp_path / 'folder'),
+        pytest.raises(UserError, match='is in use by process'),
+        locks.hold(tmp_path / 'link'),
+    ):
         pass
 
 
@@ -84,7 +94,11 @@ def test_a_file_system_without_locks(code, tmp_path, monkeypatch, capsys):
     with locks.hold(tmp_path):
         assert (tmp_path / locks.NAME).exists()
     error = capsys.readouterr().err
-    assert f'note: {tmp_path}: this file system has no locks' in error and os.strerror(code) in error and error.count('\n') == 1
+    assert (
+        f'note: {tmp_path}: this file system has no locks' in error
+        and os.strerror(code) in error
+        and error.count('\n') == 1
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -135,14 +149,20 @@ def test_a_lock_that_is_a_link(target, tmp_path):
     """A stranger's folder may have one, to a file that is not theirs."""
     (tmp_path / 'mine').write_text('mine')
     (tmp_path / locks.NAME).symlink_to(target)
-    with pytest.raises(UserError, match=r'\.lock: cannot be written \(it is a link\)'), locks.hold(tmp_path):
+    with (
+        pytest.raises(UserError, match=r'\.lock: cannot be written \(it is a link\)'),
+        locks.hold(tmp_path),
+    ):
         pass
     assert (tmp_path / 'mine').read_text() == 'mine' and not (tmp_path / 'nothing').exists()
 
 
 def test_a_lock_that_is_a_pipe(tmp_path):
     os.mkfifo(tmp_path / locks.NAME)
-    with pytest.raises(UserError, match=r'\.lock: cannot be written \(a pipe or a device'), locks.hold(tmp_path):
+    with (
+        pytest.raises(UserError, match=r'\.lock: cannot be written \(a pipe or a device'),
+        locks.hold(tmp_path),
+    ):
         pass
 
 
@@ -160,13 +180,18 @@ def test_a_run_is_held_and_can_be_read(tmp_path, monkeypatch):
         process.communicate('\n')
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / 'run').rglob('*')}
     before.pop(tmp_path / 'run' / locks.NAME, None)
-    assert {path: time for path, time in after.items() if path.is_file()} == {p: t for p, t in before.items() if p.is_file()}
+    assert {path: time for path, time in after.items() if path.is_file()} == {
+        p: t for p, t in before.items() if p.is_file()
+    }
 
 
 def test_an_export_is_held(tmp_path):
     with export.unfinished(tmp_path / 'out') as path:
         (path / 'mine').write_text('')
-        with pytest.raises(UserError, match='is in use by process'), export.unfinished(tmp_path / 'out'):
+        with (
+            pytest.raises(UserError, match='is in use by process'),
+            export.unfinished(tmp_path / 'out'),
+        ):
             pass
         assert (path / 'mine').exists()
     assert [path.name for path in tmp_path.iterdir()] == ['out']
@@ -183,7 +208,9 @@ def test_a_comparison_and_its_cells_are_held(tmp_path):
     finally:
         process.communicate('\n')
     # What another process is at is left alone.
-    assert (tmp_path / 'run' / 'stages' / '00_x' / 'checkpoints' / '1').is_dir() and not (tmp_path / cell.RESULT).exists()
+    assert (tmp_path / 'run' / 'stages' / '00_x' / 'checkpoints' / '1').is_dir() and not (
+        tmp_path / cell.RESULT
+    ).exists()
     assert compare.results_of([], tmp_path, workers=1) == []
 
 
@@ -197,7 +224,13 @@ time.sleep(1000)
 
 def test_a_worker_ends_with_whoever_started_it():
     """Else it would go on in a comparison that nobody holds any more."""
-    process = subprocess.Popen([sys.executable, '-c', BUSY], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, '-c', BUSY],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     process.stdin.write('a cell\n')
     process.stdin.flush()
     assert process.stdout.readline() == 'a cell\n'

@@ -1,4 +1,5 @@
-"""Sampling a step ahead: what is drawn with what, what goes into the loss, and a checkpoint while a rollout waits."""
+"""Sampling a step ahead: what is drawn with what, what goes into the loss, and a checkpoint while a
+rollout waits."""
 
 import contextlib
 import itertools
@@ -49,9 +50,14 @@ def rewards(tmp_path_factory):
 
 def config(reward: str = 'uneven', **overrides):
     given = dict(
-        stages="('grpo',)", grpo__rewards__accuracy__name=f'waiting_rewards.{reward}', grpo__reward_workers=0, grpo__steps=4,
-        grpo__learning_rate__peak=0.01, grpo__learning_rate__warmup_steps=0, grpo__keep_checkpoints=9,
-    )  # fmt: skip
+        stages="('grpo',)",
+        grpo__rewards__accuracy__name=f'waiting_rewards.{reward}',
+        grpo__reward_workers=0,
+        grpo__steps=4,
+        grpo__learning_rate__peak=0.01,
+        grpo__learning_rate__warmup_steps=0,
+        grpo__keep_checkpoints=9,
+    )
     return quiet('configs/grpo.py', **(given | overrides))
 
 
@@ -60,29 +66,49 @@ def tables(workdir) -> list[list[dict]]:
 
 
 def test_a_policy_that_does_not_move_gives_the_same_run(tmp_path):
-    """Without correction bit for bit; with it up to what the sampler's log-probs differ from the scorer's."""
+    """Without correction bit for bit; with it up to what the sampler's log-probs differ from the
+    scorer's."""
     still = dict(grpo__learning_rate__peak=0.0)
     run(config(**still), tmp_path / 'plain')
-    run(config(grpo__pipelined=True, grpo__objective__importance_sampling_correction='none', **still), tmp_path / 'none')
+    run(
+        config(
+            grpo__pipelined=True, grpo__objective__importance_sampling_correction='none', **still
+        ),
+        tmp_path / 'none',
+    )
     run(config(grpo__pipelined=True, **still), tmp_path / 'stale')
     plain = steps(tmp_path / 'plain', 'grpo')
     assert len({r['loss'] for r in plain}) == 4 and min(r['grad_norm'] for r in plain) > 0
     for name in ('none', 'stale'):
-        assert tables(tmp_path / name) == tables(tmp_path / 'plain') and len(tables(tmp_path / 'plain')) == 4
+        assert (
+            tables(tmp_path / name) == tables(tmp_path / 'plain')
+            and len(tables(tmp_path / 'plain')) == 4
+        )
         found = steps(tmp_path / name, 'grpo')
-        assert [[r.pop(key) for key in STALENESS] for r in found] == [[0, 0], [1, 1], [1, 1], [1, 1]]
+        assert [[r.pop(key) for key in STALENESS] for r in found] == [
+            [0, 0],
+            [1, 1],
+            [1, 1],
+            [1, 1],
+        ]
         if name == 'none':
             assert found == plain
         for one, other in zip(found, plain):
             assert one['loss'] == pytest.approx(other['loss'], rel=1e-4, abs=1e-6)
             assert one['grad_norm'] == pytest.approx(other['grad_norm'], rel=1e-4)
-    assert found[0]['loss'] == plain[0]['loss'] and found[0]['grad_norm'] == plain[0]['grad_norm'], 'no staleness, no difference'
-    assert all(found[0][f'{RATIO}/{name}'] == 1 for name in ('min', 'mean', 'max')) and found[0][f'{RATIO}/clip_ratio'] == 0
+    assert (
+        found[0]['loss'] == plain[0]['loss'] and found[0]['grad_norm'] == plain[0]['grad_norm']
+    ), 'no staleness, no difference'
+    assert (
+        all(found[0][f'{RATIO}/{name}'] == 1 for name in ('min', 'mean', 'max'))
+        and found[0][f'{RATIO}/clip_ratio'] == 0
+    )
     assert all(r[f'{RATIO}/max'] == pytest.approx(1, abs=1e-4) for r in found[1:])
 
 
 def test_what_is_drawn_with_what(tmp_path, monkeypatch):
-    """The next rollout is started before this one is waited for, with the first parameters of the step, which are donated meanwhile."""
+    """The next rollout is started before this one is waited for, with the first parameters of the
+    step, which are donated meanwhile."""
     events, given = [], {}
     start_sampling, finish = rollouts.Rollouts.start_sampling, rollouts.Rollouts.finish
 
@@ -98,8 +124,12 @@ def test_what_is_drawn_with_what(tmp_path, monkeypatch):
         events.append(('land', pending.step, label))
         drawn = finish(self, pending, timers)
         # Sampled again, with the copy and in peace.
-        prompts = {name: pending.prompts[name] for name in ('tokens', 'segments', 'positions')} | {'index': np.arange(4)}
-        key = rollouts.randomness.key(self._run.config.seed, self._place.number, label[0], 'rollout')
+        prompts = {name: pending.prompts[name] for name in ('tokens', 'segments', 'positions')} | {
+            'index': np.arange(4)
+        }
+        key = rollouts.randomness.key(
+            self._run.config.seed, self._place.number, label[0], 'rollout'
+        )
         again = self._generate(given[label][1], prompts, key)
         for name in ('tokens', 'logprob'):
             np.testing.assert_array_equal(getattr(drawn.rollout, name), getattr(again, name))
@@ -109,21 +139,32 @@ def test_what_is_drawn_with_what(tmp_path, monkeypatch):
     monkeypatch.setattr(rollouts.Rollouts, 'finish', landing)
     run(config(grpo__pipelined=True, grpo__checkpoint_every=1), tmp_path)
     assert events == [
-        ('launch', 1, (1, 0)), ('launch', 1, (2, 0)), ('land', 1, (1, 0)), ('launch', 2, (3, 0)), ('land', 1, (2, 0)),
-        ('launch', 3, (4, 0)), ('land', 2, (3, 0)), ('land', 3, (4, 0)),
-    ]  # fmt: skip
+        ('launch', 1, (1, 0)),
+        ('launch', 1, (2, 0)),
+        ('land', 1, (1, 0)),
+        ('launch', 2, (3, 0)),
+        ('land', 1, (2, 0)),
+        ('launch', 3, (4, 0)),
+        ('land', 2, (3, 0)),
+        ('land', 3, (4, 0)),
+    ]
     saved = checkpoints(tmp_path)
     for step, params, _ in given.values():
         if step > 1:
             assert_trees_equal(params, saved[f'00_grpo/{step - 1}'][0]['params'])
-    assert not np.array_equal(*[jax.tree.leaves(given[label][1])[0] for label in ((2, 0), (3, 0))]), 'the policy moves'
+    assert not np.array_equal(
+        *[jax.tree.leaves(given[label][1])[0] for label in ((2, 0), (3, 0))]
+    ), 'the policy moves'
     found = steps(tmp_path, 'grpo')
     assert [r['sampling/staleness'] for r in found] == [0, 1, 1, 1]
-    assert found[0][f'{RATIO}/max'] == 1 and all(r[f'{RATIO}/max'] > 1.01 > 0.99 > r[f'{RATIO}/min'] for r in found[1:])
+    assert found[0][f'{RATIO}/max'] == 1 and all(
+        r[f'{RATIO}/max'] > 1.01 > 0.99 > r[f'{RATIO}/min'] for r in found[1:]
+    )
 
 
 def test_the_old_policy_is_that_of_the_step(tmp_path, monkeypatch):
-    """With several updates a step, ratios are to the policy at its start: scored where it is stale, else the sampler's own."""
+    """With several updates a step, ratios are to the policy at its start: scored where it is stale,
+    else the sampler's own."""
     compile_, seen = loop.compile_update, []
     settings = config(grpo__pipelined=True, grpo__minibatches=2, grpo__steps=3)
 
@@ -134,8 +175,16 @@ def test_the_old_policy_is_that_of_the_step(tmp_path, monkeypatch):
         def updating(state, frozen, batch, key):
             own = score(combine(state.trainable, frozen), batch)
             weights = np.asarray(batch['weights'])
-            seen.append({name: np.asarray(x) * weights for name, x in
-                         (('own', own), ('old', batch['logprob_old']), ('sampled', batch['logprob_sampled']))})  # fmt: skip
+            seen.append(
+                {
+                    name: np.asarray(x) * weights
+                    for name, x in (
+                        ('own', own),
+                        ('old', batch['logprob_old']),
+                        ('sampled', batch['logprob_sampled']),
+                    )
+                }
+            )
             return update(state, frozen, batch, key)
 
         return updating
@@ -181,18 +230,28 @@ def asked_at(number):
 
 
 def test_resume(tmp_path):
-    """Killed and stopped while a rollout is in flight and groups wait, the run ends as one that was left alone."""
-    settings = config('coarse', grpo__pipelined=True, grpo__dynamic_sampling=4, grpo__minibatches=2, grpo__steps=6,
-                      grpo__checkpoint_every=2)  # fmt: skip
+    """Killed and stopped while a rollout is in flight and groups wait, the run ends as one that was
+    left alone."""
+    settings = config(
+        'coarse',
+        grpo__pipelined=True,
+        grpo__dynamic_sampling=4,
+        grpo__minibatches=2,
+        grpo__steps=6,
+        grpo__checkpoint_every=2,
+    )
     alone, work = tmp_path / 'alone', tmp_path / 'work'
     run(settings, alone)
     found = steps(alone, 'grpo')
-    assert found[0]['dynamic/carried_groups'] + found[1]['dynamic/carried_groups'] > 0, 'some wait at a checkpoint that is read'
+    assert found[0]['dynamic/carried_groups'] + found[1]['dynamic/carried_groups'] > 0, (
+        'some wait at a checkpoint that is read'
+    )
     assert found[-1]['sampling/staleness_max'] >= 1
     deaths = [
         asked_at(1),  # after step 1
         crash_in_update(4),  # in step 3, after the regular checkpoint of step 2
-        crash(rollouts.Rollouts, 'start_sampling', after=True),  # in step 3, what was in flight lands
+        # in step 3, what was in flight lands
+        crash(rollouts.Rollouts, 'start_sampling', after=True),
         crash(Checkpoints, 'save', after=True),  # of step 4
         crash(rollouts, 'score_completions'),  # of step 5
         asked_at(1),  # after step 5

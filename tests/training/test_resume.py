@@ -1,4 +1,5 @@
-"""A run that dies anywhere and is started again ends as one that was left alone: bit for bit, in all it leaves behind."""
+"""A run that dies anywhere and is started again ends as one that was left alone: bit for bit, in
+all it leaves behind."""
 
 import os
 import pathlib
@@ -8,7 +9,16 @@ import sys
 import time
 
 import pytest
-from small_runs import ROOT, checkpoints, crash, crash_in_update, install_rewards, left_behind, quiet, small
+from small_runs import (
+    ROOT,
+    checkpoints,
+    crash,
+    crash_in_update,
+    install_rewards,
+    left_behind,
+    quiet,
+    small,
+)
 from toys import assert_trees_equal
 
 from reasonjax.data import pipeline
@@ -49,78 +59,130 @@ def die_and_go_on(config, workdir: pathlib.Path, deaths: list) -> None:
 
 
 def test_supervised(tmp_path):
-    """Packing, corruption and accumulation draw or reorder; periods of log, evaluation and checkpoint do not divide each other."""
+    """Packing, corruption and accumulation draw or reorder; periods of log, evaluation and
+    checkpoint do not divide each other."""
     config = small(
-        'configs/base.py', train__steps=7, train__data__packing=True, train__data__max_length=64, train__accumulation=2,
-        train__corruption__name='masked_thought', train__corruption__rate=0.5, train__log_every=2, train__eval_every=2,
-        train__checkpoint_every=3, evaluation__task__size=4, evaluation__samples=0,
-    )  # fmt: skip
+        'configs/base.py',
+        train__steps=7,
+        train__data__packing=True,
+        train__data__max_length=64,
+        train__accumulation=2,
+        train__corruption__name='masked_thought',
+        train__corruption__rate=0.5,
+        train__log_every=2,
+        train__eval_every=2,
+        train__checkpoint_every=3,
+        evaluation__task__size=4,
+        evaluation__samples=0,
+    )
     run(config, tmp_path / 'alone')
-    die_and_go_on(config, tmp_path / 'disturbed', [
-        crash(pipeline.Batches, '__next__', 2),  # before there is any checkpoint
-        crash_in_update(5),  # two steps after the one of step 3
-        crash(evaluate, 'summarise'),  # in the evaluation of step 4
-        crash(Checkpoints, 'save', after=True),  # after it
-        crash(metrics.Writer, 'write', after=True),  # step 7 is written down, not saved
-        crash(evaluate, 'summarise'),  # in the evaluation of the finished stage
-        crash(metrics.Writer, 'write', after=True),  # it is written down, the stage is not marked as done
-        crash(report, 'write'),  # the stage is marked as done, there is no report
-    ])  # fmt: skip
+    die_and_go_on(
+        config,
+        tmp_path / 'disturbed',
+        [
+            crash(pipeline.Batches, '__next__', 2),  # before there is any checkpoint
+            crash_in_update(5),  # two steps after the one of step 3
+            crash(evaluate, 'summarise'),  # in the evaluation of step 4
+            crash(Checkpoints, 'save', after=True),  # after it
+            crash(metrics.Writer, 'write', after=True),  # step 7 is written down, not saved
+            crash(evaluate, 'summarise'),  # in the evaluation of the finished stage
+            # it is written down, the stage is not marked as done
+            crash(metrics.Writer, 'write', after=True),
+            crash(report, 'write'),  # the stage is marked as done, there is no report
+        ],
+    )
     assert_same(tmp_path / 'disturbed', tmp_path / 'alone')
 
 
 def test_online(tmp_path, rewards):
-    """Several updates a step, and a KL term whose reference has to be the model that came in, not the one restored."""
+    """Several updates a step, and a KL term whose reference has to be the model that came in, not
+    the one restored."""
     config = small(
-        'configs/grpo.py', warmup__learning_rate__peak=0.01, grpo__steps=5, grpo__minibatches=2, grpo__num_iterations=2,
-        grpo__objective__beta=0.1, grpo__learning_rate__peak=0.01, grpo__learning_rate__warmup_steps=0,
-        grpo__rewards__accuracy__name='toy_rewards.digits', grpo__reward_workers=0, grpo__eval_every=3,
-        grpo__checkpoint_every=2, grpo__log_completions_every=2, evaluation__task__size=4, evaluation__samples=0,
-    )  # fmt: skip
+        'configs/grpo.py',
+        warmup__learning_rate__peak=0.01,
+        grpo__steps=5,
+        grpo__minibatches=2,
+        grpo__num_iterations=2,
+        grpo__objective__beta=0.1,
+        grpo__learning_rate__peak=0.01,
+        grpo__learning_rate__warmup_steps=0,
+        grpo__rewards__accuracy__name='toy_rewards.digits',
+        grpo__reward_workers=0,
+        grpo__eval_every=3,
+        grpo__checkpoint_every=2,
+        grpo__log_completions_every=2,
+        evaluation__task__size=4,
+        evaluation__samples=0,
+    )
     alone, disturbed = tmp_path / 'alone', tmp_path / 'disturbed'
     run(config, alone)
     trace = [r for r in left_behind(alone)['metrics'] if r['stage'] == 'grpo' and 'loss' in r]
     assert all(r['grad_norm'] > 0 and r['kl'] > 0 for r in trace)
-    die_and_go_on(config, disturbed, [
-        crash_in_update(2),  # of the warm-up
-        crash(rollouts.Rollouts, 'draw', 2),
-        crash(rollouts, 'score_completions', 2),
-        crash_in_update(3),  # in the middle of step 3
-        crash(evaluate, 'summarise'),  # in the evaluation of step 3
-        crash(metrics.Writer, 'completions', after=True),  # the table of step 4 is written, the step not saved
-        crash(Checkpoints, 'save', after=True),  # of step 4
-        crash(rollouts, 'score_completions'),  # of step 5
-        crash(runs, '_conclude'),
-    ])  # fmt: skip
+    die_and_go_on(
+        config,
+        disturbed,
+        [
+            crash_in_update(2),  # of the warm-up
+            crash(rollouts.Rollouts, 'draw', 2),
+            crash(rollouts, 'score_completions', 2),
+            crash_in_update(3),  # in the middle of step 3
+            crash(evaluate, 'summarise'),  # in the evaluation of step 3
+            # the table of step 4 is written, the step not saved
+            crash(metrics.Writer, 'completions', after=True),
+            crash(Checkpoints, 'save', after=True),  # of step 4
+            crash(rollouts, 'score_completions'),  # of step 5
+            crash(runs, '_conclude'),
+        ],
+    )
     assert_same(disturbed, alone)
     assert len(left_behind(alone)['completions']) == 2
 
 
 def test_adapters(tmp_path):
-    config = quiet('configs/lora.py', lora__steps=5, lora__checkpoint_every=2, lora__log_every=3, lora__learning_rate__peak=0.01)
+    config = quiet(
+        'configs/lora.py',
+        lora__steps=5,
+        lora__checkpoint_every=2,
+        lora__log_every=3,
+        lora__learning_rate__peak=0.01,
+    )
     run(config, tmp_path / 'alone')
-    die_and_go_on(config, tmp_path / 'disturbed', [
-        crash(Checkpoints, 'save'),  # of the base
-        crash_in_update(4),  # of the factors, in step 4
-        crash_in_update(3),  # in step 5
-    ])  # fmt: skip
+    die_and_go_on(
+        config,
+        tmp_path / 'disturbed',
+        [
+            crash(Checkpoints, 'save'),  # of the base
+            crash_in_update(4),  # of the factors, in step 4
+            crash_in_update(3),  # in step 5
+        ],
+    )
     assert_same(tmp_path / 'disturbed', tmp_path / 'alone')
 
 
 def test_collecting(tmp_path, rewards):
-    """A stopped collection draws only what it lacks, and what is trained on it afterwards does not know the difference."""
+    """A stopped collection draws only what it lacks, and what is trained on it afterwards does not
+    know the difference."""
     config = quiet(
-        'configs/quickstart.py:filtered_sft', stages="('collect', 'resft')", collect__steps=4, collect__max_completion_length=30,
-        collect__rewards__accuracy__name='toy_rewards.digits', collect__reward_workers=0, collect__min_reward=2.0,
-    )  # fmt: skip
+        'configs/quickstart.py:filtered_sft',
+        stages="('collect', 'resft')",
+        collect__steps=4,
+        collect__max_completion_length=30,
+        collect__rewards__accuracy__name='toy_rewards.digits',
+        collect__reward_workers=0,
+        collect__min_reward=2.0,
+    )
     run(config, tmp_path / 'alone')
-    die_and_go_on(config, tmp_path / 'disturbed', [
-        crash(rollouts.Rollouts, 'draw', 2),
-        crash(collect, '_part', 2),
-        crash(collect, '_write', after=True),
-        crash(runs, '_conclude'),
-        crash_in_update(2),  # of the stage that trains on it
-    ])  # fmt: skip
+    die_and_go_on(
+        config,
+        tmp_path / 'disturbed',
+        [
+            crash(rollouts.Rollouts, 'draw', 2),
+            crash(collect, '_part', 2),
+            crash(collect, '_write', after=True),
+            crash(runs, '_conclude'),
+            crash_in_update(2),  # of the stage that trains on it
+        ],
+    )
     assert_same(tmp_path / 'disturbed', tmp_path / 'alone')
 
 
@@ -160,26 +222,46 @@ def session_members(session: int) -> list[int]:
     return found
 
 
-@pytest.mark.skipif(not pathlib.Path('/proc/self/stat').exists(), reason='looks for left-over processes in /proc')
+@pytest.mark.skipif(
+    not pathlib.Path('/proc/self/stat').exists(), reason='looks for left-over processes in /proc'
+)
 def test_kill_9(tmp_path, rewards):
-    """The program itself, killed by the system in each stage; nothing can tidy up, and no worker stays behind."""
+    """The program itself, killed by the system in each stage; nothing can tidy up, and no worker
+    stays behind."""
     settings = {
-        'evaluation.task.size': 4, 'evaluation.samples': 0, 'sft.learning_rate.peak': 0.01, 'sft.steps': 3, 'grpo.steps': 3,
-        'grpo.rewards.accuracy.name': 'toy_rewards.digits', 'grpo.learning_rate.peak': 0.01, 'grpo.learning_rate.warmup_steps': 0,
-    }  # fmt: skip
-    run(small('configs/quickstart.py', **{k.replace('.', '__'): v for k, v in settings.items()}), tmp_path / 'alone')
+        'evaluation.task.size': 4,
+        'evaluation.samples': 0,
+        'sft.learning_rate.peak': 0.01,
+        'sft.steps': 3,
+        'grpo.steps': 3,
+        'grpo.rewards.accuracy.name': 'toy_rewards.digits',
+        'grpo.learning_rate.peak': 0.01,
+        'grpo.learning_rate.warmup_steps': 0,
+    }
+    run(
+        small('configs/quickstart.py', **{k.replace('.', '__'): v for k, v in settings.items()}),
+        tmp_path / 'alone',
+    )
     workdir = tmp_path / 'disturbed'
     command = ['--config', 'configs/quickstart.py', '--smoke', '--workdir', str(workdir)]
     command += [f'--config.{key}={value}' for key, value in settings.items()]
 
     def started(*arguments: str) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, *arguments, *command], cwd=ROOT, start_new_session=True, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        return subprocess.Popen(
+            [sys.executable, *arguments, *command],
+            cwd=ROOT,
+            start_new_session=True,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     for point, call, when in [
-        ('reasonjax.training.loop:Checkpoints.save', 2, 'after'),  # SFT: step 2 is being written in the background
+        # SFT: step 2 is being written in the background
+        ('reasonjax.training.loop:Checkpoints.save', 2, 'after'),
         ('reasonjax.training.rollouts:score_completions', 2, 'before'),  # GRPO: rewards of step 2
-        ('reasonjax.training.loop:_Training._settle', 3, 'before'),  # GRPO: the update of step 3 is running, step 2 is being saved
+        # GRPO: the update of step 3 is running, step 2 is being saved
+        ('reasonjax.training.loop:_Training._settle', 3, 'before'),
     ]:
         process = started('-c', KILLED, point, str(call), when)
         output = process.communicate(timeout=300)
@@ -205,9 +287,17 @@ def spoil(step: pathlib.Path) -> None:
 
 
 def test_damaged_checkpoints(tmp_path, rewards, capfd):
-    """The newest of a stage under way; then the last of a stage that is done, while the next one has none."""
-    config = quiet('configs/grpo.py', warmup__steps=5, warmup__checkpoint_every=2, grpo__steps=2, grpo__reward_workers=0,
-                   grpo__rewards__accuracy__name='toy_rewards.digits', grpo__checkpoint_every=0)  # fmt: skip
+    """The newest of a stage under way; then the last of a stage that is done, while the next one
+    has none."""
+    config = quiet(
+        'configs/grpo.py',
+        warmup__steps=5,
+        warmup__checkpoint_every=2,
+        grpo__steps=2,
+        grpo__reward_workers=0,
+        grpo__rewards__accuracy__name='toy_rewards.digits',
+        grpo__checkpoint_every=0,
+    )
     alone, work = tmp_path / 'alone', tmp_path / 'work'
     run(config, alone)
     with crash_in_update(5):
@@ -225,12 +315,18 @@ def test_damaged_checkpoints(tmp_path, rewards, capfd):
 
 
 def test_other_data_are_refused(tmp_path):
-    """A position in other rows means nothing; a config that names the same files cannot tell, the fingerprint can."""
+    """A position in other rows means nothing; a config that names the same files cannot tell, the
+    fingerprint can."""
     rows = tmp_path / 'rows.jsonl'
     text = ''.join(f'{{"prompt": "{i}+{i}=", "completion": "{2 * i}"}}\n' for i in range(1, 40))
     rows.write_text(text)
-    config = quiet('configs/base.py', train__data__source__name='jsonl', train__data__source__path=str(rows), train__checkpoint_every=1,
-                   train__steps=3)  # fmt: skip
+    config = quiet(
+        'configs/base.py',
+        train__data__source__name='jsonl',
+        train__data__source__path=str(rows),
+        train__checkpoint_every=1,
+        train__steps=3,
+    )
     with crash_in_update(2):
         run(config, tmp_path / 'work')
     rows.write_text(text.replace('"completion": "4"', '"completion": "5"'))

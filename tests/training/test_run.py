@@ -1,4 +1,5 @@
-"""What a run does with configs, data, rewards and workdirs that cannot work, and with finished stages."""
+"""What a run does with configs, data, rewards and workdirs that cannot work, and with finished
+stages."""
 
 import json
 from types import SimpleNamespace
@@ -53,16 +54,24 @@ def test_checkpoint_of_another_shape(finished, tmp_path):
 
 def test_checkpoint_of_another_vocabulary(finished, tmp_path):
     with pytest.raises(UserError, match='another tokenizer'):
-        run(no_evaluation(init=f'checkpoint:{finished}', tokenizer__alphabet='_.$M#=,0123456789+-'), tmp_path)
+        run(
+            no_evaluation(init=f'checkpoint:{finished}', tokenizer__alphabet='_.$M#=,0123456789+-'),
+            tmp_path,
+        )
 
 
 def test_starting_from_a_stage(finished, tmp_path):
-    run(no_evaluation(init=f'checkpoint:{finished}:train', train__learning_rate__peak='0.0'), tmp_path / 'named')
+    run(
+        no_evaluation(init=f'checkpoint:{finished}:train', train__learning_rate__peak='0.0'),
+        tmp_path / 'named',
+    )
     with pytest.raises(UserError, match=r'no training stage "trian". Did you mean "train"'):
         run(no_evaluation(init=f'checkpoint:{finished}:trian'), tmp_path / 'unknown')
 
 
-@pytest.mark.parametrize('init', ['nowhere', 'checkpoint:', 'checkpoint:/does/not/exist', 'hf:', 'hf:x'])
+@pytest.mark.parametrize(
+    'init', ['nowhere', 'checkpoint:', 'checkpoint:/does/not/exist', 'hf:', 'hf:x']
+)
 def test_bad_init(init, tmp_path):
     with pytest.raises(UserError, match='checkpoint:WORKDIR|holds no run|hf:x: no such folder'):
         run(no_evaluation(init=init), tmp_path)
@@ -72,13 +81,28 @@ def test_bad_init(init, tmp_path):
     ('overrides', 'message'),
     [
         (dict(stages="('trian',)"), r'config.stages: no stage "trian". Did you mean "train"\?'),
-        (dict(train__kind='suprvised'), r'config.train.kind: unknown kind "suprvised". Did you mean "supervised"\?'),
+        (
+            dict(train__kind='suprvised'),
+            r'config.train.kind: unknown kind "suprvised". Did you mean "supervised"\?',
+        ),
         (dict(train__steps='0'), r'config.train.steps=0: must be at least 1'),
-        (dict(train__accumulation='3'), r'config.train.accumulation=3: does not divide 4 rows \(batch_size\); nearest: [24]'),
+        (
+            dict(train__accumulation='3'),
+            r'config.train.accumulation=3: does not divide 4 rows \(batch_size\); nearest: [24]',
+        ),
         (dict(train__filter__name='lora'), r'no low-rank weights'),
-        (dict(train__data__max_length='12', train__data__overlong='error'), r'addition:train\[\d+\].*12'),
-        (dict(model__kv_heads='3', model__heads='4'), r'config.model.kv_heads=3: must divide heads=4; nearest: [24]'),
-        (dict(model__vocab_size='7'), r'config.model.vocab_size=7: the tokenizer produces ids up to 17'),
+        (
+            dict(train__data__max_length='12', train__data__overlong='error'),
+            r'addition:train\[\d+\].*12',
+        ),
+        (
+            dict(model__kv_heads='3', model__heads='4'),
+            r'config.model.kv_heads=3: must divide heads=4; nearest: [24]',
+        ),
+        (
+            dict(model__vocab_size='7'),
+            r'config.model.vocab_size=7: the tokenizer produces ids up to 17',
+        ),
         (dict(mesh__data='3'), r'config.mesh'),
     ],
 )
@@ -99,26 +123,37 @@ def test_one_generation_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ('overrides', 'message'),
     [
-        ({'grpo__num_generations': '1'}, 'config.grpo.num_generations=1'), ({'grpo__minibatches': '3'}, 'config.grpo.minibatches=3'),
+        ({'grpo__num_generations': '1'}, 'config.grpo.num_generations=1'),
+        ({'grpo__minibatches': '3'}, 'config.grpo.minibatches=3'),
         ({'grpo__temperature': '0'}, 'config.grpo.temperature=0'),
     ],
-)  # fmt: skip
-def test_settings_of_a_later_stage_are_refused_before_the_first_one_runs(overrides, message, tmp_path):
+)
+def test_settings_of_a_later_stage_are_refused_before_the_first_one_runs(
+    overrides, message, tmp_path
+):
     with pytest.raises(UserError, match=message):
         run(no_evaluation('configs/quickstart.py', stages="('sft', 'grpo')", **overrides), tmp_path)
     assert not list(tmp_path.glob('**/checkpoints/*')) and not (tmp_path / 'metrics.jsonl').exists()
 
 
 def test_minibatches_divide_prompts(tmp_path):
-    with pytest.raises(UserError, match=r'config.grpo.minibatches=3: must divide num_prompts=4; nearest: [24]'):
+    with pytest.raises(
+        UserError, match=r'config.grpo.minibatches=3: must divide num_prompts=4; nearest: [24]'
+    ):
         run(grpo(grpo__minibatches='3'), tmp_path)
 
 
 def test_a_prompt_too_long_is_refused_or_counted(tmp_path):
     with pytest.raises(UserError, match=r'addition:prompts\[\d+\].*6.*drop'):
-        run(grpo(grpo__data__max_prompt_length='6', grpo__data__overlong='error'), tmp_path / 'refused')
+        run(
+            grpo(grpo__data__max_prompt_length='6', grpo__data__overlong='error'),
+            tmp_path / 'refused',
+        )
     run(grpo(grpo__data__max_prompt_length='6', grpo__data__overlong='drop'), tmp_path / 'dropped')
-    records = [json.loads(line) for line in (tmp_path / 'dropped' / 'metrics.jsonl').read_text().splitlines()]
+    records = [
+        json.loads(line)
+        for line in (tmp_path / 'dropped' / 'metrics.jsonl').read_text().splitlines()
+    ]
     assert records[-1]['data/dropped_overlong'] > 0
 
 
@@ -150,7 +185,9 @@ def failing_rewards(tmp_path, monkeypatch):
     [('raises', 'no such luck'), ('hangs', '0.3'), ('is_nan', 'nan'), ('too_few', r'1.*2|2.*1')],
 )
 def test_a_failing_reward_names_itself(name, message, failing_rewards):
-    overrides = dict(grpo__rewards__accuracy__name=f'failing_rewards.{name}', grpo__reward_time_limit='0.3')
+    overrides = dict(
+        grpo__rewards__accuracy__name=f'failing_rewards.{name}', grpo__reward_time_limit='0.3'
+    )
     with pytest.raises(UserError, match=message) as error:
         run(grpo(**overrides), failing_rewards)
     assert 'accuracy' in str(error.value)
@@ -158,7 +195,9 @@ def test_a_failing_reward_names_itself(name, message, failing_rewards):
 
 def test_samples_without_a_reward_are_dropped_and_counted(failing_rewards):
     run(grpo(grpo__rewards__accuracy__name='failing_rewards.half'), failing_rewards)
-    records = [json.loads(line) for line in (failing_rewards / 'metrics.jsonl').read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (failing_rewards / 'metrics.jsonl').read_text().splitlines()
+    ]
     assert [r['rewards/accuracy/dropped'] for r in records] == [4, 4]
     # One valid sample of two a group compares with nothing: no advantage, no gradient.
     assert [r['grad_norm'] for r in records] == [0.0, 0.0]
@@ -167,24 +206,52 @@ def test_samples_without_a_reward_are_dropped_and_counted(failing_rewards):
 
 def test_nothing_collected_is_an_error(tmp_path):
     with pytest.raises(UserError, match='min_reward'):
-        run(no_evaluation('configs/quickstart.py:filtered_sft', stages="('collect', 'resft')", collect__min_reward='2.0'), tmp_path)
+        run(
+            no_evaluation(
+                'configs/quickstart.py:filtered_sft',
+                stages="('collect', 'resft')",
+                collect__min_reward='2.0',
+            ),
+            tmp_path,
+        )
 
 
 def test_an_empty_completion_is_counted_and_not_kept():
-    texts = [[Completion('a', [3, 1], 2, True), Completion('', [1], 1, True), Completion('', [1], 1, True)]]
+    texts = [
+        [
+            Completion('a', [3, 1], 2, True),
+            Completion('', [1], 1, True),
+            Completion('', [1], 1, True),
+        ]
+    ]
     rewards = SimpleNamespace(total=np.array([1.0, 0.5, 0.0]))
     drawn = SimpleNamespace(prompts={'rows': [{'prompt': 'p'}]}, texts=texts, rewards=rewards)
     part = collect._part(drawn, SimpleNamespace(min_reward=0.5, max_per_prompt=0))
     assert [row['completion'] for row in part['rows']] == ['a']
-    assert part['counts'] == {'sampled': 3, 'kept': 1, 'dropped': 0, 'empty': 1, 'reward': 1.5, 'num_tokens': 4}
+    assert part['counts'] == {
+        'sampled': 3,
+        'kept': 1,
+        'dropped': 0,
+        'empty': 1,
+        'reward': 1.5,
+        'num_tokens': 4,
+    }
     json.dumps(part)
 
 
 def test_collected_samples_feed_the_next_stage(tmp_path):
-    config = no_evaluation('configs/quickstart.py:filtered_sft', stages="('collect', 'resft')", collect__min_reward='0.0',
-                           collect__max_completion_length='30', resft__data__overlong='drop')  # fmt: skip
+    config = no_evaluation(
+        'configs/quickstart.py:filtered_sft',
+        stages="('collect', 'resft')",
+        collect__min_reward='0.0',
+        collect__max_completion_length='30',
+        resft__data__overlong='drop',
+    )
     summary = run(config, tmp_path)
     collected = summary['stages'][0]
-    rows = [json.loads(line) for line in (tmp_path / 'stages' / '00_collect' / 'dataset.jsonl').read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / 'stages' / '00_collect' / 'dataset.jsonl').read_text().splitlines()
+    ]
     assert len(rows) == collected['kept'] > 0 and collected['sampled'] == 16
     assert all({'prompt', 'completion', 'solution', 'reward'} <= row.keys() for row in rows)

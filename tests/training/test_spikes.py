@@ -1,4 +1,5 @@
-"""Spikes against the plain rule in float64 NumPy: a list of applied norms, the last W of it, mean and deviation."""
+"""Spikes against the plain rule in float64 NumPy: a list of applied norms, the last W of it, mean
+and deviation."""
 
 import jax
 import jax.numpy as jnp

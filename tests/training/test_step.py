@@ -1,4 +1,5 @@
-"""The step: invariant to how a batch is split and padded, careful with what is not finite, compiled once."""
+"""The step: invariant to how a batch is split and padded, careful with what is not finite, compiled
+once."""
 
 import functools
 
@@ -88,22 +89,33 @@ def test_what_is_not_finite_is_counted_and_not_applied():
         return loss + fault + jnp.where(batch['bad_loss'][0] > 0, jnp.nan, 0.0), metrics
 
     def faults(loss, gradient):
-        return eight_rows() | {'bad_loss': np.full(8, loss, np.float32), 'bad_gradient': np.full(8, gradient, np.float32)}
+        return eight_rows() | {
+            'bad_loss': np.full(8, loss, np.float32),
+            'bad_gradient': np.full(8, gradient, np.float32),
+        }
 
     optimizer = optax.adam(0.1)
     update = jax.jit(state.make_update(MODEL, faulty, optimizer))
     now, frozen = begin(toys.params(MODEL), optimizer)
     now, metrics = update(now, frozen, faults(0, 0), KEY)
-    assert metrics['nonfinite'] == 0 and np.isfinite(metrics['loss']) and np.isfinite(metrics['grad_norm'])
+    assert (
+        metrics['nonfinite'] == 0
+        and np.isfinite(metrics['loss'])
+        and np.isfinite(metrics['grad_norm'])
+    )
     for loss, gradient in ((1, 0), (0, 1)):
         skipped, metrics = update(now, frozen, faults(loss, gradient), KEY)
         assert metrics['nonfinite'] == 1
-        assert np.isfinite(metrics['loss']) == (not loss) and np.isfinite(metrics['grad_norm']) == (not gradient)
+        assert np.isfinite(metrics['loss']) == (not loss) and np.isfinite(metrics['grad_norm']) == (
+            not gradient
+        )
         toys.assert_trees_equal(skipped.trainable, now.trainable)
         toys.assert_trees_equal(skipped.optimizer, now.optimizer)
         assert skipped.step == 2
     after, metrics = update(skipped, frozen, faults(0, 0), KEY)
-    assert metrics['nonfinite'] == 0 and not np.array_equal(after.trainable['embed'], now.trainable['embed'])
+    assert metrics['nonfinite'] == 0 and not np.array_equal(
+        after.trainable['embed'], now.trainable['embed']
+    )
 
 
 def test_only_the_trainable_part_moves_and_the_step_compiles_once():
@@ -123,7 +135,9 @@ def test_only_the_trainable_part_moves_and_the_step_compiles_once():
     assert update._cache_size() == 1 and now.step == 4 and losses == sorted(losses, reverse=True)
     toys.assert_trees_equal(frozen, kept)
     # B moves at the first step, A as soon as B is not zero.
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.any(a != b)), before, now.trainable)))
+    assert all(
+        jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.any(a != b)), before, now.trainable))
+    )
 
 
 def test_the_first_state_is_a_copy():
@@ -145,13 +159,21 @@ def test_micro_batches_share_rows_totals_and_corruption():
 
     def objective(score, batch, key):
         loss, metrics = toys.nll(score, batch, key)
-        metrics |= {name: reduce.Max(batch[name]) for name in ('step_weight', 'step_rows', 'step_micro')}
-        metrics |= {'rows': reduce.Sum(jnp.sum(batch['row'])), 'last_row': reduce.Max(batch['row'].max())}
+        metrics |= {
+            name: reduce.Max(batch[name]) for name in ('step_weight', 'step_rows', 'step_micro')
+        }
+        metrics |= {
+            'rows': reduce.Sum(jnp.sum(batch['row'])),
+            'last_row': reduce.Max(batch['row'].max()),
+        }
         pairing = jnp.abs(batch['weights'].sum(1) - expected[batch['row']]).max()
         return loss, metrics | {'mispaired': reduce.Max(pairing)}
 
     expected = jnp.asarray(batch['weights'].sum(1))
-    runs = [step(batch, objective=objective, corruption=corruption, context='context', accumulation=n) for n in (1, 4)]
+    runs = [
+        step(batch, objective=objective, corruption=corruption, context='context', accumulation=n)
+        for n in (1, 4)
+    ]
     toys.assert_trees_close(runs[0][0], runs[1][0], atol=1e-6)
     for (_, metrics), micro in zip(runs, (1, 4)):
         np.testing.assert_allclose(metrics['step_weight'], batch['weights'].sum(), rtol=1e-6)
@@ -178,7 +200,10 @@ def test_a_metric_that_cannot_be_combined_is_refused(accumulation):
 @pytest.mark.parametrize('micro', [1, 2, 4])
 def test_a_reference_is_scored_in_parts_of_the_same_rows(micro):
     batch = eight_rows()
-    found = jax.jit(state.make_score(MODEL, micro=micro, temperature=0.7))(toys.params(MODEL), batch)
+    found = jax.jit(state.make_score(MODEL, micro=micro, temperature=0.7))(
+        toys.params(MODEL), batch
+    )
     wanted = toys.scorer(MODEL, 0.7)(toys.params(MODEL), batch).logprob
     np.testing.assert_allclose(found, wanted, atol=2e-6)
-    assert np.unique(np.round(np.asarray(wanted)[:, 3], 4)).size == 8  # rows differ: their order is tested
+    # rows differ: their order is tested
+    assert np.unique(np.round(np.asarray(wanted)[:, 3], 4)).size == 8

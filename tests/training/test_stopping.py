@@ -1,4 +1,5 @@
-"""Signals that ask a program to stop: the first is a request, handlers come and go, and a second Ctrl-C is not caught."""
+"""Signals that ask a program to stop: the first is a request, handlers come and go, and a second
+Ctrl-C is not caught."""
 
 import os
 import signal
@@ -66,7 +67,10 @@ def test_programs_say_how_to_go_on(capsys):
 
     assert programs.run_program(stop) == 75
     error = capsys.readouterr().err
-    assert 'stopped: stage sft: step 3 of 9 is done and saved. To go on, give the same command again:\n  python ' in error
+    assert (
+        'stopped: stage sft: step 3 of 9 is done and saved. To go on, give the same command '
+        'again:\n  python ' in error
+    )
 
 
 def test_a_full_disk_is_no_traceback(capsys):
@@ -77,6 +81,9 @@ def test_a_full_disk_is_no_traceback(capsys):
         raise OSError(13, 'Permission denied')
 
     assert programs.run_program(write) == 2
-    assert "No space left on device: 'runs/metrics.jsonl'. What was saved before is whole" in capsys.readouterr().err
+    assert (
+        "No space left on device: 'runs/metrics.jsonl'. What was saved before is whole"
+        in capsys.readouterr().err
+    )
     with pytest.raises(PermissionError):
         programs.run_program(other)

@@ -17,7 +17,12 @@ def draw(*shape, seed=0):
 
 def low_rank(*stack, base=None, scale=0.7, seed=0):
     base = draw(*stack, V, D, seed=seed) if base is None else base
-    return LowRank(base, draw(*stack, V, R, seed=seed + 1), draw(*stack, R, D, seed=seed + 2), jnp.full(stack, scale))
+    return LowRank(
+        base,
+        draw(*stack, V, R, seed=seed + 1),
+        draw(*stack, R, D, seed=seed + 2),
+        jnp.full(stack, scale),
+    )
 
 
 def dense(w):
@@ -28,7 +33,11 @@ def dense(w):
     return dense(w.base) + np.asarray(w.scale, np.float64)[..., None, None] * (a @ b)
 
 
-LEAVES = {'array': draw(V, D), 'low_rank': low_rank(), 'nested': low_rank(base=low_rank(seed=5, scale=-1.5))}
+LEAVES = {
+    'array': draw(V, D),
+    'low_rank': low_rank(),
+    'nested': low_rank(base=low_rank(seed=5, scale=-1.5)),
+}
 
 
 @pytest.mark.parametrize('name', LEAVES)
@@ -39,7 +48,11 @@ def test_the_three_products_and_merge(name):
     np.testing.assert_allclose(linear(x, w), np.asarray(x, np.float64) @ exact, atol=1e-5)
     np.testing.assert_allclose(unembed(y, w), np.asarray(y, np.float64) @ exact.T, atol=1e-5)
     np.testing.assert_allclose(embed(ids, w, 'float32'), exact[ids], atol=1e-5)
-    assert linear(x, w).shape == (2, 4, D) and unembed(y, w).shape == (2, 4, V) and embed(ids, w, 'float32').shape == (2, 3, D)
+    assert (
+        linear(x, w).shape == (2, 4, D)
+        and unembed(y, w).shape == (2, 4, V)
+        and embed(ids, w, 'float32').shape == (2, 3, D)
+    )
     assert linear(x[0, 0], w).shape == (D,)
 
 
@@ -57,15 +70,24 @@ def test_a_tall_weight_is_turned_round_where_there_are_many_tokens(rows, columns
     w, x, out = draw(rows, columns), draw(40, rows), draw(40, columns, seed=1)
     exact_w, exact_x, exact_out = (np.asarray(m, np.float64) for m in (w, x, out))
     # The embedding has the transposed product.
-    for apply, own, given, wanted in ((linear, x, out, exact_x @ exact_w), (unembed, out, x, exact_out @ exact_w.T)):
+    for apply, own, given, wanted in (
+        (linear, x, out, exact_x @ exact_w),
+        (unembed, out, x, exact_out @ exact_w.T),
+    ):
         value, back = jax.vjp(apply, own, w)
         of_own, of_w = back(given)
         np.testing.assert_allclose(value, wanted, atol=1e-5)
-        np.testing.assert_allclose(of_own, np.asarray(given, np.float64) @ (exact_w.T if apply is linear else exact_w), atol=1e-5)
+        np.testing.assert_allclose(
+            of_own,
+            np.asarray(given, np.float64) @ (exact_w.T if apply is linear else exact_w),
+            atol=1e-5,
+        )
         np.testing.assert_allclose(of_w, exact_x.T @ exact_out, atol=2e-5)
         on_cpu = jax.default_backend() == 'cpu'
         assert ('optimization_barrier' in str(jax.make_jaxpr(apply)(own, w))) == (turned and on_cpu)
-        assert 'optimization_barrier' not in str(jax.make_jaxpr(apply)(own[:3], w)), 'a few tokens are not worth a copy'
+        assert 'optimization_barrier' not in str(jax.make_jaxpr(apply)(own[:3], w)), (
+            'a few tokens are not worth a copy'
+        )
 
 
 def test_gradients_of_the_factors():
@@ -112,8 +134,12 @@ def test_a_bank_gives_every_row_its_matrix(sizes):
     np.testing.assert_allclose(grouped(x, bank, sizes), wanted, atol=1e-5)
     assert grouped(x.astype(jnp.bfloat16), bank, sizes).dtype == jnp.bfloat16
 
-    to_x, to_bank = jax.grad(lambda x, bank: jnp.sum(out * grouped(x, bank, sizes)), (0, 1))(x, bank)
-    np.testing.assert_allclose(to_x, [g @ exact[e].T for g, e in zip(np.asarray(out, np.float64), owner)], atol=1e-5)
+    to_x, to_bank = jax.grad(lambda x, bank: jnp.sum(out * grouped(x, bank, sizes)), (0, 1))(
+        x, bank
+    )
+    np.testing.assert_allclose(
+        to_x, [g @ exact[e].T for g, e in zip(np.asarray(out, np.float64), owner)], atol=1e-5
+    )
     by_hand = np.zeros_like(exact)
     np.add.at(by_hand, owner, exact_x[:, :, None] * np.asarray(out, np.float64)[:, None])
     np.testing.assert_allclose(to_bank, by_hand, atol=1e-5)

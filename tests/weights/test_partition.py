@@ -10,11 +10,22 @@ from reasonjax.weights import partition
 
 
 def test_names_of_plain_and_adapted_leaves():
-    params = adapters.lora(toys.params(), jax.random.key(0), target_modules=('layers/attention/q', 'embed'))
+    params = adapters.lora(
+        toys.params(), jax.random.key(0), target_modules=('layers/attention/q', 'embed')
+    )
     names = partition.names(params)
     assert len(names) == len(set(names)) == len(jax.tree.leaves(params))
-    wanted = {f'{module}/{part}' for module in ('embed', 'layers/attention/q') for part in ('base', 'a', 'b', 'scale')}
-    assert wanted < set(names) and {'head', 'norm', 'layers/attention/q_bias', 'layers/mlp/gate'} < set(names)
+    wanted = {
+        f'{module}/{part}'
+        for module in ('embed', 'layers/attention/q')
+        for part in ('base', 'a', 'b', 'scale')
+    }
+    assert wanted < set(names) and {
+        'head',
+        'norm',
+        'layers/attention/q_bias',
+        'layers/mlp/gate',
+    } < set(names)
     assert partition.names([{'x': 0}, 1]) == ['0/x', '1']
 
 

@@ -1,11 +1,12 @@
 """Tokenizers: text to ids and back, with the ids a language model gives a meaning to.
 
-A factory is chosen by name in a config and called as `factory(texts, cache_dir, *, knobs)`: `texts` returns an iterable
-of training texts, `cache_dir` is where a trained vocabulary is kept; `characters` and `huggingface` need neither.
-What comes back is a `Tokenizer`, whatever its type.
+A factory is chosen by name in a config and called as `factory(texts, cache_dir, *, knobs)`: `texts`
+returns an iterable of training texts, `cache_dir` is where a trained vocabulary is kept;
+`characters` and `huggingface` need neither. What comes back is a `Tokenizer`, whatever its type.
 
-`eos_ids` is every id that ends an answer; the first is the one training appends. PAD is never one of them: masking PAD
-must not hide the end of an answer. `bos_id` is None unless the model expects one in front of plain text.
+`eos_ids` is every id that ends an answer; the first is the one training appends. PAD is never one
+of them: masking PAD must not hide the end of an answer. `bos_id` is None unless the model expects
+one in front of plain text.
 """
 
 from reasonjax.data.tokenizers.folder import HuggingFace, huggingface

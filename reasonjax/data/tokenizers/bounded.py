@@ -1,8 +1,10 @@
-"""Bounds on chat templates, which are programs of whoever made the folder: how long one may run, and how much it may make.
+"""Bounds on chat templates, which are programs of whoever made the folder: how long one may run,
+and how much it may make.
 
-transformers renders, in jinja's sandbox. What a template may touch is decided there; here, each operation whose result may be far larger
-than what goes in is measured first, and a thread that renders for too long is stopped. Both are needed: a thread can be stopped between
-two operations, not within one.
+transformers renders, in jinja's sandbox. What a template may touch is decided there; here, each
+operation whose result may be far larger than what goes in is measured first, and a thread that
+renders for too long is stopped. Both are needed: a thread can be stopped between two operations,
+not within one.
 """
 
 import ctypes
@@ -35,7 +37,8 @@ class TooMuch(Exception):
 
 
 class _TimeUp(BaseException):
-    """Thrown into a thread that renders for too long; no handler of the template's own functions catches it."""
+    """Thrown into a thread that renders for too long; no handler of the template's own functions
+    catches it."""
 
 
 def render(template: Callable[[], str]) -> str:
@@ -46,7 +49,8 @@ def render(template: Callable[[], str]) -> str:
     """
     from transformers.utils import chat_template_utils
 
-    # transformers compiles every template in an environment of this class, which it takes no other of.
+    # transformers compiles every template in an environment of this class, which it takes no other
+    # of.
     chat_template_utils.ImmutableSandboxedEnvironment = Environment
     _state.size, _state.weights = 0, {}
     try:
@@ -61,7 +65,8 @@ def render(template: Callable[[], str]) -> str:
 
 
 class _State(threading.local):
-    """What the rendering in progress has put together: how much, and its lists with their weights; None outside of `render`."""
+    """What the rendering in progress has put together: how much, and its lists with their weights;
+    None outside of `render`."""
 
     size, weights = 0, None
 
@@ -82,7 +87,8 @@ def _count(size: int) -> None:
 
 
 def _weight(value: Any) -> int:
-    """About how long a value is as text. A list is weighed once: it may hold others many times over, and the sandbox lets none change."""
+    """About how long a value is as text. A list is weighed once: it may hold others many times
+    over, and the sandbox lets none change."""
     if isinstance(value, str | bytes):
         return NODE + len(value)
     if not isinstance(value, CONTAINERS):
@@ -112,7 +118,11 @@ def _replaced(text: Any, old: Any, new: Any, *_: Any, **__: Any) -> int:
 
 
 def _percent(text: Any, *values: Any, **named: Any) -> int:
-    return _filled(str(text), re.findall(r'%(?:\([^()]*\))?([-+ #0-9.*]*)', str(text)), (*values, *named.values()))
+    return _filled(
+        str(text),
+        re.findall(r'%(?:\([^()]*\))?([-+ #0-9.*]*)', str(text)),
+        (*values, *named.values()),
+    )
 
 
 def _braces(text: str, *values: Any, **named: Any) -> int:
@@ -121,11 +131,14 @@ def _braces(text: str, *values: Any, **named: Any) -> int:
 
 
 def _filled(text: str, specs: Sequence[str], values: Sequence[Any]) -> int:
-    """A field is as wide as its spec says, or one of the values where it says so ("*", "{}"), or as long as the longest value."""
+    """A field is as wide as its spec says, or one of the values where it says so ("*", "{}"), or as
+    long as the longest value."""
     widths = sum(int(number) for spec in specs for number in re.findall(r'\d{1,18}', spec))
     variable = sum('*' in spec or '{' in spec for spec in specs)
     numbers = max((abs(value) for value in values if isinstance(value, int)), default=0)
-    return len(text) + widths + variable * numbers + len(specs) * max(map(_weight, values), default=0)
+    return (
+        len(text) + widths + variable * numbers + len(specs) * max(map(_weight, values), default=0)
+    )
 
 
 def _wide(text: Any, width: int = 80, *_: Any, **__: Any) -> int:
@@ -137,30 +150,50 @@ def _indented(text: Any, width: Any = 4, *_: Any, **__: Any) -> int:
     return len(text) + (text.count('\n') + 1) * (len(width) if isinstance(width, str) else width)
 
 
-def _as_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, **_: Any) -> int:
+def _as_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, **_: Any
+) -> int:
     step = len(indent) if isinstance(indent, str) else indent or 0
     return _weight(value) * (1 + step + sum(map(len, separators or ())))
 
 
 # Size of the result (or more), by the arguments; of methods the object is the first.
 METHODS = {
-    'center': _wide, 'ljust': _wide, 'rjust': _wide, 'zfill': _wide, 'replace': _replaced, 'join': _joined, 'format': _braces,
+    'center': _wide,
+    'ljust': _wide,
+    'rjust': _wide,
+    'zfill': _wide,
+    'replace': _replaced,
+    'join': _joined,
+    'format': _braces,
     'format_map': lambda text, values: _braces(text, *values.values()),
     'expandtabs': lambda text, tabsize=8: len(text) + text.count('\t') * tabsize,
-    'translate': lambda text, table: len(text) * max((len(str(to)) for to in table.values()), default=1),
+    'translate': lambda text, table: (
+        len(text) * max((len(str(to)) for to in table.values()), default=1)
+    ),
     'to_bytes': lambda _, length=1, *__, **___: length,
-}  # fmt: skip
+}
 FILTERS = {
-    'center': _wide, 'indent': _indented, 'replace': _replaced, 'format': _percent, 'tojson': _as_json,
+    'center': _wide,
+    'indent': _indented,
+    'replace': _replaced,
+    'format': _percent,
+    'tojson': _as_json,
     'join': lambda values, d='', attribute=None: _joined(d, values),
     'batch': lambda values, linecount, fill_with=None: linecount,
-    'wordwrap': lambda text, width=79, break_long_words=True, wrapstring='', **_: len(text) * (1 + len(wrapstring or '')),
-    'sum': lambda values, attribute=None, start=0: len(values) * _weight(values) if isinstance(start, list | tuple) else 0,
-    'int': lambda value, default=0, base=10: len(value) * (LARGEST // BITS) if isinstance(value, str) else 0,
+    'wordwrap': lambda text, width=79, break_long_words=True, wrapstring='', **_: (
+        len(text) * (1 + len(wrapstring or ''))
+    ),
+    'sum': lambda values, attribute=None, start=0: (
+        len(values) * _weight(values) if isinstance(start, list | tuple) else 0
+    ),
+    'int': lambda value, default=0, base=10: (
+        len(value) * (LARGEST // BITS) if isinstance(value, str) else 0
+    ),
     'round': lambda value, precision=0, method='': 1000 * abs(precision),
     'slice': lambda value, slices, fill_with=None: NODE * slices,
     'sort': lambda value, *_, **__: NODE * len(value),
-}  # fmt: skip
+}
 # Of transformers; a field of a date may be made up to 256 times as long as its format.
 FUNCTIONS = {'strftime_now': lambda pattern: 256 * len(pattern)}
 
@@ -212,7 +245,9 @@ class _Generator(jinja2.compiler.CodeGenerator):
         self._weighed(super().visit_Tuple, node, frame)
 
     def _weighed(self, visit: Callable, node: Any, frame: jinja2.compiler.Frame) -> None:
-        known = getattr(node, 'ctx', 'load') != 'load' or all(isinstance(item, jinja2.nodes.Const) for item in node.items)
+        known = getattr(node, 'ctx', 'load') != 'load' or all(
+            isinstance(item, jinja2.nodes.Const) for item in node.items
+        )
         if not known:
             self.write('environment.weighed(')
         visit(node, frame)
@@ -256,7 +291,12 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             _measure(_percent, left, *(right if isinstance(right, tuple) else [right]))
         elif operator == '*' and (hasattr(left, '__len__') or hasattr(right, '__len__')):
             _measure(lambda: len(left) * right if hasattr(left, '__len__') else len(right) * left)
-        elif operator in ('*', '**') and kinds == (int, int) and _bits(operator, left, right) > BITS and _state.weights is not None:
+        elif (
+            operator in ('*', '**')
+            and kinds == (int, int)
+            and _bits(operator, left, right) > BITS
+            and _state.weights is not None
+        ):
             raise TooMuch(f'makes an integer of more than {BITS:,} bits')
         return _weighed(super().call_binop(context, operator, left, right))
 
@@ -279,7 +319,8 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 @functools.cache
 def _namespace(kind: type) -> type:
-    """A kind of namespace that is written out only where it holds no other: these can change, so they cannot be weighed once."""
+    """A kind of namespace that is written out only where it holds no other: these can change, so
+    they cannot be weighed once."""
 
     def written(namespace: Any) -> str:
         _weighed(dict(namespace._Namespace__attrs))
@@ -289,7 +330,8 @@ def _namespace(kind: type) -> type:
 
 
 def _extended(left: list, right: list) -> list:
-    """left + right. A list that grows entry by entry is neither weighed nor kept again and again."""
+    """left + right. A list that grows entry by entry is neither weighed nor kept again and
+    again."""
     extended = left + right
     if _state.weights is not None:
         weight = _weight(left) + _weight(right)
@@ -301,7 +343,11 @@ def _extended(left: list, right: list) -> list:
 
 
 def _bits(operator: str, left: int, right: int) -> int:
-    return left.bit_length() + right.bit_length() if operator == '*' else left.bit_length() * max(right, 0)
+    return (
+        left.bit_length() + right.bit_length()
+        if operator == '*'
+        else left.bit_length() * max(right, 0)
+    )
 
 
 # Renderings in progress: thread -> (its processor clock, what that said when it began).
@@ -326,7 +372,8 @@ def _within_time(work: Callable[[], str]) -> str:
 
 
 def _leave(thread: int, clock: int | None, began: float) -> None:
-    """Ends a rendering; what the watcher has thrown, or is about to, arrives here and nowhere later."""
+    """Ends a rendering; what the watcher has thrown, or is about to, arrives here and nowhere
+    later."""
     late = False
     while True:
         try:
@@ -348,7 +395,9 @@ def _watch() -> None:
             except OSError:  # the thread has ended
                 continue
             if late and _running.get(thread, (None, None))[1] == began:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_TimeUp))
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(thread), ctypes.py_object(_TimeUp)
+                )
 
 
 def _now(clock: int | None) -> float:

@@ -38,9 +38,14 @@ class Characters:
         ids = [self.ids.get(character, -1) for character in text]
         if -1 in ids or self.pad_id in ids or (self.mask_id is not None and self.mask_id in ids):
             position = next(i for i, x in enumerate(ids) if x in (-1, self.pad_id, self.mask_id))
-            what = 'is not in the alphabet' if ids[position] == -1 else 'is reserved (padding or mask) in the alphabet'
+            what = (
+                'is not in the alphabet'
+                if ids[position] == -1
+                else 'is reserved (padding or mask) in the alphabet'
+            )
             raise UserError(
-                f'tokenizer characters: {text[position]!r} at position {position + 1} of {shown(text)} {what} '
+                f'tokenizer characters: {text[position]!r} at position {position + 1} of '
+                f'{shown(text)} {what} '
                 f'{self.alphabet!r}'
             )
         return ids
@@ -55,13 +60,17 @@ class Characters:
     def token(self, token_id: int) -> str:
         return self.alphabet[token_id]
 
-    def chat_text(self, messages: Sequence[Message], add_generation_prompt: bool, **options: Any) -> NoReturn:
+    def chat_text(
+        self, messages: Sequence[Message], add_generation_prompt: bool, **options: Any
+    ) -> NoReturn:
         raise UserError(no_template('characters'))
 
     chat = chat_text
 
     def fingerprint(self) -> str:
-        return hashed('characters', self.alphabet, self.pad_id, self.eos_ids, self.bos_id, self.mask_id)
+        return hashed(
+            'characters', self.alphabet, self.pad_id, self.eos_ids, self.bos_id, self.mask_id
+        )
 
 
 def characters(
@@ -94,11 +103,18 @@ def characters(
         if not character and key in ('bos', 'mask'):
             continue
         if character not in ids:
-            raise UserError(f'tokenizer.{key}: expected one character of the alphabet {alphabet!r}, got {character!r}')
+            raise UserError(
+                f'tokenizer.{key}: expected one character of the alphabet {alphabet!r}, got '
+                f'{character!r}'
+            )
     named = [character for character in special.values() if character]
     if len(set(named)) != len(named):
-        raise UserError(f'tokenizer: pad, eos, bos and mask must be different characters, got {special}')
-    return Characters(alphabet, ids[pad], (ids[eos],), ids.get(bos), ids.get(mask), len(alphabet), ids)
+        raise UserError(
+            f'tokenizer: pad, eos, bos and mask must be different characters, got {special}'
+        )
+    return Characters(
+        alphabet, ids[pad], (ids[eos],), ids.get(bos), ids.get(mask), len(alphabet), ids
+    )
 
 
 _SPACE_MARK = '\N{LOWER ONE EIGHTH BLOCK}'
@@ -106,7 +122,8 @@ _SPACE_MARK = '\N{LOWER ONE EIGHTH BLOCK}'
 
 @dataclass(frozen=True)
 class SentencePiece:
-    """A SentencePiece model; one made by `train_sentencepiece` gives back any text: `decode(encode(text)) == text`."""
+    """A SentencePiece model; one made by `train_sentencepiece` gives back any text:
+    `decode(encode(text)) == text`."""
 
     pad_id: int
     eos_ids: tuple[int, ...]
@@ -126,7 +143,8 @@ class SentencePiece:
     def _encode(self, text: str) -> list[int]:
         if not self.space_mark_ids or _SPACE_MARK not in text:
             return self.processor.encode(text)
-        # The library spells a space with this character, so a text that holds the character itself needs its bytes.
+        # The library spells a space with this character, so a text that holds the character itself
+        # needs its bytes.
         first, *others = text.split(_SPACE_MARK)
         ids = self.processor.encode(first)
         for part in others:
@@ -145,13 +163,17 @@ class SentencePiece:
             return '<pad>' if token_id == self.pad_id else '<mask>'
         return self.processor.id_to_piece(token_id).replace(_SPACE_MARK, ' ')
 
-    def chat_text(self, messages: Sequence[Message], add_generation_prompt: bool, **options: Any) -> NoReturn:
+    def chat_text(
+        self, messages: Sequence[Message], add_generation_prompt: bool, **options: Any
+    ) -> NoReturn:
         raise UserError(no_template('sentencepiece'))
 
     chat = chat_text
 
     def fingerprint(self) -> str:
-        return hashed('sentencepiece', self.digest, self.pad_id, self.eos_ids, self.bos_id, self.mask_id)
+        return hashed(
+            'sentencepiece', self.digest, self.pad_id, self.eos_ids, self.bos_id, self.mask_id
+        )
 
 
 def trained_file(cache_dir: pathlib.Path, vocab_size: int) -> pathlib.Path:
@@ -159,21 +181,24 @@ def trained_file(cache_dir: pathlib.Path, vocab_size: int) -> pathlib.Path:
     return pathlib.Path(cache_dir) / f'sentencepiece_{vocab_size}.model'
 
 
-def sentencepiece(texts: Texts, cache_dir: pathlib.Path, *, path: str = '', vocab_size: AtLeast(1) = 4096) -> SentencePiece:
+def sentencepiece(
+    texts: Texts, cache_dir: pathlib.Path, *, path: str = '', vocab_size: AtLeast(1) = 4096
+) -> SentencePiece:
     """Opens a SentencePiece model, or trains one on first use and keeps it in `cache_dir`.
 
     Args:
         texts: returns the training texts; called only when a vocabulary has to be trained.
         cache_dir: where the trained vocabulary is kept, as `sentencepiece_{vocab_size}.model`.
         path: a `.model` file; '' trains one.
-        vocab_size: pieces of the trained vocabulary, special and byte pieces (261) included; not used with `path`.
+        vocab_size: pieces of the trained vocabulary, special and byte pieces (261) included; not
+          used with `path`.
 
     Returns:
         A tokenizer. PAD and the mask get new ids after the last piece where the model has none.
 
     Raises:
-        UserError: no such file, not a model, a model without an end-of-sentence piece, or texts too few for
-            `vocab_size`.
+        UserError: no such file, not a model, a model without an end-of-sentence piece, or texts too
+            few for `vocab_size`.
     """
     file = expanded(path) if path else trained_file(cache_dir, vocab_size)
     if path and not file.is_file():
@@ -189,7 +214,9 @@ def sentencepiece(texts: Texts, cache_dir: pathlib.Path, *, path: str = '', voca
     except RuntimeError as error:
         raise UserError(f'tokenizer.path: {file} is not a SentencePiece model') from error
     if processor.eos_id() < 0:
-        raise UserError(f'tokenizer.path: {file} has no end-of-sentence piece, so no answer could end')
+        raise UserError(
+            f'tokenizer.path: {file} has no end-of-sentence piece, so no answer could end'
+        )
     size = processor.vocab_size()
     pad_id, eos_id, bos_id, mask_id = (
         processor.pad_id(),
@@ -201,7 +228,9 @@ def sentencepiece(texts: Texts, cache_dir: pathlib.Path, *, path: str = '', voca
         pad_id, size = size, size + 1
     if mask_id == processor.unk_id():
         mask_id, size = size, size + 1
-    space_mark_ids = tuple(processor.piece_to_id(f'<0x{byte:02X}>') for byte in _SPACE_MARK.encode())
+    space_mark_ids = tuple(
+        processor.piece_to_id(f'<0x{byte:02X}>') for byte in _SPACE_MARK.encode()
+    )
     if processor.unk_id() in space_mark_ids:
         space_mark_ids = ()
     return SentencePiece(

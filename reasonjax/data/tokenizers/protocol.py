@@ -34,7 +34,8 @@ class Tokenizer(Protocol):
         ...
 
     def encode_more(self, text: str, before: str = '') -> list[int]:
-        """Returns the ids of a text that continues `before`, without what the vocabulary puts in front of a whole text."""
+        """Returns the ids of a text that continues `before`, without what the vocabulary puts in
+        front of a whole text."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -68,7 +69,9 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def chat(self, messages: Sequence[Message], add_generation_prompt: bool, **options: Any) -> list[int]:
+    def chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool, **options: Any
+    ) -> list[int]:
         """Returns `encode(chat_text(...))`."""
         ...
 
@@ -78,15 +81,20 @@ class Tokenizer(Protocol):
 
 
 def continued(encode: Callable[[str], list[int]], text: str) -> list[int]:
-    """Encodes a text that continues another, without the space that Llama-2-like vocabularies put before every text."""
+    """Encodes a text that continues another, without the space that Llama-2-like vocabularies put
+    before every text."""
     if is_context_free(encode):
         return encode(text)
-    # The text is encoded behind something it does not merge with, of which the ids are then taken off.
+    # The text is encoded behind something it does not merge with, of which the ids are then taken
+    # off.
     for before in ('\n', '.', '0', 'a'):
         start, ids = encode(before), encode(before + text)
         if ids[: len(start)] == start:
             return ids[len(start) :]
-    raise UserError(f'the tokenizer merges {shown(text)} with whatever stands before it, so it cannot continue a prompt')
+    raise UserError(
+        f'the tokenizer merges {shown(text)} with whatever stands before it, so it cannot continue '
+        'a prompt'
+    )
 
 
 def is_context_free(encode: Callable[[str], list[int]]) -> bool:
@@ -103,7 +111,8 @@ def refuse_text(text: str, error: Exception) -> NoReturn:
     """Raises the UserError that goes with what a tokenizer's library raised over a text."""
     if half := half_character(text):
         raise UserError(
-            f'{shown(text)} holds half a character ({half}, a lone surrogate), which no tokenizer reads; mend or drop it'
+            f'{shown(text)} holds half a character ({half}, a lone surrogate), which no tokenizer '
+            'reads; mend or drop it'
         ) from error
     raise UserError(f'the tokenizer refuses {shown(text)}: {one_line(str(error))}') from error
 

@@ -1,4 +1,5 @@
-"""Chat templates of Hugging Face tokenizers: what one is found to do, and errors that say which message it refuses."""
+"""Chat templates of Hugging Face tokenizers: what one is found to do, and errors that say which
+message it refuses."""
 
 import functools
 import inspect
@@ -11,19 +12,24 @@ from reasonjax.data.tokenizers.protocol import Message
 from reasonjax.errors import UserError, listing, nearest, one_line
 from reasonjax.files import expanded, read_text
 
-# Stands for a message's words where a template is tried out; holds nothing that a template could trim or escape.
+# Stands for a message's words where a template is tried out; holds nothing that a template could
+# trim or escape.
 MARK = 'reasonjaxmark'
 LONGEST = 2**17  # characters of a template; the longest known have 30,000
 
 
 def choose(tokenizer: Any, chat_template: str, path: str) -> None:
-    """Gives the tokenizer the template that the knob `chat_template` asks for: one of its own by name, or a file.
+    """Gives the tokenizer the template that the knob `chat_template` asks for: one of its own by
+    name, or a file.
 
     Raises:
         UserError: no such template and no such file.
     """
     if '{' in chat_template:
-        raise UserError('tokenizer.chat_template: expected a name or a file, got what looks like a template; put it in a file')
+        raise UserError(
+            'tokenizer.chat_template: expected a name or a file, got what looks like a template; '
+            'put it in a file'
+        )
     own = tokenizer.chat_template
     names = sorted(own) if isinstance(own, Mapping) else []
     file = expanded(chat_template)
@@ -31,7 +37,10 @@ def choose(tokenizer: Any, chat_template: str, path: str) -> None:
         tokenizer.chat_template = own[chat_template]
     elif file.is_file():
         if (size := file.stat().st_size) > 4 * LONGEST:
-            raise UserError(f'tokenizer.chat_template: {file} has {size:,} bytes, but none of more than {LONGEST:,} characters is used')
+            raise UserError(
+                f'tokenizer.chat_template: {file} has {size:,} bytes, but none of more than '
+                f'{LONGEST:,} characters is used'
+            )
         tokenizer.chat_template = read_text(file)
     else:
         raise UserError(
@@ -41,14 +50,20 @@ def choose(tokenizer: Any, chat_template: str, path: str) -> None:
 
 
 def check(template: Any, path: str) -> None:
-    """Raises a UserError unless this is what a tokenizer has for a template: a text, texts by name, or None."""
+    """Raises a UserError unless this is what a tokenizer has for a template: a text, texts by name,
+    or None."""
     for name, text in template.items() if isinstance(template, Mapping) else [('', template)]:
         called = f'the chat template "{name}"' if name else 'the chat template'
         if not isinstance(name, str) or (text is not None and not isinstance(text, str)):
             wrong = text if isinstance(name, str) else name
-            raise UserError(f'{called} of {path}: name and template must be text, found {type(wrong).__name__}')
+            raise UserError(
+                f'{called} of {path}: name and template must be text, found {type(wrong).__name__}'
+            )
         if text is not None and len(text) > LONGEST:
-            raise UserError(f'{called} of {path} has {len(text):,} characters, but none longer than {LONGEST:,} is used')
+            raise UserError(
+                f'{called} of {path} has {len(text):,} characters, but none longer than '
+                f'{LONGEST:,} is used'
+            )
 
 
 def render(
@@ -64,9 +79,9 @@ def render(
     """Renders as `tokenizer.apply_chat_template` does; see `Tokenizer.chat_text`.
 
     Raises:
-        UserError: several templates and none called default, tools or variables that the template does not read, a
-            template that runs for too long or makes too much, or one that refuses these messages (the first it refuses is
-            named).
+        UserError: several templates and none called default, tools or variables that the template
+            does not read, a template that runs for too long or makes too much, or one that refuses
+            these messages (the first it refuses is named).
     """
     if isinstance(tokenizer.chat_template, Mapping) and 'default' not in tokenizer.chat_template:
         raise UserError(
@@ -108,30 +123,39 @@ def render(
                 break
     roles = dict.fromkeys(str(message.get('role')) for message in messages)
     raise UserError(
-        f'the chat template of {path} refuses message {number} (role "{messages[number - 1].get("role")}"): {_in_words(reason)}; '
+        f'the chat template of {path} refuses message {number} (role '
+        f'"{messages[number - 1].get("role")}"): {_in_words(reason)}; '
         f'roles seen: {", ".join(roles)}'
     ) from reason
 
 
 def takes_parts(tokenizer: Any, path: str) -> bool:
-    """Whether the template reads content given as a list of parts; others refuse it, or print it as Python shows lists.
+    """Whether the template reads content given as a list of parts; others refuse it, or print it as
+    Python shows lists.
 
     Some read nothing else: content given as text they refuse, or leave out.
     """
     if tokenizer.chat_template is None:
         return False
-    plain, parts = (_tried(tokenizer, path, [{'role': 'user', 'content': c}]) for c in (MARK, [{'type': 'text', 'text': MARK}]))
+    plain, parts = (
+        _tried(tokenizer, path, [{'role': 'user', 'content': c}])
+        for c in (MARK, [{'type': 'text', 'text': MARK}])
+    )
     return parts == plain is not None or (MARK in (parts or '') and MARK not in (plain or ''))
 
 
 def turn_end(tokenizer: Any, path: str) -> int | None:
-    """The id that the template writes right behind an answer (spaces aside), where that is a token of its own.
+    """The id that the template writes right behind an answer (spaces aside), where that is a token
+    of its own.
 
-    It is what a model trained on the template says when it is done, whatever the tokenizer calls its EOS.
+    It is what a model trained on the template says when it is done, whatever the tokenizer calls
+    its EOS.
     """
     if tokenizer.chat_template is None:
         return None
-    text = _tried(tokenizer, path, [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': MARK}])
+    text = _tried(
+        tokenizer, path, [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': MARK}]
+    )
     if text is None:
         # A template that refuses a plain exchange says so when it is used.
         return None
@@ -142,7 +166,8 @@ def turn_end(tokenizer: Any, path: str) -> int | None:
 
 
 def words(message: Message) -> str:
-    """The content of a message as one text, whether it is given as one, as a list of text parts or as an object; '' for none.
+    """The content of a message as one text, whether it is given as one, as a list of text parts or
+    as an object; '' for none.
 
     Raises:
         UserError: a part that is not text.
@@ -154,8 +179,14 @@ def words(message: Message) -> str:
         return '' if content is None else str(content)
     for part in content:
         if not isinstance(part, Mapping) or not isinstance(part.get('text'), str):
-            kind = part.get('type', listing(part)) if isinstance(part, Mapping) else type(part).__name__
-            raise UserError(f'"content" holds a part that is not text ({kind}); only text can be read')
+            kind = (
+                part.get('type', listing(part))
+                if isinstance(part, Mapping)
+                else type(part).__name__
+            )
+            raise UserError(
+                f'"content" holds a part that is not text ({kind}); only text can be read'
+            )
     return ''.join(part['text'] for part in content)
 
 
@@ -163,9 +194,14 @@ def _rendered(tokenizer: Any, path: str, messages: Sequence[Message], **options:
     from reasonjax.data.tokenizers import bounded
 
     try:
-        return bounded.render(functools.partial(tokenizer.apply_chat_template, messages, tokenize=False, **options))
+        return bounded.render(
+            functools.partial(tokenizer.apply_chat_template, messages, tokenize=False, **options)
+        )
     except bounded.TooMuch as error:
-        raise UserError(f'the chat template of {path} {error}; give another one (tokenizer.chat_template names a file)') from error
+        raise UserError(
+            f'the chat template of {path} {error}; give another one (tokenizer.chat_template names '
+            'a file)'
+        ) from error
 
 
 def _tried(tokenizer: Any, path: str, messages: list[Message]) -> str | None:
@@ -186,7 +222,9 @@ def _in_words(error: Exception) -> str:
     return one_line(str(error)) if own else f'{type(error).__name__}: {one_line(str(error))}'
 
 
-def _check_variables(tokenizer: Any, path: str, tools: Sequence[Mapping] | None, given: Mapping[str, Any]) -> None:
+def _check_variables(
+    tokenizer: Any, path: str, tools: Sequence[Mapping] | None, given: Mapping[str, Any]
+) -> None:
     """Raises a UserError where the template would not read what it is given beside the messages."""
     if not tools and not given:
         return
@@ -194,8 +232,17 @@ def _check_variables(tokenizer: Any, path: str, tools: Sequence[Mapping] | None,
     template = tokenizer.get_chat_template(tools=tools)
     for name, value in {'tools': tools or None, **given}.items():
         # `documents` are handed to the template; the other parameters are not its variables.
-        if name in given and name != 'documents' and any(p.name == name and p.kind is not p.VAR_KEYWORD for p in parameters):
-            raise UserError(f'chat_template_kwargs: "{name}" is not a variable of a chat template; leave it out')
+        if (
+            name in given
+            and name != 'documents'
+            and any(p.name == name and p.kind is not p.VAR_KEYWORD for p in parameters)
+        ):
+            raise UserError(
+                f'chat_template_kwargs: "{name}" is not a variable of a chat template; leave it out'
+            )
         if not re.search(rf'\b{re.escape(name)}\b', template) and value not in (None, '', [], {}):
             where = 'column "tools"' if name == 'tools' else 'chat_template_kwargs'
-            raise UserError(f'{where}: the chat template of {path} does not read "{name}", so it would have no effect; leave it out')
+            raise UserError(
+                f'{where}: the chat template of {path} does not read "{name}", so it would have no '
+                'effect; leave it out'
+            )

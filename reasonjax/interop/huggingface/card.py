@@ -35,14 +35,16 @@ from transformers import AutoModelForCausalLM
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), FOLDER)
 ```"""
 CHAT = (
-    "tokenizer.apply_chat_template(\n    [{'role': 'user', 'content': PROMPT}], add_generation_prompt=True, return_dict=True, "
+    "tokenizer.apply_chat_template(\n    [{'role': 'user', 'content': PROMPT}], "
+    'add_generation_prompt=True, return_dict=True, '
     "return_tensors='pt'\n)"
 )
 PLAIN = "tokenizer(PROMPT, return_tensors='pt')"
 
 
 class Made(NamedTuple):
-    """A run on the way to a model: where it was, its config, and the last of its stages that counts."""
+    """A run on the way to a model: where it was, its config, and the last of its stages that
+    counts."""
 
     workdir: pathlib.Path
     config: ml_collections.ConfigDict
@@ -50,7 +52,14 @@ class Made(NamedTuple):
 
 
 def render(
-    name: str, run: Run, folder: Folder | None, *, architecture: str, adapter: bool, stage: str = '', provenance: Sequence[str] = ()
+    name: str,
+    run: Run,
+    folder: Folder | None,
+    *,
+    architecture: str,
+    adapter: bool,
+    stage: str = '',
+    provenance: Sequence[str] = (),
 ) -> str:
     """The text of README.md.
 
@@ -96,7 +105,9 @@ def _lineage(workdir: pathlib.Path, stage: str) -> list[Made]:
     """The runs that led to a model, the first one first; those that are gone are left out."""
     runs: list[Made] = []
     # Left out is also where a chain comes back to a run that is in it.
-    while (workdir / 'config.json').is_file() and all(workdir.resolve() != run.workdir.resolve() for run in runs):
+    while (workdir / 'config.json').is_file() and all(
+        workdir.resolve() != run.workdir.resolve() for run in runs
+    ):
         config = read_config(workdir)
         runs.insert(0, Made(workdir, config, stage))
         scheme, _, place = config.init.partition(':')
@@ -116,12 +127,27 @@ def _stages(made: Made) -> list:
 
 def _front_matter(folder: Folder | None, made: Sequence[Made], adapter: bool) -> str:
     stages = [settings(run.config, place) for run in made for place in _stages(run)]
-    adapters = [stage.adapter.name for stage in stages if stage.get('adapter') and stage.adapter.name != 'none']
-    trained = [place.name for run in made for place in _stages(run) if 'objective' in settings(run.config, place)]
+    adapters = [
+        stage.adapter.name
+        for stage in stages
+        if stage.get('adapter') and stage.adapter.name != 'none'
+    ]
+    trained = [
+        place.name
+        for run in made
+        for place in _stages(run)
+        if 'objective' in settings(run.config, place)
+    ]
     tags = dict.fromkeys(['reasonjax', *trained, *(['lora'] if adapters else [])])
-    lines = {'library_name': 'peft' if adapter else 'transformers', 'pipeline_tag': 'text-generation'}
+    lines = {
+        'library_name': 'peft' if adapter else 'transformers',
+        'pipeline_tag': 'text-generation',
+    }
     if folder:
-        lines |= {'base_model': json.dumps(_name_of(folder)), 'base_model_relation': 'adapter' if adapter else 'finetune'}
+        lines |= {
+            'base_model': json.dumps(_name_of(folder)),
+            'base_model_relation': 'adapter' if adapter else 'finetune',
+        }
         lines |= _license(folder)
     text = [f'{key}: {value}' for key, value in lines.items()]
     return '\n'.join(['---', *text, 'tags:', *(f'- {json.dumps(tag)}' for tag in tags), '---'])
@@ -130,7 +156,9 @@ def _front_matter(folder: Folder | None, made: Sequence[Made], adapter: bool) ->
 def _license(folder: Folder) -> dict[str, str]:
     """The licence that the base's own card states."""
     file = folder.path / 'README.md'
-    parts = files.read_bytes(file).decode('utf-8', 'replace').split('---', 2) if file.is_file() else []
+    parts = (
+        files.read_bytes(file).decode('utf-8', 'replace').split('---', 2) if file.is_file() else []
+    )
     front = parts[1] if len(parts) == 3 and not parts[0].strip() else ''
     return dict(re.findall(r'^(license(?:_name|_link)?): *(\S.*)$', front, re.MULTILINE))
 
@@ -142,9 +170,15 @@ def _results(made: Sequence[Made]) -> list[str]:
             found = _json(place.folder / 'done.json')
             if 'accuracy' in found or 'sampled_accuracy' in found:
                 length = found.get('mean_length')
-                rows.append([place.name, percent(found.get('accuracy'), found.get('ci95')),
-                             percent(found.get('sampled_accuracy'), found.get('sampled_ci95')),
-                             '-' if length is None else f'{length:.1f}', str(found.get('problems', '-'))])  # fmt: skip
+                rows.append(
+                    [
+                        place.name,
+                        percent(found.get('accuracy'), found.get('ci95')),
+                        percent(found.get('sampled_accuracy'), found.get('sampled_ci95')),
+                        '-' if length is None else f'{length:.1f}',
+                        str(found.get('problems', '-')),
+                    ]
+                )
     if not rows:
         return ['## Results', 'No stage was evaluated.']
     task = ', '.join(dict.fromkeys(_call(run.config.evaluation.task) for run in made))
@@ -164,10 +198,18 @@ def _told(made: Made) -> list[str]:
         device = f'{environment["device_count"]} x {environment["device_kind"]} ({environment["platform"]})'
         facts.append(f'- on: {device}, Python {environment["python"]}')
     if isinstance(environment.get('versions'), dict):
-        facts.append(f'- versions: {", ".join(f"{name} {version}" for name, version in environment["versions"].items())}')
+        facts.append(
+            '- versions: '
+            f'{", ".join(f"{name} {version}" for name, version in environment["versions"].items())}'
+        )
     resolved = f'<details><summary>Config, resolved</summary>\n\n```json\n{configs.to_json(config)}\n```\n\n</details>'
     heads = ['stage', 'kind', 'steps', 'data', 'objective', 'rewards', 'adapter', 'trained']
-    return [f'### Run {made.workdir.resolve().name}', _table(heads, rows), '\n'.join(facts), resolved]
+    return [
+        f'### Run {made.workdir.resolve().name}',
+        _table(heads, rows),
+        '\n'.join(facts),
+        resolved,
+    ]
 
 
 def _stage_row(stage: ml_collections.ConfigDict) -> list[str]:
@@ -176,7 +218,15 @@ def _stage_row(stage: ml_collections.ConfigDict) -> list[str]:
 
     data = f'`{_call(stage.data.source)}`' if 'data' in stage else '-'
     rewards = ', '.join(f'`{_call(node)}`' for node in stage.get('rewards', {}).values()) or '-'
-    return [stage.kind, str(stage.get('steps', '-')), data, called('objective'), rewards, called('adapter'), called('filter')]
+    return [
+        stage.kind,
+        str(stage.get('steps', '-')),
+        data,
+        called('objective'),
+        rewards,
+        called('adapter'),
+        called('filter'),
+    ]
 
 
 def _call(node: Mapping[str, Any]) -> str:
@@ -185,7 +235,11 @@ def _call(node: Mapping[str, Any]) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ['---'] * len(heads), *([cell.replace('|', '\\|') for cell in row] for row in rows)]
+    lines = [
+        heads,
+        ['---'] * len(heads),
+        *([cell.replace('|', '\\|') for cell in row] for row in rows),
+    ]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 

@@ -39,13 +39,21 @@ def check(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> str:
     kind = kind_of(source)
     for name in ('stage', 'dtype', 'base', 'adapter', 'merge', 'config'):
         if getattr(options, name) and name not in OPTIONS[kind]:
-            raise UserError(f'--{name}: {source} is a {kind}, which is converted with {listing(f"--{n}" for n in OPTIONS[kind])} only.')
+            raise UserError(
+                f'--{name}: {source} is a {kind}, which is converted with '
+                f'{listing(f"--{n}" for n in OPTIONS[kind])} only.'
+            )
     if overrides and kind != 'Hugging Face model':
-        raise UserError(f'--config.{overrides[0][0]}: {source} is a {kind}; only the run made of a Hugging Face model takes settings.')
+        raise UserError(
+            f'--config.{overrides[0][0]}: {source} is a {kind}; only the run made of a Hugging '
+            'Face model takes settings.'
+        )
     if kind == 'PEFT adapter' and not (options.merge and options.base):
         raise UserError(
-            f'{source} is a PEFT adapter: give --merge and --base FOLDER, the Hugging Face model it is for, to merge the two. To go on '
-            f"training it, set adapter=dict(name='peft', path='{source}') in a stage of a run with config.init=hf:FOLDER."
+            f'{source} is a PEFT adapter: give --merge and --base FOLDER, the Hugging Face model '
+            'it is for, to merge the two. To go on '
+            f"training it, set adapter=dict(name='peft', path='{source}') in a stage of a run with "
+            'config.init=hf:FOLDER.'
         )
     if kind == 'run':
         read_config(source)
@@ -55,7 +63,9 @@ def check(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> str:
 def run(options: argparse.Namespace, overrides: list[tuple[str, str]], kind: str) -> None:
     """Converts; `options` are those of `reasonjax.convert`, `kind` is what `check` returned."""
     source, target = expanded(options.source), expanded(options.target)
-    provenance = [f'Exported with `python -m reasonjax.convert {options.command}` (reasonjax {__version__}).']
+    provenance = [
+        f'Exported with `python -m reasonjax.convert {options.command}` (reasonjax {__version__}).'
+    ]
     if kind != 'Hugging Face model':
         export.check_one_process()
     if kind == 'run':
@@ -73,40 +83,67 @@ def kind_of(source: pathlib.Path) -> str:
       UserError: no folder, none of these, or two of them.
     """
     if not source.is_dir():
-        siblings = [p.name for p in source.parent.iterdir() if p.is_dir()] if source.parent.is_dir() else []
+        siblings = (
+            [p.name for p in source.parent.iterdir() if p.is_dir()]
+            if source.parent.is_dir()
+            else []
+        )
         raise UserError(f'{source}: no such folder.{nearest(source.name, siblings)}')
     config = read_json(source / 'config.json') if (source / 'config.json').is_file() else {}
     found = ['run'] if 'stages' in config else []
     found += ['Hugging Face model'] if 'model_type' in config or 'architectures' in config else []
     found += ['PEFT adapter'] if (source / ADAPTER_CONFIG).is_file() else []
     if len(found) != 1:
-        what = f'holds both a {" and a ".join(found)}; keep them in folders of their own' if found else 'holds none of them'
+        what = (
+            f'holds both a {" and a ".join(found)}; keep them in folders of their own'
+            if found
+            else 'holds none of them'
+        )
         raise UserError(
-            f'{source}: expected the workdir of a run (config.json with stages), a Hugging Face model (config.json with model_type) or a '
+            f'{source}: expected the workdir of a run (config.json with stages), a Hugging Face '
+            'model (config.json with model_type) or a '
             f'PEFT adapter ({ADAPTER_CONFIG}); it {what}.'
         )
     return found[0]
 
 
-def _export_run(options: argparse.Namespace, source: pathlib.Path, target: pathlib.Path, provenance: list[str]) -> None:
+def _export_run(
+    options: argparse.Namespace, source: pathlib.Path, target: pathlib.Path, provenance: list[str]
+) -> None:
     base = expanded(options.base) if options.base else export.base_of(read_config(source))
     opened = open_saved(source, options.stage, base=base, trust=options.trust)
     adapted = export.has_adapters(opened.abstract)
     if adapted and not (options.adapter or options.merge):
         raise UserError(
-            f'stage {opened.place.name} of {source} has a LoRA adapter: give --merge for the whole model with it, or --adapter '
+            f'stage {opened.place.name} of {source} has a LoRA adapter: give --merge for the whole '
+            'model with it, or --adapter '
             'for the adapter alone, as PEFT keeps it.'
         )
     if options.adapter and not adapted:
-        raise UserError(f'--adapter: stage {opened.place.name} of {source} has no LoRA adapter: there are no low-rank weights to write.')
+        raise UserError(
+            f'--adapter: stage {opened.place.name} of {source} has no LoRA adapter: there are no '
+            'low-rank weights to write.'
+        )
     settings = dict(base=base, dtype=options.dtype, adapter=options.adapter)
     export.prepare(opened.run, target, **settings)
     loaded = opened.load()
-    export.export(loaded.run, loaded.params, target, stage=loaded.place.name, provenance=provenance, **settings)
-    print(f'{target}: {"PEFT adapter" if options.adapter else "Hugging Face model"} of {source}, stage {loaded.place.name}')
+    export.export(
+        loaded.run,
+        loaded.params,
+        target,
+        stage=loaded.place.name,
+        provenance=provenance,
+        **settings,
+    )
+    print(
+        f'{target}: {"PEFT adapter" if options.adapter else "Hugging Face model"} of {source}, '
+        f'stage {loaded.place.name}'
+    )
 
 
-def _merge_adapter(options: argparse.Namespace, source: pathlib.Path, target: pathlib.Path, provenance: list[str]) -> None:
+def _merge_adapter(
+    options: argparse.Namespace, source: pathlib.Path, target: pathlib.Path, provenance: list[str]
+) -> None:
     export.check_new(target)
     adapter, base = read_adapter(source), expanded(options.base)
     # In float32, so that what is written is rounded once.
@@ -119,31 +156,61 @@ def _merge_adapter(options: argparse.Namespace, source: pathlib.Path, target: pa
     print(f'{target}: Hugging Face model, {base} with {source} merged')
 
 
-def _import_model(options: argparse.Namespace, overrides: list[tuple[str, str]], source: pathlib.Path, target: pathlib.Path) -> None:
+def _import_model(
+    options: argparse.Namespace,
+    overrides: list[tuple[str, str]],
+    source: pathlib.Path,
+    target: pathlib.Path,
+) -> None:
     config = _keeping(source, options.dtype, overrides, options.config)
     # A run that a kill left unfinished goes on; everything else that is there is left alone.
     begun = target / 'config.json'
-    if not (begun.is_file() and begun.read_text() == configs.to_json(config) + '\n' and not any(target.glob('stages/*/done.json'))):
+    if not (
+        begun.is_file()
+        and begun.read_text() == configs.to_json(config) + '\n'
+        and not any(target.glob('stages/*/done.json'))
+    ):
         export.check_new(target)
     run_stages(config, target)
-    print(f'{target}: a run with the parameters of {source}; give it as --workdir, or train on: config.init=checkpoint:{target}')
+    print(
+        f'{target}: a run with the parameters of {source}; give it as --workdir, or train on: '
+        f'config.init=checkpoint:{target}'
+    )
 
 
-def _keeping(folder: pathlib.Path, dtype: str, overrides: list[tuple[str, str]], location: str) -> ml_collections.ConfigDict:
-    """The config of a run whose only stage keeps a folder's parameters as they are, in `dtype` ('' for the folder's own)."""
+def _keeping(
+    folder: pathlib.Path, dtype: str, overrides: list[tuple[str, str]], location: str
+) -> ml_collections.ConfigDict:
+    """The config of a run whose only stage keeps a folder's parameters as they are, in `dtype` (''
+    for the folder's own)."""
     known = read_folder(folder).config
     dtype = dtype or str(known.get('dtype') or known.get('torch_dtype') or 'float32')
     # Found wherever the run is opened from.
     init = ('init', f'hf:{folder.resolve()}')
-    own = [init, ('evaluation.enabled', 'False'), ('model.param_dtype', dtype), ('model.compute_dtype', dtype)]
+    own = [
+        init,
+        ('evaluation.enabled', 'False'),
+        ('model.param_dtype', dtype),
+        ('model.compute_dtype', dtype),
+    ]
     config = load_config.load(location or str(config_files.shipped() / 'hf.py'), own + overrides)
     with config.unlocked():
-        for name in [name for name, value in config.items() if isinstance(value, ml_collections.ConfigDict) and 'kind' in value]:
+        for name in [
+            name
+            for name, value in config.items()
+            if isinstance(value, ml_collections.ConfigDict) and 'kind' in value
+        ]:
             del config[name]
         config[STAGE] = dict(kind='keep')
         config.stages = (STAGE,)
         limit = config.model.max_positions
-        if limit and config.evaluation.max_prompt_length + config.evaluation.max_completion_length > limit:
-            config.evaluation.max_prompt_length = min(config.evaluation.max_prompt_length, limit // 2)
+        if (
+            limit
+            and config.evaluation.max_prompt_length + config.evaluation.max_completion_length
+            > limit
+        ):
+            config.evaluation.max_prompt_length = min(
+                config.evaluation.max_prompt_length, limit // 2
+            )
             config.evaluation.max_completion_length = limit - config.evaluation.max_prompt_length
     return config

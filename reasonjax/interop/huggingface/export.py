@@ -47,31 +47,42 @@ def export(
     provenance: Sequence[str] = (),
     shard_bytes: int = 4 * 2**30,
 ) -> None:
-    """Writes a Hugging Face model folder, adapters merged, or the PEFT folder of the adapters alone.
+    """Writes a Hugging Face model folder, adapters merged, or the PEFT folder of the adapters
+    alone.
 
-    The folder appears under its name when it is complete; until then it is `NAME.unfinished` beside it.
+    The folder appears under its name when it is complete; until then it is `NAME.unfinished` beside
+    it.
 
-    What differs from our sampler: rows that the embedding was grown by for PAD and the mask are left out (the base has no such tokens);
-    where PAD is a token of the model, `generation_config.json` suppresses it, because our sampler never draws it.
+    What differs from our sampler: rows that the embedding was grown by for PAD and the mask are
+    left out (the base has no such tokens); where PAD is a token of the model,
+    `generation_config.json` suppresses it, because our sampler never draws it.
 
     Args:
       run: whose config and tokenizer are written.
       params: parameter tree, with or without adapters.
       output: folder, which does not exist or is empty.
-      base: Hugging Face folder that the parameters started from: its family, the entries of its configs and its tokenizer files are kept.
-      dtype: of the tensors; '' for the base's, else that of the parameters; of an adapter alone float32, as it was trained.
+      base: Hugging Face folder that the parameters started from: its family, the entries of its
+        configs and its tokenizer files are kept.
+      dtype: of the tensors; '' for the base's, else that of the parameters; of an adapter alone
+        float32, as it was trained.
       adapter: write the low-rank pairs alone, for the base.
       stage: after which the parameters are, for the model card.
       provenance: lines for the model card: how the export was called for.
       shard_bytes: most bytes of a file.
 
     Raises:
-      UserError: as `prepare`; a weight is not finite in `dtype`, or the adapters are not all that the run changed.
+      UserError: as `prepare`; a weight is not finite in `dtype`, or the adapters are not all that
+        the run changed.
     """
     output = pathlib.Path(output)
-    folder, model, left_out, dtype, family = prepare(run, output, base=base, dtype=dtype, adapter=adapter)
+    folder, model, left_out, dtype, family = prepare(
+        run, output, base=base, dtype=dtype, adapter=adapter
+    )
     _say_what_is_lost('float32' if adapter else run.model.param_dtype, dtype, left_out)
-    with unfinished(output) as path, Progress('export', 100, waiting='', stream=sys.stderr) as progress:
+    with (
+        unfinished(output) as path,
+        Progress('export', 100, waiting='', stream=sys.stderr) as progress,
+    ):
 
         def report(done: int, of: int) -> None:
             progress.update(100 * done // of, {})
@@ -79,25 +90,45 @@ def export(
         if adapter:
             pairs = write.pairs_of(params, family, model)
             _check_only_adapted(folder, model, params, report)
-            write.save_adapter(path, pairs, base=card.hub_name(folder) or str(folder.path), layers=model.layers, dtype=dtype)
+            write.save_adapter(
+                path,
+                pairs,
+                base=card.hub_name(folder) or str(folder.path),
+                layers=model.layers,
+                dtype=dtype,
+            )
             _save_tokenizer(run, folder, path)
         else:
             written = exported.transformers_config(family, model, folder.config if folder else None)
             written.dtype = dtype
             if folder is None:
-                written.bos_token_id, written.pad_token_id = run.tokenizer.bos_id, run.tokenizer.pad_id
+                written.bos_token_id, written.pad_token_id = (
+                    run.tokenizer.bos_id,
+                    run.tokenizer.pad_id,
+                )
                 written.eos_token_id = _one_or_more(run.tokenizer.eos_ids)
             written.save_pretrained(path)
             _save_tokenizer(run, folder, path)
             _save_generation(run, folder, model, path)
-            exported.save_tensors(path, family, model, params, dtype=dtype, shard_bytes=shard_bytes, report=report)
+            exported.save_tensors(
+                path, family, model, params, dtype=dtype, shard_bytes=shard_bytes, report=report
+            )
         _copy_notices(folder, path)
-        text = card.render(output.name, run, folder, architecture=family.architecture, adapter=adapter, stage=stage, provenance=provenance)
+        text = card.render(
+            output.name,
+            run,
+            folder,
+            architecture=family.architecture,
+            adapter=adapter,
+            stage=stage,
+            provenance=provenance,
+        )
         (path / 'README.md').write_text(text, encoding='utf-8')
 
 
 class Prepared(NamedTuple):
-    """What an export is going to be: from which folder, of what shape, without which rows, in which dtype ('' for the pairs' own)."""
+    """What an export is going to be: from which folder, of what shape, without which rows, in which
+    dtype ('' for the pairs' own)."""
 
     folder: Folder | None
     model: ModelConfig
@@ -106,18 +137,27 @@ class Prepared(NamedTuple):
     family: Family
 
 
-def prepare(run: Run, output: pathlib.Path, *, base: pathlib.Path | None = None, dtype: str = '', adapter: bool = False) -> Prepared:
+def prepare(
+    run: Run,
+    output: pathlib.Path,
+    *,
+    base: pathlib.Path | None = None,
+    dtype: str = '',
+    adapter: bool = False,
+) -> Prepared:
     """Decides all that can be decided without parameters; for the arguments see `export`.
 
     Raises:
-      UserError: several processes, the folder is there already, `base` is of another shape, or no architecture can hold the model.
+      UserError: several processes, the folder is there already, `base` is of another shape, or no
+        architecture can hold the model.
     """
     check_one_process()
     folder = read_folder(base) if base is not None else None
     check_new(output)
     if adapter and folder is None:
         raise UserError(
-            'an adapter alone needs the Hugging Face folder it is for: this run started from fresh parameters. Export the stage before the '
+            'an adapter alone needs the Hugging Face folder it is for: this run started from fresh '
+            'parameters. Export the stage before the '
             'adapter (--stage) and give that folder as --base, or merge the adapter (--merge).'
         )
     model, left_out = _without_grown_rows(run, folder)
@@ -125,15 +165,20 @@ def prepare(run: Run, output: pathlib.Path, *, base: pathlib.Path | None = None,
         _check_base(folder, model)
     dtype = dtype or ('' if adapter else _dtype_of(folder) or run.model.param_dtype)
     if dtype and dtype not in DTYPES:
-        raise UserError(f'--dtype={dtype}: unknown.{nearest(dtype, DTYPES)} Known: {listing(DTYPES)}.')
-    return Prepared(folder, model, left_out, dtype, folder.family if folder else exported.family_of(model))
+        raise UserError(
+            f'--dtype={dtype}: unknown.{nearest(dtype, DTYPES)} Known: {listing(DTYPES)}.'
+        )
+    return Prepared(
+        folder, model, left_out, dtype, folder.family if folder else exported.family_of(model)
+    )
 
 
 def check_one_process() -> None:
     """Raises UserError where there are several."""
     if jax.process_count() > 1:
         raise UserError(
-            'an export is written by one process: leave out --distributed or --coordinator, and give it a host with memory for the whole '
+            'an export is written by one process: leave out --distributed or --coordinator, and '
+            'give it a host with memory for the whole '
             'model (JAX_PLATFORMS=cpu does without its accelerators).'
         )
 
@@ -141,12 +186,15 @@ def check_one_process() -> None:
 def check_new(output: pathlib.Path) -> None:
     """Raises UserError where a folder holds anything."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f'{output} is there already; nothing is overwritten: give the name of a new folder.')
+        raise UserError(
+            f'{output} is there already; nothing is overwritten: give the name of a new folder.'
+        )
 
 
 @contextlib.contextmanager
 def unfinished(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder beside `output` that takes its name when all went well; what a kill left of an earlier one is removed."""
+    """A folder beside `output` that takes its name when all went well; what a kill left of an
+    earlier one is removed."""
     path = output.with_name(f'{output.name}.unfinished')
     output.parent.mkdir(parents=True, exist_ok=True)
     with locks.hold(output, path.with_name(f'{path.name}{locks.NAME}')):
@@ -160,7 +208,8 @@ def unfinished(output: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def base_of(config: ml_collections.ConfigDict) -> pathlib.Path | None:
-    """The Hugging Face folder that a run, or the run it goes on from, started with; None for fresh parameters.
+    """The Hugging Face folder that a run, or the run it goes on from, started with; None for fresh
+    parameters.
 
     Raises:
       UserError: the folder, or a run on the way to it, is gone, or the way leads round in a circle.
@@ -170,11 +219,17 @@ def base_of(config: ml_collections.ConfigDict) -> pathlib.Path | None:
         scheme, _, place = config.init.partition(':')
         path = expanded(place) if scheme == 'hf' else pathlib.Path(place.partition(':')[0])
         if not (path / 'config.json').is_file():
-            raise UserError(f'config.init={config.init}: {path} is not there (any more); give the Hugging Face folder as --base FOLDER.')
+            raise UserError(
+                f'config.init={config.init}: {path} is not there (any more); give the Hugging Face '
+                'folder as --base FOLDER.'
+            )
         if scheme == 'hf':
             return path
         if path.resolve() in passed:
-            raise UserError(f'config.init={config.init} leads back to where it came from; give the Hugging Face folder as --base FOLDER.')
+            raise UserError(
+                f'config.init={config.init} leads back to where it came from; give the Hugging '
+                'Face folder as --base FOLDER.'
+            )
         passed.append(path.resolve())
         config = read_config(path)
     return None
@@ -186,7 +241,11 @@ def has_adapters(params: Any) -> bool:
 
 
 def _dtype_of(folder: Folder | None) -> str:
-    return '' if folder is None else str(folder.config.get('dtype') or folder.config.get('torch_dtype') or '')
+    return (
+        ''
+        if folder is None
+        else str(folder.config.get('dtype') or folder.config.get('torch_dtype') or '')
+    )
 
 
 def _one_or_more(ids: Sequence[int]) -> int | list[int]:
@@ -200,30 +259,53 @@ def _without_grown_rows(run: Run, folder: Folder | None) -> tuple[ModelConfig, l
     grown = range(rows, max(rows, run.model.vocab_size))
     if any(i not in special for i in grown):
         return run.model, []
-    return dataclasses.replace(run.model, vocab_size=run.model.vocab_size - len(grown)), [f'{special[i]} (id {i})' for i in grown]
+    return dataclasses.replace(run.model, vocab_size=run.model.vocab_size - len(grown)), [
+        f'{special[i]} (id {i})' for i in grown
+    ]
 
 
 def _check_base(folder: Folder, model: ModelConfig) -> None:
-    """Raises UserError where a folder's parameters are not those of the model, as far as shapes tell."""
+    """Raises UserError where a folder's parameters are not those of the model, as far as shapes
+    tell."""
     theirs = ModelConfig(**folder.fields | {'rope_scaling': frozen(folder.fields['rope_scaling'])})
     have, want = (
-        {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(spec.specs(c), is_leaf=spec.is_spec)}
+        {
+            path_name(path): leaf.shape
+            for path, leaf in jax.tree_util.tree_leaves_with_path(
+                spec.specs(c), is_leaf=spec.is_spec
+            )
+        }
         for c in (theirs, model)
     )
-    wrong = [f'{n}: {have.get(n, "nothing")}, here {want.get(n, "nothing")}' for n in {**have, **want} if have.get(n) != want.get(n)]
+    wrong = [
+        f'{n}: {have.get(n, "nothing")}, here {want.get(n, "nothing")}'
+        for n in {**have, **want}
+        if have.get(n) != want.get(n)
+    ]
     if wrong:
-        raise UserError(f'{folder.path} is not what this model started from; its parameters are others:\n  ' + '\n  '.join(wrong[:LISTED]))
+        raise UserError(
+            f'{folder.path} is not what this model started from; its parameters are others:\n  '
+            + '\n  '.join(wrong[:LISTED])
+        )
 
 
 def _say_what_is_lost(kept: str, dtype: str, left_out: list[str]) -> None:
     if left_out:
-        print(f'Left out: the embedding rows of {" and ".join(left_out)}, tokens that only training has.', file=sys.stderr)
+        print(
+            f'Left out: the embedding rows of {" and ".join(left_out)}, tokens that only training '
+            'has.',
+            file=sys.stderr,
+        )
     if dtype and jnp.promote_types(dtype, kept) != jnp.dtype(dtype):
-        print(f'Weights are rounded from {kept} to {dtype}; --dtype {kept} keeps them.', file=sys.stderr)
+        print(
+            f'Weights are rounded from {kept} to {dtype}; --dtype {kept} keeps them.',
+            file=sys.stderr,
+        )
 
 
 def _check_only_adapted(folder: Folder, model: ModelConfig, params: Any, report: Any) -> None:
-    """Raises UserError unless the weights under the adapters are the base's: else the adapters alone are not what was trained."""
+    """Raises UserError unless the weights under the adapters are the base's: else the adapters
+    alone are not what was trained."""
 
     def innermost(leaf: Any) -> Any:
         return innermost(leaf.base) if isinstance(leaf, LowRank) else leaf
@@ -231,15 +313,19 @@ def _check_only_adapted(folder: Folder, model: ModelConfig, params: Any, report:
     under = jax.tree.map(innermost, params, is_leaf=is_weight)
     differing = exported.differing(folder, model, under, report)
     if differing:
-        shown = listing(differing[:LISTED]) + (f' and {len(differing) - LISTED} more' if len(differing) > LISTED else '')
+        shown = listing(differing[:LISTED]) + (
+            f' and {len(differing) - LISTED} more' if len(differing) > LISTED else ''
+        )
         raise UserError(
-            f'the adapter alone is not what was trained: under it, these weights are not those of {folder.path}: {shown}. Give the folder '
+            'the adapter alone is not what was trained: under it, these weights are not those of '
+            f'{folder.path}: {shown}. Give the folder '
             'it was put over as --base, or merge it (--merge).'
         )
 
 
 def _save_tokenizer(run: Run, folder: Folder | None, path: pathlib.Path) -> None:
-    """The run's tokenizer; the base's own files where the run reads the SentencePiece model that they were made of."""
+    """The run's tokenizer; the base's own files where the run reads the SentencePiece model that
+    they were made of."""
     model = folder.path / 'tokenizer.model' if folder else None
     known = hashlib.sha256(model.read_bytes()).hexdigest() if model and model.is_file() else None
     if isinstance(run.tokenizer, SentencePiece) and run.tokenizer.digest == known:
@@ -248,15 +334,21 @@ def _save_tokenizer(run: Run, folder: Folder | None, path: pathlib.Path) -> None
         tokenizer.save_tokenizer(run.tokenizer, path)
 
 
-def _save_generation(run: Run, folder: Folder | None, model: ModelConfig, path: pathlib.Path) -> None:
+def _save_generation(
+    run: Run, folder: Folder | None, model: ModelConfig, path: pathlib.Path
+) -> None:
     file = folder.path / 'generation_config.json' if folder else None
     ours = {'bos_token_id': run.tokenizer.bos_id, 'pad_token_id': run.tokenizer.pad_id}
     known = {name: i for name, i in ours.items() if i is not None and i < model.vocab_size}
     written = known | (folder_checks.settings(file) if file else {})
     written['eos_token_id'] = _one_or_more(run.tokenizer.eos_ids)
     if run.tokenizer.pad_id < model.vocab_size:
-        written['suppress_tokens'] = sorted({*(written.get('suppress_tokens') or ()), run.tokenizer.pad_id})
-    (path / 'generation_config.json').write_text(json.dumps(written, indent=2, sort_keys=True) + '\n', encoding='utf-8')
+        written['suppress_tokens'] = sorted(
+            {*(written.get('suppress_tokens') or ()), run.tokenizer.pad_id}
+        )
+    (path / 'generation_config.json').write_text(
+        json.dumps(written, indent=2, sort_keys=True) + '\n', encoding='utf-8'
+    )
 
 
 def _copy_notices(folder: Folder | None, path: pathlib.Path) -> None:

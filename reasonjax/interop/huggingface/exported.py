@@ -22,7 +22,8 @@ from reasonjax.weights.linear import is_weight, merge
 from reasonjax.weights.partition import path_name
 from reasonjax.weights.quantised import Quantised
 
-# Entries of a config that are written anew, or name code that an exported folder does not bring along.
+# Entries of a config that are written anew, or name code that an exported folder does not bring
+# along.
 REPLACED = ('rope_parameters', 'layer_types', 'dtype', 'transformers_version', 'auto_map')
 
 
@@ -52,7 +53,10 @@ def save_tensors(
     """
     from safetensors.numpy import save_file
 
-    leaves = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_weight)}
+    leaves = {
+        path_name(p): leaf
+        for p, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_weight)
+    }
     wanted = wanted_tensors(family, config)
     width = jnp.dtype(dtype).itemsize
     sizes = {name: math.prod(tensor.shape) * width for name, (tensor, _) in wanted.items()}
@@ -64,7 +68,11 @@ def save_tensors(
         shards[-1].append(name)
         room -= size
     number = len(shards)
-    files = ['model.safetensors'] if number == 1 else [f'model-{i:05d}-of-{number:05d}.safetensors' for i in range(1, number + 1)]
+    files = (
+        ['model.safetensors']
+        if number == 1
+        else [f'model-{i:05d}-of-{number:05d}.safetensors' for i in range(1, number + 1)]
+    )
     done = 0
     for file, names in zip(files, shards, strict=True):
         content = {}
@@ -78,7 +86,9 @@ def save_tensors(
     if number > 1:
         where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         index = {'metadata': {'total_size': sum(sizes.values())}, 'weight_map': where}
-        (path / 'model.safetensors.index.json').write_text(json.dumps(index, indent=2, sort_keys=True) + '\n')
+        (path / 'model.safetensors.index.json').write_text(
+            json.dumps(index, indent=2, sort_keys=True) + '\n'
+        )
 
 
 def _as_stored(wanted: Wanted, leaves: dict[str, Any], dtype: str) -> np.ndarray:
@@ -91,20 +101,31 @@ def _as_stored(wanted: Wanted, leaves: dict[str, Any], dtype: str) -> np.ndarray
 
 @functools.partial(jax.jit, static_argnames='dtype')
 def _at(leaf: Any, index: tuple[int, ...], dtype: str) -> jax.Array:
-    """One layer (and expert) of a leaf, merged. Compiled once per leaf: plain indexing would compile once per index."""
+    """One layer (and expert) of a leaf, merged. Compiled once per leaf: plain indexing would
+    compile once per index."""
     return merge(jax.tree.map(lambda x: x[index], leaf)).astype(dtype)
 
 
-def differing(folder: Folder, config: ModelConfig, params: Any, report: Callable[[int, int], None] = lambda done, of: None) -> list[str]:
+def differing(
+    folder: Folder,
+    config: ModelConfig,
+    params: Any,
+    report: Callable[[int, int], None] = lambda done, of: None,
+) -> list[str]:
     """Tensors of a folder that parameters hold other values for, by name.
 
     Args:
       folder: see `pretrained.read_folder`.
-      config: the model's shape; rows that an embedding has beyond its `vocab_size` are not looked at.
-      params: a tree of arrays and quantised weights; the folder's values are compared in its dtype, and quantised likewise.
+      config: the model's shape; rows that an embedding has beyond its `vocab_size` are not looked
+        at.
+      params: a tree of arrays and quantised weights; the folder's values are compared in its dtype,
+        and quantised likewise.
       report: called with tensors compared and tensors in all.
     """
-    leaves = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_weight)}
+    leaves = {
+        path_name(p): leaf
+        for p, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_weight)
+    }
     stored = stored_tensors(folder.path)
     wanted = check_tensors(folder, config, stored)
     found = []
@@ -116,8 +137,13 @@ def differing(folder: Folder, config: ModelConfig, params: Any, report: Callable
         dtype = jax.eval_shape(merge, leaf).dtype
         ours, theirs = _as_stored(wanted[name], leaves, dtype), theirs.astype(dtype)
         if isinstance(leaf, Quantised):
-            # Columns are quantised each for itself, so parts that are fused in the file need not be taken apart.
-            theirs = np.asarray(leaf.rounded(theirs.T)).T if tensor.transposed else np.asarray(leaf.rounded(theirs))
+            # Columns are quantised each for itself, so parts that are fused in the file need not be
+            # taken apart.
+            theirs = (
+                np.asarray(leaf.rounded(theirs.T)).T
+                if tensor.transposed
+                else np.asarray(leaf.rounded(theirs))
+            )
         found += [] if np.array_equal(ours, theirs) else [name]
         report(done, len(wanted))
     return found
@@ -144,7 +170,9 @@ def transformers_config(family: Family, config: ModelConfig, like: dict | None =
     # The classes' own defaults are ids of one vocabulary in particular.
     ids = dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id'))
     try:
-        written = kind(**ids | kept | family.write(config) | {'architectures': [family.architecture]})
+        written = kind(
+            **ids | kept | family.write(config) | {'architectures': [family.architecture]}
+        )
     except StrictDataclassError as error:
         raise UserError(f'{family.architecture} cannot hold this model: {error}') from error
     fields = family.read(written)
@@ -153,9 +181,14 @@ def transformers_config(family: Family, config: ModelConfig, like: dict | None =
     differ = [
         f'{f.name}={getattr(config, f.name)!r} would become {getattr(back, f.name)!r}'
         for f in dataclasses.fields(config)
-        if f.name not in ('attention_pattern', 'rope_scaling') and not _same(getattr(config, f.name), getattr(back, f.name))
+        if f.name not in ('attention_pattern', 'rope_scaling')
+        and not _same(getattr(config, f.name), getattr(back, f.name))
     ]
-    differ += [] if config.kinds == back.kinds else [f'attention_pattern={config.kinds} would become {back.kinds}']
+    differ += (
+        []
+        if config.kinds == back.kinds
+        else [f'attention_pattern={config.kinds} would become {back.kinds}']
+    )
     ours, theirs = (dict(c.rope_scaling) | {'length': 0} for c in (config, back))
     differ += [] if ours == theirs else [f'rope_scaling={ours} would become {theirs}']
     if differ:
@@ -164,7 +197,11 @@ def transformers_config(family: Family, config: ModelConfig, like: dict | None =
 
 
 def _same(a: Any, b: Any) -> bool:
-    return math.isclose(a, b, rel_tol=1e-6) if isinstance(a, float) and isinstance(b, int | float) else a == b
+    return (
+        math.isclose(a, b, rel_tol=1e-6)
+        if isinstance(a, float) and isinstance(b, int | float)
+        else a == b
+    )
 
 
 def family_of(config: ModelConfig) -> Family:

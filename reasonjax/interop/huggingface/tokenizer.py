@@ -12,10 +12,22 @@ from reasonjax.errors import UserError
 from reasonjax.files import copy_own
 
 FILES = (
-    'tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'vocab.txt',
-    'merges.txt', 'chat_template.jinja', 'chat_template.json', 'additional_chat_templates', 'tekken.json', 'spiece.model',
-    'sentencepiece.bpe.model', '*.tiktoken',
-)  # fmt: skip
+    'tokenizer.json',
+    'tokenizer.model',
+    'tokenizer_config.json',
+    'special_tokens_map.json',
+    'added_tokens.json',
+    'vocab.json',
+    'vocab.txt',
+    'merges.txt',
+    'chat_template.jinja',
+    'chat_template.json',
+    'additional_chat_templates',
+    'tekken.json',
+    'spiece.model',
+    'sentencepiece.bpe.model',
+    '*.tiktoken',
+)
 TEMPLATE = 'chat_template.jinja'
 CHECKED = 500
 # Kinds of SentencePiece pieces.
@@ -27,8 +39,9 @@ SPACE_MARK = '\N{LOWER ONE EIGHTH BLOCK}'
 def save_tokenizer(tokenizer: Tokenizer, path: pathlib.Path) -> None:
     """Writes what `transformers.AutoTokenizer` needs to give the ids that this tokenizer gives.
 
-    A Hugging Face tokenizer's files are copied byte for byte; a chat template that a config put in place of theirs is written too. Our own
-    tokenizers become a `tokenizer.json`, which is read back and compared on a few hundred texts.
+    A Hugging Face tokenizer's files are copied byte for byte; a chat template that a config put in
+    place of theirs is written too. Our own tokenizers become a `tokenizer.json`, which is read back
+    and compared on a few hundred texts.
 
     Args:
         tokenizer: of `reasonjax.data.tokenizers`.
@@ -43,7 +56,9 @@ def save_tokenizer(tokenizer: Tokenizer, path: pathlib.Path) -> None:
         if template is not None and _loaded(path).chat_template != template:
             (path / TEMPLATE).write_text(template, encoding='utf-8')
         return
-    backend, names = _characters(tokenizer) if isinstance(tokenizer, Characters) else _sentencepiece(tokenizer)
+    backend, names = (
+        _characters(tokenizer) if isinstance(tokenizer, Characters) else _sentencepiece(tokenizer)
+    )
     _write(backend, names, tokenizer, path)
     _check(tokenizer, _loaded(path))
 
@@ -73,7 +88,12 @@ def _characters(tokenizer: Characters) -> tuple[Any, dict[str, str]]:
 
 
 def _special_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    ids = {'pad': tokenizer.pad_id, 'eos': tokenizer.eos_ids[0], 'bos': tokenizer.bos_id, 'mask': tokenizer.mask_id}
+    ids = {
+        'pad': tokenizer.pad_id,
+        'eos': tokenizer.eos_ids[0],
+        'bos': tokenizer.bos_id,
+        'mask': tokenizer.mask_id,
+    }
     return {name: i for name, i in ids.items() if i is not None}
 
 
@@ -82,42 +102,74 @@ def _sentencepiece(tokenizer: SentencePiece) -> tuple[Any, dict[str, str]]:
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models
 
-    model = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.processor.serialized_model_proto())
+    model = sentencepiece_model_pb2.ModelProto.FromString(
+        tokenizer.processor.serialized_model_proto()
+    )
     _refuse(model)
-    # A space, unlike the mark that stands for it in the model, needs no normaliser; a mark in a text is then spelt in bytes, as here.
-    pieces = [piece.piece.replace(SPACE_MARK, ' ') if piece.type == NORMAL else piece.piece for piece in model.pieces]
+    # A space, unlike the mark that stands for it in the model, needs no normaliser; a mark in a
+    # text is then spelt in bytes, as here.
+    pieces = [
+        piece.piece.replace(SPACE_MARK, ' ') if piece.type == NORMAL else piece.piece
+        for piece in model.pieces
+    ]
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    merges = list(_merges([(pieces[i], piece.score) for i, piece in enumerate(model.pieces) if piece.type == NORMAL]))
+    merges = list(
+        _merges(
+            [
+                (pieces[i], piece.score)
+                for i, piece in enumerate(model.pieces)
+                if piece.type == NORMAL
+            ]
+        )
+    )
     unknown = next(piece.piece for piece in model.pieces if piece.type == UNKNOWN)
-    backend = Backend(models.BPE(vocab=vocabulary, merges=merges, unk_token=unknown, byte_fallback=True))
+    backend = Backend(
+        models.BPE(vocab=vocabulary, merges=merges, unk_token=unknown, byte_fallback=True)
+    )
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    names = {name: pieces[i] if i < len(pieces) else f'<{name}>' for name, i in _special_ids(tokenizer).items()}
+    names = {
+        name: pieces[i] if i < len(pieces) else f'<{name}>'
+        for name, i in _special_ids(tokenizer).items()
+    }
     return backend, names | {'unk': unknown}
 
 
 def _refuse(model: Any) -> None:
-    """Raises UserError unless byte pairs over the text as it is are all there is to a SentencePiece model."""
+    """Raises UserError unless byte pairs over the text as it is are all there is to a SentencePiece
+    model."""
     normal = {piece.piece for piece in model.pieces if piece.type == NORMAL}
     normaliser = model.normalizer_spec
     reasons = {
         'its pieces are not byte pairs': model.trainer_spec.model_type != BYTE_PAIRS,
-        'it changes the text before it splits it': bool(normaliser.precompiled_charsmap) or normaliser.remove_extra_whitespaces,
+        'it changes the text before it splits it': bool(normaliser.precompiled_charsmap)
+        or normaliser.remove_extra_whitespaces,
         'it puts a space in front of every text': normaliser.add_dummy_prefix,
         'it leaves spaces as they are': not normaliser.escape_whitespaces,
-        'it has pieces of the user or unused ones': bool({piece.type for piece in model.pieces} - {NORMAL, UNKNOWN, CONTROL, BYTE}),
-        'it does not spell unknown characters in bytes': sum(piece.type == BYTE for piece in model.pieces) != 256,
-        'some pieces hold characters that are no pieces': not {character for piece in normal for character in piece} <= normal,
+        'it has pieces of the user or unused ones': bool(
+            {piece.type for piece in model.pieces} - {NORMAL, UNKNOWN, CONTROL, BYTE}
+        ),
+        'it does not spell unknown characters in bytes': sum(
+            piece.type == BYTE for piece in model.pieces
+        )
+        != 256,
+        'some pieces hold characters that are no pieces': not {
+            character for piece in normal for character in piece
+        }
+        <= normal,
     }
     found = [reason for reason, holds in reasons.items() if holds]
     if found:
         raise UserError(
-            f'tokenizer.path: this SentencePiece model cannot be written as a Hugging Face tokenizer that is sure to give the same ids '
-            f'({"; ".join(found)}); train with the Hugging Face folder of this vocabulary (tokenizer.name=huggingface) to export it.'
+            'tokenizer.path: this SentencePiece model cannot be written as a Hugging Face '
+            'tokenizer that is sure to give the same ids '
+            f'({"; ".join(found)}); train with the Hugging Face folder of this vocabulary '
+            '(tokenizer.name=huggingface) to export it.'
         )
 
 
 def _merges(pieces: list[tuple[str, float]]) -> Iterator[tuple[str, str]]:
-    """Every way to put a piece together from two others, the best pieces first: SentencePiece merges whatever gives a piece."""
+    """Every way to put a piece together from two others, the best pieces first: SentencePiece
+    merges whatever gives a piece."""
     known = {piece for piece, _ in pieces}
     for piece, _ in sorted(pieces, key=lambda entry: -entry[1]):
         for cut in range(1, len(piece)):
@@ -128,31 +180,67 @@ def _merges(pieces: list[tuple[str, float]]) -> Iterator[tuple[str, str]]:
 def _write(backend: Any, names: dict[str, str], tokenizer: Tokenizer, path: pathlib.Path) -> None:
     from tokenizers import AddedToken, processors
 
-    ordered = sorted((backend.token_to_id(name), name) for name in names.values() if backend.token_to_id(name) is not None)
-    # New ones get the next ids, in the order in which our tokenizers number them: PAD, then the mask.
-    new = [names[key] for key in ('pad', 'mask') if key in names and backend.token_to_id(names[key]) is None]
-    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in [name for _, name in ordered] + new])
+    ordered = sorted(
+        (backend.token_to_id(name), name)
+        for name in names.values()
+        if backend.token_to_id(name) is not None
+    )
+    # New ones get the next ids, in the order in which our tokenizers number them: PAD, then the
+    # mask.
+    new = [
+        names[key]
+        for key in ('pad', 'mask')
+        if key in names and backend.token_to_id(names[key]) is None
+    ]
+    backend.add_special_tokens(
+        [
+            AddedToken(name, special=True, normalized=False)
+            for name in [name for _, name in ordered] + new
+        ]
+    )
     if 'bos' in names:
-        backend.post_processor = processors.TemplateProcessing(single=f'{names["bos"]} $A', pair=f'{names["bos"]} $A $B',
-                                                               special_tokens=[(names['bos'], tokenizer.bos_id)])  # fmt: skip
+        backend.post_processor = processors.TemplateProcessing(
+            single=f'{names["bos"]} $A',
+            pair=f'{names["bos"]} $A $B',
+            special_tokens=[(names['bos'], tokenizer.bos_id)],
+        )
     backend.save(str(path / 'tokenizer.json'))
     tokens = {f'{key}_token': name for key, name in names.items()}
     # Split: a text that spells a special token is text, as it is here.
-    settings = {'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False, 'split_special_tokens': True,
-                'padding_side': 'left'}  # fmt: skip
-    for file, content in (('tokenizer_config.json', settings | tokens), ('special_tokens_map.json', tokens)):
-        (path / file).write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+    settings = {
+        'tokenizer_class': 'PreTrainedTokenizerFast',
+        'clean_up_tokenization_spaces': False,
+        'split_special_tokens': True,
+        'padding_side': 'left',
+    }
+    for file, content in (
+        ('tokenizer_config.json', settings | tokens),
+        ('special_tokens_map.json', tokens),
+    ):
+        (path / file).write_text(
+            json.dumps(content, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'
+        )
 
 
 def _check(tokenizer: Tokenizer, loaded: Any) -> None:
     """Raises UserError where the tokenizer that was written is not the one it was written from."""
     kind = type(loaded).__name__
-    wrong = [name for name, i in _special_ids(tokenizer).items() if getattr(loaded, f'{name}_token_id') != i]
-    wrong += [shown(t) for t in _texts(tokenizer) if loaded.encode(t, add_special_tokens=False) != tokenizer.encode(t)][:1]
+    wrong = [
+        name
+        for name, i in _special_ids(tokenizer).items()
+        if getattr(loaded, f'{name}_token_id') != i
+    ]
+    wrong += [
+        shown(t)
+        for t in _texts(tokenizer)
+        if loaded.encode(t, add_special_tokens=False) != tokenizer.encode(t)
+    ][:1]
     if wrong:
-        # Whatever the files say, transformers has a class of its own for the folders of some architectures.
+        # Whatever the files say, transformers has a class of its own for the folders of some
+        # architectures.
         raise UserError(
-            f'this tokenizer cannot be written so that transformers gives the same ids: it reads the folder as a {kind}, '
+            'this tokenizer cannot be written so that transformers gives the same ids: it reads '
+            f'the folder as a {kind}, '
             f'and these differ: {", ".join(wrong)}.'
         )
 
@@ -163,7 +251,12 @@ def _texts(tokenizer: Tokenizer) -> Iterator[str]:
     reserved = {tokenizer.pad_id, tokenizer.mask_id}
     pieces = [tokenizer.token(i) for i in range(tokenizer.vocab_size) if i not in reserved]
     for _ in range(CHECKED):
-        text = ''.join(draw.choice(pieces) * draw.choice((1, 1, 1, 2, 5)) for _ in range(draw.randint(1, 12)))
+        text = ''.join(
+            draw.choice(pieces) * draw.choice((1, 1, 1, 2, 5)) for _ in range(draw.randint(1, 12))
+        )
         if not isinstance(tokenizer, Characters):
-            text += ''.join(chr(draw.choice((draw.randint(0, 0x7F), draw.randint(0xA0, 0xD7FF), 0x1F642))) for _ in range(3))
+            text += ''.join(
+                chr(draw.choice((draw.randint(0, 0x7F), draw.randint(0xA0, 0xD7FF), 0x1F642)))
+                for _ in range(3)
+            )
         yield text

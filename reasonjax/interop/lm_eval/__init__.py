@@ -40,7 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('--skip_selfcheck', action='store_true', help='do not test the backend for wrong results first')
+    parser.add_argument(
+        '--skip_selfcheck',
+        action='store_true',
+        help='do not test the backend for wrong results first',
+    )
     from reasonjax.errors import UserError
     from reasonjax.programs import add_trust_option, run_program, start
 
@@ -50,8 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     options, rest = parser.parse_known_args(arguments)
     runs = rest[:1] == ['run'] or ''.join(rest[:1]).startswith('-')
-    # Options of the user, and of a file of theirs, win; lm_eval's own default is one request at a time.
-    ours = ['--model', 'reasonjax'] + ['--batch_size', str(BATCH)] * (not any(a.startswith(('--config', '-C')) for a in rest))
+    # Options of the user, and of a file of theirs, win; lm_eval's own default is one request at a
+    # time.
+    ours = ['--model', 'reasonjax'] + ['--batch_size', str(BATCH)] * (
+        not any(a.startswith(('--config', '-C')) for a in rest)
+    )
     command = [*ours, *rest[rest[:1] == ['run'] :]] if runs else rest
 
     def program() -> None:
@@ -75,7 +82,10 @@ def main(arguments: list[str] | None = None) -> int:
         except ValueError as error:
             if not str(error).startswith('Tasks not found'):
                 raise
-            raise UserError(f'--tasks: {error}. `python -m reasonjax.interop.lm_eval ls tasks` lists those there are.') from error
+            raise UserError(
+                f'--tasks: {error}. `python -m reasonjax.interop.lm_eval ls tasks` lists those '
+                'there are.'
+            ) from error
         finally:
             sys.argv, Harness.trust = before, ()
 
@@ -83,7 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _check_workdir(arguments: list[str]) -> None:
-    """Raises UserError where `workdir` of --model_args is no run, before the many seconds that importing lm_eval takes."""
+    """Raises UserError where `workdir` of --model_args is no run, before the many seconds that
+    importing lm_eval takes."""
     from reasonjax.training.saved_run import read_config
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -21,10 +21,11 @@ def peft(
     quantise_block: AtLeast(1) = BLOCK,
     quantise_modules: tuple[str, ...] = LAYERS,
 ) -> Any:
-    """Puts the pairs of a PEFT LoRA folder over the matrices they were made for: W + scale A B, with A and B as the file has them.
+    """Puts the pairs of a PEFT LoRA folder over the matrices they were made for: W + scale A B,
+    with A and B as the file has them.
 
-    Ranks and scales are the folder's; layers that it leaves out get pairs of zeros, which stay zero in training. The folder is read again
-    whenever the run is opened.
+    Ranks and scales are the folder's; layers that it leaves out get pairs of zeros, which stay zero
+    in training. The folder is read again whenever the run is opened.
 
     Args:
       params: parameter tree, or its shapes.
@@ -34,9 +35,16 @@ def peft(
       quantise_block, quantise_modules: see `adapters.quantise`.
 
     Raises:
-      UserError: no such folder, an adapter of another kind, one for another base, or what `adapters.quantise` refuses.
+      UserError: no such folder, an adapter of another kind, one for another base, or what
+        `adapters.quantise` refuses.
     """
-    params = quantised(params, key, quantise=quantise, quantise_block=quantise_block, quantise_modules=quantise_modules)
+    params = quantised(
+        params,
+        key,
+        quantise=quantise,
+        quantise_block=quantise_block,
+        quantise_modules=quantise_modules,
+    )
     try:
         return put_adapter(params, read_adapter(path))
     except UserError as error:

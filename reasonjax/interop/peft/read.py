@@ -1,8 +1,10 @@
-"""PEFT's LoRA folders and low-rank leaves, two spellings of one thing: reading (`peft_saving` writes).
+"""PEFT's LoRA folders and low-rank leaves, two spellings of one thing: reading (`peft_saving`
+writes).
 
-PEFT keeps a pair for every module of every layer, `lora_A` [r, in] and `lora_B` [out, r]; we keep one pair for a whole stack of layers.
-A layer (or rank) that the other side does not have is a pair of zeros here: it adds nothing and, as each factor's gradient is a multiple
-of the other, it never moves.
+PEFT keeps a pair for every module of every layer, `lora_A` [r, in] and `lora_B` [out, r]; we keep
+one pair for a whole stack of layers. A layer (or rank) that the other side does not have is a pair
+of zeros here: it adds nothing and, as each factor's gradient is a multiple of the other, it never
+moves.
 """
 
 import collections
@@ -31,21 +33,57 @@ from reasonjax.weights.partition import path_name
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 PREFIX = 'base_model.model.'
-FACTORS = {'.lora_A.weight': 'a', '.lora_B.weight': 'b', '.lora_embedding_A': 'a', '.lora_embedding_B': 'b'}
+FACTORS = {
+    '.lora_A.weight': 'a',
+    '.lora_B.weight': 'b',
+    '.lora_embedding_A': 'a',
+    '.lora_embedding_B': 'b',
+}
 COPY = '.base_layer.weight'
 # Settings that say where pairs lie, how they came to be, or nothing about what they compute.
 UNDERSTOOD = (
-    'peft_type', 'task_type', 'peft_version', 'auto_mapping', 'base_model_name_or_path', 'revision', 'inference_mode', 'r', 'lora_alpha',
-    'target_modules', 'exclude_modules', 'lora_dropout', 'use_rslora', 'bias', 'init_lora_weights', 'layers_to_transform', 'layers_pattern',
-    'rank_pattern', 'alpha_pattern', 'megatron_core', 'loftq_config', 'eva_config', 'corda_config', 'lora_ga_config', 'velora_config',
-    'qalora_group_size', 'ensure_weight_tying', 'runtime_config',
-)  # fmt: skip
+    'peft_type',
+    'task_type',
+    'peft_version',
+    'auto_mapping',
+    'base_model_name_or_path',
+    'revision',
+    'inference_mode',
+    'r',
+    'lora_alpha',
+    'target_modules',
+    'exclude_modules',
+    'lora_dropout',
+    'use_rslora',
+    'bias',
+    'init_lora_weights',
+    'layers_to_transform',
+    'layers_pattern',
+    'rank_pattern',
+    'alpha_pattern',
+    'megatron_core',
+    'loftq_config',
+    'eva_config',
+    'corda_config',
+    'lora_ga_config',
+    'velora_config',
+    'qalora_group_size',
+    'ensure_weight_tying',
+    'runtime_config',
+)
 NAMES, PATTERNS = 'a name or a list of names', 'an object of patterns'
 # What settings must be, in words; null is a default.
 TYPES = {
-    'r': 'an integer of at least 1', 'lora_alpha': 'a number', 'use_rslora': 'true or false', 'base_model_name_or_path': 'a name',
-    'target_modules': NAMES, 'exclude_modules': NAMES, 'bias': 'a name', 'rank_pattern': PATTERNS, 'alpha_pattern': PATTERNS,
-}  # fmt: skip
+    'r': 'an integer of at least 1',
+    'lora_alpha': 'a number',
+    'use_rslora': 'true or false',
+    'base_model_name_or_path': 'a name',
+    'target_modules': NAMES,
+    'exclude_modules': NAMES,
+    'bias': 'a name',
+    'rank_pattern': PATTERNS,
+    'alpha_pattern': PATTERNS,
+}
 SECONDS = 1.0  # that one pattern may take to be compared with a name
 REPEATS = 10_000  # in a pattern, the product of all counts: it is compiled with as many copies
 # Ways to start A and B that leave the base as it is.
@@ -91,7 +129,8 @@ def read_adapter(path: str | pathlib.Path) -> Adapter:
     Dropout of the adapter's inputs is a setting of its training and is not taken over.
 
     Raises:
-      UserError: no such folder, pickled weights, another kind of adapter, or a setting or tensor that a low-rank pair cannot express.
+      UserError: no such folder, pickled weights, another kind of adapter, or a setting or tensor
+        that a low-rank pair cannot express.
     """
     path = expanded(path)
     settings = _settings(path)
@@ -107,9 +146,16 @@ def read_adapter(path: str | pathlib.Path) -> Adapter:
             unknown.append(f'{one_line(name, 120)} for the second time')
         else:
             pairs[module][FACTORS[suffix]] = value
-    unknown += [f'{one_line(module, 120)} without its other factor' for module, found in pairs.items() if len(found) < 2]
+    unknown += [
+        f'{one_line(module, 120)} without its other factor'
+        for module, found in pairs.items()
+        if len(found) < 2
+    ]
     if unknown or not pairs:
-        raise UserError(f'{path / WEIGHTS}: expected pairs of lora_A and lora_B; found {_first(unknown) or "none"}.')
+        raise UserError(
+            f'{path / WEIGHTS}: expected pairs of lora_A and lora_B; found '
+            f'{_first(unknown) or "none"}.'
+        )
     read = {module: _pair(path, settings, module, **found) for module, found in pairs.items()}
     _check_finite(path, read, copies)
     return Adapter(path, str(settings.get('base_model_name_or_path') or ''), read, copies)
@@ -122,22 +168,36 @@ def _settings(path: pathlib.Path) -> dict:
     settings = json_object(file)
     for name, wanted in TYPES.items():
         if settings.get(name) is not None and not _is(wanted, settings[name]):
-            raise UserError(f'{file}: {name}: expected {wanted}, found {one_line(repr(settings[name]), 80)}.')
+            raise UserError(
+                f'{file}: {name}: expected {wanted}, found {one_line(repr(settings[name]), 80)}.'
+            )
     for name in ('rank_pattern', 'alpha_pattern'):
         wanted = TYPES['r' if name == 'rank_pattern' else 'lora_alpha']
         for pattern, value in (settings.get(name) or {}).items():
             if not _is(wanted, value):
-                raise UserError(f'{file}: {name}: {one_line(pattern, 80)}: expected {wanted}, found {one_line(repr(value), 80)}.')
+                raise UserError(
+                    f'{file}: {name}: {one_line(pattern, 80)}: expected {wanted}, found '
+                    f'{one_line(repr(value), 80)}.'
+                )
     kind = settings.get('peft_type')
     if kind != 'LORA':
-        raise UserError(f'{file}: an adapter of type {one_line(str(kind), 80)}; only LORA is supported.')
+        raise UserError(
+            f'{file}: an adapter of type {one_line(str(kind), 80)}; only LORA is supported.'
+        )
     bias, start = settings.get('bias', 'none'), settings.get('init_lora_weights', True)
-    refused = [one_line(f'{name}={value}', 80) for name, value in settings.items() if value and name not in UNDERSTOOD]
+    refused = [
+        one_line(f'{name}={value}', 80)
+        for name, value in settings.items()
+        if value and name not in UNDERSTOOD
+    ]
     refused += [] if bias == 'none' else [f'bias={one_line(str(bias), 80)}']
     other_start = f'init_lora_weights={one_line(str(start), 80)} (which changes the base; convert it to plain LoRA in PEFT)'
     refused += [] if start in NEUTRAL_STARTS else [other_start]
     if refused:
-        raise UserError(f'{file}: not supported, because a low-rank pair over the base is not all of it: {listing(refused)}.')
+        raise UserError(
+            f'{file}: not supported, because a low-rank pair over the base is not all of it: '
+            f'{listing(refused)}.'
+        )
     return settings
 
 
@@ -145,17 +205,24 @@ def _is(wanted: str, value: Any) -> bool:
     """Whether a setting is what `TYPES` says in words."""
     names = value if isinstance(value, list) else [value]
     return {
-        TYPES['r']: type(value) is int and value >= 1, TYPES['lora_alpha']: is_number(value),
-        TYPES['use_rslora']: isinstance(value, bool), TYPES['bias']: isinstance(value, str),
-        NAMES: all(isinstance(name, str) for name in names), PATTERNS: isinstance(value, dict),
-    }[wanted]  # fmt: skip
+        TYPES['r']: type(value) is int and value >= 1,
+        TYPES['lora_alpha']: is_number(value),
+        TYPES['use_rslora']: isinstance(value, bool),
+        TYPES['bias']: isinstance(value, str),
+        NAMES: all(isinstance(name, str) for name in names),
+        PATTERNS: isinstance(value, dict),
+    }[wanted]
 
 
 def _tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     file = path / WEIGHTS
     if not os.path.lexists(file):
         pickled = listing(p.name for p in path.glob('*.bin'))
-        found = f'found {pickled}, which is pickled and can run code when it is read' if pickled else 'it is not there'
+        found = (
+            f'found {pickled}, which is pickled and can run code when it is read'
+            if pickled
+            else 'it is not there'
+        )
         raise UserError(f'{path}: the weights of an adapter are read from {WEIGHTS} only; {found}.')
     tensors_of(file)  # says what is wrong with it
     return safetensors.numpy.load_file(file)
@@ -165,45 +232,76 @@ def _pair(path: pathlib.Path, settings: dict, module: str, *, a: np.ndarray, b: 
     rank = _by_pattern(path, settings, 'rank_pattern', module, settings.get('r', 8))
     alpha = _by_pattern(path, settings, 'alpha_pattern', module, settings.get('lora_alpha', 8))
     if a.ndim != 2 or b.ndim != 2 or not a.shape[0] == b.shape[1] == rank:
-        raise UserError(f'{path}: {one_line(module, 120)}: factors {list(a.shape)} and {list(b.shape)} are not of rank r={rank}.')
+        raise UserError(
+            f'{path}: {one_line(module, 120)}: factors {list(a.shape)} and {list(b.shape)} are not '
+            f'of rank r={rank}.'
+        )
     if fault := bounds.fault(alpha, bounds.Finite):
-        raise UserError(f'{path / CONFIG}: lora_alpha={bounds.shown(alpha)} of {one_line(module, 120)}: {fault}')
+        raise UserError(
+            f'{path / CONFIG}: lora_alpha={bounds.shown(alpha)} of {one_line(module, 120)}: {fault}'
+        )
     return Pair(a, b, alpha / (math.sqrt(rank) if settings.get('use_rslora') else rank))
 
 
-def _check_finite(path: pathlib.Path, pairs: Mapping[str, Pair], copies: Mapping[str, np.ndarray]) -> None:
-    """Raises UserError where a number of an adapter is not finite in float32, in which its factors are kept; names the tensors."""
+def _check_finite(
+    path: pathlib.Path, pairs: Mapping[str, Pair], copies: Mapping[str, np.ndarray]
+) -> None:
+    """Raises UserError where a number of an adapter is not finite in float32, in which its factors
+    are kept; names the tensors."""
     tensors = {f'{module}{COPY}': value for module, value in copies.items()}
     for module, pair in pairs.items():
         tensors |= {f'{module}.lora_A': pair.a, f'{module}.lora_B': pair.b}
     with np.errstate(over='ignore'):
-        counts = {name: np.sum(~np.isfinite(np.asarray(value, np.float32))) for name, value in tensors.items()}
-    wrong = [f'{name} ({number:,} of {tensors[name].size:,})' for name, number in counts.items() if number]
+        counts = {
+            name: np.sum(~np.isfinite(np.asarray(value, np.float32)))
+            for name, value in tensors.items()
+        }
+    wrong = [
+        f'{name} ({number:,} of {tensors[name].size:,})'
+        for name, number in counts.items()
+        if number
+    ]
     if wrong:
-        raise UserError(f'{path / WEIGHTS}: elements that are not finite numbers: {finite.listed(wrong)}.')
+        raise UserError(
+            f'{path / WEIGHTS}: elements that are not finite numbers: {finite.listed(wrong)}.'
+        )
 
 
 def _by_pattern(path: pathlib.Path, settings: dict, name: str, module: str, otherwise: Any) -> Any:
     """The value of the first pattern that matches the end of a module's name, as PEFT picks it."""
     for pattern, value in (settings.get(name) or {}).items():
-        counts = [int(count[:9]) for braces in re.findall(r'\{([\d,\s]*)\}', pattern) for count in re.findall(r'\d+', braces)]
+        counts = [
+            int(count[:9])
+            for braces in re.findall(r'\{([\d,\s]*)\}', pattern)
+            for count in re.findall(r'\d+', braces)
+        ]
         if math.prod(max(1, count) for count in counts) > REPEATS:
-            raise UserError(f'{path / CONFIG}: {name}: "{one_line(pattern, 80)}" repeats a part more than {REPEATS:,} times.')
+            raise UserError(
+                f'{path / CONFIG}: {name}: "{one_line(pattern, 80)}" repeats a part more than '
+                f'{REPEATS:,} times.'
+            )
         try:
             if regex.match(rf'(.*\.)?({pattern})$', module, timeout=SECONDS):
                 return value
         except regex.error as error:
-            raise UserError(f'{path / CONFIG}: {name}: "{one_line(pattern, 80)}" is not a regular expression ({error}).') from error
+            raise UserError(
+                f'{path / CONFIG}: {name}: "{one_line(pattern, 80)}" is not a regular expression '
+                f'({error}).'
+            ) from error
         except TimeoutError as error:
-            raise UserError(f'{path / CONFIG}: {name}: "{one_line(pattern, 80)}" takes more than {SECONDS:g} s to compare.') from error
+            raise UserError(
+                f'{path / CONFIG}: {name}: "{one_line(pattern, 80)}" takes more than {SECONDS:g} s '
+                'to compare.'
+            ) from error
     return otherwise
 
 
 def put_adapter(params: Any, adapter: Adapter) -> Any:
     """Puts an adapter's pairs over the leaves they belong to; every other leaf stays what it is.
 
-    Names of all families are understood (they agree), so that the parameters need not say which they are of. A module that is fused in
-    its family (Phi-3's `qkv_proj`) becomes pairs over its parts, which share A.
+    Names of all families are understood (they agree), so that the parameters need not say which
+    they are of. A module that is fused in its family (Phi-3's `qkv_proj`) becomes pairs over its
+    parts, which share A.
 
     Args:
       params: parameter tree of arrays or shapes; a leaf may be a low-rank node already.
@@ -213,7 +311,8 @@ def put_adapter(params: Any, adapter: Adapter) -> Any:
       The tree with `LowRank` leaves, their factors in float32.
 
     Raises:
-      UserError: the adapter is of another base; lists the modules that are not there and those of another shape.
+      UserError: the adapter is of another base; lists the modules that are not there and those of
+        another shape.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_weight)
     named = {path_name(path): leaf for path, leaf in leaves}
@@ -224,7 +323,11 @@ def put_adapter(params: Any, adapter: Adapter) -> Any:
         if not problem:
             shape = sum(dense[p].shape[-1] for p in parts), dense[parts[0]].shape[-2]
             found = pair.b.shape[0], pair.a.shape[1]
-            problem = '' if _fits(parts[0], found, shape) else f'expected {list(shape)}, found {list(found)}'
+            problem = (
+                ''
+                if _fits(parts[0], found, shape)
+                else f'expected {list(shape)}, found {list(found)}'
+            )
         if problem:
             problems.append(f'{one_line(module, 120)}: {problem}')
             continue
@@ -232,9 +335,15 @@ def put_adapter(params: Any, adapter: Adapter) -> Any:
             layers[part][index] = pair._replace(b=b)
     if problems:
         made_for = f' It was made for "{adapter.base}".' if adapter.base else ''
-        raise UserError(f'{adapter.path}: the adapter does not fit this model.{made_for}\n  ' + '\n  '.join(_shown(problems)))
+        raise UserError(
+            f'{adapter.path}: the adapter does not fit this model.{made_for}\n  '
+            + '\n  '.join(_shown(problems))
+        )
     _check_copies(adapter, named)
-    adapted = [_stacked(leaf, dense[name], layers[name]) if name in layers else leaf for name, leaf in named.items()]
+    adapted = [
+        _stacked(leaf, dense[name], layers[name]) if name in layers else leaf
+        for name, leaf in named.items()
+    ]
     return jax.tree_util.tree_unflatten(structure, adapted)
 
 
@@ -242,7 +351,11 @@ def _table() -> dict[str, tuple[str, ...]]:
     """Module, with a {} for each stacked axis, -> the leaves that lie side by side in it."""
     fused = {name: parts for family in FAMILIES for name, parts in family.fused.items()}
     single = {name: (leaf,) for family in FAMILIES for leaf, name in family.names.items()}
-    return {name.removesuffix('.weight'): parts for name, parts in (single | fused).items() if name.endswith('.weight')}
+    return {
+        name.removesuffix('.weight'): parts
+        for name, parts in (single | fused).items()
+        if name.endswith('.weight')
+    }
 
 
 def _place(module: str, dense: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...], str]:
@@ -254,7 +367,11 @@ def _place(module: str, dense: Mapping[str, Any]) -> tuple[tuple[str, ...], tupl
     template, index = re.sub(number, '{}', module), tuple(map(int, re.findall(number, module)))
     parts = _table().get(template, ())
     if parts in (('embed',), ('head',)) and 'head' not in dense:
-        return parts, index, 'the head of this model is its embedding, and PEFT adapts one without the other'
+        return (
+            parts,
+            index,
+            'the head of this model is its embedding, and PEFT adapts one without the other',
+        )
     if not parts or any(part not in dense for part in parts):
         return parts, index, 'no such module'
     if len(index) > 1:
@@ -268,7 +385,10 @@ def _place(module: str, dense: Mapping[str, Any]) -> tuple[tuple[str, ...], tupl
 
 def _fits(leaf: str, found: tuple[int, int], shape: tuple[int, int]) -> bool:
     tokens = {'embed': 1, 'head': 0}.get(leaf)
-    return all(size - (GROWN if axis == tokens else 0) <= f <= size for axis, (f, size) in enumerate(zip(found, shape, strict=True)))
+    return all(
+        size - (GROWN if axis == tokens else 0) <= f <= size
+        for axis, (f, size) in enumerate(zip(found, shape, strict=True))
+    )
 
 
 def _split(b: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
@@ -276,21 +396,27 @@ def _split(b: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
 
 
 def _check_copies(adapter: Adapter, named: Mapping[str, Any]) -> None:
-    """Holds weights of the base that a file repeats against the base: embeddings that were trained or resized would be lost."""
+    """Holds weights of the base that a file repeats against the base: embeddings that were trained
+    or resized would be lost."""
     for module, theirs in adapter.copies.items():
         leaf = next((part for part in _table().get(module, ()) if part in named), None)
         ours = None if leaf is None else named[leaf]
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(ours)):
             continue
         known = None if ours is None else merge(ours) if leaf == 'embed' else merge(ours).T
-        if known is None or not jnp.array_equal(known[: len(theirs)], jnp.asarray(theirs, known.dtype)):
+        if known is None or not jnp.array_equal(
+            known[: len(theirs)], jnp.asarray(theirs, known.dtype)
+        ):
             raise UserError(
-                f'{adapter.path / WEIGHTS}: {module}{COPY} is not the weight of this model: the adapter is of another base, or of one '
+                f'{adapter.path / WEIGHTS}: {module}{COPY} is not the weight of this model: the '
+                'adapter is of another base, or of one '
                 'whose embeddings were trained or resized.'
             )
 
 
-def _stacked(leaf: Any, dense: jax.ShapeDtypeStruct, pairs: Mapping[tuple[int, ...], Pair]) -> LowRank:
+def _stacked(
+    leaf: Any, dense: jax.ShapeDtypeStruct, pairs: Mapping[tuple[int, ...], Pair]
+) -> LowRank:
     *stack, rows, columns = dense.shape
     rank = max(len(pair.a) for pair in pairs.values())
     a, b = np.zeros((*stack, rows, rank), np.float32), np.zeros((*stack, rank, columns), np.float32)
@@ -308,4 +434,6 @@ def _first(entries: list[str]) -> str:
 
 
 def _shown(entries: list[str]) -> list[str]:
-    return entries[:LISTED] + ([f'and {len(entries) - LISTED} more'] if len(entries) > LISTED else [])
+    return entries[:LISTED] + (
+        [f'and {len(entries) - LISTED} more'] if len(entries) > LISTED else []
+    )

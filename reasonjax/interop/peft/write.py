@@ -25,8 +25,9 @@ from reasonjax.weights.partition import path_name
 def pairs_of(params: Any, family: Family, config: ModelConfig) -> dict[str, Pair]:
     """The low-rank leaves of a tree as PEFT has them, by module.
 
-    Pairs over pairs become one, of the sum of their ranks. Parts that the family fuses become one pair: theirs if they share A (and
-    scale), else with A stacked and B block by block. Both are exact where scales agree, and to rounding of B where they do not.
+    Pairs over pairs become one, of the sum of their ranks. Parts that the family fuses become one
+    pair: theirs if they share A (and scale), else with A stacked and B block by block. Both are
+    exact where scales agree, and to rounding of B where they do not.
 
     Args:
       params: parameter tree.
@@ -37,18 +38,33 @@ def pairs_of(params: Any, family: Family, config: ModelConfig) -> dict[str, Pair
       UserError: no low-rank leaf, or one over a weight that PEFT cannot adapt.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_weight)
-    adapted = {path_name(path): list(_layers_of(leaf)) for path, leaf in leaves if isinstance(leaf, LowRank)}
+    adapted = {
+        path_name(path): list(_layers_of(leaf))
+        for path, leaf in leaves
+        if isinstance(leaf, LowRank)
+    }
     if not adapted:
         raise UserError('there are no low-rank weights: no stage had an adapter, or it was merged.')
     if 'layers/mlp/router' in adapted:
-        raise UserError('the router of a mixture is adapted, which PEFT cannot express; merge the adapter (--merge).')
+        raise UserError(
+            'the router of a mixture is adapted, which PEFT cannot express; merge the adapter '
+            '(--merge).'
+        )
     if 'embed' in adapted and config.tied:
-        raise UserError('the embedding is adapted and is also the head, which PEFT does not keep together; merge the adapter (--merge).')
+        raise UserError(
+            'the embedding is adapted and is also the head, which PEFT does not keep together; '
+            'merge the adapter (--merge).'
+        )
     found = {}
     for tensor in tensors(family, config):
         for index in np.ndindex(*tensor.stacked):
-            pair = _joined([[_slice(node, index, shape, tensor) for node in adapted.get(part, ())]
-                            for part, shape in zip(tensor.parts, tensor.shapes, strict=True)], tensor.shapes)  # fmt: skip
+            pair = _joined(
+                [
+                    [_slice(node, index, shape, tensor) for node in adapted.get(part, ())]
+                    for part, shape in zip(tensor.parts, tensor.shapes, strict=True)
+                ],
+                tensor.shapes,
+            )
             if pair is not None:
                 found[tensor.name.format(*index).removesuffix('.weight')] = pair
     if not found:
@@ -72,7 +88,8 @@ def _slice(node: tuple, index: tuple[int, ...], shape: tuple[int, ...], tensor: 
 
 
 def _joined(parts: list[list[Pair]], shapes: tuple[tuple[int, ...], ...]) -> Pair | None:
-    """One pair for parts that lie side by side along the output axis, each with any number of pairs."""
+    """One pair for parts that lie side by side along the output axis, each with any number of
+    pairs."""
     parts = [[pair for pair in part if len(pair.a)] for part in parts]
     pairs = [pair for part in parts for pair in part]
     if not pairs:
@@ -84,24 +101,33 @@ def _joined(parts: list[list[Pair]], shapes: tuple[tuple[int, ...], ...]) -> Pai
         pair.scale == first.scale and np.array_equal(pair.a, first.a) for pair in pairs
     )
     rank = len(first.a) if shared else sum(len(pair.a) for pair in pairs)
-    sizes = [part[0].b.shape[0] if part else shape[0] for part, shape in zip(parts, shapes, strict=True)]
+    sizes = [
+        part[0].b.shape[0] if part else shape[0] for part, shape in zip(parts, shapes, strict=True)
+    ]
     b = np.zeros((sum(sizes), rank), first.b.dtype)
     row = column = 0
     for part, size in zip(parts, sizes, strict=True):
         for pair in part:
             at = 0 if shared else column
-            block = pair.b if pair.scale == first.scale else pair.b.astype(np.float64) * (pair.scale / first.scale)
+            block = (
+                pair.b
+                if pair.scale == first.scale
+                else pair.b.astype(np.float64) * (pair.scale / first.scale)
+            )
             b[row : row + size, at : at + len(pair.a)] = block
             column += len(pair.a)
         row += size
     return Pair(first.a if shared else np.concatenate([pair.a for pair in pairs]), b, first.scale)
 
 
-def save_adapter(path: pathlib.Path, pairs: Mapping[str, Pair], *, base: str, layers: int, dtype: str = '') -> None:
+def save_adapter(
+    path: pathlib.Path, pairs: Mapping[str, Pair], *, base: str, layers: int, dtype: str = ''
+) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors` as PEFT does.
 
-    Settings that hold for most modules are the adapter's own, the others go to `rank_pattern` and `alpha_pattern`. The largest rank is `r`
-    even where it is not the most common: servers size their buffers by it, and some take alpha / r for the scale of every module.
+    Settings that hold for most modules are the adapter's own, the others go to `rank_pattern` and
+    `alpha_pattern`. The largest rank is `r` even where it is not the most common: servers size
+    their buffers by it, and some take alpha / r for the scale of every module.
 
     Args:
       path: folder, which exists.
@@ -115,7 +141,11 @@ def save_adapter(path: pathlib.Path, pairs: Mapping[str, Pair], *, base: str, la
     """
     content = {}
     for module, pair in pairs.items():
-        a, b = ('.lora_embedding_A', '.lora_embedding_B') if module.endswith('embed_tokens') else ('.lora_A.weight', '.lora_B.weight')
+        a, b = (
+            ('.lora_embedding_A', '.lora_embedding_B')
+            if module.endswith('embed_tokens')
+            else ('.lora_A.weight', '.lora_B.weight')
+        )
         content |= {f'{PREFIX}{module}{a}': pair.a, f'{PREFIX}{module}{b}': pair.b}
     if dtype:
         with np.errstate(over='ignore'):
@@ -123,14 +153,23 @@ def save_adapter(path: pathlib.Path, pairs: Mapping[str, Pair], *, base: str, la
     content = {name: np.ascontiguousarray(value) for name, value in content.items()}
     wrong = [name for name, value in content.items() if not np.all(np.isfinite(value))]
     if wrong:
-        raise UserError(f'{finite.listed(wrong)}: values that are not finite numbers{f" in {dtype}" if dtype else ""}.')
+        raise UserError(
+            f'{finite.listed(wrong)}: values that are not finite '
+            f'numbers{f" in {dtype}" if dtype else ""}.'
+        )
     safetensors.numpy.save_file(content, path / WEIGHTS, metadata={'format': 'pt'})
-    (path / CONFIG).write_text(json.dumps(_described(pairs, base, layers), indent=2, sort_keys=True) + '\n', encoding='utf-8')
+    (path / CONFIG).write_text(
+        json.dumps(_described(pairs, base, layers), indent=2, sort_keys=True) + '\n',
+        encoding='utf-8',
+    )
 
 
 def _described(pairs: Mapping[str, Pair], base: str, layers: int) -> dict:
     ranks = {module: len(pair.a) for module, pair in pairs.items()}
-    spelled = {root: {module: _alpha(pair.scale, root(len(pair.a))) for module, pair in pairs.items()} for root in (float, math.sqrt)}
+    spelled = {
+        root: {module: _alpha(pair.scale, root(len(pair.a))) for module, pair in pairs.items()}
+        for root in (float, math.sqrt)
+    }
     # Either spelling gives the same scales; the one that a person has set gives whole numbers.
     stabilised = _whole(spelled[math.sqrt]) and not _whole(spelled[float])
     alphas = spelled[math.sqrt if stabilised else float]
@@ -175,11 +214,16 @@ def _whole(alphas: Mapping[str, int | float]) -> bool:
 
 
 def _pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
-    """What differs from the default, by the last part of a module's name where all modules of that name agree."""
+    """What differs from the default, by the last part of a module's name where all modules of that
+    name agree."""
     kinds = collections.defaultdict(set)
     for module, value in values.items():
         kinds[_kind(module)].add(value)
-    named = {_kind(m) if len(kinds[_kind(m)]) == 1 else m: value for m, value in values.items() if value != default}
+    named = {
+        _kind(m) if len(kinds[_kind(m)]) == 1 else m: value
+        for m, value in values.items()
+        if value != default
+    }
     return {name if '.' not in name else re.escape(name): value for name, value in named.items()}
 
 
@@ -189,6 +233,8 @@ def _kind(module: str) -> str:
 
 def _targets(modules: list[str], layers: int) -> list[str]:
     """Short names where every layer has all of them, else every module by its full name."""
-    numbers = collections.Counter(_kind(module) for module in modules if re.search(r'\.\d+\.', module))
+    numbers = collections.Counter(
+        _kind(module) for module in modules if re.search(r'\.\d+\.', module)
+    )
     everywhere = all(number == layers for number in numbers.values())
     return sorted({_kind(module) for module in modules}) if everywhere else sorted(modules)

@@ -23,10 +23,14 @@ def all(specs: Any, params: Any) -> Any:
     return _by_name(params, lambda name: True)
 
 
-def paths(specs: Any, params: Any, *, include: tuple[str, ...] = ('*',), exclude: tuple[str, ...] = ()) -> Any:
-    """Leaves whose name matches a pattern of `include` and none of `exclude` train, but never those that `all` leaves out.
+def paths(
+    specs: Any, params: Any, *, include: tuple[str, ...] = ('*',), exclude: tuple[str, ...] = ()
+) -> Any:
+    """Leaves whose name matches a pattern of `include` and none of `exclude` train, but never those
+    that `all` leaves out.
 
-    `include=('*',), exclude=()` is `all`. Patterns are shell-style over names such as 'layers/attention/q' ('*' crosses '/').
+    `include=('*',), exclude=()` is `all`. Patterns are shell-style over names such as
+    'layers/attention/q' ('*' crosses '/').
 
     Raises:
       UserError: a pattern that matches nothing, or nothing left to train.
@@ -35,8 +39,13 @@ def paths(specs: Any, params: Any, *, include: tuple[str, ...] = ('*',), exclude
     for knob, patterns in (('include', include), ('exclude', exclude)):
         for pattern in patterns:
             if not any(partition.match(name, (pattern,)) for name in names):
-                raise UserError(f'config.filter.{knob}: pattern "{pattern}" matches no weight. Weights: {listing(names)}.')
-    chosen = _by_name(params, lambda name: partition.match(name, include) and not partition.match(name, exclude))
+                raise UserError(
+                    f'config.filter.{knob}: pattern "{pattern}" matches no weight. Weights: '
+                    f'{listing(names)}.'
+                )
+    chosen = _by_name(
+        params, lambda name: partition.match(name, include) and not partition.match(name, exclude)
+    )
     if not any_true(chosen):
         raise UserError('config.filter: include and exclude together leave nothing to train.')
     return chosen
@@ -48,9 +57,16 @@ def lora(specs: Any, params: Any) -> Any:
     Raises:
       UserError: the parameters have no low-rank leaf.
     """
-    chosen = _by_name(params, lambda name: partition.match(name, ('*/a', '*/b')) and not partition.match(name, ('*/base/*',)))
+    chosen = _by_name(
+        params,
+        lambda name: (
+            partition.match(name, ('*/a', '*/b')) and not partition.match(name, ('*/base/*',))
+        ),
+    )
     if not any_true(chosen):
-        raise UserError('config.filter.name=lora: no low-rank weights here; set config.adapter.name=lora too.')
+        raise UserError(
+            'config.filter.name=lora: no low-rank weights here; set config.adapter.name=lora too.'
+        )
     return chosen
 
 

@@ -14,32 +14,45 @@ MODES = ('token_truncate', 'token_mask', 'sequence_truncate', 'sequence_mask')
 
 
 def importance_weights(
-    batch: Mapping[str, jax.Array], old_BxT: jax.Array, *, which: str, mode: str, clip_max: float | None, clip_min: float | None
+    batch: Mapping[str, jax.Array],
+    old_BxT: jax.Array,
+    *,
+    which: str,
+    mode: str,
+    clip_max: float | None,
+    clip_min: float | None,
 ) -> tuple[jax.Array | None, dict]:
-    """How much more likely each token was at the start of the step than when it was sampled, kept within bounds.
+    """How much more likely each token was at the start of the step than when it was sampled, kept
+    within bounds.
 
       ratio   r = exp(log p_old - log p_sampled) of each token, or of the row: exp(sum_t(log p_old - log p_sampled))
       weight  *_truncate  clip(r, clip_min, clip_max)
               *_mask      r where clip_min <= r <= clip_max, else 0
 
-    exp stays what it is at 40 nats beyond them (`sums.bounded_exp`): an approximation that only shows without `clip_max`.
+    exp stays what it is at 40 nats beyond them (`sums.bounded_exp`): an approximation that only
+    shows without `clip_max`.
 
-    These are TRL's `vllm_importance_sampling_{mode,clip_max,clip_min}`; token_truncate is truncated importance sampling
-    ("Your Efficient RL Framework Secretly Brings You Off-Policy RL Training", 2025).
+    These are TRL's `vllm_importance_sampling_{mode,clip_max,clip_min}`; token_truncate is truncated
+    importance sampling ("Your Efficient RL Framework Secretly Brings You Off-Policy RL Training",
+    2025).
 
     Args:
-      batch: `weights` [B, T], `logprob_sampled` [B, T] and `staleness` [B], how many steps ago a row was sampled.
+      batch: `weights` [B, T], `logprob_sampled` [B, T] and `staleness` [B], how many steps ago a
+        row was sampled.
       old_BxT: log-probs of the policy at the start of the step; no gradient flows through them.
-      which: 'none'; 'stale': rows of staleness > 0, if the batch knows any staleness (the others have weight exactly 1);
-        'always': all rows, for samplers that compute in another precision, say.
+      which: 'none'; 'stale': rows of staleness > 0, if the batch knows any staleness (the others
+        have weight exactly 1); 'always': all rows, for samplers that compute in another precision,
+        say.
       mode: see above.
       clip_max: upper bound, at least 1; None is infinite.
       clip_min: lower bound, at most 1; None is none.
 
     Returns:
-      [B, T] (a row's own weight is repeated), or None where nothing is to be corrected; and metrics:
-      `sampling/importance_sampling_ratio/{min,mean,max}` of the weights, over tokens (in sequence modes over rows), and
-      `sampling/importance_sampling_ratio/clip_ratio`, the share of them whose ratio was out of bounds.
+      [B, T] (a row's own weight is repeated), or None where nothing is to be corrected; and
+      metrics: `sampling/importance_sampling_ratio/{min,mean,max}` of the weights, over tokens (in
+        sequence modes over rows), and
+      `sampling/importance_sampling_ratio/clip_ratio`, the share of them whose ratio was out of
+      bounds.
 
     Raises:
       UserError: an unknown choice, bounds that leave out 1, or no `logprob_sampled`.
@@ -48,7 +61,10 @@ def importance_weights(
     if which == 'none' or (which == 'stale' and 'staleness' not in batch):
         return None, {}
     if 'logprob_sampled' not in batch:
-        raise UserError('clipped_policy_gradient: importance_sampling_correction needs logprob_sampled, which is not in the batch.')
+        raise UserError(
+            'clipped_policy_gradient: importance_sampling_correction needs logprob_sampled, which '
+            'is not in the batch.'
+        )
     weights_BxT = batch['weights']
     target_BxT = weights_BxT > 0
     # Masked before it is exponentiated: log-probs mean nothing at positions that do not count.
@@ -62,7 +78,9 @@ def importance_weights(
     ratio = bounded_exp(log_ratio)
     low, high = 0.0 if clip_min is None else clip_min, jnp.inf if clip_max is None else clip_max
     outside = (ratio < low) | (ratio > high)
-    weight = jnp.clip(ratio, low, high) if mode.endswith('truncate') else jnp.where(outside, 0, ratio)
+    weight = (
+        jnp.clip(ratio, low, high) if mode.endswith('truncate') else jnp.where(outside, 0, ratio)
+    )
     name, counted = 'sampling/importance_sampling_ratio', counts > 0
     metrics = {
         f'{name}/min': reduce.Min(jnp.where(counted, weight, jnp.inf).min()),
@@ -78,11 +96,17 @@ def check(*, which: str, mode: str, clip_max: float | None, clip_min: float | No
     for knob, value, choices in (('correction', which, WHICH), ('mode', mode, MODES)):
         if value not in choices:
             hint = nearest(str(value), choices)
-            raise UserError(f'clipped_policy_gradient: unknown importance_sampling_{knob} "{value}".{hint} Known: {listing(choices)}.')
-    for knob, value, wrong in (('clip_max', clip_max, clip_max is not None and clip_max < 1),
-                               ('clip_min', clip_min, clip_min is not None and not 0 <= clip_min <= 1)):  # fmt: skip
+            raise UserError(
+                f'clipped_policy_gradient: unknown importance_sampling_{knob} "{value}".{hint} '
+                f'Known: {listing(choices)}.'
+            )
+    for knob, value, wrong in (
+        ('clip_max', clip_max, clip_max is not None and clip_max < 1),
+        ('clip_min', clip_min, clip_min is not None and not 0 <= clip_min <= 1),
+    ):
         if wrong:
             wanted = 'at least 1' if knob == 'clip_max' else 'from 0 to 1'
             raise UserError(
-                f'clipped_policy_gradient: importance_sampling_{knob}={value}: must be {wanted}: 1 is the ratio of a fresh sample.'
+                f'clipped_policy_gradient: importance_sampling_{knob}={value}: must be {wanted}: 1 '
+                'is the ratio of a fresh sample.'
             )

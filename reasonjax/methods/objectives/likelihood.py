@@ -12,8 +12,8 @@ from reasonjax.methods.objectives.sums import or_one, row_sums
 def nll(score: Callable, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, dict]:
     """Negative log-likelihood per unit of token weight, in nats: -sum(w log p) / step_weight.
 
-    With weights of 0 and 1 this is the mean cross-entropy over all target tokens of the optimiser step, however it is
-    split; 0 where no token has a weight.
+    With weights of 0 and 1 this is the mean cross-entropy over all target tokens of the optimiser
+    step, however it is split; 0 where no token has a weight.
 
     Args:
       score: `score(batch) -> Scored`.
@@ -21,8 +21,8 @@ def nll(score: Callable, batch: Mapping[str, jax.Array], key: jax.Array) -> tupl
       key: unused.
 
     Returns:
-      The contribution of this micro-batch, a float32 scalar, and metrics under TRL's names: `entropy` (nats) and
-      `mean_token_accuracy`, means over tokens weighted as the loss is.
+      The contribution of this micro-batch, a float32 scalar, and metrics under TRL's names:
+      `entropy` (nats) and `mean_token_accuracy`, means over tokens weighted as the loss is.
     """
     del key
     scored, weights_BxT = score(batch), batch['weights']

@@ -30,49 +30,63 @@ def clipped_policy_gradient(
     importance_sampling_clip_max: Real(1, INFINITY) | None = 3.0,
     importance_sampling_clip_min: Fraction | None = None,
 ) -> tuple[jax.Array, dict]:
-    """Clipped surrogate with token or sequence ratios, four normalisations, off-policy weights and an optional KL penalty.
+    """Clipped surrogate with token or sequence ratios, four normalisations, off-policy weights and
+    an optional KL penalty.
 
-    With m = `weights`, A = `advantage` and s = log p - log p_old per token (temperature-scaled log-probs throughout):
+    With m = `weights`, A = `advantage` and s = log p - log p_old per token (temperature-scaled
+    log-probs throughout):
 
-      ratio  w = exp(s), or exp(sum(m s) / sum(m)) of the row where `importance_sampling_level` is 'sequence';
-      term   l = -c min(w A, clip(w, 1 - epsilon, 1 + epsilon_high) A) + beta (exp(d) - d - 1),  d = log p_ref - log p,
-             c = 1, or the weight of a sample that an earlier policy drew (`correction.importance_weights`);
+      ratio  w = exp(s), or exp(sum(m s) / sum(m)) of the row where
+             `importance_sampling_level` is 'sequence';
+      term   l = -c min(w A, clip(w, 1 - epsilon, 1 + epsilon_high) A) + beta (exp(d) - d - 1),
+             d = log p_ref - log p,
+             c = 1, or the weight of a sample that an earlier policy drew
+             (`correction.importance_weights`);
       loss   grpo     mean over rows of sum_t(m l) / sum_t(m)
              dapo     sum(m l) / sum(m), both over the whole optimiser step
-             bnpo     sum(m l) / sum(m) of the micro-batch, then the mean over micro-batches (depends on their split)
+             bnpo     sum(m l) / sum(m) of the micro-batch, then the mean over micro-batches
+                      (depends on their split)
              dr_grpo  sum(m l) / (rows x max_completion_length)
 
-    Where s, its mean or d is above 40 nats, exp stays what it is at 40 (`sums.bounded_exp`): an approximation, of ratios that no two
-    policies of one run have.
+    Where s, its mean or d is above 40 nats, exp stays what it is at 40 (`sums.bounded_exp`): an
+    approximation, of ratios that no two policies of one run have.
 
-    These are the definitions of TRL's GRPOTrainer, where m is a mask. A row without weights adds nothing, but counts
-    as a row.
-    Papers: GRPO arXiv 2402.03300, DAPO 2503.14476, Dr. GRPO 2503.20783; GSPO 2507.18071 is 'sequence' with 'grpo'; the
-    KL estimator is Schulman's k3 ("Approximating KL divergence", 2020).
+    These are the definitions of TRL's GRPOTrainer, where m is a mask. A row without weights adds
+    nothing, but counts as a row.
+    Papers: GRPO arXiv 2402.03300, DAPO 2503.14476, Dr. GRPO 2503.20783; GSPO 2507.18071 is
+    'sequence' with 'grpo'; the KL estimator is Schulman's k3 ("Approximating KL divergence", 2020).
 
     Args:
       score: `score(batch) -> Scored`.
-      batch: one sequence a row: `weights` [B, T], `advantage` [B] or [B, T], optionally `logprob_old` [B, T] (absent:
-        the current policy, so that every ratio is 1), `logprob_ref` [B, T] (asked for by `clipped_policy_gradient.needs`; its KL is
-        reported even where beta is 0), `logprob_sampled` [B, T] (what the sampler recorded), `staleness` [B] (how many
-        steps ago; absent: every row was sampled from the policy at the start of this step), and the scalars
-        `step_weight`, `step_rows`, `step_micro` and, for dr_grpo, `max_completion_length`.
+      batch: one sequence a row: `weights` [B, T], `advantage` [B] or [B, T], optionally
+        `logprob_old` [B, T] (absent: the current policy, so that every ratio is 1), `logprob_ref`
+          [B, T] (asked for by `clipped_policy_gradient.needs`; its KL is
+        reported even where beta is 0), `logprob_sampled` [B, T] (what the sampler recorded),
+        `staleness` [B] (how many steps ago; absent: every row was sampled from the policy at the
+        start of this step), and the scalars `step_weight`, `step_rows`, `step_micro` and, for
+        dr_grpo, `max_completion_length`.
       key: unused.
       loss_type: 'grpo', 'dapo', 'bnpo' or 'dr_grpo'.
-      epsilon: how far below 1 a ratio may fall before a negative advantage stops pushing it; inf never clips.
-      epsilon_high: how far above 1 before a positive advantage stops; None for the value of `epsilon`.
+      epsilon: how far below 1 a ratio may fall before a negative advantage stops pushing it; inf
+        never clips.
+      epsilon_high: how far above 1 before a positive advantage stops; None for the value of
+        `epsilon`.
       beta: weight of the KL penalty; neutral 0.
       importance_sampling_level: 'token' or 'sequence'.
-      importance_sampling_correction: rows that are weighed by p_old / p_sampled: 'stale', 'always' or 'none'.
-      importance_sampling_mode, importance_sampling_clip_max, importance_sampling_clip_min: how; see `correction`. TRL
+      importance_sampling_correction: rows that are weighed by p_old / p_sampled: 'stale', 'always'
+        or 'none'.
+      importance_sampling_mode, importance_sampling_clip_max, importance_sampling_clip_min: how; see
+      `correction`. TRL
         calls them the same after `vllm_`; its mode is 'sequence_mask' unless told otherwise.
 
     Returns:
-      The contribution of this micro-batch, a float32 scalar, and metrics: `policy_loss`; `entropy` and `kl`, means over
-      tokens, in nats; `clip_ratio/{low,high,region}_mean`, the share of tokens (sequences, at that level) whose ratio
-      is beyond the bound that its advantage minds; `clip_ratio/low_min` and `clip_ratio/high_max`, the extremes of that
-      share among sequences. Rows without weights are no sequences here. `sampling/sampling_logp_difference/{mean,max}`
-      say how far the sampler's log-probs are from the current policy's; those of `correction` say how rows were weighed.
+      The contribution of this micro-batch, a float32 scalar, and metrics: `policy_loss`; `entropy`
+      and `kl`, means over tokens, in nats; `clip_ratio/{low,high,region}_mean`, the share of tokens
+      (sequences, at that level) whose ratio is beyond the bound that its advantage minds;
+      `clip_ratio/low_min` and `clip_ratio/high_max`, the extremes of that share among sequences.
+      Rows without weights are no sequences here. `sampling/sampling_logp_difference/{mean,max}` say
+      how far the sampler's log-probs are from the current policy's; those of `correction` say how
+      rows were weighed.
 
     Raises:
       UserError: unknown loss type or level, or a field that the knobs need is not in the batch.
@@ -85,8 +99,8 @@ def clipped_policy_gradient(
     target_BxT = weights_BxT > 0
     length_B = weights_BxT.sum(1)
 
-    # Differences are masked before they are exponentiated: an infinity at a position that does not count would reach
-    # the gradient as 0 * inf.
+    # Differences are masked before they are exponentiated: an infinity at a position that does not
+    # count would reach the gradient as 0 * inf.
     logprob_BxT = scored.logprob
     old_BxT = batch.get('logprob_old', jax.lax.stop_gradient(logprob_BxT))
     log_ratio = jnp.where(target_BxT, logprob_BxT - old_BxT, 0)
@@ -94,7 +108,9 @@ def clipped_policy_gradient(
         log_ratio = (row_sums(log_ratio, weights_BxT) / or_one(length_B))[:, None]
     ratio = bounded_exp(log_ratio)
     advantage = batch['advantage']
-    advantage_BxT = jnp.where(target_BxT, advantage[:, None] if advantage.ndim == 1 else advantage, 0)
+    advantage_BxT = jnp.where(
+        target_BxT, advantage[:, None] if advantage.ndim == 1 else advantage, 0
+    )
     clipped = jnp.clip(ratio, 1 - epsilon, 1 + epsilon_high)
     term_BxT = -jnp.minimum(ratio * advantage_BxT, clipped * advantage_BxT)
     off_policy_BxT, metrics = importance_weights(
@@ -110,7 +126,10 @@ def clipped_policy_gradient(
 
     metrics = {'entropy': reduce.mean(scored.entropy, weights_BxT)} | metrics
     if beta and 'logprob_ref' not in batch:
-        raise UserError(f'clipped_policy_gradient: beta is {beta}, but the batch has no reference log-probs (logprob_ref).')
+        raise UserError(
+            f'clipped_policy_gradient: beta is {beta}, but the batch has no reference log-probs '
+            '(logprob_ref).'
+        )
     if 'logprob_ref' in batch:
         difference_BxT = jnp.where(target_BxT, batch['logprob_ref'] - logprob_BxT, 0)
         kl_BxT = bounded_expm1(difference_BxT) - difference_BxT
@@ -131,8 +150,12 @@ def clipped_policy_gradient(
 
 def _needs(knobs: Mapping) -> frozenset[str]:
     reference = {'logprob_ref'} if knobs['beta'] else set()
-    # The sampler's own do for 'stale': rows of earlier steps always come with those of the policy at the start of the step.
-    return frozenset(reference | ({'logprob_old'} if knobs['importance_sampling_correction'] == 'always' else set()))
+    # The sampler's own do for 'stale': rows of earlier steps always come with those of the policy
+    # at the start of the step.
+    return frozenset(
+        reference
+        | ({'logprob_old'} if knobs['importance_sampling_correction'] == 'always' else set())
+    )
 
 
 clipped_policy_gradient.needs = _needs
@@ -141,10 +164,14 @@ clipped_policy_gradient.needs = _needs
 def _choose(knob: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         hint = nearest(str(value), choices)
-        raise UserError(f'clipped_policy_gradient: unknown {knob} "{value}".{hint} Known: {listing(choices)}.')
+        raise UserError(
+            f'clipped_policy_gradient: unknown {knob} "{value}".{hint} Known: {listing(choices)}.'
+        )
 
 
-def _reduce(loss_type: str, sums_B: jax.Array, length_B: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
+def _reduce(
+    loss_type: str, sums_B: jax.Array, length_B: jax.Array, batch: Mapping[str, jax.Array]
+) -> jax.Array:
     """Weighs the rows' sums of terms so that contributions add up to the loss of the step."""
     if loss_type == 'grpo':
         return jnp.sum(sums_B / or_one(length_B)) / batch['step_rows']
@@ -153,11 +180,16 @@ def _reduce(loss_type: str, sums_B: jax.Array, length_B: jax.Array, batch: Mappi
     if loss_type == 'bnpo':
         return sums_B.sum() / or_one(length_B.sum()) / batch['step_micro']
     if 'max_completion_length' not in batch:
-        raise UserError('clipped_policy_gradient: loss_type "dr_grpo" needs max_completion_length, which is not in the batch.')
+        raise UserError(
+            'clipped_policy_gradient: loss_type "dr_grpo" needs max_completion_length, which is '
+            'not in the batch.'
+        )
     return sums_B.sum() / (batch['step_rows'] * batch['max_completion_length'])
 
 
-def _clip_metrics(low_BxT: jax.Array, high_BxT: jax.Array, weights_BxT: jax.Array, level: str) -> dict:
+def _clip_metrics(
+    low_BxT: jax.Array, high_BxT: jax.Array, weights_BxT: jax.Array, level: str
+) -> dict:
     length_B = weights_BxT.sum(1)
     full_B = length_B > 0
 

@@ -11,9 +11,15 @@ from reasonjax.methods.rewards.text import text_of
 
 
 def verified(
-    prompts: Sequence[str], completions: Sequence[str | list[dict]], terminated: Sequence[bool], *, task: str, **columns
+    prompts: Sequence[str],
+    completions: Sequence[str | list[dict]],
+    terminated: Sequence[bool],
+    *,
+    task: str,
+    **columns,
 ) -> list[float | None]:
-    """1.0 where a task's own rule, its `verify`, finds a completion correct, else 0.0; None where the row lacks what the rule reads.
+    """1.0 where a task's own rule, its `verify`, finds a completion correct, else 0.0; None where
+    the row lacks what the rule reads.
 
     Args:
       prompts: N prompts.
@@ -41,10 +47,15 @@ def verified(
 
 def _rule(task: str) -> Callable[[str, dict, bool], dict]:
     functions = {name: value for name, value in vars(tasks).items() if inspect.isfunction(value)}
-    rules = {name: getattr(sys.modules[value.__module__], 'verify', None) for name, value in functions.items()}
+    rules = {
+        name: getattr(sys.modules[value.__module__], 'verify', None)
+        for name, value in functions.items()
+    }
     known = [name for name, rule in rules.items() if rule]
     if task not in known:
-        raise UserError(f'verified: unknown task "{task}".{nearest(str(task), known)} Known: {listing(known)}.')
+        raise UserError(
+            f'verified: unknown task "{task}".{nearest(str(task), known)} Known: {listing(known)}.'
+        )
     return rules[task]
 
 

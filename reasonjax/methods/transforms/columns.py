@@ -14,16 +14,24 @@ _ROLES = {'human': 'user', 'gpt': 'assistant', 'bot': 'assistant', 'model': 'ass
 
 
 def take(example: Example, name: str, knob: str) -> Any:
-    """Returns column `name`, which `knob` of a transform names; a UserError lists the columns there are."""
+    """Returns column `name`, which `knob` of a transform names; a UserError lists the columns there
+    are."""
     if name not in example:
-        raise UserError(f'no column "{name}" ({knob}); columns found: {listing(example)}.{nearest(name, example)}')
+        raise UserError(
+            f'no column "{name}" ({knob}); columns found: '
+            f'{listing(example)}.{nearest(name, example)}'
+        )
     if example[name] is None:
         raise UserError(f'column "{name}" ({knob}) is null')
     return example[name]
 
 
 def prompt_completion(
-    example: Example, rng: np.random.Generator, *, prompt: str = 'prompt', completion: str = 'completion'
+    example: Example,
+    rng: np.random.Generator,
+    *,
+    prompt: str = 'prompt',
+    completion: str = 'completion',
 ) -> Iterable[dict[str, Any]]:
     """Renames two columns to `prompt` and `completion`.
 
@@ -39,7 +47,9 @@ def prompt_completion(
     made = {'prompt': take(example, prompt, 'prompt_completion.prompt')}
     if completion:
         made['completion'] = take(example, completion, 'prompt_completion.completion')
-    return [{key: value for key, value in example.items() if key not in (prompt, completion)} | made]
+    return [
+        {key: value for key, value in example.items() if key not in (prompt, completion)} | made
+    ]
 
 
 def messages(
@@ -50,7 +60,8 @@ def messages(
     role: str = 'role',
     content: str = 'content',
 ) -> Iterable[dict[str, Any]]:
-    """Brings a conversation to `messages`, a list of {role, content}; `human` and `gpt` become `user` and `assistant`.
+    """Brings a conversation to `messages`, a list of {role, content}; `human` and `gpt` become
+    `user` and `assistant`.
 
     Args:
         example: a row.
@@ -72,7 +83,8 @@ def messages(
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, Mapping):
             raise UserError(
-                f'column "{messages}": message {number} must be a mapping with {role} and {content}, '
+                f'column "{messages}": message {number} must be a mapping with {role} and '
+                f'{content}, '
                 f'found {type(turn).__name__}'
             )
         for key, knob in ((role, 'messages.role'), (content, 'messages.content')):
@@ -86,8 +98,11 @@ def messages(
     return [{key: value for key, value in example.items() if key != messages} | {'messages': made}]
 
 
-def chat(example: Example, rng: np.random.Generator, *, system: str = '') -> Iterable[dict[str, Any]]:
-    """Wraps a string prompt, and the completion where there is one (white space around it taken off), into messages for a chat template.
+def chat(
+    example: Example, rng: np.random.Generator, *, system: str = ''
+) -> Iterable[dict[str, Any]]:
+    """Wraps a string prompt, and the completion where there is one (white space around it taken
+    off), into messages for a chat template.
 
     Args:
         example: an example with `prompt` and perhaps `completion`, as strings.
@@ -111,8 +126,11 @@ def chat(example: Example, rng: np.random.Generator, *, system: str = '') -> Ite
     return [{**example, **made}]
 
 
-def rename(example: Example, rng: np.random.Generator, *, columns: Mapping[str, str]) -> Iterable[dict[str, Any]]:
-    """Gives columns other names, such as `dict(completions='steps')`: some names are what reward functions are given.
+def rename(
+    example: Example, rng: np.random.Generator, *, columns: Mapping[str, str]
+) -> Iterable[dict[str, Any]]:
+    """Gives columns other names, such as `dict(completions='steps')`: some names are what reward
+    functions are given.
 
     Args:
         example: a row.
@@ -124,15 +142,24 @@ def rename(example: Example, rng: np.random.Generator, *, columns: Mapping[str, 
     """
     for name, new in columns.items():
         if name not in example:
-            raise UserError(f'no column "{name}" (rename.columns); columns found: {listing(example)}.{nearest(name, example)}')
+            raise UserError(
+                f'no column "{name}" (rename.columns); columns found: '
+                f'{listing(example)}.{nearest(name, example)}'
+            )
         if new in example and new not in columns:
-            raise UserError(f'column "{new}" (rename.columns) is there already; choose another name for "{name}"')
+            raise UserError(
+                f'column "{new}" (rename.columns) is there already; choose another name for '
+                f'"{name}"'
+            )
     kept = {name: value for name, value in example.items() if name not in columns}
     return [kept | {new: example[name] for name, new in columns.items() if new}]
 
 
-def constants(example: Example, rng: np.random.Generator, *, values: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    """Gives every row columns of the same value, such as `dict(chat_template_kwargs=dict(enable_thinking=False))`.
+def constants(
+    example: Example, rng: np.random.Generator, *, values: Mapping[str, Any]
+) -> Iterable[dict[str, Any]]:
+    """Gives every row columns of the same value, such as
+    `dict(chat_template_kwargs=dict(enable_thinking=False))`.
 
     Args:
         example: a row; a column that it has already stays as it is.

@@ -21,14 +21,18 @@ def chosen_only(example: Example, rng: np.random.Generator) -> Iterable[dict[str
 
 
 def unpair(example: Example, rng: np.random.Generator) -> Iterable[dict[str, Any]]:
-    """Makes a preference row two unpaired rows: the chosen answer with label True, the rejected one with label False.
+    """Makes a preference row two unpaired rows: the chosen answer with label True, the rejected one
+    with label False.
 
     Raises:
         UserError: not a preference row.
     """
     prompt, *answers = _pair(example, 'unpair')
     rest = _without(example, 'chosen', 'rejected') | {'prompt': prompt}
-    return [{**rest, 'completion': answer, 'label': label} for answer, label in zip(answers, (True, False), strict=True)]
+    return [
+        {**rest, 'completion': answer, 'label': label}
+        for answer, label in zip(answers, (True, False), strict=True)
+    ]
 
 
 def desirable_only(example: Example, rng: np.random.Generator) -> Iterable[dict[str, Any]]:
@@ -43,7 +47,9 @@ def desirable_only(example: Example, rng: np.random.Generator) -> Iterable[dict[
     return [_without(example, 'label')] if label else []
 
 
-def correct_steps(example: Example, rng: np.random.Generator, *, separator: str = '\n') -> Iterable[dict[str, Any]]:
+def correct_steps(
+    example: Example, rng: np.random.Generator, *, separator: str = '\n'
+) -> Iterable[dict[str, Any]]:
     """Makes a stepwise row a demonstration, if every step is right; any other row makes none.
 
     Args:
@@ -54,9 +60,15 @@ def correct_steps(example: Example, rng: np.random.Generator, *, separator: str 
     Raises:
         UserError: no such columns, steps that are not texts, or labels for other steps.
     """
-    steps, labels = take(example, 'completions', 'correct_steps'), take(example, 'labels', 'correct_steps')
+    steps, labels = (
+        take(example, 'completions', 'correct_steps'),
+        take(example, 'labels', 'correct_steps'),
+    )
     if len(steps) != len(labels) or not all(isinstance(step, str) for step in steps):
-        raise UserError('columns "completions" and "labels" (correct_steps) must be lists of one length, of texts and labels')
+        raise UserError(
+            'columns "completions" and "labels" (correct_steps) must be lists of one length, of '
+            'texts and labels'
+        )
     if not all(labels):
         return []
     return [_without(example, 'completions', 'labels') | {'completion': separator.join(steps)}]

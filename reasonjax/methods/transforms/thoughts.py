@@ -1,4 +1,5 @@
-"""Transforms of what assistants think (`reasoning_content`, `thinking`, `reasoning`), for chat templates that do not read it."""
+"""Transforms of what assistants think (`reasoning_content`, `thinking`, `reasoning`), for chat
+templates that do not read it."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,7 +14,11 @@ from reasonjax.methods.transforms.columns import Example
 
 
 def fold_thoughts(
-    example: Example, rng: np.random.Generator, *, opening: str = '<think>\n', closing: str = '\n</think>\n\n'
+    example: Example,
+    rng: np.random.Generator,
+    *,
+    opening: str = '<think>\n',
+    closing: str = '\n</think>\n\n',
 ) -> Iterable[dict[str, Any]]:
     """Writes the thoughts of assistants into their content, in front of the words.
 
@@ -41,13 +46,18 @@ def drop_thoughts(example: Example, rng: np.random.Generator) -> Iterable[dict[s
 
     def dropped(message: Mapping[str, Any], key: str) -> dict[str, Any]:
         # Under a name that no template reads: such keys are counted.
-        return {name: value for name, value in message.items() if name not in THOUGHTS} | {'dropped_thoughts': message[key]}
+        return {name: value for name, value in message.items() if name not in THOUGHTS} | {
+            'dropped_thoughts': message[key]
+        }
 
     return [_changed(example, dropped)]
 
 
-def _changed(example: Example, change: Callable[[Mapping[str, Any], str], dict[str, Any]]) -> dict[str, Any]:
-    """The row with every assistant's message that has a thought changed; `change` gets the message and the key of the thought."""
+def _changed(
+    example: Example, change: Callable[[Mapping[str, Any], str], dict[str, Any]]
+) -> dict[str, Any]:
+    """The row with every assistant's message that has a thought changed; `change` gets the message
+    and the key of the thought."""
     changed = dict(example)
     for column in COLUMNS:
         if is_chat(changed.get(column)):
@@ -58,4 +68,6 @@ def _changed(example: Example, change: Callable[[Mapping[str, Any], str], dict[s
 def _key(message: Mapping[str, Any]) -> str:
     if message.get('role') != 'assistant':
         return ''
-    return next((key for key in THOUGHTS if isinstance(message.get(key), str) and message[key].strip()), '')
+    return next(
+        (key for key in THOUGHTS if isinstance(message.get(key), str) and message[key].strip()), ''
+    )

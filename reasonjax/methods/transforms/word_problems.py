@@ -19,7 +19,8 @@ def gsm8k(
     question: str = 'question',
     answer: str = 'answer',
 ) -> Iterable[dict[str, Any]]:
-    """Makes a GSM8K row (Cobbe et al. 2021, arXiv 2110.14168) a prompt, a worked answer and the number to be found.
+    """Makes a GSM8K row (Cobbe et al. 2021, arXiv 2110.14168) a prompt, a worked answer and the
+    number to be found.
 
     The default template is that of lm-evaluation-harness.
 
@@ -32,11 +33,13 @@ def gsm8k(
         answer: the column with the worked answer.
 
     Returns:
-        One example: `prompt`, `completion` (a space and the answer), `solution` (the number, without thousands
+        One example: `prompt`, `completion` (a space and the answer), `solution` (the number,
+          without thousands
         separators), and every other column.
 
     Raises:
-        UserError: no such column, a template without `{question}`, or an answer that does not end with `#### number`.
+        UserError: no such column, a template without `{question}`, or an answer that does not end
+          with `#### number`.
     """
     if '{question}' not in template:
         raise UserError(f'gsm8k.template: expected {{question}} in the template, got {template!r}')

@@ -1,4 +1,5 @@
-"""Hugging Face families as tables: how a folder's config and tensor names map to one forward pass."""
+"""Hugging Face families as tables: how a folder's config and tensor names map to one forward
+pass."""
 
 from reasonjax.interop.huggingface.families.base import Family, Tensor, tensors
 from reasonjax.interop.huggingface.families.gemma import GEMMA2, GEMMA3

@@ -83,7 +83,10 @@ class Tensor:
 def tensors(family: Family, config: ModelConfig) -> list[Tensor]:
     """The tensors of a folder that holds a model, in the order of our tree."""
     leaves = {
-        path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(spec.specs(config), is_leaf=spec.is_spec)
+        path_name(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            spec.specs(config), is_leaf=spec.is_spec
+        )
     }
     first_of = {parts[0]: name for name, parts in family.fused.items()}
     hidden = {part for parts in family.fused.values() for part in parts[1:]}
@@ -128,7 +131,9 @@ def write_common(m: ModelConfig) -> dict:
         'num_key_value_heads': m.kv_heads,
         'head_dim': m.head_dim,
         'intermediate_size': m.mlp_dim,
-        'hidden_act': {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}[m.activation],
+        'hidden_act': {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}[
+            m.activation
+        ],
         'rms_norm_eps': m.norm_eps,
         'tie_word_embeddings': m.tied,
         'max_position_embeddings': m.max_positions or POSITIONS,
@@ -152,9 +157,16 @@ def read_rope(parameters: Mapping[str, Any], positions: int) -> dict:
     name = 'none' if kind == 'default' else kind
     known = config_names.functions(rope)
     if name not in known:
-        raise UserError(f'RoPE scaling "{kind}" is not one of default, {listing(n for n in known if n != "none")}.')
+        raise UserError(
+            f'RoPE scaling "{kind}" is not one of default, '
+            f'{listing(n for n in known if n != "none")}.'
+        )
     schema = configs.knobs(known[name])
-    knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in parameters.items() if k in schema and v is not None}
+    knobs = {
+        k: tuple(v) if isinstance(v, list) else v
+        for k, v in parameters.items()
+        if k in schema and v is not None
+    }
     if name == 'dynamic':
         knobs['original_max_position_embeddings'] = positions
     if name in ('yarn', 'longrope') and 'factor' not in knobs:
@@ -178,23 +190,32 @@ def write_rope(m: ModelConfig) -> dict:
         # This one has no such entry: its original length is the config's `max_position_embeddings`.
         del scaling['original_max_position_embeddings']
     written = {'rope_type': 'default' if name == 'none' else name, 'rope_theta': m.rope_theta}
-    return written | {k: list(v) if isinstance(v, tuple) else v for k, v in scaling.items() if v is not None}
+    return written | {
+        k: list(v) if isinstance(v, tuple) else v for k, v in scaling.items() if v is not None
+    }
 
 
 def read_layers(types: Sequence[str] | None, window: int | None) -> dict:
-    """Fields that say which layers see a window; `types` None or empty: all of them do if there is one."""
+    """Fields that say which layers see a window; `types` None or empty: all of them do if there is
+    one."""
     types = types or (['sliding_attention'] if window else ['full_attention'])
     for kind in types:
         if kind not in LAYER_TYPES:
             raise UserError(f'layers of type "{kind}" are not among {listing(LAYER_TYPES)}.')
     kinds = tuple(LAYER_TYPES[kind] for kind in types)
-    return {'attention_pattern': shortest(kinds), 'window': (window or 0) if 'local' in kinds else 0}
+    return {
+        'attention_pattern': shortest(kinds),
+        'window': (window or 0) if 'local' in kinds else 0,
+    }
 
 
 def write_layers(m: ModelConfig) -> dict:
     """The inverse of `read_layers`."""
     back = {ours: theirs for theirs, ours in LAYER_TYPES.items()}
-    return {'layer_types': [back[kind.removesuffix('_nope')] for kind in m.kinds], 'sliding_window': m.window or None}
+    return {
+        'layer_types': [back[kind.removesuffix('_nope')] for kind in m.kinds],
+        'sliding_window': m.window or None,
+    }
 
 
 def shortest(kinds: tuple[str, ...]) -> tuple[str, ...]:

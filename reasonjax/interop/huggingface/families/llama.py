@@ -21,11 +21,19 @@ def _read_llama(c: Any) -> dict:
 
 
 def _write_llama(m: ModelConfig) -> dict:
-    return write_common(m) | {'rope_parameters': write_rope(m), 'attention_bias': m.qkv_bias, 'mlp_bias': m.mlp_bias}
+    return write_common(m) | {
+        'rope_parameters': write_rope(m),
+        'attention_bias': m.qkv_bias,
+        'mlp_bias': m.mlp_bias,
+    }
 
 
 def _read_mistral(c: Any) -> dict:
-    return read_common(c) | read_rope(c.rope_parameters, c.max_position_embeddings) | read_layers(None, c.sliding_window)
+    return (
+        read_common(c)
+        | read_rope(c.rope_parameters, c.max_position_embeddings)
+        | read_layers(None, c.sliding_window)
+    )
 
 
 def _write_mistral(m: ModelConfig) -> dict:
@@ -35,12 +43,18 @@ def _write_mistral(m: ModelConfig) -> dict:
 def _read_smollm3(c: Any) -> dict:
     kinds = read_layers(c.layer_types, c.sliding_window)
     pattern = kinds['attention_pattern']
-    every = (pattern[i % len(pattern)] + ('' if rotated else '_nope') for i, rotated in enumerate(c.no_rope_layers))
+    every = (
+        pattern[i % len(pattern)] + ('' if rotated else '_nope')
+        for i, rotated in enumerate(c.no_rope_layers)
+    )
     return _read_llama(c) | kinds | {'attention_pattern': shortest(tuple(every))}
 
 
 def _write_smollm3(m: ModelConfig) -> dict:
-    layers = {'no_rope_layers': [int(not kind.endswith('nope')) for kind in m.kinds], 'use_sliding_window': any(m.local)}
+    layers = {
+        'no_rope_layers': [int(not kind.endswith('nope')) for kind in m.kinds],
+        'use_sliding_window': any(m.local),
+    }
     return _write_llama(m) | write_layers(m) | layers
 
 

@@ -1,14 +1,28 @@
-"""OLMo 2: norms of what a block adds instead of what it reads, and of whole rows of query and key heads."""
+"""OLMo 2: norms of what a block adds instead of what it reads, and of whole rows of query and key
+heads."""
 
 from typing import Any
 
-from reasonjax.interop.huggingface.families.base import LAYER, NAMES, Family, read_common, read_rope, write_common, write_rope
+from reasonjax.interop.huggingface.families.base import (
+    LAYER,
+    NAMES,
+    Family,
+    read_common,
+    read_rope,
+    write_common,
+    write_rope,
+)
 from reasonjax.model.config import ModelConfig
 
 
 def _read(c: Any) -> dict:
     biases = {'qkv_bias': c.attention_bias, 'o_bias': c.attention_bias}
-    return read_common(c) | read_rope(c.rope_parameters, c.max_position_embeddings) | biases | {'norms': 'after', 'qk_norm': 'row'}
+    return (
+        read_common(c)
+        | read_rope(c.rope_parameters, c.max_position_embeddings)
+        | biases
+        | {'norms': 'after', 'qk_norm': 'row'}
+    )
 
 
 def _write(m: ModelConfig) -> dict:
