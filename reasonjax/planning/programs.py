@@ -24,6 +24,7 @@ from reasonjax.sampling import sampler
 from reasonjax.sampling.sampler import Sampling
 from reasonjax.tracking.metrics import Writer
 from reasonjax.training import batching, samplers, step
+from reasonjax.training.batch import PROMPTS, fields_of_rows, shape_fields
 from reasonjax.training.batch_source import BatchSource
 from reasonjax.training.context import (
     Place,
@@ -363,7 +364,8 @@ class Stage:
         """Sampling, scoring and all updates as one program; what happens on the host in between,
         the rewards, is an argument."""
         c, prompts = self.settings, self._prompts(self.run.mesh, self.settings.num_prompts)
-        rewards = self._placed((c.num_prompts, c.num_generations), np.float32)
+        shape, home = (c.num_prompts, c.num_generations), meshes.batch_sharding
+        rewards = jax.ShapeDtypeStruct(shape, np.float32, sharding=home(shape, self.run.mesh))
         update = self._update()
         generate, how = (
             make_generate(self.run, c, self.place.name),
@@ -490,14 +492,8 @@ class Stage:
     def _batch(self, rows: int) -> dict:
         c = self.settings
         if not self.online:
-            sizes, fields = (
-                {'rows': rows, 'time': self.length},
-                shapes.supervised_fields(c.data.form),
-            )
-            return {
-                name: self._placed(tuple(sizes[axis] for axis in ('rows', *axes)), dtype)
-                for name, (axes, dtype) in fields.items()
-            }
+            names, sizes = fields_of_rows(c.data.form), {'B': rows, 'T': self.length}
+            return shape_fields(names, sizes, self.run.mesh)
         number = rows // c.num_generations
         batch = batching.shapes(
             c,
@@ -515,13 +511,9 @@ class Stage:
         }
 
     def _prompts(self, mesh: Any = None, number: int = 0) -> dict:
-        shape = (number or at_once(self.settings), self.settings.data.max_prompt_length)
-        fields = dict.fromkeys(('tokens', 'segments', 'positions'), (shape, np.int32)) | {
-            'index': (shape[:1], np.int32)
-        }
-        return {
-            name: self._placed(*field, mesh or self.rollout_mesh) for name, field in fields.items()
-        }
+        c = self.settings
+        sizes = {'P': number or at_once(c), 'Q': c.data.max_prompt_length}
+        return shape_fields(PROMPTS, sizes, mesh or self.rollout_mesh, PROMPTS)
 
     def _prompt_cache(self, prompts: dict) -> list:
         made = jax.eval_shape(
@@ -544,10 +536,6 @@ class Stage:
             ('batch', 'kv_heads', *[None] * (x.ndim - 2)), x.shape, self.rollout_mesh
         )
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home)
-
-    def _placed(self, shape: tuple[int, ...], dtype: Any, mesh: Any = None) -> jax.ShapeDtypeStruct:
-        home = meshes.placed(('batch', 'time')[: len(shape)], shape, mesh or self.run.mesh)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=home)
 
     def _key(self, mesh: Any = None) -> jax.ShapeDtypeStruct:
         key = jax.eval_shape(functools.partial(jax.random.key, 0))

@@ -8,22 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from reasonjax import config as configs
 from reasonjax.errors import UserError
 from reasonjax.model.spec import is_spec
-
-# Fields of a supervised batch: name -> axes besides rows, dtype.
-SUPERVISED = {name: (('time',), np.int32) for name in ('tokens', 'segments', 'positions')} | {
-    'weights': (('time',), np.float32)
-}
-# What rows of a form say besides; see `data.forms`.
-MARKS = {
-    'preference': {'chosen': ((), np.bool_)},
-    'unpaired': {'label': ((), np.bool_)},
-    'stepwise': {'step_label': (('time',), np.float32)},
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +46,6 @@ def vocabulary(config: ml_collections.ConfigDict) -> int:
             f'{error} To plan without a tokenizer, give --config.model.vocab_size.'
         ) from error
     return max(tokenizer.vocab_size, (tokenizer.mask_id or 0) + 1)
-
-
-def supervised_fields(form: str) -> dict[str, tuple[tuple[str, ...], Any]]:
-    """The fields of a batch of demonstrations, preferences and so on."""
-    return SUPERVISED | MARKS.get(form, {})
 
 
 def inherited(specs: Any, incoming: Any, params: Any, trains: Any) -> Any:

@@ -20,6 +20,7 @@ from reasonjax.parallel import processes
 from reasonjax.sampling.sampler import Rollout, Sampling
 from reasonjax.sampling.text import completions
 from reasonjax.terminal import printable, printable_json
+from reasonjax.training.batch import TEXT
 from reasonjax.training.context import Run
 from reasonjax.training.samplers import sampler
 from reasonjax.training.saved_run import open_saved, read_config
@@ -160,9 +161,7 @@ def draw(
     program = sampler(of_run, sampling)
     key = randomness.key(seed, 0, 0, 'rollout')
     for batch in batches:
-        arrays = {name: batch[name] for name in ('tokens', 'segments', 'positions')} | {
-            'index': batch['index'].astype(np.uint32)
-        }
+        arrays = {name: batch[name] for name in TEXT} | {'index': batch['index'].astype(np.uint32)}
         try:
             rollout = processes.fetch(program(params, arrays, key))
         except jax.errors.JaxRuntimeError as error:

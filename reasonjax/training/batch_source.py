@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from reasonjax.tracking.metrics import Timers
+from reasonjax.training.batch import Batch
 from reasonjax.training.checkpoint import Remembers
 from reasonjax.training.iteration import OnDeviceSource, StepInputs
 
@@ -17,7 +18,7 @@ class StepBatches(NamedTuple):
       tokens: how many were produced or read to make them, for tokens per second.
     """
 
-    batches: list[dict]
+    batches: list[Batch]
     metrics: dict[str, float]
     tokens: int
 

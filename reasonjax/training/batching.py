@@ -1,7 +1,6 @@
 """Rollouts -> the batches that a step trains on."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from reasonjax.errors import UserError
-from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel.layout import ROWS
 from reasonjax.sampling.sampler import Rollout
+from reasonjax.training.batch import TEXT, Batch, cast, fields_of_rollout, shape_fields
 
 # Ratio of neighbouring numbers of bins, and the shortest bin: every shape that comes up is a
 # program to compile.
@@ -86,7 +85,7 @@ def assemble(
     layout: BatchLayout = BatchLayout(),
     *,
     mask_truncated: bool = False,
-) -> dict:
+) -> Batch:
     """Lays a rollout out as a batch, weight 1 on tokens that were drawn; on the host of host
     arrays, else as part of a program.
 
@@ -110,31 +109,29 @@ def assemble(
     if rollout.forced is not None:
         weights_BxC = weights_BxC & ~rollout.forced.reshape(P * G, C)
     after_BxC = xp.repeat(prompts['positions'][:, -1], G)[:, None] + 1 + xp.arange(C)
-    rows = {
-        'tokens': rollout.tokens.reshape(P * G, C).astype(xp.int32),
-        'segments': alive_BxC.astype(xp.int32),
-        'positions': (after_BxC * alive_BxC).astype(xp.int32),
-        'weights': weights_BxC.astype(xp.float32),
-        'logprob_sampled': rollout.logprob.reshape(P * G, C).astype(xp.float32),
-    }
-    of_prompts = {
-        name: prompts[name].astype(xp.int32) for name in ('tokens', 'segments', 'positions')
-    }
-    advantage = {'advantage': advantage_PxG.reshape(P * G).astype(xp.float32)}
+    completions = cast(
+        {
+            'tokens': rollout.tokens.reshape(P * G, C),
+            'segments': alive_BxC,
+            'positions': after_BxC * alive_BxC,
+            'weights': weights_BxC,
+            'logprob_sampled': rollout.logprob.reshape(P * G, C),
+        }
+    )
+    texts = cast({name: prompts[name] for name in TEXT})
+    advantage = cast({'advantage': advantage_PxG.reshape(P * G)})
     if layout.share_prompts:
-        return (
-            rows
-            | advantage
-            | {
-                f'prompt_{name}': xp.repeat(x, layout.copies, axis=0)
-                for name, x in of_prompts.items()
-            }
-        )
-    of_rows = {name: xp.repeat(x, G, axis=0) for name, x in of_prompts.items()}
+        shared = {
+            f'prompt_{name}': xp.repeat(x, layout.copies, axis=0) for name, x in texts.items()
+        }
+        return completions | advantage | shared
+    in_rows = {name: xp.repeat(x, G, axis=0) for name, x in texts.items()}
     empty = xp.zeros((P * G, Tp), xp.float32)
-    return {
-        name: xp.concatenate([of_rows.get(name, empty), x], axis=1) for name, x in rows.items()
-    } | advantage
+    rows = {
+        name: xp.concatenate([in_rows.get(name, empty), x], axis=1)
+        for name, x in completions.items()
+    }
+    return rows | advantage
 
 
 def shapes(
@@ -145,8 +142,8 @@ def shapes(
     *,
     old: bool,
     reference: bool,
-) -> dict:
-    """Shapes, placed, of the batch that `minibatches` makes of a rollout.
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes, placed, of a batch that `minibatches` makes of a rollout.
 
     Args:
       stage: config of an online stage.
@@ -156,39 +153,20 @@ def shapes(
       mesh: of training.
       old, reference: which log-probs it holds besides those of the sampler.
     """
-    (P, G), C, Tp = (
-        (number, stage.num_generations),
-        stage.max_completion_length,
-        stage.data.max_prompt_length,
-    )
-    prompts = {
-        name: jax.ShapeDtypeStruct((P, Tp), np.int32)
-        for name in ('tokens', 'segments', 'positions')
+    prompt, completion = stage.data.max_prompt_length, stage.max_completion_length
+    sizes = {
+        'B': number * stage.num_generations,
+        'T': completion if layout.share_prompts else prompt + completion,
+        'P': number * layout.copies,
+        'Q': prompt,
     }
-    kinds = {
-        'length': ((P, G), np.int32),
-        'terminated': ((P, G), np.bool_),
-        'tokens': ((P, G, C), np.int32),
-    }
-    kinds |= dict.fromkeys(('logprob', 'entropy'), ((P, G, C), np.float32))
-    rollout = Rollout(**{name: jax.ShapeDtypeStruct(*kind) for name, kind in kinds.items()})
-    made = jax.eval_shape(
-        functools.partial(assemble, layout=layout),
-        prompts,
-        rollout,
-        jax.ShapeDtypeStruct((P, G), np.float32),
+    names = fields_of_rollout(
+        share_prompts=layout.share_prompts, packing=False, stale=False, old=old, reference=reference
     )
-    made |= dict.fromkeys(
-        ('logprob_old',) * old + ('logprob_ref',) * reference, made['logprob_sampled']
-    )
-    placed = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.batch_sharding(x.shape, mesh))
-        for name, x in made.items()
-    }
-    return placed | {'max_completion_length': jax.ShapeDtypeStruct((), np.float32)}
+    return shape_fields(names, sizes, mesh)
 
 
-def minibatches(batch: dict, stage: Mapping[str, Any]) -> list[dict]:
+def minibatches(batch: Batch, stage: Mapping[str, Any]) -> list[Batch]:
     """The batches of each update: `minibatches` parts, whole groups each, gone over
     `num_iterations` times."""
     number, limit = stage.minibatches, jnp.asarray(stage.max_completion_length, jnp.float32)

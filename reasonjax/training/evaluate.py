@@ -17,6 +17,7 @@ from reasonjax.parallel import processes
 from reasonjax.sampling.text import Completion, completions
 from reasonjax.tracking.metrics import Progress
 from reasonjax.training import samplers, statistics, stopping
+from reasonjax.training.batch import PROMPTS
 from reasonjax.training.context import Place, Run
 from reasonjax.training.kinds import StageResult
 from reasonjax.training.samplers import sampler, sampling_from_config
@@ -110,7 +111,7 @@ def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
                 f'evaluation: {done - 1} of {len(batches)} batches were done, and will be done '
                 'again'
             )
-            prompts = {name: batch[name] for name in ('tokens', 'segments', 'positions', 'index')}
+            prompts = {name: batch[name] for name in PROMPTS}
             prompts['index'] = prompts['index'].astype(np.uint32)
             results = {name: program(params, prompts, key) for name, program in programs.items()}
             for name, rollout in results.items():

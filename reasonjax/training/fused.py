@@ -23,6 +23,7 @@ from reasonjax.sampling.sampler import Rollout
 from reasonjax.sampling.text import completions
 from reasonjax.tracking.metrics import Timers
 from reasonjax.training import rollout_metrics, rollouts, samplers
+from reasonjax.training.batch import TEXT
 from reasonjax.training.batch_source import BatchSource
 from reasonjax.training.batching import minibatches
 from reasonjax.training.context import Place, Run, check_data, settings
@@ -138,9 +139,7 @@ def arrays(
     """Batches of prompts, one a step, as `produce` takes them: the first axis over steps, the
     second over prompts."""
     prompts = [
-        {name: x[name] for name in ('tokens', 'segments', 'positions')}
-        | {'index': np.arange(len(x['rows']))}
-        for x in drawn
+        {name: x[name] for name in TEXT} | {'index': np.arange(len(x['rows']))} for x in drawn
     ]
     columns = [_stacked([rule.columns(row) for row in x['rows']]) for x in drawn]
     return {'prompts': _put(_stacked(prompts), mesh), 'columns': _put(_stacked(columns), mesh)}

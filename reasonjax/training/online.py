@@ -2,7 +2,7 @@
 any other stage."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from reasonjax.parallel import mesh as meshes
 from reasonjax.sampling.sampler import Rollout
 from reasonjax.tracking.metrics import Timers
 from reasonjax.training import fused, samplers
+from reasonjax.training.batch import Batch, Prompts
 from reasonjax.training.batch_source import BatchSource, StepBatches
 from reasonjax.training.batching import Packer, assemble, layout_of, minibatches
 from reasonjax.training.batching import shapes as shapes_of_batch
@@ -75,15 +76,15 @@ def run(
     )
 
     def lay_out(
-        prompts: Mapping, rollout: Rollout, advantage_PxG: np.ndarray, extra: dict
-    ) -> tuple[dict, dict]:
+        prompts: Prompts, rollout: Rollout, advantage_PxG: np.ndarray, extra: dict
+    ) -> tuple[Batch, dict]:
         batch = assemble(
             prompts, rollout, advantage_PxG, layout, mask_truncated=stage.mask_truncated_completions
         )
         batch, packing = pack(batch)
         return meshes.place_batch(batch | extra, run.mesh), packing
 
-    def logprob(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+    def logprob(params: Any, batch: Batch) -> jax.Array:
         ahead.finish()
         return score(params, {name: batch[name] for name in READ if name in batch})
 

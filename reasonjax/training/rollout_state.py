@@ -5,7 +5,6 @@ A text rather than a pickle: whoever reads a checkpoint runs nothing that is in 
 """
 
 import base64
-import dataclasses
 import json
 from typing import Any
 
@@ -15,6 +14,7 @@ from reasonjax.errors import UserError
 from reasonjax.parallel import processes
 from reasonjax.sampling.reward_pool import Rewards
 from reasonjax.sampling.sampler import Rollout
+from reasonjax.training.batch import PROMPTS, ROLLOUT, TEXT, misfit
 from reasonjax.training.rollouts import PendingRollout, Rollouts, ScoredRollout, concat_rollouts
 
 _TAGS = ('__tuple__', '__bytes__', '__array__', '__scalar__', '__items__')
@@ -37,6 +37,13 @@ def to_state(held: PendingRollout | ScoredRollout) -> dict[str, Any]:
 
 def from_state(state: dict[str, Any], rollouts: Rollouts) -> PendingRollout | ScoredRollout:
     """Returns what `to_state` was given; a rollout that was pending is complete by now."""
+    held = {name: x for name, x in state['rollout'].items() if x is not None}
+    prompts = {name: state['prompts'][name] for name in TEXT}
+    if error := misfit(held, ROLLOUT) or misfit(prompts, PROMPTS):
+        raise UserError(
+            f'checkpoint: of a rollout that waits to be trained on, {error}; go on from an earlier '
+            'checkpoint, or with the version that saved it.'
+        )
     rewards = state['rewards'] and Rewards(
         **(state['rewards'] | {'names': tuple(state['rewards']['names'])})
     )
@@ -45,7 +52,7 @@ def from_state(state: dict[str, Any], rollouts: Rollouts) -> PendingRollout | Sc
 
 
 def _arrays(rollout: Rollout) -> dict[str, np.ndarray | None]:
-    return {field.name: getattr(rollout, field.name) for field in dataclasses.fields(Rollout)}
+    return {name: getattr(rollout, name) for name in ROLLOUT}
 
 
 def rows_to_json(rows: list[dict]) -> str:

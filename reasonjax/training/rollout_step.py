@@ -18,6 +18,7 @@ from reasonjax.parallel import mesh as meshes
 from reasonjax.protocols import needed
 from reasonjax.sampling import sampler
 from reasonjax.sampling.sampler import Rollout
+from reasonjax.training.batch import Batch, Prompts
 from reasonjax.training.batching import assemble, layout_of
 from reasonjax.training.context import Run, at_once
 from reasonjax.training.samplers import on_rollout_mesh, sampling_from_config
@@ -39,8 +40,8 @@ class RolloutStep(NamedTuple):
     """
 
     advantage: Callable[[Any], tuple[Any, dict]]
-    lay_out: Callable[[Mapping, Rollout, Any, dict], tuple[dict, dict]]
-    logprob: Callable[[Any, Mapping], jax.Array]
+    lay_out: Callable[[Prompts, Rollout, Any, dict], tuple[Batch, dict]]
+    logprob: Callable[[Any, Batch], jax.Array]
     updates: int
     recompute_old: bool
 
@@ -49,11 +50,11 @@ def rollout_step(
     how: RolloutStep,
     params: Any,
     reference: Any,
-    prompts: Mapping[str, Any],
+    prompts: Prompts,
     rollout: Rollout,
     total_PxG: Any,
     age_B: np.ndarray | None = None,
-) -> tuple[dict, Any, dict]:
+) -> tuple[Batch, Any, dict]:
     """Makes the batch of a step.
 
     Args:
@@ -81,7 +82,7 @@ def rollout_step(
 
 
 def _old_logprob(
-    how: RolloutStep, params: Any, batch: Mapping, age_B: np.ndarray | None
+    how: RolloutStep, params: Any, batch: Batch, age_B: np.ndarray | None
 ) -> jax.Array:
     """Returns log-probs [B, C] of the policy at the start of the step."""
     if how.recompute_old:
@@ -114,8 +115,8 @@ def trace_rollout_step(run: Run, stage: ml_collections.ConfigDict, name: str) ->
         return advantage_PxG, reduce.values(metrics)
 
     def lay_out(
-        prompts: Mapping, rollout: Rollout, advantage_PxG: jax.Array, extra: dict
-    ) -> tuple[dict, dict]:
+        prompts: Prompts, rollout: Rollout, advantage_PxG: jax.Array, extra: dict
+    ) -> tuple[Batch, dict]:
         return assemble(
             prompts, rollout, advantage_PxG, layout, mask_truncated=stage.mask_truncated_completions
         ) | extra, {}

@@ -23,6 +23,7 @@ from reasonjax.sampling.reward_pool import RewardPool, Rewards, RewardSpec, conc
 from reasonjax.sampling.sampler import Rollout
 from reasonjax.sampling.text import Completion, completions
 from reasonjax.tracking.metrics import Timers
+from reasonjax.training.batch import TEXT
 from reasonjax.training.context import Place, Run, at_once, check_data, data_functions, settings
 from reasonjax.training.samplers import sampler, sampling_from_config
 
@@ -254,7 +255,7 @@ class Rollouts:
         with timers('data'):
             prompts = next(self.data)
             P, (of, number) = len(prompts['rows']), label
-            arrays = {name: prompts[name] for name in ('tokens', 'segments', 'positions')}
+            arrays = {name: prompts[name] for name in TEXT}
             arrays['index'] = number * P + np.arange(P)
         with timers('generate'):
             key = randomness.key(self._run.config.seed, self._place.number, of, 'rollout')

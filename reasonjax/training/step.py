@@ -15,6 +15,7 @@ from reasonjax.model.config import ModelConfig
 from reasonjax.model.logprobs import Scored
 from reasonjax.model.score import READ, score
 from reasonjax.training import spikes
+from reasonjax.training.batch import Batch
 from reasonjax.weights.partition import combine
 
 
@@ -90,7 +91,7 @@ def shardings(
     )
 
 
-def with_totals(batch: Mapping[str, jax.Array], micro: int) -> dict:
+def with_totals(batch: Batch, micro: int) -> Batch:
     """Adds what an objective needs to know of the whole optimiser step: its weight, its tokens, its
     rows, its number of micro-batches."""
     rows, _ = batch['weights'].shape

@@ -15,6 +15,7 @@ from reasonjax.sampling.reward_pool import Rewards
 from reasonjax.sampling.sampler import Rollout
 from reasonjax.tracking.metrics import Timers
 from reasonjax.training import rollout_state
+from reasonjax.training.batch import TEXT
 from reasonjax.training.checkpoint_trees import join_arrays, split_arrays
 from reasonjax.training.group_buffer import GroupBuffer
 from reasonjax.training.reward_spread import fill_batch, has_reward_spread
@@ -83,7 +84,7 @@ class Fake:
         number = self.at + np.arange(P)
         self.at += P
         prompts = {
-            'tokens': number[:, None].astype(np.int32),
+            **dict.fromkeys(TEXT, number[:, None].astype(np.int32)),
             'rows': [{'prompt': str(i), 'answer': (int(i), 1.5)} for i in number],
         }
         tokens = np.broadcast_to(number[:, None, None], (P, G, C)).astype(np.int32)
