@@ -8,10 +8,11 @@ import ml_collections
 from reasonjax import config as configs
 from reasonjax.arena.cell import StageCost
 from reasonjax.arena.options import Budget
-from reasonjax.arena.recipes import COSTLY, EVALUATIONS, TRAINING, reads_collected
+from reasonjax.arena.recipes import EVALUATIONS, reads_collected
 from reasonjax.errors import UserError
 from reasonjax.training import supervised
 from reasonjax.training.context import Place, Run, open_run, places
+from reasonjax.training.kinds import KINDS
 
 # Steps of a stage that a clock ends: more than it will do.
 MANY = 100_000
@@ -31,28 +32,28 @@ def limited(config: ml_collections.ConfigDict, budget: Budget) -> ml_collections
     """
     c = config.copy_and_resolve_references().unlock()
     # A stage that comes again is one group of the config, with one share each time.
-    costly = [name for name in c.stages if c[name].kind in COSTLY]
+    costly = [name for name in c.stages if KINDS[c[name].kind].works]
     share = budget.amount / len(costly)
     run = open_run(config, pathlib.Path(), active=False)
     for place in places(config, run.workdir):
         if place.name not in costly:
             continue
         stage = c[place.name]
-        trains = stage.kind in TRAINING
+        kind = KINDS[stage.kind]
         if budget.kind == 'seconds':
             stage.time_limit, stage.steps = share, MANY
-            if trains:
+            if kind.trains:
                 stage.learning_rate, stage.eval_every = _constant(stage.learning_rate), 0
             continue
         stage.token_limit = math.ceil(
             share if budget.kind == 'tokens' else share / StageCost(run, place).per_token
         )
-        counted = stage.kind == 'supervised' and not reads_collected(stage)
+        counted = not kind.samples and not reads_collected(stage)
         if counted:
             stage.steps = likely = _counted(run, place, stage.token_limit)
         else:
             stage.steps, likely = _bounds(stage)
-        if not trains:
+        if not kind.trains:
             continue
         if likely < EVALUATIONS:
             raise UserError(
@@ -86,7 +87,7 @@ def _counted(run: Run, place: Place, limit: int) -> int:
 def _bounds(stage: ml_collections.ConfigDict) -> tuple[int, int]:
     """Steps that are certainly enough for a stage's tokens, and how many it will be if every row is
     full."""
-    if stage.kind == 'supervised':
+    if not KINDS[stage.kind].samples:
         rows, longest = stage.batch_size, stage.data.max_length
     else:
         rows, longest = stage.num_prompts * stage.num_generations, stage.max_completion_length

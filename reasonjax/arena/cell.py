@@ -24,6 +24,7 @@ from reasonjax.tracking import metrics
 from reasonjax.training import evaluate, locks
 from reasonjax.training import run as runs
 from reasonjax.training.context import Place, Run, abstract_params, open_run, places, settings
+from reasonjax.training.kinds import KINDS
 from reasonjax.training.saved_run import saved
 
 CONFIG, RESULT, EXAM, RUN = 'cell.json', 'result.json', 'exam.json', 'run'
@@ -219,7 +220,8 @@ class StageCost:
 
     def __init__(self, run: Run, place: Place):
         self._stage = settings(run.config, place)
-        if self._stage.kind not in recipes.COSTLY:
+        self._kind = KINDS[self._stage.kind]
+        if not self._kind.works:
             return
         params = abstract_params(run, place.number)
         chosen = configs.resolve(self._stage.get('filter', {'name': 'all'}), 'filter')(
@@ -228,7 +230,7 @@ class StageCost:
         products = flops.matrices(run.model, run.specs, params, chosen, 1)
         self._read = sum(product.flops * times for product, times in flops.forward(products))
         self._trained, self._refers, self._passes = 0.0, False, 0
-        if self._stage.kind in recipes.TRAINING:
+        if self._kind.trains:
             self._trained = sum(
                 product.flops * times for product, times in flops.training(run.model, products)
             )
@@ -242,7 +244,7 @@ class StageCost:
         """Operations of a token that the stage counts: one trained on, or one drawn with its share
         of its prompt, scored and trained on."""
         stage = self._stage
-        if stage.kind == 'supervised':
+        if not self._kind.samples:
             return self._trained
         prompt = stage.data.max_prompt_length / (
             stage.num_generations * stage.max_completion_length
@@ -257,7 +259,7 @@ class StageCost:
         stage, tokens, number = self._stage, steps[-1]['num_tokens'], steps[-1]['step']
         times = [r['step_time'] for r in steps]
         seconds = sum(times) - times[0] + min(times[0], statistics.median(times))
-        if stage.kind == 'supervised':
+        if not self._kind.samples:
             return {
                 'generated_tokens': 0.0,
                 'trained_tokens': tokens,

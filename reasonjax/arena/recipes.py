@@ -19,11 +19,7 @@ from reasonjax.errors import UserError, listing, nearest
 from reasonjax.training import load_config
 from reasonjax.training.kinds import KINDS
 
-TRAINING = tuple(name for name, kind in KINDS.items() if kind.trains)
-# stages whose tokens are counted
-COSTLY = tuple(name for name, kind in KINDS.items() if kind.trains or kind.samples)
 WARM_SEED, WARM_DEMONSTRATIONS = 0, 8000
-RATES = {'supervised': dict(name='cosine', final_fraction=0.05), 'online': dict(name='constant')}
 EVALUATIONS = 4  # along a stage
 SAMPLES = 1  # answers drawn per problem at the end, beside the greedy one
 EXAM_BATCH = 125
@@ -167,9 +163,9 @@ def retargeted(
     c.stages = tuple(
         name
         for name in c.stages
-        if (name in recipe.stages if recipe.stages else c[name].kind != 'evaluate')
+        if (name in recipe.stages if recipe.stages else KINDS[c[name].kind].works)
     )
-    if not any(c[name].kind in TRAINING for name in c.stages):
+    if not any(KINDS[c[name].kind].trains for name in c.stages):
         raise UserError(f'--recipes: {recipe.name} has no stage that trains.')
     c.seed, c.init = seed, f'checkpoint:{warm}'
     for name in c.stages:
@@ -185,10 +181,11 @@ def retargeted(
 def _stage(
     stage: ml_collections.ConfigDict, arena: ArenaTask, name: str, recipe: Recipe, seed: int
 ) -> None:
-    if stage.kind == 'keep':
+    kind = KINDS[stage.kind]
+    if not kind.works:
         return
     whole = arena.max_prompt_length + arena.max_completion_length
-    if stage.kind == 'supervised':
+    if not kind.samples:
         if reads_collected(stage):
             stage.data.update(max_length=whole, packing=False)
         else:
@@ -213,8 +210,9 @@ def _stage(
         stage.reward_workers = 0
         stage.steps = arena.online_steps
         ours = arena.peaks[1]
-    if stage.kind in TRAINING:
-        stage.learning_rate = RATES[stage.kind] | {'peak': ours, 'warmup_steps': stage.steps // 10}
+    if kind.trains:
+        rate = dict(name='constant') if kind.samples else dict(name='cosine', final_fraction=0.05)
+        stage.learning_rate = rate | {'peak': ours, 'warmup_steps': stage.steps // 10}
         stage.eval_every = max(1, stage.steps // EVALUATIONS)
         stage.checkpoint_every, stage.keep_best = 0, ''
     if 'log_completions_every' in stage:

@@ -117,11 +117,11 @@ def _check_collected(config: ml_collections.ConfigDict, number: int) -> None:
             f'Stages: {listing(names)}.'
         )
     if (
-        settings(config, every[names.index(wanted)]).kind != 'collect'
+        not KINDS[settings(config, every[names.index(wanted)]).kind].collects
         or names.index(wanted) >= number
     ):
         earlier = [
-            place.name for place in every[:number] if settings(config, place).kind == 'collect'
+            place.name for place in every[:number] if KINDS[settings(config, place).kind].collects
         ]
         raise UserError(
             f'config.{name}: data.source.path="{path}": stage {wanted} collects nothing before '

@@ -14,6 +14,7 @@ class Kind(NamedTuple):
       trains: it updates parameters.
       saves: it leaves a checkpoint.
       samples: it draws completions of prompts and scores them with reward functions.
+      collects: it leaves rows that a later stage may train on.
       evaluates: the model is evaluated when it is over.
     """
 
@@ -21,7 +22,13 @@ class Kind(NamedTuple):
     trains: bool = False
     saves: bool = False
     samples: bool = False
+    collects: bool = False
     evaluates: bool = True
+
+    @property
+    def works(self) -> bool:
+        """Whether a stage of the kind costs what a budget counts: tokens trained on or drawn."""
+        return self.trains or self.samples
 
     def load(self) -> types.ModuleType:
         """Imports the module."""
@@ -31,7 +38,7 @@ class Kind(NamedTuple):
 KINDS = {
     'supervised': Kind('reasonjax.training.supervised', trains=True, saves=True),
     'online': Kind('reasonjax.training.online', trains=True, saves=True, samples=True),
-    'collect': Kind('reasonjax.training.collect', samples=True, evaluates=False),
+    'collect': Kind('reasonjax.training.collect', samples=True, collects=True, evaluates=False),
     'evaluate': Kind('reasonjax.training.evaluate'),
     'keep': Kind('reasonjax.training.keep', saves=True),
 }
