@@ -152,13 +152,13 @@ def _examined(
     return answers_of(evaluate.make(dataclasses.replace(opened.run, config=config))(opened.params))
 
 
-def answers_of(found: evaluate.Evaluation) -> Answers:
+def answers_of(evaluation: evaluate.Evaluation) -> Answers:
     """Sorts marked answers by the part of the exam that they belong to."""
     correct: dict[str, dict[str, list[float]]] = {}
     lengths: dict[str, list[int]] = {}
-    sampled = found.sampled or [[] for _ in found.rows]
-    greedy = found.greedy or [None for _ in found.rows]
-    for row, one, drawn in zip(found.rows, greedy, sampled, strict=True):
+    sampled = evaluation.sampled or [[] for _ in evaluation.rows]
+    greedy = evaluation.greedy or [None for _ in evaluation.rows]
+    for row, one, drawn in zip(evaluation.rows, greedy, sampled, strict=True):
         part = correct.setdefault(row['part'], {'greedy': [], 'sampled': []})
         if one is not None:
             part['greedy'].append(float(one.verdict['correct']))
@@ -323,5 +323,5 @@ class Peak:
 
 
 def _device_peak() -> float | None:
-    found = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
-    return None if found is None else float(found)
+    peak = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+    return None if peak is None else float(peak)

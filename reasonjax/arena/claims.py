@@ -112,16 +112,17 @@ def judged(claim: Claim, cells: Sequence[Cell]) -> dict[str, Any]:
       cells: of the recipe and of its baseline on the claim's task.
     """
     table: Table = build(cells, claim.against, measure=claim.metric)
-    ours, theirs = table.row(claim.task, claim.recipe), table.row(claim.task, claim.against)
-    difference = ours.differences.get(claim.metric)
+    own, baseline = table.row(claim.task, claim.recipe), table.row(claim.task, claim.against)
+    difference = own.differences.get(claim.metric)
     return {
         'claim': claim._asdict(),
         'verdict': verdict(claim, difference),
         'command': claim.command,
-        'ours': ours.accuracy.get(claim.metric) and ours.accuracy[claim.metric]._asdict(),
-        'baseline': theirs.accuracy.get(claim.metric) and theirs.accuracy[claim.metric]._asdict(),
+        'ours': own.accuracy.get(claim.metric) and own.accuracy[claim.metric]._asdict(),
+        'baseline': baseline.accuracy.get(claim.metric)
+        and baseline.accuracy[claim.metric]._asdict(),
         'difference': difference and difference._asdict(),
-        'errors': [e for e in (ours.error, theirs.error) if e],
+        'errors': [e for e in (own.error, baseline.error) if e],
         'problems': table.problems[claim.task],
         'hyperparameters': "the task's, the same for both; none was tuned",
     }
@@ -158,13 +159,13 @@ def text(records: Sequence[Mapping[str, Any]]) -> str:
         '| --- | --- | ---: | ---: | ---: | ---: | --- | --- |',
     ]
     for record in records:
-        claim, found = Claim(**record['claim']), record['difference']
+        claim, difference = Claim(**record['claim']), record['difference']
         sides = [_share(record[name]) for name in ('baseline', 'ours')]
         change = (
             '-'
-            if not found
-            else f'{100 * found["mean"]:+.1f} [{100 * found["low"]:+.1f}, '
-            f'{100 * found["high"]:+.1f}]'
+            if not difference
+            else f'{100 * difference["mean"]:+.1f} [{100 * difference["low"]:+.1f}, '
+            f'{100 * difference["high"]:+.1f}]'
         )
         lines.append(
             f'| {claim.recipe} | {claim.text} | {sides[0]} | {sides[1]} | {change} | {claim.seeds} '

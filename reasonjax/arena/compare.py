@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> list[pathlib.Path]:
         (name, recipe.name): i
         for i, (name, recipe) in enumerate((n, r) for n in names for r in chosen)
     }
-    found = sorted(done, key=lambda cell: order[cell.task, cell.recipe])
+    finished = sorted(done, key=lambda cell: order[cell.task, cell.recipe])
     about = {
         'command': shlex.join(['python', '-m', 'reasonjax.compare', *sys.argv[1:]]),
         'when and where': f'{datetime.date.today()}, reasonjax {__version__}, {workers} worker '
@@ -126,10 +126,10 @@ def run(options: argparse.Namespace) -> list[pathlib.Path]:
         'overrides': ', '.join(options.override) or 'none',
         'learning rates': "the task's, the same for all recipes; none was tuned",
     }
-    paths = page.write(workdir, found, baseline, about, measure=options.measure)
+    paths = page.write(workdir, finished, baseline, about, measure=options.measure)
     if options.docs:
         paths += page.publish(
-            pathlib.Path(options.docs), found, baseline, about, measure=options.measure
+            pathlib.Path(options.docs), finished, baseline, about, measure=options.measure
         )
     print(printable((workdir / 'table.md').read_text(encoding='utf-8')))
     print(f'Table, figures and page: {paths[0]}')
@@ -232,9 +232,9 @@ def _results_of(
     cells = [
         _cell(workdir, one, warm[one.task], overrides, limit, problems, trust) for one in asked
     ]
-    found = _all(cells, workdir, workers)
+    by_spec = _all(cells, workdir, workers)
     results.write_index(workdir, [pathlib.Path(cell.spec.folder) / RESULT for cell in cells])
-    return found
+    return by_spec
 
 
 def _workers() -> int:
@@ -347,8 +347,8 @@ def _warm_up(missing: Sequence[Planned], workdir: pathlib.Path, workers: int) ->
 
 def _all(cells: Sequence[Planned], workdir: pathlib.Path, workers: int) -> list[Cell]:
     """The results of all cells; those that have none, or failed, are run."""
-    found = {cell.spec: cell.result for cell in cells}
-    missing = [cell for cell in cells if found[cell.spec] is None or not found[cell.spec].done]
+    by_spec = {cell.spec: cell.result for cell in cells}
+    missing = [cell for cell in cells if by_spec[cell.spec] is None or not by_spec[cell.spec].done]
     for cell in missing:
         cell.write()
     with Progress('cells', len(cells), start=len(cells) - len(missing), waiting='') as progress:

@@ -70,7 +70,7 @@ def drawings(table: Table, cells: Sequence[Cell]) -> list[Drawing]:
     split, mode = table.measure.split('/')
     other = 'ood' if split == 'test' else 'test'
     others = [recipe for recipe in table.recipes if recipe != table.baseline]
-    found = [
+    panels = [
         _curves(
             table,
             cells,
@@ -123,7 +123,7 @@ def drawings(table: Table, cells: Sequence[Cell]) -> list[Drawing]:
             len(table.recipes),
         ),
     ]
-    return [drawing for drawing in found if drawing.tasks]
+    return [drawing for drawing in panels if drawing.tasks]
 
 
 def png(drawing: Drawing, path: str | os.PathLike) -> pathlib.Path:

@@ -43,8 +43,8 @@ def gsm8k(*, split: str = 'train', size: int, seed: int = 0, path: str = '') -> 
         raise UserError(
             f'gsm8k: unknown split "{split}".{nearest(split, PARTS)} Known: {listing(PARTS)}.'
         )
-    whole = tasks.gsm8k(path=path, split='test' if split == 'test' else 'train')
-    source = whole.examples
+    task = tasks.gsm8k(path=path, split='test' if split == 'test' else 'train')
+    source = task.examples
     # The tenth that is another task's test split is nobody's here: the test rows have a file of
     # their own.
     own = [
@@ -52,4 +52,4 @@ def gsm8k(*, split: str = 'train', size: int, seed: int = 0, path: str = '') -> 
         for i in range(len(source))
         if split == 'test' or part('gsm8k', source[i]['prompt']) in PARTS[split]
     ]
-    return tasks.Task(f'gsm8k/{split}', Picked(source, tuple(own[:size])), whole.verify)
+    return tasks.Task(f'gsm8k/{split}', Picked(source, tuple(own[:size])), task.verify)

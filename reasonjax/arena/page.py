@@ -126,15 +126,15 @@ def _parts(
 
 
 def _headline(table: Table) -> str:
-    said = []
+    counts_of = []
     for recipe in table.recipes[1:]:
         verdicts = [row.verdict for row in table.rows if row.recipe == recipe]
         counts = ', '.join(
             f'{verdict} on {verdicts.count(verdict)}' for verdict in VERDICTS if verdict in verdicts
         )
-        said.append(f'{recipe}: {counts}')
+        counts_of.append(f'{recipe}: {counts}')
     tasks = f'{len(table.tasks)} task{"s" if len(table.tasks) > 1 else ""}'
-    return f'{tasks}. {"; ".join(said)}.' if said else f'{tasks}, one recipe.'
+    return f'{tasks}. {"; ".join(counts_of)}.' if counts_of else f'{tasks}, one recipe.'
 
 
 def sentence(table: Table, task: str) -> str:
@@ -157,16 +157,16 @@ def sentence(table: Table, task: str) -> str:
 
 def _named(table: Table, row: Row) -> str:
     difference, reached = row.differences.get(table.measure), row.accuracy.get(table.measure)
-    said = []
+    parts = []
     if difference:
-        said.append(f'{formats.points(difference)} points')
+        parts.append(f'{formats.points(difference)} points')
     elif reached:
-        said.append(f'{formats.percent(reached)} %')
+        parts.append(f'{formats.percent(reached)} %')
     if row.verdict == SAME and difference.smallest is not None:
-        said.append(
+        parts.append(
             f'a difference of {100 * difference.smallest:.1f} would be found four times in five'
         )
-    return f'{row.recipe} ({"; ".join(said)})' if said else row.recipe
+    return f'{row.recipe} ({"; ".join(parts)})' if parts else row.recipe
 
 
 def _results(table: Table) -> str:
@@ -219,13 +219,13 @@ def _seeds(table: Table) -> str:
             )
     if len(rows) == 1:
         return ''
-    said = (
+    explanation = (
         'Spread is the standard deviation, between seeds, of the difference to the baseline. With '
         'it, a paired t-test at 5 % finds a '
         'true difference of so many points four times in five with so many seeds. Holm asks for '
         'more.'
     )
-    body = f'<details><summary>{len(rows) - 1} differences</summary><p>{said}</p>{_html_table(rows)}</details>'
+    body = f'<details><summary>{len(rows) - 1} differences</summary><p>{explanation}</p>{_html_table(rows)}</details>'
     return pages.section('How many seeds', body)
 
 
@@ -274,9 +274,9 @@ def _measured(table: Table, cells: Sequence[Cell], description: Mapping[str, Any
             if table.problems[task]
         ),
     ]
-    told = [[html.escape(title), _value(value)] for title, value in description.items()]
+    facts = [[html.escape(title), _value(value)] for title, value in description.items()]
     return pages.table(
-        ('what', 'how'), [[html.escape(cell) for cell in row] for row in rows] + told
+        ('what', 'how'), [[html.escape(cell) for cell in row] for row in rows] + facts
     )
 
 

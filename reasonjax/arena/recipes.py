@@ -49,22 +49,22 @@ def find(names: str) -> list[Recipe]:
     Raises:
       UserError: no such recipe, or one that is named twice.
     """
-    found: list[Recipe] = []
+    recipes: list[Recipe] = []
     for text in filter(None, (part.strip() for part in names.split(','))):
         rest, _, stages = text.partition('@')
         name, colon, argument = rest.partition(':')
         recipe = Recipe(
             text, f'{_file(name)}{colon}{argument}', tuple(filter(None, stages.split('+')))
         )
-        if any(other.name == recipe.name for other in found):
+        if any(other.name == recipe.name for other in recipes):
             raise UserError(f'--recipes: "{text}" is there twice.')
-        found.append(recipe)
-    if not found:
+        recipes.append(recipe)
+    if not recipes:
         raise UserError(
             f'--recipes: names none. Known: {listing(config_files.names())}, or paths of config '
             'files.'
         )
-    return found
+    return recipes
 
 
 def _file(name: str) -> pathlib.Path:
@@ -103,7 +103,7 @@ def warm_config(
         c.init, c.stages, c.keep = init, ('keep',), dict(kind='keep')
     else:
         both = _with_beside(arena)
-        whole = sum(
+        length = sum(
             max(getattr(one, f'max_{part}_length') for one in both)
             for part in ('prompt', 'completion')
         )
@@ -116,8 +116,8 @@ def warm_config(
             size=WARM_DEMONSTRATIONS,
             seed=WARM_SEED,
         )
-        c.train.data.update(max_length=whole, packing=True)
-        c.train.update(steps=arena.warm_steps, batch_size=_rows(whole))
+        c.train.data.update(max_length=length, packing=True)
+        c.train.update(steps=arena.warm_steps, batch_size=_rows(length))
     c.evaluation = exam_settings(c, task, problems)
     c.evaluation.enabled = False  # what it answers is written down when it is done
     return _closed(c, trust)
@@ -184,10 +184,10 @@ def _stage(
     kind = KINDS[stage.kind]
     if not kind.works:
         return
-    whole = arena.max_prompt_length + arena.max_completion_length
+    length = arena.max_prompt_length + arena.max_completion_length
     if not kind.samples:
         if reads_collected(stage):
-            stage.data.update(max_length=whole, packing=False)
+            stage.data.update(max_length=length, packing=False)
         else:
             if stage.data.form != 'demonstration' and not stage.data.transforms:
                 raise UserError(
@@ -197,9 +197,9 @@ def _stage(
                     'it has prompt, completion, solution.'
                 )
             stage.data.source = arena.node('train', arena.demonstrations, seed, **arena.train)
-            stage.data.update(max_length=whole, packing=True)
+            stage.data.update(max_length=length, packing=True)
         stage.data.overlong = arena.overlong
-        stage.batch_size = _rows(whole)
+        stage.batch_size = _rows(length)
         stage.steps = arena.supervised_steps
         ours = arena.peaks[0]
     else:
@@ -247,11 +247,11 @@ def exam_settings(
       validation: the split 'validation' alone, greedily.
     """
     both = _with_beside(ARENA[task])
-    found = c.evaluation.copy_and_resolve_references().unlock()
-    found.task = dict(
+    settings = c.evaluation.copy_and_resolve_references().unlock()
+    settings.task = dict(
         name='reasonjax.arena.tasks.exam', arena=task, validation=validation, problems=problems
     )
-    found.update(
+    settings.update(
         enabled=True,
         batch_size=EXAM_BATCH,
         transforms=(),
@@ -261,7 +261,7 @@ def exam_settings(
         max_prompt_length=max(one.max_prompt_length for one in both),
         max_completion_length=max(one.max_completion_length for one in both),
     )
-    return found
+    return settings
 
 
 def _closed(c: ml_collections.ConfigDict, trust: Sequence[str]) -> ml_collections.ConfigDict:

@@ -202,24 +202,24 @@ def _check_outcomes(file: pathlib.Path, name: str, splits: Any) -> None:
         )
 
 
-def _keys(file: pathlib.Path, name: str, found: Mapping[str, Any], wanted: Any) -> None:
+def _keys(file: pathlib.Path, name: str, entries: Mapping[str, Any], wanted: Any) -> None:
     prefix = f'{name}.' if name else ''
-    for key in found:
+    for key in entries:
         if key not in wanted:
             raise UserError(
                 f'{file}: "{prefix}{key}" is unknown. Expected '
                 f'{listing(wanted)}.{nearest(key, wanted)}'
             )
     for key in wanted:
-        if key not in found:
+        if key not in entries:
             raise UserError(f'{file}: "{prefix}{key}" is missing.')
 
 
 def _demand(
-    good: bool, file: pathlib.Path, name: str, wanted: str, found: Any, hint: str = ''
+    good: bool, file: pathlib.Path, name: str, wanted: str, value: Any, hint: str = ''
 ) -> None:
     if not good:
-        raise UserError(f'{file}: "{name}": expected {wanted}, found {_short(found)}.{hint}')
+        raise UserError(f'{file}: "{name}": expected {wanted}, found {_short(value)}.{hint}')
 
 
 def _short(value: Any) -> str:

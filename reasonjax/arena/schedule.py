@@ -158,11 +158,11 @@ def run(
             thread.start()
         left = len(threads)
         while left:
-            found = finished.get()
-            if found is None:
+            outcome = finished.get()
+            if outcome is None:
                 left -= 1
             else:
-                done(*found)
+                done(*outcome)
     except KeyboardInterrupt:
         raise Stopped('cells that are done have their results') from None
     finally:

@@ -134,9 +134,9 @@ def build(cells: Sequence[Cell], baseline: str, *, measure: str = 'test/greedy')
                 f'{name}="{value}": expected one of {listing(choices)}.{nearest(value, choices)}'
             )
     recipes = [baseline, *(recipe for recipe in recipes if recipe != baseline)]
-    found: dict[tuple[str, str], dict[int, Cell]] = {}
+    by_pair: dict[tuple[str, str], dict[int, Cell]] = {}
     for cell in cells:
-        seeds = found.setdefault((cell.task, cell.recipe), {})
+        seeds = by_pair.setdefault((cell.task, cell.recipe), {})
         if cell.seed in seeds:
             raise UserError(
                 f'cells: {cell.recipe} on {cell.task} with seed {cell.seed} is there twice.'
@@ -145,7 +145,9 @@ def build(cells: Sequence[Cell], baseline: str, *, measure: str = 'test/greedy')
     rows, problems, notes = [], {}, []
     for task in dict.fromkeys(cell.task for cell in cells):
         problems[task] = _problems([cell for cell in cells if cell.task == task and cell.done])
-        arms = {recipe: _Arm(found[task, recipe]) for recipe in recipes if (task, recipe) in found}
+        arms = {
+            recipe: _Arm(by_pair[task, recipe]) for recipe in recipes if (task, recipe) in by_pair
+        }
         rows += [
             _row(task, recipe, arm, arms.get(baseline), recipe == baseline)
             for recipe, arm in arms.items()
@@ -245,13 +247,13 @@ def _difference(values_SxN: np.ndarray, base_SxN: np.ndarray, seeds: tuple[int, 
         return Difference(
             float((values_SxN - base_SxN).mean()), None, None, None, None, None, None, seeds
         )
-    found = comparison_statistics.paired(values_SxN, base_SxN)
-    low, high = found.low, found.high
+    paired = comparison_statistics.paired(values_SxN, base_SxN)
+    low, high = paired.low, paired.high
     if (values_SxN == base_SxN).all():  # no problem told them apart; of N, this many could have
         high = wilson(0, values_SxN.shape[1])[1]
         low = -high
-    smallest = comparison_statistics.smallest_effect(found.sd, found.seeds) if found.sd else None
-    return Difference(found.mean, low, high, found.p, None, found.sd, smallest, seeds)
+    smallest = comparison_statistics.smallest_effect(paired.sd, paired.seeds) if paired.sd else None
+    return Difference(paired.mean, low, high, paired.p, None, paired.sd, smallest, seeds)
 
 
 def _forgetting(arm: _Arm) -> Estimate | None:
@@ -283,15 +285,15 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 def _gaps(task: str, arms: Mapping[str, _Arm], baseline: str) -> list[str]:
     """What is missing in a task; recipes that miss the same are named together."""
-    said: dict[str, list[str]] = {}
+    notes: dict[str, list[str]] = {}
     base = arms.get(baseline)
     if base is None or not base.done:
-        said[f'{task}: the baseline %s has no finished run, so nothing is compared with it.'] = [
+        notes[f'{task}: the baseline %s has no finished run, so nothing is compared with it.'] = [
             baseline
         ]
     for recipe, arm in arms.items():
         if len(arm.done) == 1:
-            said.setdefault(
+            notes.setdefault(
                 f'{task}: one seed of %s, so no interval over seeds and no test; at least two are '
                 'needed.',
                 [],
@@ -302,12 +304,12 @@ def _gaps(task: str, arms: Mapping[str, _Arm], baseline: str) -> list[str]:
         every = sorted({*arm.done, *arm.failed, *base.done, *base.failed})
         if len(common) < len(every):
             which = f' ({", ".join(map(str, common))})' if common else ''
-            said.setdefault(
+            notes.setdefault(
                 f'{task}: %s and {baseline} are paired on {len(common)} of {len(every)} '
                 f'seeds{which}.',
                 [],
             ).append(recipe)
-    return [note.replace('%s', ', '.join(recipes), 1) for note, recipes in said.items()]
+    return [note.replace('%s', ', '.join(recipes), 1) for note, recipes in notes.items()]
 
 
 def _judged(rows: Sequence[Row], measure: str) -> list[Row]:

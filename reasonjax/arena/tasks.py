@@ -212,7 +212,7 @@ def find(names: str) -> list[str]:
     Raises:
       UserError: no such task.
     """
-    found: list[str] = []
+    chosen: list[str] = []
     for name in filter(None, (part.strip() for part in names.split(','))):
         known = {*ARENA, *GROUPS}
         if name not in known:
@@ -220,10 +220,10 @@ def find(names: str) -> list[str]:
                 f'--tasks: no task "{name}".{nearest(name, known)} Known: {listing(GROUPS)}, '
                 f'{listing(ARENA)}.'
             )
-        found += [task for task in GROUPS.get(name, (name,)) if task not in found]
-    if not found:
+        chosen += [task for task in GROUPS.get(name, (name,)) if task not in chosen]
+    if not chosen:
         raise UserError(f'--tasks: names none. Known: {listing(GROUPS)}, {listing(ARENA)}.')
-    return found
+    return chosen
 
 
 class Exam:

@@ -293,7 +293,7 @@ def frequencies(config: ModelConfig, table: str) -> rope.Frequencies:
     where = f'config.{key}: the {table} rotary table of base {theta:g} and {scaling}'
     with np.errstate(all='ignore'):
         try:
-            found, factor = configs.resolve(scaling, 'rope_scaling', key)(theta, width)
+            frequency, factor = configs.resolve(scaling, 'rope_scaling', key)(theta, width)
         except (ArithmeticError, ValueError) as error:
             raise (
                 error
@@ -302,7 +302,7 @@ def frequencies(config: ModelConfig, table: str) -> rope.Frequencies:
             ) from error
         # In float32, in which angles are computed.
         wrong = np.flatnonzero(
-            ~(np.isfinite(np.asarray(found, np.float32)) & (np.asarray(found) >= 0))
+            ~(np.isfinite(np.asarray(frequency, np.float32)) & (np.asarray(frequency) >= 0))
         )
     if len(wrong):
         raise UserError(
@@ -311,7 +311,7 @@ def frequencies(config: ModelConfig, table: str) -> rope.Frequencies:
         )
     if not 0 < factor < np.inf:
         raise UserError(f'{where} has the factor {factor:g}; it must be finite, above 0.')
-    return found, factor
+    return frequency, factor
 
 
 def _check_layers(config: ModelConfig) -> None:

@@ -212,8 +212,8 @@ def _rounded(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
     """int8 along one axis, and what to multiply it by."""
     x = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(x), axis=axis, keepdims=True) / 127
-    whole = jnp.round(x / jnp.where(scale == 0, 1.0, scale)).astype(jnp.int8)
-    return whole, jnp.squeeze(scale, axis)
+    rounded = jnp.round(x / jnp.where(scale == 0, 1.0, scale)).astype(jnp.int8)
+    return rounded, jnp.squeeze(scale, axis)
 
 
 def _scores(config: ModelConfig, q_BxKxNxd: jax.Array, cache: Cache) -> jax.Array:

@@ -102,15 +102,15 @@ def forward(
     else:
         layers = layers if isinstance(layers, list) else unstack(layers, config.layers)
         caches = [None] * config.layers if cache is None else cache
-        made = []
+        outputs = []
         for layer, (weights, layer_cache) in enumerate(zip(layers, caches, strict=True)):
             x, beside = block(x, weights, layer, layer_cache)
-            made.append(beside)
-        cache = None if made[0][0] is None else [c for c, _ in made]
+            outputs.append(beside)
+        cache = None if outputs[0][0] is None else [c for c, _ in outputs]
         routing = (
             None
-            if made[0][1] is None
-            else jax.tree.map(lambda *x: jnp.stack(x), *(r for _, r in made))
+            if outputs[0][1] is None
+            else jax.tree.map(lambda *x: jnp.stack(x), *(r for _, r in outputs))
         )
     return Output(_norm(x, params['norm'], config), cache, routing)
 

@@ -245,8 +245,8 @@ def _picked(x: jax.Array, places: jax.Array, S: int) -> jax.Array:
     """What x [S * a, b] has at `places` [S * c, d] of its shard, counted through its a * b; zero
     (False) where they are negative."""
     index = places.reshape(S, -1)
-    found = jnp.take_along_axis(x.reshape(S, -1), jnp.maximum(index, 0), axis=1)
-    return jnp.where(index < 0, jnp.zeros((), x.dtype), found).reshape(places.shape)
+    picked = jnp.take_along_axis(x.reshape(S, -1), jnp.maximum(index, 0), axis=1)
+    return jnp.where(index < 0, jnp.zeros((), x.dtype), picked).reshape(places.shape)
 
 
 def _counted(shards: Shards, B: int) -> jax.Array:

@@ -60,10 +60,10 @@ def _shared(shape: tuple[int, ...], home: NamedSharding, mesh: Mesh) -> NamedSha
         if mesh.shape[axis] > 1 and not any(axis in entry for entry in spec)
     )
     ways = math.prod(mesh.shape[axis] for axis in free)
-    whole = [i for i, entry in enumerate(spec) if not entry and shape[i] % ways == 0]
-    if not whole:
+    free_axes = [i for i, entry in enumerate(spec) if not entry and shape[i] % ways == 0]
+    if not free_axes:
         return home
-    spec[max(whole, key=lambda i: shape[i])] = free
+    spec[max(free_axes, key=lambda i: shape[i])] = free
     return NamedSharding(mesh, PartitionSpec(*(entry or None for entry in spec)))
 
 

@@ -29,9 +29,9 @@ def longest(config: ModelConfig) -> int:
 
 def rotations(config: ModelConfig, positions_BxT: jax.Array) -> Rotation:
     """The rotation of every table the model has (`config.rope_tables`), stacked in front."""
-    made = [frequencies(config, table) for table in config.rope_tables]
-    frequency_Nxd = jnp.asarray(np.stack([f for f, _ in made]), jnp.float32)
-    factor_N = jnp.asarray([factor for _, factor in made], jnp.float32)[:, None, None, None, None]
+    tables = [frequencies(config, table) for table in config.rope_tables]
+    frequency_Nxd = jnp.asarray(np.stack([f for f, _ in tables]), jnp.float32)
+    factor_N = jnp.asarray([factor for _, factor in tables], jnp.float32)[:, None, None, None, None]
     angle = (
         positions_BxT.astype(jnp.float32)[None, ..., None, None]
         * frequency_Nxd[:, None, None, None]

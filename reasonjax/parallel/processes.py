@@ -98,9 +98,9 @@ def gather(value: Any) -> list[Any]:
     padded = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
     padded[: len(data)] = data
     rows = multihost_utils.process_allgather(padded)
-    found = [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+    pairs = [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
     # Rows come in the order of the devices.
-    return [value for _, value in sorted(found, key=lambda pair: pair[0])]
+    return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]
 
 
 def agree(flag: bool) -> bool:
@@ -148,9 +148,9 @@ def on_main(work: Callable[[], Any]) -> Any:
 def main_first(work: Callable[[], Any]) -> Any:
     """Does `work` in the first process, then in the others, which find the files it wrote. A
     UserError of the first is raised in all."""
-    made = []
-    on_main(lambda: made.append(work()))
-    return made[0] if made else work()
+    results = []
+    on_main(lambda: results.append(work()))
+    return results[0] if results else work()
 
 
 def _together(work: Callable[[], Any]) -> list[Any]:
@@ -161,11 +161,11 @@ def _together(work: Callable[[], Any]) -> list[Any]:
         value = work()
     except UserError as error:
         raised = error
-    found = gather((value, raised and str(raised)))
-    for _, text in found:
+    outcomes = gather((value, raised and str(raised)))
+    for _, text in outcomes:
         if text is not None:
             raise UserError(text) from raised
-    return [value for value, _ in found]
+    return [value for value, _ in outcomes]
 
 
 def check_equal(value: Any, what: str, way: str) -> None:
@@ -176,13 +176,13 @@ def check_equal(value: Any, what: str, way: str) -> None:
       what: it is, for the message.
       way: to mend it.
     """
-    found = gather((value, socket.gethostname()))
+    values = gather((value, socket.gethostname()))
     odd = [
-        f'process {i} on {host}' for i, (theirs, host) in enumerate(found) if theirs != found[0][0]
+        f'process {i} on {host}' for i, (other, host) in enumerate(values) if other != values[0][0]
     ]
     if odd:
         raise UserError(
-            f'{what} of {", ".join(odd)} is not that of process 0 on {found[0][1]}. {way}'
+            f'{what} of {", ".join(odd)} is not that of process 0 on {values[0][1]}. {way}'
         )
 
 

@@ -108,7 +108,7 @@ def _tried(
         return Trial(candidate, (), str(error))
     # Those that failed come first: one that fails again says enough.
     ordered = [*failing, *(name for name in names if name not in failing)]
-    found: list[Compiled] = []
+    programs: list[Compiled] = []
     for program in planned.programs(tuple(ordered)):
         resident = sum(
             shapes.bytes_of(tree)
@@ -118,14 +118,14 @@ def _tried(
         if resident > where.chip.usable:
             return Trial(
                 candidate,
-                tuple(found),
+                tuple(programs),
                 f'{program.name}: {resident / 2**30:.1f} GiB of parameters, optimiser and batch '
                 'alone',
             )
-        found.append(compiled(program, planned, where))
-        if not found[-1].fits:
+        programs.append(compiled(program, planned, where))
+        if not programs[-1].fits:
             break
-    return Trial(candidate, tuple(found), '')
+    return Trial(candidate, tuple(programs), '')
 
 
 def candidates(planned: Stage) -> Iterator[Candidate]:
@@ -250,9 +250,9 @@ def _precision(planned: Stage) -> Iterator[Candidate]:
         )
 
 
-def _last_of_each(found: Sequence[Candidate]) -> list[Candidate]:
+def _last_of_each(candidates: Sequence[Candidate]) -> list[Candidate]:
     """The last candidate that sets each key: the one that changes it most."""
-    return list({one.overrides[0][0]: one for one in found}.values())
+    return list({one.overrides[0][0]: one for one in candidates}.values())
 
 
 def _joined(what: str, parts: Sequence[Candidate]) -> Candidate:

@@ -80,7 +80,7 @@ def matrices(
       tokens: rows of every product (those of a bank of experts: tokens x experts per token).
       predicting: rows of the product with the head, where only some tokens meet it.
     """
-    found = []
+    products = []
     leaves, structure = jax.tree_util.tree_flatten_with_path(specs, is_leaf=is_spec)
     pairs = zip(
         leaves, structure.flatten_up_to(params), structure.flatten_up_to(trains), strict=True
@@ -98,7 +98,7 @@ def matrices(
         if name == 'head' and predicting is not None:
             rows = predicting
         layers, banks = (spec.shape[0] if stacked else 1), (config.experts if bank else 1)
-        whole = Product(
+        product = Product(
             name,
             rows,
             *shape[-2:],
@@ -108,34 +108,34 @@ def matrices(
             wide=name == 'head',
             banks=banks,
         )
-        found += _applied(whole, leaf, train)
-    return found
+        products += _applied(product, leaf, train)
+    return products
 
 
-def _applied(whole: Product, leaf: Any, train: Any) -> list[Product]:
+def _applied(product: Product, leaf: Any, train: Any) -> list[Product]:
     """The product with a leaf: one, or with a low-rank pair its base's and two more."""
     if not isinstance(leaf, LowRank):
         # A node of another kind is made dense before it is applied; its parts train together or not
         # at all.
-        return [dataclasses.replace(whole, trains=any(jax.tree.leaves(train)))]
-    rank, (rows, inner, columns, times) = leaf.a.shape[-1], whole.axes
+        return [dataclasses.replace(product, trains=any(jax.tree.leaves(train)))]
+    rank, (rows, inner, columns, times) = leaf.a.shape[-1], product.axes
     low = dataclasses.replace(
-        whole,
-        name=f'{whole.name}/a',
+        product,
+        name=f'{product.name}/a',
         columns=rank,
         axes=(rows, inner, None, times),
         trains=train.a,
         wide=False,
     )
     high = dataclasses.replace(
-        whole,
-        name=f'{whole.name}/b',
+        product,
+        name=f'{product.name}/b',
         inner=rank,
         axes=(rows, None, columns, times),
         trains=train.b,
         wide=False,
     )
-    return [*_applied(whole, leaf.base, train.base), low, high]
+    return [*_applied(product, leaf.base, train.base), low, high]
 
 
 def attention(config: ModelConfig, rows: int, length: int) -> list[Product]:
@@ -182,12 +182,12 @@ def cached_attention(
     heads = config.heads // config.kv_heads
     parts = ((prompts, group * heads, prompt_length), (prompts * group, heads, own_length))
     axes = (None, None, None, 'kv_heads')
-    found = []
+    products = []
     for caches, rows, length in parts:
         times = caches * config.kv_heads * config.layers
-        found.append(Product('scores', rows, config.head_dim, length, times, axes, wide=True))
-        found.append(Product('weighted', rows, length, config.head_dim, times, axes))
-    return found
+        products.append(Product('scores', rows, config.head_dim, length, times, axes, wide=True))
+        products.append(Product('weighted', rows, length, config.head_dim, times, axes))
+    return products
 
 
 def forward(products: Iterable[Product]) -> list[tuple[Product, float]]:

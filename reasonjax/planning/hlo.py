@@ -96,8 +96,8 @@ class Module:
             if head:
                 inside = self.computations.setdefault(head[2], {})
                 self.entry = head[2] if head[1] else self.entry
-            elif inside is not None and (found := _INSTRUCTION.match(line)):
-                inside[found[1]] = _instruction(found[1], found[2])
+            elif inside is not None and (match := _INSTRUCTION.match(line)):
+                inside[match[1]] = _instruction(match[1], match[2])
         if not self.entry:
             raise ValueError('no ENTRY computation in the program text')
 
@@ -114,26 +114,26 @@ class Module:
 
         @functools.cache
         def of(name: str) -> tuple[Collective, ...]:
-            found, spread = [], set()
+            sent, spread = [], set()
             for instruction in self.computations.get(name, {}).values():
                 if instruction.operation == 'while':
                     known = self.trips(name, instruction)
                     trips = open_loops if known is None else known
-                    found += _repeated(of(_attribute(instruction, 'body')), trips)
-                    found += _repeated(of(_attribute(instruction, 'condition')), trips + 1)
+                    sent += _repeated(of(_attribute(instruction, 'body')), trips)
+                    sent += _repeated(of(_attribute(instruction, 'condition')), trips + 1)
                 elif instruction.operation == 'conditional':
-                    found += max(
+                    sent += max(
                         (of(branch) for branch in _branches(instruction)), key=total, default=()
                     )
                 elif instruction.operation in ('fusion', 'call', 'async-start', 'custom-call'):
                     for called in _CALLED.findall(instruction.attributes):
                         channel = self._spread_channel(called)
                         if channel is None or channel not in spread:
-                            found += of(called)
+                            sent += of(called)
                         spread.add(channel)
                 else:
-                    found += self._sent(name, instruction, devices, slices)
-            return tuple(found)
+                    sent += self._sent(name, instruction, devices, slices)
+            return tuple(sent)
 
         return [one for one in of(self.entry) if one.bytes]
 
@@ -221,18 +221,18 @@ class Module:
             kind = 'reduce-scatter'
         per_slice = max(1, devices // slices)
         noted = re.search(r'op_name="([^"]*)"', instruction.attributes)
-        made = functools.partial(Collective, source=noted[1] if noted else '')
+        collective = functools.partial(Collective, source=noted[1] if noted else '')
         if kind == 'collective-permute':
             pairs = _pairs(instruction.attributes)
             moving = [(a, b) for a, b in pairs if a != b]
             across = any(a // per_slice != b // per_slice for a, b in moving)
-            return [made(kind, len(pairs), across, 1, size * len(moving) / devices)]
+            return [collective(kind, len(pairs), across, 1, size * len(moving) / devices)]
         if kind == 'send':
-            return [made(kind, 2, 'is_host_transfer=true' in instruction.attributes, 1, size)]
+            return [collective(kind, 2, 'is_host_transfer=true' in instruction.attributes, 1, size)]
         groups = replica_groups(instruction.attributes, devices)
         n = groups.shape[1]
         across = bool((groups // per_slice != groups[:, :1] // per_slice).any())
-        return [made(kind, n, across, 1, size * _factor(kind, n))]
+        return [collective(kind, n, across, 1, size * _factor(kind, n))]
 
 
 def total(collectives: Sequence[Collective]) -> float:
@@ -284,8 +284,8 @@ def _mesh_groups(axes: str, over: str) -> np.ndarray:
     for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", over):
         at = names.index(name)
         if size:
-            whole = numbers.shape[at]
-            parts = (int(before), int(size), whole // int(before) // int(size))
+            size_of_axis = numbers.shape[at]
+            parts = (int(before), int(size), size_of_axis // int(before) // int(size))
             numbers = numbers.reshape(*numbers.shape[:at], *parts, *numbers.shape[at + 1 :])
             names[at : at + 1] = [f'{name}/outer', f'{name}/part', f'{name}/inner']
             name = f'{name}/part'
@@ -297,16 +297,16 @@ def _mesh_groups(axes: str, over: str) -> np.ndarray:
 
 def _instruction(name: str, rest: str) -> Instruction:
     end = _type_end(rest)
-    found = re.match(r'\s*([\w\-]+)\(', rest[end:])
-    if not found:
+    operation = re.match(r'\s*([\w\-]+)\(', rest[end:])
+    if not operation:
         return Instruction(name, rest, '', (), '')
-    begin = end + found.end()
+    begin = end + operation.end()
     close = _closing(rest, begin)
     inside = rest[begin:close]
     operands = tuple(re.findall(r'%([\w.\-]+)', inside)) or tuple(
         filter(None, (part.split(' ')[-1] for part in inside.split(', ')))
     )
-    return Instruction(name, rest[:end], found[1], operands, rest[close + 1 :])
+    return Instruction(name, rest[:end], operation[1], operands, rest[close + 1 :])
 
 
 def _type_end(rest: str) -> int:
@@ -333,13 +333,13 @@ def _width(dtype: str) -> float:
 
 
 def _attribute(instruction: Instruction, name: str) -> str:
-    found = re.search(rf'\b{name}=%?([\w.\-]+)', instruction.attributes)
-    return found[1] if found else ''
+    match = re.search(rf'\b{name}=%?([\w.\-]+)', instruction.attributes)
+    return match[1] if match else ''
 
 
 def _branches(instruction: Instruction) -> list[str]:
-    found = _BRANCHES.search(instruction.attributes)
-    return re.findall(r'[\w.\-]+', found[1]) if found else _CALLED.findall(instruction.attributes)
+    match = _BRANCHES.search(instruction.attributes)
+    return re.findall(r'[\w.\-]+', match[1]) if match else _CALLED.findall(instruction.attributes)
 
 
 def _repeated(collectives: Sequence[Collective], times: float) -> list[Collective]:
@@ -357,9 +357,9 @@ def _factor(kind: str, n: int) -> float:
 
 
 def _pairs(attributes: str) -> list[tuple[int, int]]:
-    found = _PAIRS.search(attributes)
+    match = _PAIRS.search(attributes)
     return (
-        [tuple(_integers(pair)) for pair in re.findall(r'\{([\d,]+)\}', found[1])] if found else []
+        [tuple(_integers(pair)) for pair in re.findall(r'\{([\d,]+)\}', match[1])] if match else []
     )
 
 

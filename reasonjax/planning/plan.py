@@ -114,12 +114,12 @@ def plan(
                 f'--program {name}: stage {place.name} has no such program.{nearest(name, known)} '
                 f'It has: {listing(known)}.'
             )
-    found = []
+    results = []
     for program in planned.programs(tuple(programs)):
         say(f'compiling {program.name} ...')
-        found.append(compiled(program, planned, where))
+        results.append(compiled(program, planned, where))
         say(
-            f'compiling {program.name}: {found[-1].seconds:.1f} s, {found[-1].peak / 2**30:.2f} GiB'
+            f'compiling {program.name}: {results[-1].seconds:.1f} s, {results[-1].peak / 2**30:.2f} GiB'
         )
     return {
         'topology': {
@@ -141,9 +141,9 @@ def plan(
             'parameters': spec.count(run.specs),
             'trainable': sum(x.size for x in jax.tree.leaves(planned.state.trainable)),
         },
-        'programs': {one.name: as_json(one) for one in found},
-        'fits': all(one.fits for one in found),
-        'compile_seconds': sum(one.seconds for one in found),
+        'programs': {one.name: as_json(one) for one in results},
+        'fits': all(one.fits for one in results),
+        'compile_seconds': sum(one.seconds for one in results),
         'peak_host_bytes': peak_host_bytes(),
     }
 
@@ -209,17 +209,17 @@ def _bound(program: Program, planned: Stage, where: Topology, text: str) -> dict
     sent = hlo.total([one for one in collectives if not one.across])
     across = hlo.total([one for one in collectives if one.across])
     largest = sorted(collectives, key=lambda one: -one.bytes)[:LARGEST]
-    found = dict(
+    bound = dict(
         collectives=hlo.by_kind(collectives),
         largest=[dataclasses.asdict(one) for one in largest],
         sent=sent,
         sent_across=across,
     )
     if not chip.flops:
-        return found
+        return bound
     line = roofline(chip, program.work(run), sent, across)
     peak = chip.flops * where.chips
-    return found | {
+    return bound | {
         'time': line._asdict(),
         'tokens_per_second_per_chip': program.tokens / line.seconds / where.chips,
         'mfu': program.useful / line.seconds / peak,
@@ -257,8 +257,8 @@ def compile_text(function: Any, arguments: tuple, dump: bool) -> tuple[Any, str]
 def bytes_needed(message: str) -> float | None:
     """Bytes of one device that a program needs, from the compiler's message that they are too many;
     None where it says something else."""
-    found = next((match for pattern in OUT_OF_MEMORY if (match := pattern.search(message))), None)
-    return None if found is None else float(found[1]) * UNITS[found[2]]
+    number = next((match for pattern in OUT_OF_MEMORY if (match := pattern.search(message))), None)
+    return None if number is None else float(number[1]) * UNITS[number[2]]
 
 
 def as_json(one: Compiled) -> dict:

@@ -40,23 +40,23 @@ def run(options: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> No
     jax.config.update('jax_platforms', 'cpu')
     devices = topology.devices(where)
     names = tuple(filter(None, options.program.split(',')))
-    found = plan(config, where, devices, stage=options.stage, programs=names, say=_say)
-    if not found['fits'] and not options.no_fit:
-        found['fit'] = _fit(config, where, devices, found)
+    result = plan(config, where, devices, stage=options.stage, programs=names, say=_say)
+    if not result['fits'] and not options.no_fit:
+        result['fit'] = _fit(config, where, devices, result)
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(result, indent=2))
     else:
-        show(found)
+        show(result)
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _fit(config: Any, where: topology.Topology, devices: list, found: Mapping) -> dict:
-    failing = [name for name, one in found['programs'].items() if not one['fits']]
+def _fit(config: Any, where: topology.Topology, devices: list, result: Mapping) -> dict:
+    failing = [name for name, one in result['programs'].items() if not one['fits']]
     trials = fit.search(
-        config, where, devices, found['stage']['name'], tuple(found['programs']), failing, _say
+        config, where, devices, result['stage']['name'], tuple(result['programs']), failing, _say
     )
     tried = [
         {
@@ -74,12 +74,12 @@ def _fit(config: Any, where: topology.Topology, devices: list, found: Mapping) -
     }
 
 
-def show(found: Mapping[str, Any]) -> None:
+def show(result: Mapping[str, Any]) -> None:
     """Prints a plan as tables."""
     console = rich.console.Console(markup=False)
-    where, model, stage = found['topology'], found['model'], found['stage']
+    where, model, stage = result['topology'], result['model'], result['stage']
     mesh = (
-        ' '.join(f'{axis}={size}' for axis, size in found['mesh'].items() if size > 1)
+        ' '.join(f'{axis}={size}' for axis, size in result['mesh'].items() if size > 1)
         or 'one device'
     )
     console.print(
@@ -89,7 +89,7 @@ def show(found: Mapping[str, Any]) -> None:
         f'micro-batches: {stage["accumulation"]}',
         highlight=False,
     )
-    programs = found['programs']
+    programs = result['programs']
     limit = where['usable_bytes_per_device']
     _print(
         console,
@@ -105,33 +105,33 @@ def show(found: Mapping[str, Any]) -> None:
     if sending:
         _print(console, 'Sent by a device, by kind', sending)
     console.print(
-        f'Compiled in {found["compile_seconds"]:.0f} s, in {_size(found["peak_host_bytes"])}.',
+        f'Compiled in {result["compile_seconds"]:.0f} s, in {_size(result["peak_host_bytes"])}.',
         highlight=False,
     )
-    _show_fit(console, found)
+    _show_fit(console, result)
 
 
-def _show_fit(console: rich.console.Console, found: Mapping) -> None:
-    if found['fits']:
+def _show_fit(console: rich.console.Console, result: Mapping) -> None:
+    if result['fits']:
         console.print(
             'It fits.'
-            if found['topology']['usable_bytes_per_device']
+            if result['topology']['usable_bytes_per_device']
             else 'Simulated devices share the memory of the host.'
         )
         return
     failing = [
         f'{name} needs {_size(one["peak"])}'
-        for name, one in found['programs'].items()
+        for name, one in result['programs'].items()
         if not one['fits']
     ]
     console.print(
         f'It does not fit: {", ".join(failing)} of '
-        f'{_size(found["topology"]["usable_bytes_per_device"])}.',
+        f'{_size(result["topology"]["usable_bytes_per_device"])}.',
         highlight=False,
     )
-    if 'fit' not in found:
+    if 'fit' not in result:
         return
-    for trial in found['fit']['trials']:
+    for trial in result['fit']['trials']:
         peaks = ', '.join(f'{name} {_size(one["peak"])}' for name, one in trial['programs'].items())
         verdict = 'fits' if trial['fits'] else trial['refused'] or 'does not fit'
         console.print(
@@ -139,7 +139,7 @@ def _show_fit(console: rich.console.Console, found: Mapping) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    command = found['fit']['command']
+    command = result['fit']['command']
     advice = (
         f'The smallest change that fits: {command}'
         if command

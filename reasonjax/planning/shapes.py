@@ -62,9 +62,9 @@ def inherited(specs: Any, incoming: Any, params: Any, trains: Any) -> Any:
         one is another array.
     """
 
-    def depth(spec: Any, found: Any, leaf: Any, train: Any) -> int:
+    def depth(spec: Any, start: Any, leaf: Any, train: Any) -> int:
         for steps in range(8):
-            if jax.tree.structure(leaf) == jax.tree.structure(found):
+            if jax.tree.structure(leaf) == jax.tree.structure(start):
                 return -1 if True in jax.tree.leaves(train) else steps
             if not hasattr(leaf, 'base'):
                 return -1
@@ -78,7 +78,7 @@ def apart(specs: Any, incoming: Any, depths: Any) -> Any:
     """The part of the incoming parameters that shares no memory with the stage's own; None
     elsewhere."""
     return jax.tree.map(
-        lambda _, found, depth: found if depth < 0 else None,
+        lambda _, leaf, depth: leaf if depth < 0 else None,
         specs,
         incoming,
         depths,

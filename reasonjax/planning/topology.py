@@ -103,14 +103,14 @@ def parse(name: str) -> Topology:
     Raises:
       UserError: an unknown generation, or a shape that it does not come in; offers the nearest.
     """
-    found = PATTERN.fullmatch(name.strip())
+    match = PATTERN.fullmatch(name.strip())
     kinds = (*CHIPS, 'cpu')
-    if found is None:
+    if match is None:
         raise UserError(
             f'--topology {name}: expected GENERATION:SHAPE such as v5e:16x16, 2*v5p:4x4x4 (two '
             'slices) or cpu:8.'
         )
-    slices, kind, shape = int(found[1] or 1), found[2], tuple(map(int, found[3].split('x')))
+    slices, kind, shape = int(match[1] or 1), match[2], tuple(map(int, match[3].split('x')))
     if kind not in kinds:
         hint = nearest(kind, kinds) or (' TPU7x is called tpu7x.' if '7' in kind else '')
         raise UserError(

@@ -125,7 +125,7 @@ def figure(title: str, drawn: matplotlib.figure.Figure) -> str:
     label = html.escape(title, quote=True)
     svg = re.sub(
         r'<svg .*?viewBox="([^"]*)"[^>]*>',
-        lambda found: f'<svg viewBox="{found[1]}" role="img" aria-label="{label}">',
+        lambda match: f'<svg viewBox="{match[1]}" role="img" aria-label="{label}">',
         svg,
         count=1,
         flags=re.DOTALL,

@@ -21,18 +21,18 @@ TOLERANCE = decimal.Decimal('1e-4')
 
 
 def _strict(text: str) -> str | None:
-    found = STRICT.search(text)
-    return found.group(1) if found else None
+    match = STRICT.search(text)
+    return match.group(1) if match else None
 
 
 def _flexible(text: str) -> str | None:
-    found = [match.group() for match in FLEXIBLE.finditer(text)]
-    return found[-1] if found else None
+    numbers = [match.group() for match in FLEXIBLE.finditer(text)]
+    return numbers[-1] if numbers else None
 
 
 def _hash(text: str) -> str | None:
-    _, found, answer = text.partition('#')
-    return answer if found else None
+    _, mark, answer = text.partition('#')
+    return answer if mark else None
 
 
 def _last_line(text: str) -> str | None:

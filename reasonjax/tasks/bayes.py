@@ -280,7 +280,7 @@ def bayes(
         )
     if not all(isinstance(r, int) and r >= 0 for r in levels):
         raise UserError(f'bayes: levels must be radii or distances, or 0 for any, got {levels!r}.')
-    made = world(nodes=nodes, edges=edges, net_seed=net_seed, shape=shape, pairs=pairs)
+    net = world(nodes=nodes, edges=edges, net_seed=net_seed, shape=shape, pairs=pairs)
     settings: dict[str, Any] = dict(
         granularity=granularity,
         nodes=nodes,
@@ -293,7 +293,7 @@ def bayes(
         radius=radius,
         scaffold=scaffold,
     )
-    draw = Strings(made, strings, dropout, radius, granularity)
+    draw = Strings(net, strings, dropout, radius, granularity)
     common = dict(
         name='bayes',
         split=split,
@@ -305,13 +305,13 @@ def bayes(
         settings=settings,
     )
     if split in ('validation', 'test'):
-        chosen = made.pairs[: made.tested] if split == 'test' else made.pairs[made.tested :]
+        chosen = net.pairs[: net.tested] if split == 'test' else net.pairs[net.tested :]
         problems = tuple(
             (*ends, value)
             for a, b in chosen
             for ends in ((a, b), (b, a))
             for value in (0, 1)
-            if 0 in levels or int(made.distance[a, b]) in levels
+            if 0 in levels or int(net.distance[a, b]) in levels
         )
         if size > len(problems):
             raise UserError(
@@ -319,7 +319,7 @@ def bayes(
                 f'and levels {levels!r}.'
             )
         source = Pairs(
-            **common, world=made, problems=problems, scaffold=scaffold, granularity=granularity
+            **common, world=net, problems=problems, scaffold=scaffold, granularity=granularity
         )
     else:
         source = Generated(**common)

@@ -116,9 +116,9 @@ def free(
     if samples < 1:
         raise UserError(f'free: samples must be at least 1, got {samples}.')
     prompts = [row['prompt'] for row in problems for _ in range(samples)]
-    said = [completion.partition('#') for completion in sample(prompts)]
-    ended = np.array([bool(found) for _, found, _ in said])
-    texts = [f'{prompt}{before}#' for prompt, (before, found, _) in zip(prompts, said) if found]
+    parts = [completion.partition('#') for completion in sample(prompts)]
+    ended = np.array([bool(mark) for _, mark, _ in parts])
+    texts = [f'{prompt}{before}#' for prompt, (before, mark, _) in zip(prompts, parts) if mark]
     answers = np.full(len(prompts), np.nan)
     answers[ended] = probability_of(texts) if texts else []
     counts = ended.reshape(-1, samples).sum(1)

@@ -52,13 +52,13 @@ def order(parents: Parents) -> list[int]:
 
 def ancestors(parents: Parents, nodes: Iterable[int]) -> set[int]:
     """The nodes, their parents, the parents of those, and so on."""
-    found, waiting = set(), list(nodes)
+    above, waiting = set(), list(nodes)
     while waiting:
         node = waiting.pop()
-        if node not in found:
-            found.add(node)
+        if node not in above:
+            above.add(node)
             waiting += parents[node]
-    return found
+    return above
 
 
 def moral(parents: Parents, nodes: Collection[int]) -> dict[int, set[int]]:
@@ -124,11 +124,11 @@ def separators(parents: Parents, x: int, y: int) -> list[set[int]]:
     one is the smallest that parts the one before it from y; the last holds a neighbour of y in the
     moral graph. No set where x and y are d-separated as they are.
     """
-    adjacent, found, sources = moral(parents, ancestors(parents, {x, y})), [], {x}
+    adjacent, separating, sources = moral(parents, ancestors(parents, {x, y})), [], {x}
     while not any(y in adjacent[source] for source in sources):
         smallest = cut(adjacent, sources, y)
         if not smallest:
             break
-        found.append(smallest)
+        separating.append(smallest)
         sources = smallest
-    return found
+    return separating

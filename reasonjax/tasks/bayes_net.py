@@ -72,8 +72,8 @@ class Net:
         """p(i | its parents) with the evidence put in: the variables that are left, and an axis for
         each."""
         family = (*self.parents[i], i)
-        whole = np.stack([1 - self.tables[i], self.tables[i]], axis=-1)
-        return tuple(j for j in family if j not in evidence), whole[
+        table = np.stack([1 - self.tables[i], self.tables[i]], axis=-1)
+        return tuple(j for j in family if j not in evidence), table[
             tuple(evidence.get(j, slice(None)) for j in family)
         ]
 
@@ -89,12 +89,12 @@ def _product(
             f'bayes: exact inference would need a factor of {len(scope)} variables, above '
             f'{MAX_FACTOR}; take fewer edges.'
         )
-    whole = np.ones((2,) * len(scope))
+    product = np.ones((2,) * len(scope))
     for variables, values in factors:
         places = [scope.index(i) for i in variables]
         aligned = values.transpose(np.argsort(places))
-        whole *= aligned.reshape([2 if place in places else 1 for place in range(len(scope))])
-    return kept, whole.sum(tuple(range(len(kept), len(scope))))
+        product *= aligned.reshape([2 if place in places else 1 for place in range(len(scope))])
+    return kept, product.sum(tuple(range(len(kept), len(scope))))
 
 
 def random_net(rng: np.random.Generator, nodes: int, edges: int) -> Net:

@@ -119,12 +119,12 @@ def draw(
     # Draws of its own: the problems are the same whatever the demonstrations show.
     tries, shown = np.random.default_rng(int(rng.integers(2**63))), []
     for _ in range(attempts - 1):
-        found = attempt(tries, numbers, operations)
-        if found and found.results[-1] == target:
-            right = found
+        trial = attempt(tries, numbers, operations)
+        if trial and trial.results[-1] == target:
+            right = trial
             break
-        if found and found not in shown:
-            shown.append(found)
+        if trial and trial not in shown:
+            shown.append(trial)
     prompt = f'{("," if largest > 9 else "").join(map(str, numbers))}>{target}:'
     solution = written(right)
     return {
@@ -191,9 +191,9 @@ def solves(expression: str, numbers: Sequence[int], target: int) -> bool:
     number is computed before all are known to be the right ones.
     """
     pieces, end = [], 0
-    while found := PIECE.match(expression, end):
-        pieces.append(found[1])
-        end = found.end()
+    while match := PIECE.match(expression, end):
+        pieces.append(match[1])
+        end = match.end()
     if expression[end:].strip() or not _each_once(
         [piece for piece in pieces if piece.isdigit()], numbers
     ):
@@ -234,10 +234,10 @@ def solves(expression: str, numbers: Sequence[int], target: int) -> bool:
 def verify(completion: str, row: dict, terminated: bool) -> dict:
     """Right iff an expression that `reaches` the target of the row's prompt follows the first '#',
     and then the end of sequence."""
-    _, found, answer = completion.partition('#')
+    _, mark, answer = completion.partition('#')
     return {
-        'correct': terminated and bool(found) and reaches(answer, *parsed(row['prompt'])),
-        'answer': answer if found else None,
+        'correct': terminated and bool(mark) and reaches(answer, *parsed(row['prompt'])),
+        'answer': answer if mark else None,
     }
 
 

@@ -9,10 +9,10 @@ from reasonjax.tasks.answers import write_solution
 
 def verify(completion: str, row: dict, terminated: bool) -> dict:
     """Right iff exactly the row's solution follows the first '#', and then the end of sequence."""
-    _, found, answer = completion.partition('#')
+    _, mark, answer = completion.partition('#')
     return {
-        'correct': terminated and bool(found) and answer == write_solution(row['solution']),
-        'answer': answer if found else None,
+        'correct': terminated and bool(mark) and answer == write_solution(row['solution']),
+        'answer': answer if mark else None,
     }
 
 

@@ -103,21 +103,21 @@ def parsed(prompt: str) -> Puzzle:
     Raises:
       UserError: it is not one of this task.
     """
-    found = PROMPT.fullmatch(prompt)
-    said = [text.split(':') for text in found[2][1:].split(',')] if found else []
-    order = tuple(int(person) - 1 for person, _ in said)
+    match = PROMPT.fullmatch(prompt)
+    statements_of = [text.split(':') for text in match[2][1:].split(',')] if match else []
+    order = tuple(int(person) - 1 for person, _ in statements_of)
     fine = (
-        found is not None
-        and found[1][0] != found[1][1]
+        match is not None
+        and match[1][0] != match[1][1]
         and sorted(order) == list(range(len(order)))
-        and all(STATEMENT.fullmatch(text) for _, text in said)
-        and set(re.findall('[A-Z]', found[2])) <= set(found[1])
-        and all(int(person) <= len(order) for person in re.findall('[1-8]', found[2]))
+        and all(STATEMENT.fullmatch(text) for _, text in statements_of)
+        and set(re.findall('[A-Z]', match[2])) <= set(match[1])
+        and all(int(person) <= len(order) for person in re.findall('[1-8]', match[2]))
     )
     if not fine:
         raise UserError(f'knights: expected a prompt such as "KN,1:2N,2:1K*2K:", got {prompt!r}.')
-    statements = dict(zip(order, (_read(text, found[1]) for _, text in said)))
-    return Puzzle(found[1], order, tuple(statements[person] for person in range(len(order))))
+    statements = dict(zip(order, (_read(text, match[1]) for _, text in statements_of)))
+    return Puzzle(match[1], order, tuple(statements[person] for person in range(len(order))))
 
 
 def working(statements: Sequence[tuple], roles: str, granularity: int) -> str:
@@ -165,11 +165,13 @@ def _value(statement: tuple, known: Sequence[bool | None]) -> str:
 
 def row_of(puzzle: Puzzle, solution: Sequence[bool], granularity: int) -> dict:
     """The row of a puzzle with its only solution (True: tells the truth)."""
-    said = ''.join(f',{i + 1}:{written(puzzle.statements[i], puzzle.roles)}' for i in puzzle.order)
+    statements = ''.join(
+        f',{i + 1}:{written(puzzle.statements[i], puzzle.roles)}' for i in puzzle.order
+    )
     answer = ''.join(puzzle.roles[not role] for role in solution)
     work = working(puzzle.statements, puzzle.roles, granularity)
     return {
-        'prompt': f'{puzzle.roles}{said}:',
+        'prompt': f'{puzzle.roles}{statements}:',
         'completion': f'{work}#{answer}',
         'solution': answer,
     }
@@ -216,10 +218,10 @@ def perturbed(
     puzzle = parsed(row['prompt'])
     solution = [letter == puzzle.roles[0] for letter in row['solution']]
     if kind in ('statement', 'leaf'):
-        found = resample(rng, puzzle.statements, kind)
-        if found is None:
+        resampled = resample(rng, puzzle.statements, kind)
+        if resampled is None:
             return None
-        puzzle, solution = puzzle._replace(statements=found[0]), found[1]
+        puzzle, solution = puzzle._replace(statements=resampled[0]), resampled[1]
     elif kind == 'reorder':
         order = puzzle.order
         while order == puzzle.order:

@@ -99,8 +99,8 @@ def sample_puzzle(rng: np.random.Generator, people: int) -> tuple[tuple, tuple[b
     """A puzzle with exactly one solution, and the solution."""
     for _ in range(TRIES):
         puzzle = tuple(sample_statement(rng, person, people) for person in range(people))
-        if len(found := solutions(puzzle)) == 1:
-            return puzzle, found[0]
+        if len(answers := solutions(puzzle)) == 1:
+            return puzzle, answers[0]
     raise RuntimeError(
         f'{TRIES} puzzles of {people} people were drawn, and none has exactly one solution.'
     )
@@ -152,7 +152,7 @@ def reasoning(puzzle: Sequence[tuple]) -> list[tuple]:
         roles[person] = role = untried[person].pop()
         known = [i for i in range(people) if roles[i] is not None]
         possible = functools.reduce(
-            lambda found, i: found & (knight[i] if roles[i] else everything ^ knight[i]),
+            lambda worlds, i: worlds & (knight[i] if roles[i] else everything ^ knight[i]),
             known,
             everything,
         )

@@ -52,17 +52,17 @@ def answer_after(marker: str, tokenizer: Tokenizer, max_tokens: int) -> TokenRul
         terminated: jax.Array,
         columns: Mapping[str, jax.Array],
     ) -> jax.Array:
-        said = (jnp.arange(tokens.shape[-1]) < length[..., None]) & ~jnp.isin(
+        answered = (jnp.arange(tokens.shape[-1]) < length[..., None]) & ~jnp.isin(
             tokens, jnp.asarray(dropped, jnp.int32)
         )
-        marked = jnp.cumsum(said & (tokens == ids[marker]), axis=-1) > 0
+        marked = jnp.cumsum(answered & (tokens == ids[marker]), axis=-1) > 0
         # The answer starts behind the first marker; the first column has nothing before it.
-        answer = said & jnp.pad(marked[..., :-1], [(0, 0)] * (tokens.ndim - 1) + [(1, 0)])
+        answer = answered & jnp.pad(marked[..., :-1], [(0, 0)] * (tokens.ndim - 1) + [(1, 0)])
         solution = jnp.broadcast_to(columns['solution'], (*tokens.shape[:-1], max_tokens))
         place = jnp.clip(jnp.cumsum(answer, axis=-1) - 1, 0, max_tokens - 1)
         same = ~answer | (tokens == jnp.take_along_axis(solution, place, axis=-1))
-        whole = (answer.sum(-1) == columns['solution_length']) & same.all(-1)
-        right = (terminated & marked[..., -1] & whole).astype(jnp.float32)
+        equal = (answer.sum(-1) == columns['solution_length']) & same.all(-1)
+        right = (terminated & marked[..., -1] & equal).astype(jnp.float32)
         return jnp.where(columns['solution_length'] < 0, jnp.nan, right)
 
     return TokenRule(columns, reward)

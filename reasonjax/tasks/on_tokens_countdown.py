@@ -90,17 +90,17 @@ def expression_after(marker: str, tokenizer: Tokenizer) -> TokenRule:
         terminated: jax.Array,
         columns: Mapping[str, jax.Array],
     ) -> jax.Array:
-        said = jnp.arange(tokens.shape[-1]) < length[..., None]
-        marks = said & (tokens == ids[marker])
-        answer = said & (jnp.cumsum(marks, axis=-1) - marks > 0)  # behind the first marker
+        answered = jnp.arange(tokens.shape[-1]) < length[..., None]
+        marks = answered & (tokens == ids[marker])
+        answer = answered & (jnp.cumsum(marks, axis=-1) - marks > 0)  # behind the first marker
         known = (tokens >= 0) & (tokens < tokenizer.vocab_size)
         kinds = jnp.where(
             answer, jnp.asarray(kinds_V)[jnp.where(known, tokens, tokenizer.vocab_size)], SKIPPED
         )
         numbers_N = jnp.broadcast_to(columns['numbers'], (*length.shape, MAX_COUNT))
         target = jnp.broadcast_to(columns['target'], length.shape)
-        whole = right(kinds, numbers_N, target)
-        return (terminated & marks.any(-1) & whole).astype(jnp.float32)
+        reached = right(kinds, numbers_N, target)
+        return (terminated & marks.any(-1) & reached).astype(jnp.float32)
 
     return TokenRule(columns, reward)
 

@@ -123,18 +123,18 @@ def _circuit(rng: np.random.Generator, n: int) -> tuple[str, list[Step]]:
         kind = '01AON'[int(rng.integers(2 if i == n - 1 else 0, 5)) if i else int(rng.integers(2))]
         kind = 'N' if i == 1 and kind in 'AO' else kind
         if kind in '01':
-            gate, value, whole = kind, int(kind), kind
+            gate, value, gate_text = kind, int(kind), kind
         else:
             operands = rng.choice(i, size=1 if kind == 'N' else 2, replace=False).tolist()
             bits = [values[j] for j in operands]
-            gate, whole = (
+            gate, gate_text = (
                 kind + ''.join(form.format(x) for x in xs)
                 for form, xs in (('{:02d}', operands), ('{}', bits))
             )
             value = {'A': min(bits), 'O': max(bits), 'N': 1 - bits[0]}[kind]
         gates.append(gate)
         values.append(value)
-        steps.append(Step(str(value), f'{whole}={value}'))
+        steps.append(Step(str(value), f'{gate_text}={value}'))
     return f'C{",".join(gates)}=', steps
 
 

@@ -53,10 +53,10 @@ def unsound(params: Any, dtype: Any = None) -> dict[str, int]:
     leaves = _floating(params)
     # Counted only where there are any: the first pass is one number a leaf.
     fine = processes.fetch(_all_finite(list(leaves.values()), dtype)) if leaves else ()
-    found = [name for name, holds in zip(leaves, fine, strict=True) if not holds]
+    names = [name for name, holds in zip(leaves, fine, strict=True) if not holds]
     return {
         name: int(np.sum(processes.fetch(_row_counts(leaves[name], dtype)), dtype=np.int64))
-        for name in found
+        for name in names
     }
 
 

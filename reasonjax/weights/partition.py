@@ -53,14 +53,14 @@ def partition(tree: Any, trainable: Any) -> tuple[Any, Any]:
       UserError: a leaf of integers is to train.
     """
     leaves = zip(names(tree), jax.tree.leaves(trainable), jax.tree.leaves(tree), strict=True)
-    whole = [
+    integers = [
         name
         for name, keep, leaf in leaves
         if keep and jnp.issubdtype(getattr(leaf, 'dtype', float), jnp.integer)
     ]
-    if whole:
+    if integers:
         raise UserError(
-            f'config.filter: chooses {listing(whole)}, of integers (quantised weights), which '
+            f'config.filter: chooses {listing(integers)}, of integers (quantised weights), which '
             'cannot train.'
         )
     train = jax.tree.map(lambda keep, leaf: leaf if keep else None, trainable, tree)

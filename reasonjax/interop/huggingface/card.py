@@ -93,8 +93,8 @@ def render(
 
 def hub_name(folder: Folder) -> str:
     """What the Hub calls the model of a folder in its cache; '' for a folder elsewhere."""
-    found = HUB_CACHE.search(str(folder.path))
-    return f'{found["owner"]}/{found["name"]}' if found else ''
+    match = HUB_CACHE.search(str(folder.path))
+    return f'{match["owner"]}/{match["name"]}' if match else ''
 
 
 def _name_of(folder: Folder) -> str:
@@ -167,16 +167,16 @@ def _results(made: Sequence[Made]) -> list[str]:
     rows = []
     for run in made:
         for place in _stages(run):
-            found = _json(place.folder / 'done.json')
-            if 'accuracy' in found or 'sampled_accuracy' in found:
-                length = found.get('mean_length')
+            record = _json(place.folder / 'done.json')
+            if 'accuracy' in record or 'sampled_accuracy' in record:
+                length = record.get('mean_length')
                 rows.append(
                     [
                         place.name,
-                        percent(found.get('accuracy'), found.get('ci95')),
-                        percent(found.get('sampled_accuracy'), found.get('sampled_ci95')),
+                        percent(record.get('accuracy'), record.get('ci95')),
+                        percent(record.get('sampled_accuracy'), record.get('sampled_ci95')),
                         '-' if length is None else f'{length:.1f}',
-                        str(found.get('problems', '-')),
+                        str(record.get('problems', '-')),
                     ]
                 )
     if not rows:

@@ -90,13 +90,13 @@ def kind_of(source: pathlib.Path) -> str:
         )
         raise UserError(f'{source}: no such folder.{nearest(source.name, siblings)}')
     config = read_json(source / 'config.json') if (source / 'config.json').is_file() else {}
-    found = ['run'] if 'stages' in config else []
-    found += ['Hugging Face model'] if 'model_type' in config or 'architectures' in config else []
-    found += ['PEFT adapter'] if (source / ADAPTER_CONFIG).is_file() else []
-    if len(found) != 1:
+    kinds = ['run'] if 'stages' in config else []
+    kinds += ['Hugging Face model'] if 'model_type' in config or 'architectures' in config else []
+    kinds += ['PEFT adapter'] if (source / ADAPTER_CONFIG).is_file() else []
+    if len(kinds) != 1:
         what = (
-            f'holds both a {" and a ".join(found)}; keep them in folders of their own'
-            if found
+            f'holds both a {" and a ".join(kinds)}; keep them in folders of their own'
+            if kinds
             else 'holds none of them'
         )
         raise UserError(
@@ -104,7 +104,7 @@ def kind_of(source: pathlib.Path) -> str:
             'model (config.json with model_type) or a '
             f'PEFT adapter ({ADAPTER_CONFIG}); it {what}.'
         )
-    return found[0]
+    return kinds[0]
 
 
 def _export_run(
@@ -151,8 +151,8 @@ def _merge_adapter(
     jax.eval_shape(lambda params: put_adapter(params, adapter), abstract_params(of_run, -1))
     export.prepare(of_run, target, base=base, dtype=options.dtype)
     params = put_adapter(initial(of_run), adapter)
-    told = [f'The PEFT adapter `{source.resolve().name}` merged into its base.', *provenance]
-    export.export(of_run, params, target, base=base, dtype=options.dtype, provenance=told)
+    lines = [f'The PEFT adapter `{source.resolve().name}` merged into its base.', *provenance]
+    export.export(of_run, params, target, base=base, dtype=options.dtype, provenance=lines)
     print(f'{target}: Hugging Face model, {base} with {source} merged')
 
 

@@ -267,7 +267,9 @@ def _without_grown_rows(run: Run, folder: Folder | None) -> tuple[ModelConfig, l
 def _check_base(folder: Folder, model: ModelConfig) -> None:
     """Raises UserError where a folder's parameters are not those of the model, as far as shapes
     tell."""
-    theirs = ModelConfig(**folder.fields | {'rope_scaling': frozen(folder.fields['rope_scaling'])})
+    of_folder = ModelConfig(
+        **folder.fields | {'rope_scaling': frozen(folder.fields['rope_scaling'])}
+    )
     have, want = (
         {
             path_name(path): leaf.shape
@@ -275,7 +277,7 @@ def _check_base(folder: Folder, model: ModelConfig) -> None:
                 spec.specs(c), is_leaf=spec.is_spec
             )
         }
-        for c in (theirs, model)
+        for c in (of_folder, model)
     )
     wrong = [
         f'{n}: {have.get(n, "nothing")}, here {want.get(n, "nothing")}'

@@ -128,7 +128,7 @@ def differing(
     }
     stored = stored_tensors(folder.path)
     wanted = check_tensors(folder, config, stored)
-    found = []
+    names = []
     for done, name in enumerate(wanted, 1):
         with safetensors.safe_open(stored[name].file, framework='numpy') as content:
             theirs = content.get_tensor(name)
@@ -144,9 +144,9 @@ def differing(
                 if tensor.transposed
                 else np.asarray(leaf.rounded(theirs))
             )
-        found += [] if np.array_equal(ours, theirs) else [name]
+        names += [] if np.array_equal(ours, theirs) else [name]
         report(done, len(wanted))
-    return found
+    return names
 
 
 def transformers_config(family: Family, config: ModelConfig, like: dict | None = None) -> Any:

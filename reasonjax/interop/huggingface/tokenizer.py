@@ -66,8 +66,8 @@ def save_tokenizer(tokenizer: Tokenizer, path: pathlib.Path) -> None:
 def copy_files(source: pathlib.Path, path: pathlib.Path) -> None:
     """Copies the tokenizer files of a Hugging Face folder into another one."""
     for pattern in FILES:
-        for found in source.glob(pattern):
-            copy_own(source, found, path / found.name)
+        for file in source.glob(pattern):
+            copy_own(source, file, path / file.name)
 
 
 def _loaded(path: pathlib.Path) -> Any:
@@ -157,12 +157,12 @@ def _refuse(model: Any) -> None:
         }
         <= normal,
     }
-    found = [reason for reason, holds in reasons.items() if holds]
-    if found:
+    reasons_that_hold = [reason for reason, holds in reasons.items() if holds]
+    if reasons_that_hold:
         raise UserError(
             'tokenizer.path: this SentencePiece model cannot be written as a Hugging Face '
             'tokenizer that is sure to give the same ids '
-            f'({"; ".join(found)}); train with the Hugging Face folder of this vocabulary '
+            f'({"; ".join(reasons_that_hold)}); train with the Hugging Face folder of this vocabulary '
             '(tokenizer.name=huggingface) to export it.'
         )
 

@@ -289,7 +289,7 @@ class Harness(TemplateLM):
             for row, (_, context, more) in zip(rows, requests)
         ]
         self._count_cut('loglikelihood', cut)
-        found: list = [None] * len(rows)
+        scores: list = [None] * len(rows)
         with tqdm(total=len(rows), desc='Scoring', disable=disable_tqdm) as bar:
             for chunk, filled in self._chunks(
                 [len(row.tokens) for row in rows], range(len(rows)), self._run.mesh
@@ -306,14 +306,14 @@ class Harness(TemplateLM):
                 )
                 for b, i in enumerate(chunk):
                     asked = batch['weights'][b] > 0
-                    found[i] = (
+                    scores[i] = (
                         float(logprob_BxT[b][asked].sum(dtype=np.float64)),
                         bool(hit_BxT[b][asked].all()),
                     )
                     if requests[i][0] is not None:
-                        self.cache_hook.add_partial('loglikelihood', requests[i][0], found[i])
+                        self.cache_hook.add_partial('loglikelihood', requests[i][0], scores[i])
                 bar.update(len(chunk))
-        return found
+        return scores
 
     def _document(
         self, texts: tuple[str, str] | None, context: list[int], continuation: list[int]

@@ -148,15 +148,15 @@ def read_adapter(path: str | pathlib.Path) -> Adapter:
             pairs[module][FACTORS[suffix]] = value
     unknown += [
         f'{one_line(module, 120)} without its other factor'
-        for module, found in pairs.items()
-        if len(found) < 2
+        for module, halves in pairs.items()
+        if len(halves) < 2
     ]
     if unknown or not pairs:
         raise UserError(
             f'{path / WEIGHTS}: expected pairs of lora_A and lora_B; found '
             f'{_first(unknown) or "none"}.'
         )
-    read = {module: _pair(path, settings, module, **found) for module, found in pairs.items()}
+    read = {module: _pair(path, settings, module, **halves) for module, halves in pairs.items()}
     _check_finite(path, read, copies)
     return Adapter(path, str(settings.get('base_model_name_or_path') or ''), read, copies)
 
@@ -218,12 +218,14 @@ def _tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     file = path / WEIGHTS
     if not os.path.lexists(file):
         pickled = listing(p.name for p in path.glob('*.bin'))
-        found = (
+        others = (
             f'found {pickled}, which is pickled and can run code when it is read'
             if pickled
             else 'it is not there'
         )
-        raise UserError(f'{path}: the weights of an adapter are read from {WEIGHTS} only; {found}.')
+        raise UserError(
+            f'{path}: the weights of an adapter are read from {WEIGHTS} only; {others}.'
+        )
     tensors_of(file)  # says what is wrong with it
     return safetensors.numpy.load_file(file)
 
@@ -322,11 +324,11 @@ def put_adapter(params: Any, adapter: Adapter) -> Any:
         parts, index, problem = _place(module, dense)
         if not problem:
             shape = sum(dense[p].shape[-1] for p in parts), dense[parts[0]].shape[-2]
-            found = pair.b.shape[0], pair.a.shape[1]
+            size = pair.b.shape[0], pair.a.shape[1]
             problem = (
                 ''
-                if _fits(parts[0], found, shape)
-                else f'expected {list(shape)}, found {list(found)}'
+                if _fits(parts[0], size, shape)
+                else f'expected {list(shape)}, found {list(size)}'
             )
         if problem:
             problems.append(f'{one_line(module, 120)}: {problem}')
@@ -383,11 +385,11 @@ def _place(module: str, dense: Mapping[str, Any]) -> tuple[tuple[str, ...], tupl
     return parts, index, ''
 
 
-def _fits(leaf: str, found: tuple[int, int], shape: tuple[int, int]) -> bool:
+def _fits(leaf: str, actual: tuple[int, int], shape: tuple[int, int]) -> bool:
     tokens = {'embed': 1, 'head': 0}.get(leaf)
     return all(
         size - (GROWN if axis == tokens else 0) <= f <= size
-        for axis, (f, size) in enumerate(zip(found, shape, strict=True))
+        for axis, (f, size) in enumerate(zip(actual, shape, strict=True))
     )
 
 

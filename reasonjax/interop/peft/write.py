@@ -55,7 +55,7 @@ def pairs_of(params: Any, family: Family, config: ModelConfig) -> dict[str, Pair
             'the embedding is adapted and is also the head, which PEFT does not keep together; '
             'merge the adapter (--merge).'
         )
-    found = {}
+    by_module = {}
     for tensor in tensors(family, config):
         for index in np.ndindex(*tensor.stacked):
             pair = _joined(
@@ -66,10 +66,10 @@ def pairs_of(params: Any, family: Family, config: ModelConfig) -> dict[str, Pair
                 tensor.shapes,
             )
             if pair is not None:
-                found[tensor.name.format(*index).removesuffix('.weight')] = pair
-    if not found:
+                by_module[tensor.name.format(*index).removesuffix('.weight')] = pair
+    if not by_module:
         raise UserError('the low-rank weights are all zero: there is nothing to write.')
-    return found
+    return by_module
 
 
 def _layers_of(leaf: Any) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -44,11 +44,11 @@ def prompt_completion(
     Raises:
         UserError: no such column.
     """
-    made = {'prompt': take(example, prompt, 'prompt_completion.prompt')}
+    pair = {'prompt': take(example, prompt, 'prompt_completion.prompt')}
     if completion:
-        made['completion'] = take(example, completion, 'prompt_completion.completion')
+        pair['completion'] = take(example, completion, 'prompt_completion.completion')
     return [
-        {key: value for key, value in example.items() if key not in (prompt, completion)} | made
+        {key: value for key, value in example.items() if key not in (prompt, completion)} | pair
     ]
 
 
@@ -79,7 +79,7 @@ def messages(
             f'column "{messages}" (messages.messages) must be a non-empty list of messages, '
             f'found {type(turns).__name__}'
         )
-    made = []
+    conversation = []
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, Mapping):
             raise UserError(
@@ -94,8 +94,13 @@ def messages(
                     f'keys found: {listing(turn)}.{nearest(key, turn)}'
                 )
         others = {key: value for key, value in turn.items() if key not in (role, content)}
-        made.append({'role': _ROLES.get(turn[role], turn[role]), 'content': turn[content]} | others)
-    return [{key: value for key, value in example.items() if key != messages} | {'messages': made}]
+        conversation.append(
+            {'role': _ROLES.get(turn[role], turn[role]), 'content': turn[content]} | others
+        )
+    return [
+        {key: value for key, value in example.items() if key != messages}
+        | {'messages': conversation}
+    ]
 
 
 def chat(
@@ -112,7 +117,7 @@ def chat(
     Raises:
         UserError: no prompt, or columns that are not strings.
     """
-    made = {}
+    chats = {}
     for name, speaker in (('prompt', 'user'), ('completion', 'assistant')):
         if name == 'completion' and name not in example:
             continue
@@ -120,10 +125,10 @@ def chat(
         if not isinstance(text, str):
             raise UserError(f'column "{name}" (chat) must be a string, found {type(text).__name__}')
         # The space that parts a completion from its prompt has no place in a turn of its own.
-        made[name] = [{'role': speaker, 'content': text.strip() if name == 'completion' else text}]
+        chats[name] = [{'role': speaker, 'content': text.strip() if name == 'completion' else text}]
     if system:
-        made['prompt'] = [{'role': 'system', 'content': system}, *made['prompt']]
-    return [{**example, **made}]
+        chats['prompt'] = [{'role': 'system', 'content': system}, *chats['prompt']]
+    return [{**example, **chats}]
 
 
 def rename(

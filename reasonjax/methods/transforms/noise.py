@@ -72,8 +72,8 @@ def static_noise(
         raise UserError(
             f'column "{column}" (static_noise.column) must be a string, found {type(text).__name__}'
         )
-    working, found, answer = text.partition(marker)
-    if not found:
+    working, mark, answer = text.partition(marker)
+    if not mark:
         raise UserError(
             f'column "{column}" (static_noise.column) holds no {marker!r} (static_noise.marker) '
             'before the answer'
@@ -96,4 +96,4 @@ def static_noise(
             else character
             for character, struck, step in zip(working, hit, steps)
         )
-    return [{**example, column: f'{damaged}{found}{answer}'}]
+    return [{**example, column: f'{damaged}{mark}{answer}'}]

@@ -45,7 +45,7 @@ def gsm8k(
         raise UserError(f'gsm8k.template: expected {{question}} in the template, got {template!r}')
     asked, worked = take(example, question, 'gsm8k.question'), take(example, answer, 'gsm8k.answer')
     try:
-        made = rows_to_prompt(asked, worked, template=template, keep_calculator=keep_calculator)
+        texts = rows_to_prompt(asked, worked, template=template, keep_calculator=keep_calculator)
     except UserError as error:
         raise UserError(f'column "{answer}" (gsm8k.answer): {error}') from error
-    return [{**example, **made}]
+    return [{**example, **texts}]

@@ -90,7 +90,7 @@ def tensors(family: Family, config: ModelConfig) -> list[Tensor]:
     }
     first_of = {parts[0]: name for name, parts in family.fused.items()}
     hidden = {part for parts in family.fused.values() for part in parts[1:]}
-    found = []
+    tensors = []
     for leaf in leaves:
         if leaf in hidden:
             continue
@@ -100,8 +100,8 @@ def tensors(family: Family, config: ModelConfig) -> list[Tensor]:
         shapes = [leaves[part].shape[stacked:] for part in parts]
         transposed = len(shapes[0]) == 2 and leaf != 'embed'
         shapes = tuple(tuple(reversed(shape)) if transposed else shape for shape in shapes)
-        found.append(Tensor(name, parts, leaves[leaf].shape[:stacked], shapes, transposed))
-    return found
+        tensors.append(Tensor(name, parts, leaves[leaf].shape[:stacked], shapes, transposed))
+    return tensors
 
 
 def read_common(c: Any) -> dict:
