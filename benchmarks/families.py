@@ -31,8 +31,8 @@ COLUMNS = {
 }
 PAGE = """# Hugging Face families
 
-Folders of these architectures are read and written. Each row is a random tiny model ({layers} layers, width {width}, norms and biases
-random too) that `transformers` saved; what was measured is float32 unless it says otherwise. Written by
+Model folders of these architectures can be imported and exported. Each row is a random tiny model ({layers} layers, width {width}, norms
+and biases random too) saved by `transformers`; measurements are float32 unless stated otherwise. Written by
 
 ```bash
 python -m benchmarks.families --write docs/FAMILIES.md
@@ -42,25 +42,24 @@ on {date}, on {backend}, with {versions}. The largest absolute logits of the mod
 
 {table}
 
-* **logits**: largest absolute difference from torch, in rows padded on the left and on the right (which torch reads as one batch), and
-  in rows of several packed documents (which torch reads one by one); the worse of layers scanned and unrolled.
-* **gradient** of the mean NLL of all those documents: Euclidean norm of the difference over that of torch's gradient, of the worst
+* **logits**: largest absolute difference from torch, in rows padded on the left and on the right (one batch in torch) and in rows of
+  several packed documents (one by one in torch); the worse of scanned and unrolled layers.
+* **gradient** of the mean NLL of all these documents: norm of the difference relative to the norm of torch's gradient, for the worst
   tensor.
-* **greedy**: tokens of `generate(do_sample=False)`, with its cache, that the sampler repeats: {new} after each of {prompts} prompts of 1
+* **greedy**: tokens of `generate(do_sample=False)`, with its cache, that the sampler reproduces: {new} after each of {prompts} prompts of 1
   to {longest} tokens. The two largest logits were never closer than {gap}.
-* **export**: largest difference between torch's logits of the model it saved and of the folder that we wrote. **config**: our
-  `config.json` reads back to the same model. **bfloat16**: a bfloat16 folder is written bit by bit as it was read, through float32 and
-  through bfloat16 parameters.
+* **export**: largest difference between torch's logits of the model it saved and of the folder that we exported. **config**: our
+  `config.json` reads back to the same model. **bfloat16**: a bfloat16 folder is exported bit for bit as it was imported, through float32
+  and through bfloat16 parameters.
 * **sampler**: largest difference, in nats, between the log-probs (and entropies) that the sampler records and those that training
-  computes. **sampler bfloat16**: the same with bfloat16 activations, mean and (largest). Of a mixture the largest says little: where two
-  experts are nearly as likely, rounding may pick another, and that token then differs by what the experts differ.
+  computes. **sampler bfloat16**: the same with bfloat16 activations, mean and (largest). For a mixture of experts the largest means
+  little: where two experts are nearly as likely, rounding may pick the other one, and that token differs by as much as the experts do.
 
-The command fails where one of these is not kept to: {bounds};
-all greedy tokens, the config and the bits.
+The command fails if one of these bounds is exceeded: {bounds}; or if a greedy token, the config or a bit differs.
 
-RoPE scalings that depend on the length of a sequence (dynamic, LongRoPE) are computed once for a run, for the length given as
-`rope_scaling.length`, and torch is compared at that length. Not read are quantised weights, code that a folder brings along, pickled
-weights, encoders, and mixtures in some layers only; each is an error that says so.
+RoPE scalings that depend on the length of a sequence (dynamic, LongRoPE) are computed once per run, for the length given as
+`rope_scaling.length`, and torch is compared at that length. Not supported are quantised weights, folders that need code of their own,
+pickled weights, encoders, and mixtures in some layers only; each is an error that says so.
 """
 
 

@@ -113,7 +113,7 @@ CASES = (
         'YaRN',
         _rope('yarn', 1e6, factor=4.0, original_max_position_embeddings=16),
     ),
-    Case('qwen-3', 'Qwen3', 'norms of heads, wide heads', _WIDE),
+    Case('qwen-3', 'Qwen3', 'per-head norms, wide heads', _WIDE),
     Case(
         'qwen-3-tied',
         'Qwen3',
@@ -129,7 +129,7 @@ CASES = (
     Case(
         'qwen-3-moe-raw',
         'Qwen3Moe',
-        '2 of 5 experts, weights as they are',
+        '2 of 5 experts, weights not normalised',
         dict(_MOE, num_experts_per_tok=2, norm_topk_prob=False),
     ),
     Case(
@@ -156,7 +156,7 @@ CASES = (
         'linear RoPE on the global layer',
         dict(_GEMMA, **_gemma3(rope_type='linear', factor=8.0), sliding_window_pattern=2),
     ),
-    Case('olmo-2', 'Olmo2', 'norms behind blocks, norms of whole query and key rows', {}, seed=1),
+    Case('olmo-2', 'Olmo2', 'norms after blocks, norms over whole query and key rows', {}, seed=1),
     Case(
         'phi-3',
         'Phi3',

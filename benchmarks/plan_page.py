@@ -7,49 +7,49 @@ from collections.abc import Mapping, Sequence
 FIGURE = 'plan_collectives.svg'
 PAGE = """# Plans
 
-What GRPO on these models needs and can reach on TPUs that nobody rented: every program was compiled ahead of time, none was run. Written on
-{date} by
+What GRPO on these models would need and could reach on TPUs that were not rented: every program was
+compiled ahead of time, none was run. Planned on {date} at commit {commit} and written by
 
 ```bash
 python -m benchmarks.plan_table --folder runs/plans --write docs
 ```
 
-and any row can be planned again, or with other settings:
+Any row can be planned again, or with other settings:
 
 ```bash
 python -m reasonjax.plan --config configs/plan.py:qwen3_8b --topology v5e:16x16 --config.rollout.mesh.data=64 --config.rollout.mesh.tensor=4
 ```
 
-2048 completions of at most 3072 tokens a step, 8 to a prompt of at most 1024; float32 parameters and moments, bfloat16 arithmetic. Weights
-and moments are split over all devices (`fsdp`); for sampling they are laid out anew, split over `tensor` so that they take a quarter of
-the memory at most. On fewer than 64 devices the prompts are sampled in parts (`grpo.prompts_at_once`).
+A step has 2048 completions of at most 3072 tokens, 8 per prompt of at most 1024 tokens; parameters and moments are float32, arithmetic is
+bfloat16. Weights and moments are sharded over all devices (`fsdp`). For sampling they are resharded over `tensor`, so that they take at
+most a quarter of the memory. On fewer than 64 devices the prompts are sampled in parts (`grpo.prompts_at_once`).
 
 {table}{missing}
 
-**How to read it.** *Peak* is the most of the four programs, what stays in memory between them included. *Tokens/s/chip* and *MFU* are
-upper bounds: the time is the largest of arithmetic at the published bfloat16 peak, memory traffic at the published bandwidth, and bytes
-sent at the published speed of all links together, each as if the others cost nothing. Real runs are slower. MFU counts what the result
-needs: nothing that is computed twice, half of a causal attention. Training counts all tokens of a row, decoding only those it makes, all at
-full length.
+**How to read it.** *Peak* is the largest of the four programs, including what stays in memory between them. *Tokens/s/chip* and *MFU* are
+upper bounds: the time is the maximum of arithmetic at the published bfloat16 peak, memory traffic at the published bandwidth, and
+communication at the published speed of all links together, each as if the others cost nothing. Real runs are slower. MFU counts only what
+the result needs: nothing that is recomputed, and half of a causal attention. Training counts all tokens of a row, decoding only the
+generated ones, all at full length.
 
 * **Memory** is the compiler's own figure for one device; parameters, optimiser and batch are added up from shapes.
 * **Arithmetic** is counted from the model's shape (`reasonjax/planning/flops.py`), because the compiler counts the body of a loop once.
-* **Memory traffic** is counted too: each product reads both operands and writes its result, and nothing else costs anything.
-* **Bytes sent** are read from the compiled program, each loop as often as it runs, by the ring formulas in `reasonjax/planning/hlo.py`.
+* **Memory traffic** is counted too: each product reads both operands and writes its result; everything else is taken as free.
+* **Communication** is read from the compiled program, each loop as often as it runs, with the ring formulas in `reasonjax/planning/hlo.py`.
 * **Peaks** of the chips, with their sources, are the table in `reasonjax/planning/topology.py`.
 
 Planning needs the TPU compiler (`pip install libtpu`) and no TPU. On a machine without one, `JAX_PLATFORMS=cpu` keeps other programs from
 looking for it. {cost}
 
-## What a larger mesh sends
+## Communication on larger meshes
 
 ![bytes sent per token against devices]({figure})
 
 {collectives}
 
 Bytes that one device of a v5e slice sends in a training step, per token that it trains on, for Qwen3 1.7B cut to 4 layers with {rows}
-rows of 4096 tokens a device. Splitting rows only (`data`) sends the gradients once a step; splitting weights as well (`fsdp`) sends weights
-for each pass over them; splitting products (`tensor`) sends activations.
+rows of 4096 tokens per device. Sharding rows only (`data`) sends the gradients once a step; sharding weights as well (`fsdp`) sends weights
+for each pass over them; sharding products (`tensor`) sends activations.
 """
 
 
@@ -67,8 +67,10 @@ def page(
     of_figure = {name: found for name, found in plans.items() if name.startswith('collectives@')}
     stage = next(iter(of_figure.values()))['stage'] if of_figure else {'rows': 0}
     devices = next(iter(of_figure.values()))['topology']['devices'] if of_figure else 1
+    commits = ', '.join(sorted({found.get('commit', 'unknown') for found in plans.values()}))
     return PAGE.format(
         date=today,
+        commit=commits or 'unknown',
         table=_table(rows),
         missing=f'\n\nNot planned, or refused: {missing}.' if missing else '',
         cost=_cost(plans),
@@ -119,7 +121,10 @@ def _cost(plans: Mapping[str, dict]) -> str:
         return ''
     each = ', '.join(f'{name} {one["seconds"]:.0f} s' for name, one in found['programs'].items())
     memory = f'{found["peak_host_bytes"] / 1e9:.1f} GB'
-    return f'The plan of Qwen3 8B on 256 chips took {found["compile_seconds"]:.0f} s of compiling here ({each}) and {memory}.'
+    return (
+        f'The plan of Qwen3 8B on 256 chips took {found["compile_seconds"]:.0f} s of compilation '
+        f'({each}) and {memory} of host memory.'
+    )
 
 
 def points(plans: Mapping[str, dict]) -> dict[str, list[tuple[int, float, dict[str, float]]]]:

@@ -6,7 +6,7 @@ own, as docs/PLAN.md.
     python -m benchmarks.plan_table --folder runs/plans --only qwen3_8b@v5e:16x16,collectives
 
 Every plan is kept in the folder as the JSON that `reasonjax.plan` prints, so that a table that was
-stopped goes on.
+stopped resumes.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from reasonjax.errors import listing, nearest
 from reasonjax.planning import topology
 
+ROOT = pathlib.Path(__file__).parent.parent
 # Parameters, to choose meshes by.
 MODELS = {
     'qwen3_0_6b': 0.6e9,
@@ -142,7 +143,15 @@ def _plan(name: str, command: list[str], file: pathlib.Path) -> None:
     # A run that is refused (a mesh that does not divide it) is a result too; what went wrong is on
     # the terminal.
     found = json.loads(done.stdout) if done.returncode == 0 else {'refused': done.returncode}
-    file.write_text(json.dumps(found | {'command': command}, indent=1) + '\n')
+    plan = found | {'command': command, 'commit': _commit()}
+    file.write_text(json.dumps(plan, indent=1) + '\n')
+
+
+def _commit() -> str:
+    """Return the commit of the checkout that plans, with a plus sign where files differ from it."""
+    command = ['git', 'describe', '--always', '--dirty=+']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or 'unknown'
 
 
 def _read(folder: pathlib.Path, name: str) -> dict | None:
