@@ -48,7 +48,7 @@ SMALL = {
     'grpo.max_completion_length': 8,
     'grpo.steps': 3,
 }
-TARGETS = 'targets on an H200: SFT 50 % of the product, drawing 80 % at batch 8 and 50 % at 128, GRPO 1,600 tokens/s'
+TARGETS = 'targets on an H200: SFT 50 % of the product, decoding 80 % at batch 8 and 50 % at 128, GRPO 1,600 tokens/s'
 
 
 def ceilings(size: str) -> dict:
@@ -189,7 +189,7 @@ def table(found: Mapping[str, Mapping | None]) -> str:
     for batch, one in (found.get('decode') or {}).items():
         rows.append(
             [
-                f'drawing at batch {batch}, tokens/s',
+                f'decoding at batch {batch}, tokens/s',
                 f'{one["tokens_s"]:,.0f}',
                 f'{one["byte_s"] / roof["copy"]:.0%} of the copy',
             ]

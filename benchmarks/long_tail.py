@@ -10,6 +10,7 @@ uses what the other has.
 """
 
 import argparse
+import datetime
 import pathlib
 import statistics
 import sys
@@ -24,15 +25,15 @@ from reasonjax.errors import UserError
 SETTINGS = {
     'as configured': {},
     'completions not packed': {'packing': False},
-    'all rows to the end': {'sampler.halvings': 0},
-    'whole cache from the start': {'sampler.cache_length': 0},
-    '8 rows at a time, refilled': {'sampler.slots': 8, 'sampler.burst': 8, 'sampler.halvings': 0},
-    '16 rows at a time, refilled, then 8': {
+    'no halving of the batch': {'sampler.halvings': 0},
+    'full-length cache from the start': {'sampler.cache_length': 0},
+    '8 slots, refilled': {'sampler.slots': 8, 'sampler.burst': 8, 'sampler.halvings': 0},
+    '16 slots, refilled, then 8': {
         'sampler.slots': 16,
         'sampler.burst': 8,
         'sampler.halvings': 1,
     },
-    'nothing of this': {
+    'none of these': {
         'sampler.halvings': 0,
         'sampler.cache_length': 0,
         'packing': False,
@@ -50,7 +51,7 @@ def table(measurements: Sequence[Mapping]) -> str:
         setting: summary.spread(m['grpo_long_tail_step_s'] for m in of[setting])
         for setting in settings
     }
-    rows = [['setting', 'step, s', 'times as fast', *(f'{name}, s' for name in phases), 'peak GB']]
+    rows = [['setting', 'step, s', 'speed', *(f'{name}, s' for name in phases), 'peak GB']]
     for setting in settings:
         times = steps[settings[0]].median / steps[setting].median
         seconds = [
@@ -159,7 +160,8 @@ def settings(given: argparse.Namespace) -> bool:
             kept += [found | {'setting': title}] if found is not None else []
     if not kept:
         raise UserError(f'nothing was measured; {results}/*.log say why.')
-    text = f'{summary.hardware()}, {kept[0]["cores"]} used; medians, range in brackets.\n\n{table(kept)}'
+    where = f'{datetime.date.today()}, {summary.hardware()}, {kept[0]["cores"]} used'
+    text = f'{where}; medians, range in brackets.\n\n{table(kept)}'
     print(f'\n{text}\n')
     if given.write:
         summary.write(given.write / 'PERFORMANCE.md', 'long_tail', text)

@@ -27,16 +27,16 @@ from reasonjax.bounds import AtLeast, flag
 from reasonjax.errors import UserError, listing, nearest
 
 NOTE = """\
-Medians over {rounds} of what each process found (median of its steps), range in brackets; systems took turns. "First step" is from
-the start of the process until the first GRPO step is done: imports, compilation, step. Memory is the most that the process of the GRPO run
-held. Of TRL's SFT the faster of its trainer and a plain torch loop counts: {plain}."""
+Medians over {rounds} of each process's median step, range in brackets; the systems took turns. "First GRPO step" is the time from process
+start until the first step is done: imports, compilation, step. Memory is the peak of the GRPO run's process. For TRL's SFT the faster of its
+trainer and a plain torch loop counts: {plain}."""
 ENDS = """\
-Everything is each system's own, in float32, on {cores} threads: SFT and GRPO by its trainer, sampling by what that trainer samples with.
-Ours takes the processor for one device when it trains and for a device a core (`--cpu_devices`) when it only samples.
-Completions all have full length because end-of-sequence is never drawn (an id outside the vocabulary here and in Tunix, `min_new_tokens`
-in TRL). For the long tail each system is made to draw it where the workload says: by a logit processor here, a logits processor given to
-`generate` in TRL, and in Tunix by logits that are changed where `Sampler._sample` receives them. Neither Tunix nor TRL drops a row that has
-ended before the longest has."""
+Each system runs its own code in float32 on {cores} threads: SFT and GRPO with its trainer, sampling with what that trainer samples with.
+reasonjax uses the processor as one device for training and as one device per core (`--cpu_devices`) when it only samples. All completions
+have full length because EOS is never sampled (an id outside the vocabulary in reasonjax and Tunix, `min_new_tokens` in TRL). For the long
+tail each system is made to sample it where the workload says: by a logit processor in reasonjax, a logits processor passed to `generate` in
+TRL, and in Tunix by changing the logits that `Sampler._sample` receives. Neither Tunix nor TRL drops a row that has ended before the longest
+has."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,17 +22,17 @@ from reasonjax.bounds import AtLeast, flag
 
 PROGRAMS = {'sft': ('train',), 'grpo': ('prefill', 'decode', 'score', 'train')}
 TITLES = {
-    'prefill': 'read the prompts',
-    'decode': 'draw the completions',
+    'prefill': 'prefill',
+    'decode': 'decode',
     'score': 'reference log-probs',
     'train': 'update',
 }
 NOTE = """\
-Each program alone, compiled as the stage compiles it, median of {repeats} runs on made-up numbers; FLOPs are those that its result needs
-(`reasonjax/planning/flops.py`), against a float32 product of two 1024 x 1024 matrices, {matmul:.0f} GFLOP/s here (a copy moved {copy:.1f}
-GB/s). Shares are of the time that the profiler gives to all operations of one run; a fusion counts as the first kind of the list product,
-sorting, look-up, reduction, exponential, arithmetic, copy that is in it. The SFT update is timed beside the others, in a process that keeps
-no blocks of its size: a run of SFT alone does, and is an eighth faster."""
+Each program alone, compiled as the stage compiles it, median of {repeats} runs on synthetic inputs. FLOPs are those that the result needs
+(`reasonjax/planning/flops.py`), relative to a float32 product of two 1024 x 1024 matrices, which ran at {matmul:.0f} GFLOP/s (a copy moved
+{copy:.1f} GB/s). Shares are of the time that the profiler attributes to all operations of one run; a fusion counts as the first kind that it
+contains, in the order product, sorting, look-up, reduction, exponential, arithmetic, copy. The SFT update is timed in the same process as
+the others, whose allocator keeps no blocks of its size; a run of SFT alone does and is an eighth faster."""
 
 
 def programs_of(

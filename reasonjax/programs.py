@@ -83,7 +83,7 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
         '(default: one in all)',
     )
     group = parser.add_argument_group(
-        'several processes', 'BUILD.md has commands for TPU pods, GKE, SLURM and ssh.'
+        'several processes', 'docs/scaling.md has commands for TPU pods, GKE, SLURM and ssh.'
     )
     group.add_argument(
         '--distributed',

@@ -147,13 +147,12 @@ def text(records: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         '# Claims',
         '',
-        'What recipes claim, tested on small tasks by `python -m reasonjax.compare --claims`, '
-        'which writes this page. A claim holds where '
-        'the 95 % interval of the difference, over seeds and problems, lies on its side of 0 and '
-        'the mean is as large as claimed; it is '
-        'opposite where the interval lies on the other side; else it was not seen at this scale. '
-        'Hyper-parameters are those of the task, '
-        'for both.',
+        'The claims of recipes, tested on small tasks. Written by `python -m reasonjax.compare '
+        '--claims`. A claim *holds* if the 95 % interval of the difference, over seeds and '
+        'problems, lies on the claimed side of 0 and the mean is at least as large as claimed. It '
+        'is *opposite* if the interval lies on the other side. Otherwise it was *not seen* at this '
+        'scale, with this number of seeds. Recipe and baseline use the hyper-parameters of the '
+        'task.',
         '',
         '| id | claim | baseline | ours | difference, points | seeds | verdict | command |',
         '| --- | --- | ---: | ---: | ---: | ---: | --- | --- |',

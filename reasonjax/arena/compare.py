@@ -119,10 +119,10 @@ def run(options: argparse.Namespace) -> list[pathlib.Path]:
     finished = sorted(done, key=lambda cell: order[cell.task, cell.recipe])
     about = {
         'command': shlex.join(['python', '-m', 'reasonjax.compare', *sys.argv[1:]]),
-        'when and where': f'{datetime.date.today()}, reasonjax {__version__}, {workers} worker '
+        'measured': f'{datetime.date.today()}, reasonjax {__version__}, {workers} worker '
         f'processes on {os.cpu_count()} cores',
         'seeds': options.seeds,
-        'budget': options.budget or 'as many steps as each task says',
+        'budget': options.budget or 'the number of steps that each task states',
         'overrides': ', '.join(options.override) or 'none',
         'learning rates': "the task's, the same for all recipes; none was tuned",
     }

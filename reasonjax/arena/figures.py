@@ -98,7 +98,7 @@ def drawings(table: Table, cells: Sequence[Cell]) -> list[Drawing]:
             'differences',
             f'Difference to {table.baseline}: {mode} accuracy',
             'Paired over seeds, with 95 % intervals over seeds and problems. Filled: better or '
-            f'worse on {split} after adjustment by Holm.',
+            f'worse on {split} after correction by Holm.',
             'points',
             [task for task in table.tasks if any(row.differences for row in _rows(table, task))],
             lambda plot, task, ink: _forest(plot, table, task, others, keys, (split, other), ink),
@@ -260,7 +260,7 @@ def _curves(
 
     tasks = [task for task in table.tasks if any((task, recipe) in runs for recipe in keys)]
     shown = [key for recipe, key in keys.items() if any((task, recipe) in runs for task in tasks)]
-    explanation = 'The mean over seeds; the band is from the lowest to the highest seed. A line ends where its first seed does.'
+    explanation = 'Mean over seeds; the band spans the lowest and the highest seed. A line ends where its first seed does.'
     return Drawing(name, title, explanation, 'tokens generated and trained on', tasks, panel, shown)
 
 

@@ -108,22 +108,20 @@ def legend(table: Table) -> list[str]:
     """What the columns of `results` and `costs` mean."""
     split, mode = table.measure.split('/')
     return [
-        'Accuracies are percent, differences points; brackets are 95 % intervals over seeds and '
-        'problems.',
+        'Accuracies are in percent, differences in percentage points; brackets are 95 % intervals '
+        'over seeds and problems.',
         f'before: {split} {mode} accuracy of the checkpoint that training started from.',
-        f'difference: {split} {mode}, minus {table.baseline} with the same seeds on the same '
-        'problems. p: paired t-test over seeds; '
-        'Holm p: adjusted for all comparisons of this table.',
-        'verdict: better or worse where Holm p is at most 0.05 and the interval of the difference '
-        'leaves out 0.',
-        'detectable: the smallest true difference that so many seeds, with the spread they showed, '
-        'find four times in five (p at most '
-        '0.05 before Holm).',
-        "other tasks: greedy accuracy on other tasks' problems, after training minus before, the "
-        'mean of these tasks; '
-        'below 0 something was forgotten.',
-        f'Length is the mean response on test in tokens. Costs are medians over seeds. {DASH}: not '
-        'measured, or nothing to compare.',
+        f'difference: {split} {mode} accuracy minus that of {table.baseline}, with the same seeds '
+        'and problems. p: paired t-test over seeds; Holm p: corrected for all comparisons of this '
+        'table.',
+        'verdict: better or worse if Holm p is at most 0.05 and the interval of the difference '
+        'excludes 0.',
+        'detectable: the smallest true difference that these seeds detect with 80 % power, given '
+        'their spread (p at most 0.05 before Holm).',
+        "other tasks: mean change of greedy accuracy on other tasks' problems; below 0 something "
+        'was forgotten.',
+        'length: mean response length on test, in tokens. Costs are medians over seeds. '
+        f'{DASH}: not measured, or nothing to compare.',
     ]
 
 

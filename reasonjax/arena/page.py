@@ -77,7 +77,7 @@ def publish(
     `description` has a 'command'."""
     table = tables.build(cells, baseline, **options)
     folder.mkdir(parents=True, exist_ok=True)
-    parts = ['# Methods compared', f'`{description["command"]}` wrote this page.', _headline(table)]
+    parts = ['# Methods compared', f'Written by `{description["command"]}`.', _headline(table)]
     paths = [folder / 'ARENA.md']
     for drawing in figures.drawings(table, cells):
         if drawing.name in PUBLISHED:
@@ -163,9 +163,7 @@ def _named(table: Table, row: Row) -> str:
     elif reached:
         parts.append(f'{formats.percent(reached)} %')
     if row.verdict == SAME and difference.smallest is not None:
-        parts.append(
-            f'a difference of {100 * difference.smallest:.1f} would be found four times in five'
-        )
+        parts.append(f'80 % power to detect {100 * difference.smallest:.1f} points')
     return f'{row.recipe} ({"; ".join(parts)})' if parts else row.recipe
 
 
@@ -220,10 +218,10 @@ def _seeds(table: Table) -> str:
     if len(rows) == 1:
         return ''
     explanation = (
-        'Spread is the standard deviation, between seeds, of the difference to the baseline. With '
-        'it, a paired t-test at 5 % finds a '
-        'true difference of so many points four times in five with so many seeds. Holm asks for '
-        'more.'
+        'Spread is the standard deviation, between seeds, of the difference to the baseline. The '
+        'other columns are the number of seeds with which a paired t-test at 5 % has 80 % power to '
+        'detect a true difference of that many points. Correcting for many comparisons (Holm) '
+        'takes more.'
     )
     body = f'<details><summary>{len(rows) - 1} differences</summary><p>{explanation}</p>{_html_table(rows)}</details>'
     return pages.section('How many seeds', body)

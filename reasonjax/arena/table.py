@@ -17,7 +17,7 @@ SPLITS = ('test', 'ood')
 MEASURES = tuple(f'{split}/{mode}' for split in SPLITS for mode in MODES)
 LEVEL = 0.05  # of the verdicts, after Holm's adjustment; intervals cover the rest
 
-BETTER, WORSE, SAME = 'better', 'worse', 'no difference seen'
+BETTER, WORSE, SAME = 'better', 'worse', 'not significant'
 BASELINE, UNTESTED, FAILED = 'baseline', 'not tested', 'failed'
 
 
@@ -62,7 +62,7 @@ class Row:
       accuracy: measure ('test/greedy', ...) -> accuracy over the seeds that are done.
       before: measure -> mean accuracy of the checkpoint that training started from.
       differences: measure -> difference to the baseline; empty for the baseline itself.
-      verdict: 'better', 'worse' or 'no difference seen' for the comparison's measure; 'baseline',
+      verdict: 'better', 'worse' or 'not significant' for the comparison's measure; 'baseline',
         'not tested' or 'failed'.
       forgetting: mean over the splits 'other:<task>' of greedy accuracy after minus before; below 0
         something was lost.

@@ -58,7 +58,7 @@ def test_the_page_for_readers_of_the_project_has_tables_verdicts_and_figures(
     said = text.read_text()
     assert (
         text.name == 'ARENA.md'
-        and '`python -m this --docs docs` wrote this page' in said
+        and 'Written by `python -m this --docs docs`.' in said
         and '* seeds: 4' in said
     )
     assert [path.name for path in drawn] == ['arena_learning.png', 'arena_differences.png'] and all(
@@ -263,8 +263,8 @@ def test_sentences(compared):
     row = compared.row('multiplication', 'masked_thought')
     assert said.startswith('multiplication: sft reached ') and said.endswith('; failed: dpo.')
     assert re.search(r'; better: (rft .*, )?grpo \(\+\d+\.\d \[', said)
-    smallest = f'a difference of {100 * row.differences["test/greedy"].smallest:.1f} would be found four times in five'
-    assert 'no difference seen: masked_thought (' in said and smallest in said
+    smallest = f'80 % power to detect {100 * row.differences["test/greedy"].smallest:.1f} points'
+    assert 'not significant: masked_thought (' in said and smallest in said
 
 
 def test_one_seed_says_so(tmp_path):

@@ -58,7 +58,7 @@ def test_verdicts(compared):
     for task in TASKS[:2]:
         assert [
             verdicts[task, recipe] for recipe in ('sft', 'masked_thought', 'rft', 'grpo', 'dpo')
-        ] == ['baseline', 'no difference seen', 'better', 'better', 'worse']
+        ] == ['baseline', 'not significant', 'better', 'better', 'worse']
     assert compared.tasks == list(TASKS[:2]) and compared.recipes[0] == 'sft' and not compared.notes
 
 
@@ -119,7 +119,7 @@ def test_a_difference_on_these_problems_only_is_no_verdict():
     ]
     row = table.build(cells, 'a').row('task', 'b')
     assert row.differences['test/greedy'].p_holm == 0 and row.differences['test/greedy'].low < 0
-    assert row.verdict == 'no difference seen'
+    assert row.verdict == 'not significant'
 
 
 def test_where_nothing_varies():
@@ -131,7 +131,7 @@ def test_where_nothing_varies():
         row.differences['test/greedy'][:6] == (0, -end, end, 1, 1, 0)
         and row.differences['test/greedy'].smallest is None
     )
-    assert row.verdict == 'no difference seen'
+    assert row.verdict == 'not significant'
 
 
 def test_forgetting_counts_tasks_the_same():

@@ -165,7 +165,7 @@ def test_program_times_and_kinds(prepared):
         )
         assert 'matrix products' in timed.kinds and timed.kinds.get('other', 0) < 0.2
     text = phases.programs_table({'grpo': found}, 1e12)
-    assert len(text.splitlines()) == 2 + len(found) and 'draw the completions' in text
+    assert len(text.splitlines()) == 2 + len(found) and 'decode' in text
 
 
 def test_operations_are_told_apart():
@@ -243,7 +243,7 @@ def test_device_parts_at_small_size(monkeypatch):
     assert (
         'numbers mean nothing' in text
         and 'not yet measured' not in text
-        and 'drawing at batch 8' in text
+        and 'decoding at batch 8' in text
     )
     assert device.table({'ceilings': found['ceilings'], 'sft': None}).count('not yet measured') == 3
 
