@@ -22,7 +22,7 @@ SLOTS = {
     'rope_scaling': ('reasonjax.model.rope',),
     'source': ('reasonjax.data.sources', 'reasonjax.tasks'),
     'task': ('reasonjax.tasks',),
-    'tokenizer': ('reasonjax.data.tokenizers',),
+    'tokenizer': ('reasonjax.data.tokenizers', 'reasonjax.interop.huggingface.tokenizers'),
     'transforms': ('reasonjax.methods.transforms',),
 }
 # What reads the models that `init` names as SCHEME:PLACE. They stand around the core, so it knows

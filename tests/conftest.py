@@ -65,6 +65,23 @@ def model_folder(tmp_path_factory) -> pathlib.Path:
     return folders.write(tmp_path_factory.mktemp('downloaded') / 'tiny')
 
 
+@pytest.fixture(scope='session')
+def texts() -> list[str]:
+    """Texts to train vocabularies from."""
+    import tokenizer_folders
+
+    return tokenizer_folders.TEXTS
+
+
+@pytest.fixture(scope='session')
+def hugging_face_folder() -> Callable:
+    """`hugging_face_folder(folder, **tokens)` writes a tokenizer folder and returns its path; see
+    `tokenizer_folders.write_folder`."""
+    import tokenizer_folders
+
+    return tokenizer_folders.write_folder
+
+
 @pytest.fixture
 def load_config(monkeypatch, request) -> Callable:
     """`load_config(location, overrides)`: a config of the project, given the data and the model

@@ -21,9 +21,8 @@ from typing import Any, NamedTuple
 
 from reasonjax.data import message_forms, message_marks
 from reasonjax.data.documents import Document, document
-from reasonjax.data.messages import THOUGHTS, checked, tool_names
+from reasonjax.data.messages import MARK, THOUGHTS, checked, tool_names, words
 from reasonjax.data.tokenizers import Message, Tokenizer
-from reasonjax.data.tokenizers.templates import MARK, words
 from reasonjax.errors import UserError
 from reasonjax.files import parse_json
 

@@ -22,9 +22,8 @@ import numpy as np
 
 from reasonjax.data import chat, pairs, render
 from reasonjax.data.documents import Document, document
-from reasonjax.data.messages import THOUGHTS, checked
+from reasonjax.data.messages import THOUGHTS, checked, words
 from reasonjax.data.tokenizers import Tokenizer
-from reasonjax.data.tokenizers.templates import words
 from reasonjax.errors import UserError, listing, nearest
 
 Example = Mapping[str, Any]

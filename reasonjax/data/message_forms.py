@@ -14,9 +14,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from reasonjax.data.messages import OTHER_THOUGHTS, ROLES, THOUGHTS, parsed
+from reasonjax.data.messages import MARK, OTHER_THOUGHTS, ROLES, THOUGHTS, parsed, words
 from reasonjax.data.tokenizers import Message, Tokenizer
-from reasonjax.data.tokenizers.templates import MARK, words
 from reasonjax.errors import UserError
 
 # What a template may leave out: `message_marks` sees to the texts, `check_order` to the links,

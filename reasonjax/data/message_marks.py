@@ -6,9 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from reasonjax.data.messages import THOUGHTS, parsed
+from reasonjax.data.messages import MARK, THOUGHTS, parsed, words
 from reasonjax.data.tokenizers import Message
-from reasonjax.data.tokenizers.templates import MARK, words
 
 CONTENT = 'its content'
 # Shorter texts may be part of what a template writes by itself.

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reasonjax.data.tokenizers import Message
-from reasonjax.data.tokenizers.templates import words
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.files import parse_json
 
+# Stands for a message's words where a template is tried out; holds nothing that a template could
+# trim or escape.
+MARK = 'reasonjaxmark'
 # Names under which templates know what an assistant thinks before it answers.
 THOUGHTS = ('reasoning_content', 'thinking', 'reasoning')
 # Roles that templates know.
@@ -31,6 +33,31 @@ _UNREADABLE = {
         ('image', 'images', 'audio', 'audios', 'video', 'videos'), 'only text can be read'
     ),
 }
+
+
+def words(message: Message) -> str:
+    """The content of a message as one text, whether it is given as one, as a list of text parts or
+    as an object; '' for none.
+
+    Raises:
+        UserError: a part that is not text.
+    """
+    content = message.get('content')
+    if isinstance(content, Mapping):
+        return json.dumps(content, ensure_ascii=False)
+    if not isinstance(content, list | tuple):
+        return '' if content is None else str(content)
+    for part in content:
+        if not isinstance(part, Mapping) or not isinstance(part.get('text'), str):
+            kind = (
+                part.get('type', listing(part))
+                if isinstance(part, Mapping)
+                else type(part).__name__
+            )
+            raise UserError(
+                f'"content" holds a part that is not text ({kind}); only text can be read'
+            )
+    return ''.join(part['text'] for part in content)
 
 
 def checked(

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import template_styles
 
-from reasonjax.data import render, tokenizers
+from reasonjax.data import render
 from reasonjax.errors import UserError
+from reasonjax.interop.huggingface.tokenizers import huggingface
 
 SYSTEM = {'role': 'system', 'content': 'Be brief.'}
 ASK, SAY = (
@@ -57,9 +58,7 @@ def styles(tmp_path_factory):
 
 
 def opened(folder, style, **config):
-    return tokenizers.huggingface(
-        None, None, path=template_styles.write_style(folder, style, **config)
-    )
+    return huggingface(None, None, path=template_styles.write_style(folder, style, **config))
 
 
 def reference(tokenizer, messages, **options):
@@ -367,9 +366,7 @@ def test_ids_before_an_answer_are_the_prompt_even_if_whole_texts_merge_there(
     # " ha" and "s" make one token when tokenised together.
     template = "{% for m in messages %}{{ m.role + ' ha' + m.content + '<|im_end|>' }}{% endfor %}"
     template += "{% if add_generation_prompt %}{{ 'assistant ha' }}{% endif %}"
-    tokenizer = tokenizers.huggingface(
-        None, None, path=hugging_face_folder(tmp_path, template=template)
-    )
+    tokenizer = huggingface(None, None, path=hugging_face_folder(tmp_path, template=template))
     messages = [ASK, dict(SAY, content='s 357')]
     (made,) = render.demonstration({'messages': messages}, tokenizer)
     asked = render.prompt({'prompt': [ASK]}, tokenizer)
@@ -400,9 +397,7 @@ def test_roles_a_template_refuses(styles):
 def test_the_message_a_template_refuses_is_named(tmp_path, hugging_face_folder):
     template = "{% if messages[-1].role == 'system' %}{{ raise_exception('no question') }}{% endif %}{% for m in messages %}"
     template += "{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}{{ m.content }}{% endfor %}"
-    tokenizer = tokenizers.huggingface(
-        None, None, path=hugging_face_folder(tmp_path, template=template)
-    )
+    tokenizer = huggingface(None, None, path=hugging_face_folder(tmp_path, template=template))
     with pytest.raises(
         UserError,
         match=r'refuses message 3 \(role "tool"\): no tools; roles seen: system, user, tool$',
@@ -446,9 +441,7 @@ def test_what_a_template_drops_later_had_its_time(tmp_path, hugging_face_folder)
     template = "{% for m in messages %}{% if m.role != 'tool' or loop.last or loop.nextitem.role == 'assistant' and loop.index > "
     template += "messages | length - 2 %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
     template += "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    tokenizer = tokenizers.huggingface(
-        None, None, path=hugging_face_folder(tmp_path, template=template)
-    )
+    tokenizer = huggingface(None, None, path=hugging_face_folder(tmp_path, template=template))
     assert RESULT['content'] not in tokenizer.chat_text([ASK, RESULT, SAY, MORE], True)
     assert len(render.prompt({'prompt': [ASK, RESULT, SAY, MORE]}, tokenizer))
     first, second = render.demonstration({'messages': [ASK, RESULT, SAY, MORE, LAST]}, tokenizer)
@@ -567,9 +560,7 @@ def test_a_template_that_does_not_continue_its_own_prompt(tmp_path, hugging_face
     # As templates do that open a thought for the model and drop the thoughts of what it said.
     template = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endfor %}"
     template += "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
-    tokenizer = tokenizers.huggingface(
-        None, None, path=hugging_face_folder(tmp_path, template=template)
-    )
+    tokenizer = huggingface(None, None, path=hugging_face_folder(tmp_path, template=template))
     with pytest.raises(
         UserError,
         match=r"message 2 \(assistant\) as a continuation.*ends with .*<think>\\n', so its tokens",

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import template_files
 
-from reasonjax.data import render, tokenizers
+from reasonjax.data import render
 from reasonjax.errors import UserError
+from reasonjax.interop.huggingface.tokenizers import huggingface
 
 FILES = template_files.files()
 ASK = {'role': 'user', 'content': 'How many apples does Tom have?'}
@@ -60,7 +61,7 @@ def call(arguments=ARGUMENTS, number=3, **others):
 def opened(file):
     with tempfile.TemporaryDirectory() as folder:
         template = file.read_text(encoding='utf-8')
-        return tokenizers.huggingface(
+        return huggingface(
             None, None, path=template_files.write_folder(pathlib.Path(folder), template)
         )
 

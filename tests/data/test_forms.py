@@ -8,6 +8,7 @@ import template_styles
 
 from reasonjax.data import forms, pairs, pipeline, render, sources, tokenizers
 from reasonjax.errors import UserError
+from reasonjax.interop.huggingface.tokenizers import huggingface
 
 ASK = [{'role': 'user', 'content': 'Tom has 12?'}]
 GOOD, BAD = (
@@ -19,7 +20,7 @@ TOKENIZER = tokenizers.characters(None, None, alphabet='_.$M#=,0123456789+ab \n'
 
 @pytest.fixture(scope='module')
 def chatty(tmp_path_factory):
-    return tokenizers.huggingface(
+    return huggingface(
         None, None, path=template_styles.write_style(tmp_path_factory.mktemp('qwen3'), 'qwen3')
     )
 

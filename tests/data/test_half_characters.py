@@ -12,6 +12,7 @@ import template_styles
 from reasonjax.data import pipeline, sources, tokenizers
 from reasonjax.errors import UserError
 from reasonjax.files import half_character, parse_json
+from reasonjax.interop.huggingface.tokenizers import huggingface
 
 HALVES = ['\ud800', '\udfff', 'a\udc80b', 'é\ud83d']
 
@@ -26,7 +27,7 @@ def opened(tmp_path_factory):
         ),
     }
     for style in ('qwen25', 'gemma3', 'mistral'):
-        made[style] = tokenizers.huggingface(
+        made[style] = huggingface(
             None, None, path=template_styles.write_style(folder / style, style)
         )
     return made

@@ -7,6 +7,7 @@ import pytest
 
 from reasonjax.data import render, tokenizers
 from reasonjax.errors import UserError
+from reasonjax.interop.huggingface.tokenizers import huggingface
 
 TURNS = [
     {'role': 'user', 'content': 'Tom has 1'},
@@ -26,12 +27,12 @@ def characters(**knobs):
 @pytest.fixture(scope='module')
 def hf(tmp_path_factory, hugging_face_folder):
     folder = hugging_face_folder(tmp_path_factory.mktemp('hf'), generation={'eos_token_id': [2, 0]})
-    return tokenizers.huggingface(lambda: [], pathlib.Path('/nowhere'), path=folder)
+    return huggingface(lambda: [], pathlib.Path('/nowhere'), path=folder)
 
 
 def chat_tokenizer(tmp_path, hugging_face_folder, template, **knobs):
     folder = hugging_face_folder(tmp_path, template=template, **knobs)
-    return tokenizers.huggingface(lambda: [], pathlib.Path('/nowhere'), path=folder)
+    return huggingface(lambda: [], pathlib.Path('/nowhere'), path=folder)
 
 
 def spelt(tokenizer, document):

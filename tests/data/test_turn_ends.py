@@ -8,6 +8,7 @@ import template_styles
 from reasonjax import inspect
 from reasonjax.data import forms, pipeline, render, sources, tokenizers
 from reasonjax.errors import UserError
+from reasonjax.interop.huggingface.tokenizers import huggingface
 
 ASK, SAY = (
     {'role': 'user', 'content': 'Tom has 12?'},
@@ -32,7 +33,7 @@ def styles(tmp_path_factory):
         for name in (*template_styles.STYLES, *template_styles.ODD_STYLES)
     }
     return {
-        name: tokenizers.huggingface(None, None, path=template_styles.write_style(folder, name))
+        name: huggingface(None, None, path=template_styles.write_style(folder, name))
         for name, folder in folders.items()
     }
 

@@ -14,11 +14,11 @@ import pytest
 import small_runs
 import toys
 import yaml
-from data.conftest import write_folder
+from tokenizer_folders import write_folder
 
-from reasonjax.data.tokenizers import huggingface
 from reasonjax.errors import UserError
 from reasonjax.interop.huggingface import pretrained
+from reasonjax.interop.huggingface.tokenizers import huggingface
 from reasonjax.model import config as model_config
 from reasonjax.model import spec
 from reasonjax.reporting import report

@@ -1,14 +1,13 @@
 """Thoughts for templates that do not read them: written into the content, or left out and
 counted."""
 
-import importlib.util
-import pathlib
-
 import numpy as np
 import pytest
+from template_styles import write_style
 
-from reasonjax.data import pipeline, render, sources, tokenizers
+from reasonjax.data import pipeline, render, sources
 from reasonjax.errors import UserError
+from reasonjax.interop.huggingface.tokenizers import huggingface
 from reasonjax.methods import transforms
 
 RNG = np.random.default_rng(0)
@@ -18,13 +17,7 @@ CALL = {'function': {'name': 'add', 'arguments': {'a': 1}}}
 
 @pytest.fixture(scope='module')
 def llama(tmp_path_factory):
-    file = pathlib.Path(__file__).parents[1] / 'data' / 'template_styles.py'  # of the data tests
-    spec = importlib.util.spec_from_file_location('template_styles', file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return tokenizers.huggingface(
-        None, None, path=module.write_style(tmp_path_factory.mktemp('llama3'), 'llama3')
-    )
+    return huggingface(None, None, path=write_style(tmp_path_factory.mktemp('llama3'), 'llama3'))
 
 
 def one(made):

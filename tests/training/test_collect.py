@@ -3,7 +3,6 @@ or refused before anything is drawn."""
 
 import datetime
 import decimal
-import importlib.util
 import json
 import math
 import uuid
@@ -13,10 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_runs import ROOT, install_rewards, quiet
+from small_runs import install_rewards, quiet
+from template_styles import write_style
+from tokenizer_folders import write_folder
 
-from reasonjax.data import pipeline, render, sources, tokenizers
+from reasonjax.data import pipeline, render, sources
 from reasonjax.errors import UserError
+from reasonjax.interop.huggingface.tokenizers import huggingface
 from reasonjax.sampling.text import Completion
 from reasonjax.training import collect, supervised
 from reasonjax.training.context import open_run, places
@@ -36,20 +38,11 @@ TOOLS = [
 KEEPING = SimpleNamespace(min_reward=0.0, max_per_prompt=0)
 
 
-def of_data_tests(name):
-    """A module of the data tests: they know how to make tokenizer folders."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / 'tests' / 'data' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope='module')
 def styles(tmp_path_factory):
-    write = of_data_tests('template_styles').write_style
     names = ('qwen3', 'llama3', 'gemma3', 'mistral', 'phi', 'glm', 'harmony', 'words')
     return {
-        name: tokenizers.huggingface(None, None, path=write(tmp_path_factory.mktemp(name), name))
+        name: huggingface(None, None, path=write_style(tmp_path_factory.mktemp(name), name))
         for name in names
     }
 
@@ -168,10 +161,9 @@ def test_tokens_that_are_not_those_of_the_text(styles, change, message):
 
 
 def chat_run(tmp_path, source, **overrides):
-    install = of_data_tests('conftest').write_folder
     folder = tmp_path / 'tokenizer'
     folder.mkdir()
-    install(folder)
+    write_folder(folder)
     return quiet(
         'configs/quickstart.py:filtered_sft',
         stages="('collect', 'resft')",

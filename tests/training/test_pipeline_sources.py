@@ -1,7 +1,6 @@
 """From files to losses: every kind of source and tokenizer through a whole run, and what a run says
 of data it cannot use."""
 
-import importlib.util
 import json
 import sys
 
@@ -9,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_runs import ROOT, install_rewards, quiet, records
+from small_runs import install_rewards, quiet, records
+from tokenizer_folders import write_folder
 
 from reasonjax.errors import UserError
 from reasonjax.training.run import run, trained
@@ -19,16 +19,6 @@ ROWS = [
     for a in range(3)
     for b in range(4)
 ]
-
-
-def data_conftest():
-    """The fixtures of the data tests, as a module: they know how to make a tokenizer folder."""
-    spec = importlib.util.spec_from_file_location(
-        'data_conftest', ROOT / 'tests' / 'data' / 'conftest.py'
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def lines(path, rows):
@@ -124,7 +114,7 @@ def test_a_hugging_face_folder_drives_both_kinds_of_stage(tmp_path, monkeypatch)
     )
     folder = tmp_path / 'tokenizer'
     folder.mkdir()
-    data_conftest().write_folder(folder)
+    write_folder(folder)
     rows = [
         {
             'prompt': [{'role': 'user', 'content': r['prompt']}],
@@ -208,7 +198,7 @@ def test_a_conversation_without_an_answer_is_masked_to_nothing(tmp_path):
     pytest.importorskip('transformers')
     folder = tmp_path / 'tokenizer'
     folder.mkdir()
-    data_conftest().write_folder(folder)
+    write_folder(folder)
     answered = [{'role': 'user', 'content': '1+1='}, {'role': 'assistant', 'content': '2'}]
     path = lines(tmp_path / 'rows.jsonl', ['', {'messages': answered[:1]}])
     with pytest.raises(UserError, match=r'rows\.jsonl:2: .*assistant'):

@@ -1,14 +1,14 @@
 """What rows do to rewards in real stages: columns that clash, are missing or hold the unexpected,
 forms of prompts, odd solutions."""
 
-import importlib.util
 import json
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_runs import ROOT, install_rewards, quiet, records
+from small_runs import install_rewards, quiet, records
+from tokenizer_folders import write_folder
 
 from reasonjax.errors import UserError
 from reasonjax.reporting import report
@@ -351,13 +351,8 @@ def test_a_template_that_opens_the_thoughts_counts_in_the_format(
     pytest.importorskip('transformers')
     from reasonjax.training import rollouts
 
-    found = importlib.util.spec_from_file_location(
-        'data_conftest', ROOT / 'tests' / 'data' / 'conftest.py'
-    )
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
     (tmp_path / 'tokenizer').mkdir()
-    module.write_folder(tmp_path / 'tokenizer', template=OPENING.replace('THINK', think))
+    write_folder(tmp_path / 'tokenizer', template=OPENING.replace('THINK', think))
     monkeypatch.setattr(
         rollouts,
         'completions',

@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from reasonjax.data.tokenizers import SentencePiece, folder_checks
+from reasonjax.data.tokenizers import SentencePiece
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.files import copy_own, expanded
-from reasonjax.interop.huggingface import card, exported, tokenizer
+from reasonjax.interop.huggingface import card, exported
 from reasonjax.interop.huggingface.families import Family
 from reasonjax.interop.huggingface.pretrained import Folder, read_folder
+from reasonjax.interop.huggingface.tokenizers import folder_checks, saved
 from reasonjax.interop.peft import write
 from reasonjax.model import spec
 from reasonjax.model.config import ModelConfig, frozen
@@ -331,9 +332,9 @@ def _save_tokenizer(run: Run, folder: Folder | None, path: pathlib.Path) -> None
     model = folder.path / 'tokenizer.model' if folder else None
     known = hashlib.sha256(model.read_bytes()).hexdigest() if model and model.is_file() else None
     if isinstance(run.tokenizer, SentencePiece) and run.tokenizer.digest == known:
-        tokenizer.copy_files(folder.path, path)
+        saved.copy_files(folder.path, path)
     else:
-        tokenizer.save_tokenizer(run.tokenizer, path)
+        saved.save_tokenizer(run.tokenizer, path)
 
 
 def _save_generation(

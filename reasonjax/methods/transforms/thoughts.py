@@ -8,8 +8,7 @@ import numpy as np
 
 from reasonjax.data.chat import is_chat
 from reasonjax.data.forms import COLUMNS
-from reasonjax.data.messages import THOUGHTS
-from reasonjax.data.tokenizers.templates import words
+from reasonjax.data.messages import THOUGHTS, words
 from reasonjax.methods.transforms.columns import Example
 
 

@@ -49,8 +49,7 @@ def render(template: Callable[[], str]) -> str:
     """
     from transformers.utils import chat_template_utils
 
-    # transformers compiles every template in an environment of this class, which it takes no other
-    # of.
+    # transformers compiles every template in an environment of this class, and of no other.
     chat_template_utils.ImmutableSandboxedEnvironment = Environment
     _state.size, _state.weights = 0, {}
     try:
@@ -294,7 +293,12 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         elif (
             operator in ('*', '**')
             and kinds == (int, int)
-            and _bits(operator, left, right) > BITS
+            and (
+                left.bit_length() + right.bit_length()
+                if operator == '*'
+                else left.bit_length() * max(right, 0)
+            )
+            > BITS
             and _state.weights is not None
         ):
             raise TooMuch(f'makes an integer of more than {BITS:,} bits')
@@ -340,14 +344,6 @@ def _extended(left: list, right: list) -> list:
         _state.weights.pop(id(left))
         _state.weights[id(extended)] = extended, weight
     return extended
-
-
-def _bits(operator: str, left: int, right: int) -> int:
-    return (
-        left.bit_length() + right.bit_length()
-        if operator == '*'
-        else left.bit_length() * max(right, 0)
-    )
 
 
 # Renderings in progress: thread -> (its processor clock, what that said when it began).

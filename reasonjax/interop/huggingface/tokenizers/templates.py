@@ -3,18 +3,15 @@ message it refuses."""
 
 import functools
 import inspect
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reasonjax.data.tokenizers.protocol import Message
+from reasonjax.data.messages import MARK
+from reasonjax.data.tokenizers import Message
 from reasonjax.errors import UserError, listing, nearest, one_line
 from reasonjax.files import expanded, read_text
 
-# Stands for a message's words where a template is tried out; holds nothing that a template could
-# trim or escape.
-MARK = 'reasonjaxmark'
 LONGEST = 2**17  # characters of a template; the longest known have 30,000
 
 
@@ -165,33 +162,8 @@ def turn_end(tokenizer: Any, path: str) -> int | None:
     return added[max(ends, key=len)] if said and ends else None
 
 
-def words(message: Message) -> str:
-    """The content of a message as one text, whether it is given as one, as a list of text parts or
-    as an object; '' for none.
-
-    Raises:
-        UserError: a part that is not text.
-    """
-    content = message.get('content')
-    if isinstance(content, Mapping):
-        return json.dumps(content, ensure_ascii=False)
-    if not isinstance(content, list | tuple):
-        return '' if content is None else str(content)
-    for part in content:
-        if not isinstance(part, Mapping) or not isinstance(part.get('text'), str):
-            kind = (
-                part.get('type', listing(part))
-                if isinstance(part, Mapping)
-                else type(part).__name__
-            )
-            raise UserError(
-                f'"content" holds a part that is not text ({kind}); only text can be read'
-            )
-    return ''.join(part['text'] for part in content)
-
-
 def _rendered(tokenizer: Any, path: str, messages: Sequence[Message], **options: Any) -> str:
-    from reasonjax.data.tokenizers import bounded
+    from reasonjax.interop.huggingface.tokenizers import bounded
 
     try:
         return bounded.render(

@@ -6,10 +6,11 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from reasonjax.data.tokenizers import Characters, HuggingFace, SentencePiece, Tokenizer
+from reasonjax.data.tokenizers import Characters, SentencePiece, Tokenizer
 from reasonjax.data.tokenizers.protocol import shown
 from reasonjax.errors import UserError
 from reasonjax.files import copy_own
+from reasonjax.interop.huggingface.tokenizers.folder import HuggingFace
 
 FILES = (
     'tokenizer.json',
@@ -44,7 +45,7 @@ def save_tokenizer(tokenizer: Tokenizer, path: pathlib.Path) -> None:
     and compared on a few hundred texts.
 
     Args:
-        tokenizer: of `reasonjax.data.tokenizers`.
+        tokenizer: of `reasonjax.data.tokenizers`, or of a Hugging Face folder.
         path: folder, which exists.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reasonjax.data.tokenizers import folder_checks, templates
+from reasonjax.data.messages import words
 from reasonjax.data.tokenizers.protocol import (
     Message,
     Texts,
@@ -20,6 +20,7 @@ from reasonjax.data.tokenizers.protocol import (
 )
 from reasonjax.errors import UserError, one_line
 from reasonjax.files import expanded, nearest_name, reason
+from reasonjax.interop.huggingface.tokenizers import folder_checks, templates
 
 # Enough of what stands before a text to hold the special token it may follow, with the white space
 # between.
@@ -106,9 +107,7 @@ class HuggingFace:
         if self.tokenizer.chat_template is None:
             raise UserError(no_template(f'in {self.path}'))
         in_words = [
-            {**m, 'content': templates.words(m)}
-            if isinstance(m.get('content'), list | tuple)
-            else m
+            {**m, 'content': words(m)} if isinstance(m.get('content'), list | tuple) else m
             for m in messages
         ]
         return templates.render(

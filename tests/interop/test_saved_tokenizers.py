@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 from reasonjax.data import sources
 from reasonjax.data import tokenizers as ours
 from reasonjax.errors import UserError
-from reasonjax.interop.huggingface import tokenizer as saving
+from reasonjax.interop.huggingface.tokenizers import huggingface
+from reasonjax.interop.huggingface.tokenizers import saved as saving
 
 WORDS = [
     'hello',
@@ -107,7 +108,7 @@ def test_sentencepiece(tmp_path):
         assert loaded(text).input_ids == [tokenizer.bos_id, *ids], text
         assert loaded.decode(ids, skip_special_tokens=True) == text
     # Read as a folder of its own, it is the same tokenizer.
-    again = ours.huggingface(None, None, path=str(tmp_path / 'saved'))
+    again = huggingface(None, None, path=str(tmp_path / 'saved'))
     for name in ('pad_id', 'eos_ids', 'bos_id', 'mask_id', 'vocab_size'):
         assert getattr(again, name) == getattr(tokenizer, name)
 
@@ -196,7 +197,7 @@ def test_a_folder_is_copied_byte_for_byte(tmp_path):
     source = folders.write(tmp_path / 'source')
     (source / 'additional_chat_templates').mkdir()
     (source / 'additional_chat_templates' / 'tool_use.jinja').write_text('x')
-    saved(ours.huggingface(None, None, path=str(source)), tmp_path / 'saved')
+    saved(huggingface(None, None, path=str(source)), tmp_path / 'saved')
     copied = {
         str(p.relative_to(tmp_path / 'saved')): p.read_bytes()
         for p in (tmp_path / 'saved').rglob('*')
@@ -215,7 +216,7 @@ def test_a_chat_template_of_the_config_goes_with_the_tokenizer(tmp_path):
     source = folders.write(tmp_path / 'source')
     file = tmp_path / 'plain.jinja'
     file.write_text('{% for m in messages %}[{{ m.role }}] {{ m.content }}<|im_end|>{% endfor %}')
-    tokenizer = ours.huggingface(None, None, path=str(source), chat_template=str(file))
+    tokenizer = huggingface(None, None, path=str(source), chat_template=str(file))
     loaded = saved(tokenizer, tmp_path / 'saved')
     messages = [{'role': 'user', 'content': 'hi'}]
     assert (

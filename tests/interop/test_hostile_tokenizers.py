@@ -10,6 +10,7 @@ import pytest
 from reasonjax.data import sources, tokenizers, vocabulary
 from reasonjax.data.pipeline import evaluation
 from reasonjax.errors import UserError
+from reasonjax.interop.huggingface.tokenizers import huggingface
 
 HALF = 'a\ud800b'
 
@@ -23,7 +24,7 @@ def refusal(work, *arguments, **named) -> str:
 
 
 def opened(folder):
-    return tokenizers.huggingface(None, None, path=str(folder))
+    return huggingface(None, None, path=str(folder))
 
 
 @pytest.fixture

@@ -8,11 +8,10 @@ import sys
 import threading
 
 import pytest
-from data.conftest import TEMPLATE
+from tokenizer_folders import TEMPLATE
 
-from reasonjax.data import tokenizers
-from reasonjax.data.tokenizers import bounded
 from reasonjax.errors import UserError
+from reasonjax.interop.huggingface.tokenizers import bounded, huggingface
 
 ROOT = pathlib.Path(__file__).parents[2]
 ASK = [{'role': 'user', 'content': 'Tom'}]
@@ -21,7 +20,7 @@ ASK = [{'role': 'user', 'content': 'Tom'}]
 def opened(folder, template=None):
     if template is not None:
         (pathlib.Path(folder) / 'chat_template.jinja').write_text(template)
-    return tokenizers.huggingface(None, None, path=str(folder))
+    return huggingface(None, None, path=str(folder))
 
 
 def refusal(work, *arguments) -> str:
@@ -254,7 +253,7 @@ def test_a_template_of_ones_own_is_looked_at_too(folder, tmp_path):
     ]:
         file.write_bytes(content)
         assert words in refusal(
-            lambda: tokenizers.huggingface(None, None, path=str(folder), chat_template=str(file))
+            lambda: huggingface(None, None, path=str(folder), chat_template=str(file))
         )
 
 
@@ -264,7 +263,7 @@ def test_memory_stays_small(folder):
     script = f"""
 import json, pathlib, resource, sys
 from transformers import AutoTokenizer
-from reasonjax.data.tokenizers import bounded
+from reasonjax.interop.huggingface.tokenizers import bounded
 tokenizer = AutoTokenizer.from_pretrained({str(folder)!r})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for body in json.load(sys.stdin):

@@ -11,6 +11,7 @@ import template_styles
 
 from reasonjax.data import tokenizers
 from reasonjax.errors import UserError
+from reasonjax.interop.huggingface.tokenizers import huggingface
 
 ROOT = pathlib.Path(__file__).parents[2]
 ASK = [{'role': 'user', 'content': 'Tom'}]
@@ -18,7 +19,7 @@ PLAIN = "{% for m in messages %}{{ m.content + '\n' }}{% endfor %}"
 
 
 def opened(folder, **knobs):
-    return tokenizers.huggingface(None, None, path=str(folder), **knobs)
+    return huggingface(None, None, path=str(folder), **knobs)
 
 
 def edit(folder, name, **changes):
@@ -247,7 +248,7 @@ def test_folders_without_a_tokenizer(tmp_path, hugging_face_folder):
     with pytest.raises(UserError, match='tokenizer.path: no folder .*qwne.*Did you mean "qwen"'):
         opened(tmp_path / 'qwne')
     with pytest.raises(UserError, match="tokenizer.path: no folder ''"):
-        tokenizers.huggingface(None, None)
+        huggingface(None, None)
     # For this one transformers would make a tokenizer up.
     (qwen / 'config.json').write_text('{"model_type": "qwen2"}')
     with pytest.raises(
@@ -296,8 +297,8 @@ def test_opening_asks_nobody_and_needs_no_torch(tmp_path, hugging_face_folder):
     script = f"""
 import sys
 sys.modules['torch'] = None  # as if it were not installed
-from reasonjax.data import tokenizers
-tokenizer = tokenizers.huggingface(None, None, path={folder!r})
+from reasonjax.interop.huggingface.tokenizers import huggingface
+tokenizer = huggingface(None, None, path={folder!r})
 assert tokenizer.decode(tokenizer.encode('Tom has 12')) == 'Tom has 12'
 assert tokenizer.chat([{{'role': 'user', 'content': 'Tom'}}], True)[0] == 1
 assert 'tensorflow' not in sys.modules
@@ -311,3 +312,73 @@ assert 'tensorflow' not in sys.modules
         stdin=subprocess.DEVNULL,
     )
     assert result.returncode == 0 and not result.stdout, result.stderr
+
+
+# Ids and texts.
+
+
+def test_special_ids(tmp_path, hugging_face_folder):
+    tokenizer = opened(
+        hugging_face_folder(tmp_path, generation={'eos_token_id': [2, 0]}, pad='<|im_start|>')
+    )
+    assert tokenizer.eos_ids == (2, 0)  # the tokenizer's own first: it is the one training appends
+    assert tokenizer.pad_id == 1 and tokenizer.bos_id is None
+    assert (tokenizer.mask_id, tokenizer.vocab_size) == (330, 331)
+
+
+@pytest.mark.parametrize('pad', [None, '<|im_end|>', '<|endoftext|>'])
+def test_pad_is_never_an_eos(tmp_path, pad, hugging_face_folder):
+    tokenizer = opened(hugging_face_folder(tmp_path, pad=pad, generation={'eos_token_id': [2, 0]}))
+    assert tokenizer.pad_id == 330 and tokenizer.mask_id == 331 and tokenizer.vocab_size == 332
+
+
+def test_own_mask_and_no_mask(tmp_path, hugging_face_folder):
+    folder = hugging_face_folder(tmp_path, mask='[MASK]')
+    assert opened(folder).mask_id == 3 and opened(folder).vocab_size == 330
+    assert opened(folder, mask='').mask_id is None
+    assert opened(folder, mask='').fingerprint() != opened(folder).fingerprint()
+
+
+@pytest.mark.parametrize('text', ['Tom has 12.\n\n  #### 357 ', 'é中😀', ' a , b', ''])
+def test_round_trip(tmp_path, text, hugging_face_folder):
+    tokenizer = opened(hugging_face_folder(tmp_path, pad=None))
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode([*ids, 2, 330, 331]) == text
+
+
+def test_bos_only_where_the_tokenizer_puts_it(tmp_path, hugging_face_folder):
+    tokenizer = opened(hugging_face_folder(tmp_path, bos='<s>'))
+    assert tokenizer.bos_id == 3
+    assert 3 not in tokenizer.encode('Tom')  # specials are added by rendering, once
+    assert tokenizer.encode('<s>Tom')[0] == 3
+    unused = tmp_path / 'unused'
+    hugging_face_folder(unused)
+    config = json.loads((unused / 'tokenizer_config.json').read_text())
+    (unused / 'tokenizer_config.json').write_text(
+        json.dumps(config | {'bos_token': '<|endoftext|>'})
+    )
+    assert opened(unused).bos_id is None
+
+
+def test_chat_is_the_template(tmp_path, hugging_face_folder):
+    tokenizer = opened(hugging_face_folder(tmp_path))
+    messages = [{'role': 'user', 'content': 'Tom has 1'}]
+    text = '<|im_start|>user\nTom has 1<|im_end|>\n<|im_start|>assistant\n'
+    assert tokenizer.chat_text(messages, True) == text
+    assert tokenizer.chat(messages, True) == tokenizer.encode(text)
+    assert tokenizer.chat(messages, True)[0] == 1
+    assert tokenizer.chat(messages, False) == tokenizer.encode(
+        '<|im_start|>user\nTom has 1<|im_end|>\n'
+    )
+
+
+def test_template_errors(tmp_path, hugging_face_folder):
+    with pytest.raises(UserError, match='has no chat template'):
+        opened(hugging_face_folder(tmp_path / 'a', template=None)).chat(
+            [{'role': 'user', 'content': 'x'}], True
+        )
+    strict = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(UserError, match=r'refuses message 1 \(role "user"\): roles must alternate'):
+        opened(hugging_face_folder(tmp_path / 'b', template=strict)).chat(
+            [{'role': 'user', 'content': 'x'}], True
+        )
