@@ -47,7 +47,7 @@ from reasonjax.errors import UserError
 from reasonjax.model.placement import shardings
 from reasonjax.parallel import mesh as meshes
 from reasonjax.tasks import TokenRule
-from reasonjax.tracking.metrics import environment
+from reasonjax.tracking.environment import environment
 from reasonjax.training import fused, rollouts
 from reasonjax.training.batch_source import BatchSource
 from reasonjax.training.context import Place, Run, adapt, fresh_params, open_run, places, settings

@@ -23,6 +23,7 @@ from reasonjax.data import tokenizers
 from reasonjax.errors import UserError
 from reasonjax.reporting import pages, report
 from reasonjax.tracking import completion_files, metrics
+from reasonjax.tracking.progress import Progress
 from reasonjax.training import run, score_run
 
 UNSAFE = '\x1b\x07\x08\x0b\x9b\x7f\u202e\u2066\u200f\u2028\ufeff'
@@ -66,11 +67,11 @@ def test_the_final_table_and_the_answers(capsys):
 
 def test_progress(capsys):
     plain = io.StringIO()
-    with metrics.Progress(EVIL, 2, stream=plain) as progress:
+    with Progress(EVIL, 2, stream=plain) as progress:
         progress.update(1, {'loss': 1.0})
     assert_written_out(plain.getvalue())
     terminal = Terminal()
-    with metrics.Progress('[red]a[/nothing]:smile:\x1b]0;x\x07', 2, stream=terminal) as progress:
+    with Progress('[red]a[/nothing]:smile:\x1b]0;x\x07', 2, stream=terminal) as progress:
         progress.update(1, {'loss': 1.0})
     assert '[red]a[/nothing]:smile:' in terminal.getvalue() and '\x1b]0;' not in terminal.getvalue()
 

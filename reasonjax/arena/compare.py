@@ -26,7 +26,7 @@ from reasonjax.arena.results import Cell
 from reasonjax.errors import UserError, nearest
 from reasonjax.files import put_aside
 from reasonjax.terminal import printable
-from reasonjax.tracking.metrics import Progress
+from reasonjax.tracking.progress import Progress
 from reasonjax.training import locks
 
 WARM = 'warm'  # the folder of warm starts

@@ -26,6 +26,7 @@ from reasonjax.errors import one_line
 from reasonjax.reporting import pages
 from reasonjax.tracking import metrics
 from reasonjax.tracking.completion_files import TABLE
+from reasonjax.tracking.results import percent
 
 POINTS = 400  # a curve is thinned to about this many points, each the mean of its neighbours
 COMPLETION_FILES, COMPLETION_ROWS = 3, 8
@@ -155,7 +156,7 @@ def _results(stages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _accuracy(stage: Mapping[str, Any], key: str, interval: str) -> str:
-    text = html.escape(metrics.percent(stage.get(key), stage.get(interval)))
+    text = html.escape(percent(stage.get(key), stage.get(interval)))
     return re.sub(r'( \[.*\])', r'<span class="quiet">\1</span>', text)
 
 

@@ -1,5 +1,4 @@
-"""What a run writes down: `metrics.jsonl`, TensorBoard events, completions, phase times, progress,
-the final table.
+"""What a run writes down: `metrics.jsonl`, TensorBoard events, completions, phase times.
 
 A value that is not finite is written as null, because JSON has no nan (pandas reads null as nan);
 the record then also holds `nonfinite`, a text such as "grad_norm=inf, loss=nan", so that nothing is
@@ -7,44 +6,17 @@ lost and a search finds every such step.
 """
 
 import contextlib
-import datetime
-import importlib.metadata
 import json
 import math
 import os
 import pathlib
-import platform
-import shlex
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, TextIO
 
-import jax
-import rich.box
-import rich.console
-import rich.progress
-import rich.table
-import rich.text
-
 from reasonjax import files
-from reasonjax.parallel import processes
-from reasonjax.terminal import printable
 from reasonjax.tracking import completion_files, records, tensorboard
-
-PACKAGES = (
-    'reasonjax',
-    'jax',
-    'jaxlib',
-    'flax',
-    'optax',
-    'orbax-checkpoint',
-    'grain',
-    'transformers',
-    'sentencepiece',
-    'numpy',
-)
+from reasonjax.tracking.environment import environment
 
 
 class Writer:
@@ -247,31 +219,6 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     return records.read(pathlib.Path(path))
 
 
-def environment() -> dict[str, Any]:
-    """Versions, devices and cores: what is needed to make sense of a timing. Touches the
-    devices."""
-    devices = jax.devices()
-    versions = {}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return {
-        'command': shlex.join(['python', *sys.orig_argv[1:]]),
-        'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-        'platform': devices[0].platform,
-        'device_kind': devices[0].device_kind,
-        'device_count': len(devices),
-        'process_count': jax.process_count(),
-        'cores': len(os.sched_getaffinity(0))
-        if hasattr(os, 'sched_getaffinity')
-        else os.cpu_count(),
-        'machine': platform.machine(),
-        'system': platform.system(),
-        'python': platform.python_version(),
-        'versions': versions,
-    }
-
-
 class Timers:
     """Adds up how long the phases of a step take: `with timers('generate'): ...`, then
     `timers.take()`.
@@ -297,179 +244,3 @@ class Timers:
         taken = {f'time/{phase}': seconds for phase, seconds in self.seconds.items()}
         self.seconds = {}
         return taken
-
-
-class Progress:
-    """One line for a stage: steps, reward or loss, tokens/s and the time left.
-
-    A live bar on a terminal; elsewhere plain lines: the first and the last step, and one every
-    `every` seconds between. Before the first step both say what is being done, and for how long.
-    Processes other than the first show nothing.
-
-    Args:
-        stage, total: its name and its last step.
-        start: the step it goes on from.
-        waiting: for what, before the first step.
-        stream: where to; None is standard output.
-        every, clock: seconds between plain lines, and what tells the time.
-    """
-
-    def __init__(
-        self,
-        stage: str,
-        total: int,
-        *,
-        start: int = 0,
-        waiting: str = 'compiling',
-        stream: TextIO | None = None,
-        every: float = 10.0,
-        clock: Callable[[], float] = time.monotonic,
-    ):
-        self._stage, self._total, self._every, self._clock = printable(stage), total, every, clock
-        self._start, self._waiting, self._begun, self._over = (
-            start,
-            waiting,
-            clock(),
-            threading.Event(),
-        )
-        self._stream = sys.stdout if stream is None else stream
-        self._first: tuple[int, float] | None = None
-        self._printed = -math.inf
-        self._text = ''
-        self._bar: rich.progress.Progress | None = None
-        self._shown = processes.is_main()
-        if self._shown and self._stream.isatty():
-            self._bar = rich.progress.Progress(
-                rich.progress.TextColumn('{task.description}', markup=False),
-                rich.progress.BarColumn(bar_width=None),
-                rich.progress.MofNCompleteColumn(),
-                _Live(self.text),
-                console=rich.console.Console(file=self._stream, emoji=False),
-                refresh_per_second=4,
-            )
-            self._task = self._bar.add_task(self._stage, total=total, completed=start)
-
-    def __enter__(self) -> 'Progress':
-        self._begun = self._clock()
-        if self._bar is not None:
-            self._bar.start()
-        elif self._shown and self._waiting:
-            threading.Thread(target=self._wait, daemon=True).start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._over.set()
-        if self._bar is not None:
-            self._bar.stop()
-
-    def text(self) -> str:
-        """What stands behind the number of steps now."""
-        if self._first is None and self._waiting:
-            return f'{self._waiting} {_duration(self._clock() - self._begun)}'
-        return self._text
-
-    def wait(self) -> None:
-        """Prints a plain line that says what is waited for."""
-        print(
-            f'{self._stage} {self._start}/{self._total}  {self.text()}',
-            file=self._stream,
-            flush=True,
-        )
-
-    def _wait(self) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the next line of the main thread meets it too
-            while not self._over.wait(self._every) and self._first is None:
-                self.wait()
-
-    def update(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Shows that `step` is done, with `reward` or else `loss` and `tokens_per_second`, where
-        they are there."""
-        if not self._shown:
-            return
-        now = self._clock()
-        # The first step holds the compilation, so the pace is measured from its end.
-        self._first = self._first or (step, now)
-        self._over.set()
-        shown = [
-            f'{name} {float(metrics[name]):.4g}' for name in ('reward', 'loss') if name in metrics
-        ][:1]
-        if 'tokens_per_second' in metrics:
-            shown.append(f'{_thousands(float(metrics["tokens_per_second"]))} tokens/s')
-        done, since = step - self._first[0], now - self._first[1]
-        left = f'{_duration(since / done * (self._total - step))} left' if done > 0 else ''
-        self._text = '  '.join([*shown, left] if left else shown)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step)
-        elif step >= self._total or now - self._printed >= self._every:
-            self._printed = now
-            if left and step < self._total:
-                shown.append(left)
-            print(
-                '  '.join([f'{self._stage} {step}/{self._total}', *shown]),
-                file=self._stream,
-                flush=True,
-            )
-
-
-class _Live(rich.progress.ProgressColumn):
-    """A text that is asked for at each refresh."""
-
-    def __init__(self, text: Callable[[], str]):
-        super().__init__()
-        self._text = text
-
-    def render(self, task: rich.progress.Task) -> rich.text.Text:
-        return rich.text.Text(self._text())
-
-
-def _thousands(number: float) -> str:
-    return f'{number / 1000:.1f}k' if number >= 1000 else f'{number:.0f}'
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
-
-
-def percent(value: float | None, interval: Sequence[float] | None = None) -> str:
-    """An accuracy between 0 and 1 with its interval as '48.1 % [45.0, 51.2]'; '-' where there is
-    none."""
-    if value is None:
-        return '-'
-    text = f'{100 * value:.1f} %'
-    return (
-        text if interval is None else f'{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]'
-    )
-
-
-def table(rows: Sequence[Mapping[str, Any]], *, stream: TextIO | None = None) -> None:
-    """Prints the final table from the `stages` of summary.json; what a row lacks is shown as '-'.
-
-    Args:
-        rows: dicts with name, accuracy, ci95, sampled_accuracy, sampled_ci95, mean_length,
-          problems, seconds.
-        stream: where to; None is standard output.
-    """
-    stream = sys.stdout if stream is None else stream
-    printed = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    printed.add_column('stage')
-    for name in ('greedy [95 %]', 'sampled [95 %]', 'mean length', 'problems', 'seconds'):
-        printed.add_column(name, justify='right')
-    for row in rows:
-        length, problems, seconds = (
-            row.get(name) for name in ('mean_length', 'problems', 'seconds')
-        )
-        printed.add_row(
-            printable(str(row['name'])),
-            percent(row.get('accuracy'), row.get('ci95')),
-            percent(row.get('sampled_accuracy'), row.get('sampled_ci95')),
-            '-' if length is None else f'{length:.1f}',
-            '-' if problems is None else str(problems),
-            '-' if seconds is None else f'{seconds:.1f}',
-        )
-    # A file or a pipe has no width to fit: a line may be as long as it needs to be.
-    width = None if stream.isatty() else 120
-    rich.console.Console(
-        file=stream, width=width, highlight=False, markup=False, emoji=False
-    ).print(printed)

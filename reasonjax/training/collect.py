@@ -25,7 +25,8 @@ from reasonjax.errors import UserError
 from reasonjax.files import put_aside
 from reasonjax.parallel import processes
 from reasonjax.sampling.text import Completion
-from reasonjax.tracking.metrics import Progress, Timers
+from reasonjax.tracking.metrics import Timers
+from reasonjax.tracking.progress import Progress
 from reasonjax.training import claim, counters, stopping
 from reasonjax.training.context import Place, Run, settings
 from reasonjax.training.kinds import StageResult

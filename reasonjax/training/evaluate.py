@@ -15,7 +15,7 @@ from reasonjax.errors import UserError
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
 from reasonjax.sampling.text import Completion, completions
-from reasonjax.tracking.metrics import Progress
+from reasonjax.tracking.progress import Progress
 from reasonjax.training import samplers, statistics, stopping
 from reasonjax.training.batch import PROMPTS
 from reasonjax.training.context import Place, Run

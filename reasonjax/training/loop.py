@@ -23,7 +23,8 @@ from reasonjax.model.placement import shardings
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
 from reasonjax.tracking import records
-from reasonjax.tracking.metrics import Progress, Timers
+from reasonjax.tracking.metrics import Timers
+from reasonjax.tracking.progress import Progress
 from reasonjax.training import cautions, claim, evaluate, stopping
 from reasonjax.training.batch_source import BatchSource, StepBatches
 from reasonjax.training.checkpoint import Checkpoints

@@ -17,7 +17,8 @@ from reasonjax.config_names import model_source
 from reasonjax.errors import UserError
 from reasonjax.parallel import processes
 from reasonjax.terminal import printable
-from reasonjax.tracking import metrics
+from reasonjax.tracking.progress import Progress
+from reasonjax.tracking.results import table
 from reasonjax.training import checks, evaluate, locks
 from reasonjax.training import claim as claims
 from reasonjax.training.checkpoint import load_params
@@ -216,7 +217,7 @@ def initial(run: Run) -> Any:
         return fresh_params(run)
     scheme, _, place = init.partition(':')
     if scheme == 'hf':
-        with metrics.Progress('import', 100, waiting='') as progress:
+        with Progress('import', 100, waiting='') as progress:
             source = model_source(scheme)
             folder = source.read_folder(place)
             return source.load(
@@ -311,7 +312,7 @@ def summary_of(results: list[dict]) -> dict:
 
 def show(summary: dict) -> None:
     """Prints the final table, and the first problems as each stage answers them."""
-    metrics.table(summary['stages'])
+    table(summary['stages'])
     for example in summary['examples']:
         problem = f'{_excerpt(example["prompt"])}  (solution {_excerpt(example["solution"])})'
         print(printable(f'The same problem, answered by each stage: {problem}'))

@@ -19,7 +19,7 @@ from reasonjax import config as configs
 from reasonjax.errors import UserError
 from reasonjax.parallel import processes
 from reasonjax.terminal import printable
-from reasonjax.tracking.metrics import percent
+from reasonjax.tracking.results import percent
 from reasonjax.training import evaluate, statistics
 from reasonjax.training.saved_run import CONFIG, Opened, blaming, open_saved
 

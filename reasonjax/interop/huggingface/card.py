@@ -13,7 +13,7 @@ from reasonjax import config as configs
 from reasonjax import files
 from reasonjax.errors import UserError
 from reasonjax.interop.huggingface.pretrained import Folder
-from reasonjax.tracking.metrics import percent
+from reasonjax.tracking.results import percent
 from reasonjax.training.context import Run, places, settings
 from reasonjax.training.saved_run import read_config
 

@@ -25,7 +25,7 @@ from reasonjax.interop.peft import write
 from reasonjax.model import spec
 from reasonjax.model.config import ModelConfig, frozen
 from reasonjax.model.dtypes import DTYPES
-from reasonjax.tracking.metrics import Progress
+from reasonjax.tracking.progress import Progress
 from reasonjax.training import locks
 from reasonjax.training.context import Run
 from reasonjax.training.saved_run import read_config
