@@ -11,6 +11,7 @@ import ast
 import functools
 import inspect
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 import ml_collections
 
 from reasonjax import bounds, config_files, files
+from reasonjax.config_bounds import check_leaves
 from reasonjax.config_names import EXTRA, REQUIRED, SLOTS, find, knobs
 from reasonjax.errors import UserError, listing, nearest
 
@@ -115,7 +117,7 @@ def check(config: ml_collections.ConfigDict, trust: Sequence[str] | None = None)
     """Raises UserError where a completed config names what is not there, or holds a value that is
     not within its bound."""
     # First, because knobs may refer to them.
-    bounds.check_leaves(config, SLOTS, EXTRA)
+    check_leaves(config, SLOTS, EXTRA)
     for key, slot, container, index in _nodes(config):
         resolve(container[index], slot, key, trust)
 
@@ -129,18 +131,12 @@ def _fill(config: ml_collections.ConfigDict, trust: Sequence[str] | None = None)
             raise UserError(f'config.{key}: a function node needs "name".')
         function = find(node['name'], slot, key, trust)
         for knob, default in {**knobs(function), **EXTRA.get(slot, {})}.items():
-            if knob not in node:
-                node[knob] = _missing(function, knob) if default is REQUIRED else default
-
-
-def _missing(function: Callable, knob: str) -> str | None:
-    """Stands for a knob that is yet to be given; text for text, so that a path that looks like a
-    number stays one."""
-    return (
-        ''
-        if bounds.base(inspect.signature(function).parameters[knob].annotation) in (str, 'str')
-        else None
-    )
+            if knob not in node and default is REQUIRED:
+                # Text for text, so that a path that looks like a number stays one.
+                kind = bounds.base(inspect.signature(function).parameters[knob].annotation)
+                node[knob] = '' if kind in (str, 'str') else None
+            elif knob not in node:
+                node[knob] = default
 
 
 def load(location: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
@@ -297,11 +293,7 @@ def _parse(text: str, old: Any, key: str, may_be_none: bool) -> Any:
     # also numbers of thousands of digits, thousands of brackets
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         value = text
-    if (
-        isinstance(value, float)
-        and value in (lowered['inf'], lowered['-inf'])
-        and text.lower() not in lowered
-    ):
+    if isinstance(value, float) and math.isinf(value) and text.lower() not in lowered:
         value = text  # 1e400 is too large, and not what is meant by infinity
     if old is None or (value is None and may_be_none):
         return value
@@ -313,15 +305,10 @@ def _parse(text: str, old: Any, key: str, may_be_none: bool) -> Any:
 
 def _like(value: Any, old: Any, text: str, key: str) -> Any:
     """Returns a value if it is of the type of `old`; an int may stand for a float."""
-    fits = isinstance(value, type(old)) and isinstance(value, bool) == isinstance(old, bool)
-    if (
-        isinstance(old, float)
-        and isinstance(value, int)
-        and not isinstance(value, bool)
-        and abs(value) <= sys.float_info.max
-    ):
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(old, float) and whole and abs(value) <= sys.float_info.max:
         return float(value)
-    if not fits:
+    if not isinstance(value, type(old)) or isinstance(value, bool) != isinstance(old, bool):
         text = text if len(text) <= bounds.LONGEST else bounds.shown(text)
         raise UserError(
             f'--config.{key}={text}: expected {type(old).__name__} (now {old!r}), got '

@@ -16,7 +16,16 @@ import numpy as np
 import pytest
 
 from configs import base
-from reasonjax import bounds, config_names, evaluate, programs, randomness, sample, train
+from reasonjax import (
+    bounds,
+    config_bounds,
+    config_names,
+    evaluate,
+    programs,
+    randomness,
+    sample,
+    train,
+)
 from reasonjax import config as configs
 from reasonjax.bounds import (
     AtLeast,
@@ -114,10 +123,10 @@ def tree() -> ml_collections.ConfigDict:
 
 
 def test_every_numeric_leaf_of_a_stage_has_a_bound():
-    leaves = list(bounds.leaves(tree(), configs.SLOTS, configs.EXTRA))
+    leaves = list(config_bounds.leaves(tree(), configs.SLOTS, configs.EXTRA))
     plain = [(key, name) for key, name, value in leaves if isinstance(value, numbers.Number)]
     assert len(plain) > 100
-    assert [key for key, name in plain if name not in bounds.LEAVES] == []
+    assert [key for key, name in plain if name not in config_bounds.LEAVES] == []
     assert {
         'config.online.rewards.accuracy.weight',
         'config.rollout.mesh.data',
@@ -126,9 +135,9 @@ def test_every_numeric_leaf_of_a_stage_has_a_bound():
         'config.collect.sampler.burst',
         'config.train.data.max_length',
     } <= {key for key, _ in plain}
-    assert set(bounds.LEAVES) == {name for _, name, _ in leaves} & set(bounds.LEAVES), (
-        'a bound of what is not there'
-    )
+    assert set(config_bounds.LEAVES) == {name for _, name, _ in leaves} & set(
+        config_bounds.LEAVES
+    ), 'a bound of what is not there'
 
 
 def test_every_default_is_within_its_own_bound():
@@ -238,7 +247,7 @@ def test_what_is_not_within_its_bound(value, kind, default, words):
         (1, Fraction),
         (0, bounds.TemperatureOrGreedy),
         (1e-4, bounds.TemperatureOrGreedy),
-        (-INF, bounds.LEAVES['min_reward']),
+        (-INF, config_bounds.LEAVES['min_reward']),
         ((), tuple[Fraction, ...]),
         ([0.5], tuple[Fraction, ...]),
         ('', OneOf('', 'int8')),
@@ -413,7 +422,7 @@ def test_seeds_are_those_that_draw_differently():
     # Why the rest is refused: another seed by its name, and the same draws.
     again = jax.random.key_data(jax.random.key(2**32))
     assert (again == jax.random.key_data(jax.random.key(0))).all() and bounds.fault(
-        2**32, bounds.LEAVES['seed']
+        2**32, config_bounds.LEAVES['seed']
     )
     # As `on_device` hands the seed to its program.
     traced = jax.jit(lambda seed: randomness.key(seed, 0, 0, 'init'))

@@ -13,6 +13,7 @@ AROUND = ('interop', 'planning', 'reporting', 'arena')
 FILES = {
     'bounds',
     'config',
+    'config_bounds',
     'config_files',
     'config_names',
     'errors',

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, NoReturn
 
 import ml_collections
 
-from reasonjax import bounds, files
 from reasonjax import config as configs
+from reasonjax import files
+from reasonjax.config_bounds import check_leaves
 from reasonjax.config_names import EXTRA, SLOTS
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.model.config import check_fields
@@ -220,7 +221,7 @@ def check_shape(config: ml_collections.ConfigDict) -> None:
         value = config[key]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UserError(f'config.{key}: expected {wanted}, found {_kind(value)}.')
-    bounds.check_leaves(config, SLOTS, EXTRA)
+    check_leaves(config, SLOTS, EXTRA)
     check_fields(config.model)
     for name in config.stages:
         if (
