@@ -20,29 +20,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from reasonjax.data import message_forms, message_marks
+from reasonjax.data.conversation import Conversation
 from reasonjax.data.documents import Document, document
-from reasonjax.data.messages import MARK, THOUGHTS, checked, tool_names, words
+from reasonjax.data.messages import MARK, THOUGHTS, is_chat, tool_names, words
 from reasonjax.data.tokenizers import Message, Tokenizer
 from reasonjax.errors import UserError
-from reasonjax.files import parse_json
 
 # Other names of the assistant.
 _ALIASES = {'gpt', 'bot', 'model'}
 _ALIASED = '; the transform "messages" calls human a user, and gpt, bot and model an assistant'
 # What closes a thought in most templates that write one.
 _CLOSING = '</think>'
-
-
-class Conversation(NamedTuple):
-    """Messages, and what the template is given beside them.
-
-    Attributes:
-        messages: at least one; see `reasonjax.data.messages.checked`.
-        options: `tools` and `template_kwargs` of `Tokenizer.chat_text`.
-    """
-
-    messages: Sequence[Message]
-    options: Mapping[str, Any]
 
 
 class Turn(NamedTuple):
@@ -57,45 +45,6 @@ class Turn(NamedTuple):
     head: str
     said: str
     rest: str
-
-
-def is_chat(value: Any) -> bool:
-    """Whether a column holds messages rather than text: a non-empty list of mappings."""
-    return (
-        isinstance(value, list | tuple)
-        and len(value) > 0
-        and all(isinstance(message, Mapping) for message in value)
-    )
-
-
-def conversation(
-    messages: Sequence[Message], example: Mapping[str, Any], name: str
-) -> Conversation:
-    """Checks messages, and adds what the columns `tools` and `chat_template_kwargs` of their row
-    say.
-
-    Args:
-        messages: see `is_chat`.
-        example: the row.
-        name: the column the messages are from, for errors.
-
-    Raises:
-        UserError: see `reasonjax.data.messages.checked`; or a column that is not what its name
-          says.
-    """
-    try:
-        tools = _without_nulls(_parsed(example.get('tools'), 'tools')) or None
-    except RecursionError as error:
-        raise UserError('column "tools" is nested too deeply') from error
-    if tools is not None and not is_chat(tools):
-        raise UserError('column "tools" must be a list of JSON schemas')
-    template_kwargs = _parsed(example.get('chat_template_kwargs'), 'chat_template_kwargs') or {}
-    if not isinstance(template_kwargs, Mapping):
-        raise UserError(
-            'column "chat_template_kwargs" must map variables of the chat template to values'
-        )
-    given = {key: value for key, value in template_kwargs.items() if value is not None}
-    return Conversation(checked(messages, name, tools), {'tools': tools, 'template_kwargs': given})
 
 
 def prompt(chat: Conversation, tokenizer: Tokenizer) -> str:
@@ -413,15 +362,3 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping | list | tuple):
         for item in value.values() if isinstance(value, Mapping) else value:
             yield from _texts(item)
-
-
-def _parsed(value: Any, name: str) -> Any:
-    """A column that tables of fixed types hold as JSON."""
-    return parse_json(value, f'column "{name}", which is text') if isinstance(value, str) else value
-
-
-def _without_nulls(value: Any) -> Any:
-    """Takes out the keys without a value that a table gives to every schema since one has them."""
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list | tuple) else value

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from reasonjax.data import chat, pairs, render
+from reasonjax.data import pairs, render
 from reasonjax.data.documents import Document, document
-from reasonjax.data.messages import THOUGHTS, checked, words
+from reasonjax.data.messages import THOUGHTS, checked, is_chat, words
 from reasonjax.data.tokenizers import Tokenizer
 from reasonjax.errors import UserError, listing, nearest
 
@@ -160,7 +160,7 @@ def _stepwise(example: Example, tokenizer: Tokenizer, separator: str) -> Rows:
             step
             if isinstance(step, str)
             else ''.join(words(m) for m in _plain(step, number))
-            if chat.is_chat(step)
+            if is_chat(step)
             else None
         )
         if not text:

@@ -35,6 +35,15 @@ _UNREADABLE = {
 }
 
 
+def is_chat(value: Any) -> bool:
+    """Whether a column holds messages rather than text: a non-empty list of mappings."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) > 0
+        and all(isinstance(message, Mapping) for message in value)
+    )
+
+
 def words(message: Message) -> str:
     """The content of a message as one text, whether it is given as one, as a list of text parts or
     as an object; '' for none.

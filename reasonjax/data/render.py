@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from reasonjax.data import chat
+from reasonjax.data.conversation import conversation
 from reasonjax.data.documents import Document, document
-from reasonjax.data.messages import words
+from reasonjax.data.messages import is_chat, words
 from reasonjax.data.tokenizers import Tokenizer
 from reasonjax.errors import UserError, listing, nearest
 
@@ -48,11 +49,11 @@ def demonstration(example: Example, tokenizer: Tokenizer) -> list[Document]:
         )
     if 'messages' in example:
         messages = column(example, 'messages')
-        if not chat.is_chat(messages):
+        if not is_chat(messages):
             raise UserError(
                 'column "messages" must be a non-empty list of {role, content} messages'
             )
-        return chat.documents(chat.conversation(messages, example, 'messages'), 0, tokenizer)
+        return chat.documents(conversation(messages, example, 'messages'), 0, tokenizer)
     if 'text' in example:
         text = column(example, 'text')
         if not isinstance(text, str):
@@ -81,10 +82,10 @@ def answered(
     """
     if isinstance(before, str) and isinstance(answer, str):
         return [_strings(before, answer, tokenizer, name)]
-    if chat.is_chat(before) and chat.is_chat(answer):
+    if is_chat(before) and is_chat(answer):
         if name == 'completion' and example.get('completion_ids') is not None:
             return [_sampled(example, before, answer, tokenizer)]
-        both = chat.conversation([*before, *answer], example, f'prompt + {name}')
+        both = conversation([*before, *answer], example, f'prompt + {name}')
         return chat.documents(both, len(before), tokenizer)
     raise UserError(
         f'prompt and {name} must both be strings or both be lists of {{role, content}} messages, '
@@ -139,12 +140,12 @@ def asked(example: Example, tokenizer: Tokenizer) -> tuple[str, list[int]]:
         raise UserError('column "prompt" is empty; generation needs something to continue')
     if isinstance(value, str):
         return value, with_bos(tokenizer.encode(value), tokenizer)
-    if not chat.is_chat(value):
+    if not is_chat(value):
         raise UserError(
             f'column "prompt" must be a string or a list of {{role, content}} messages, found '
             f'{type(value).__name__}'
         )
-    text = chat.prompt(chat.conversation(value, example, 'prompt'), tokenizer)
+    text = chat.prompt(conversation(value, example, 'prompt'), tokenizer)
     return text, tokenizer.encode(text)
 
 
@@ -172,7 +173,7 @@ def texts(example: Example) -> Iterator[str]:
     learnt from."""
     for name in ('prompt', 'completion', 'completions', 'chosen', 'rejected', 'messages', 'text'):
         value = example.get(name)
-        if chat.is_chat(value):
+        if is_chat(value):
             yield '\n'.join(words(message) for message in value)
         elif isinstance(value, list | tuple):
             yield from (item for item in value if isinstance(item, str))

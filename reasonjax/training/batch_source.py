@@ -55,3 +55,10 @@ class BatchSource(NamedTuple):
     def steps(self) -> int:
         """Steps that are dispatched together."""
         return self.on_device.iterations if self.on_device else 1
+
+
+def dropped(data: Any) -> dict[str, int]:
+    """The rows that an iterator has dropped so far, by reason."""
+    return {
+        f'data/{name}': value for name, value in data.counters.items() if name.startswith('dropped')
+    }

@@ -18,9 +18,11 @@ import ml_collections
 from reasonjax import config as configs
 from reasonjax import files
 from reasonjax.errors import UserError
+from reasonjax.parallel import processes
+from reasonjax.tracking.records import STEPS_BEFORE
 from reasonjax.training import checkpoint_files
 from reasonjax.training.checkpoint import read_meta
-from reasonjax.training.context import Place, places, settings
+from reasonjax.training.context import Place, Run, places, settings
 from reasonjax.training.saved_run import CONFIG, check_shape
 
 DONE = 'done.json'
@@ -152,6 +154,18 @@ def _is_result(done: Mapping[str, Any], name: str) -> bool:
 def digest(path: pathlib.Path) -> str:
     """Returns the SHA-256 of a file; '' where there is none."""
     return hashlib.sha256(files.read_bytes(path)).hexdigest() if path.is_file() else ''
+
+
+def report_length(
+    run: Run, place: Place, before: int, *, begin: int, update: int, updates: int
+) -> None:
+    """Says in a record and on the screen what another number of steps than until now means; see
+    `describe_length`."""
+    steps = settings(run.config, place).steps
+    run.writer.write(place.name, begin, {'steps': steps, STEPS_BEFORE: before}, once=True)
+    if processes.is_main():
+        counts = dict(begin=begin, update=update, updates=updates)
+        print(describe_length(run.config, place, before, **counts), flush=True)
 
 
 def describe_length(

@@ -24,12 +24,12 @@ from reasonjax.sampling.text import completions
 from reasonjax.tracking.metrics import Timers
 from reasonjax.training import rollout_metrics, rollouts, samplers
 from reasonjax.training.batch import TEXT
-from reasonjax.training.batch_source import BatchSource
+from reasonjax.training.batch_source import BatchSource, dropped
 from reasonjax.training.batching import minibatches
 from reasonjax.training.context import Place, Run, check_data, settings
 from reasonjax.training.iteration import OnDeviceSource, StepInputs
 from reasonjax.training.kinds import StageResult
-from reasonjax.training.loop import dropped, train
+from reasonjax.training.loop import train
 from reasonjax.training.rollout_step import (
     make_generate,
     rollout_step,

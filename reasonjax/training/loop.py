@@ -19,14 +19,11 @@ from reasonjax import config as configs
 from reasonjax import randomness
 from reasonjax.errors import Stopped, UserError
 from reasonjax.model import config as model_config
-from reasonjax.model.placement import shardings
-from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
-from reasonjax.tracking import records
 from reasonjax.tracking.metrics import Timers
 from reasonjax.tracking.progress import Progress
 from reasonjax.training import cautions, claim, evaluate, stopping
-from reasonjax.training.batch_source import BatchSource, StepBatches
+from reasonjax.training.batch_source import BatchSource, StepBatches, dropped
 from reasonjax.training.checkpoint import Checkpoints
 from reasonjax.training.checkpoint_trees import abstract
 from reasonjax.training.compile_ahead import Ahead, shapes_of
@@ -39,10 +36,11 @@ from reasonjax.training.counters import (
     read_counts,
     update_best,
 )
+from reasonjax.training.failures import describe_failure, describe_rollback
 from reasonjax.training.iteration import Measured, StepInputs, fetch
 from reasonjax.training.kinds import StageResult
-from reasonjax.training.step import State, create
-from reasonjax.training.updates import compile_update
+from reasonjax.training.step import State
+from reasonjax.training.updates import compile_update, create_state
 from reasonjax.weights import finite
 from reasonjax.weights.partition import combine, partition
 
@@ -88,20 +86,17 @@ class _Training:
         checkpoints: Checkpoints,
     ):
         self.run, self.place, self.stage = run, place, settings(run.config, place)
-        self.initial_params, self.source, self.evaluation, self.checkpoints = (
-            initial_params,
-            source,
-            evaluation,
-            checkpoints,
-        )
+        self.initial_params, self.source = initial_params, source
+        self.evaluation, self.checkpoints = evaluation, checkpoints
         self.started = time.perf_counter()
         self.earlier = 0.0  # seconds of attempts before this one
-        total_updates = self.stage.steps * source.updates
-        self.schedule = configs.resolve(self.stage.learning_rate, 'learning_rate')(total_updates)
+        self.total_updates = self.stage.steps * source.updates
+        rate = configs.resolve(self.stage.learning_rate, 'learning_rate')
+        self.schedule = rate(self.total_updates)
         self.optimizer = configs.resolve(self.stage.optimizer, 'optimizer')(self.schedule)
         self.state, self.frozen, self.chosen = self._start()
         self.update = compile_update(
-            run, self.stage, source, self.optimizer, self.state, total_updates, place
+            run, self.stage, source, self.optimizer, self.state, self.total_updates, place
         )
         self.counters, self.timers = Counters(), Timers()
         # fetches the metrics of what was dispatched last
@@ -118,12 +113,7 @@ class _Training:
         """Goes on from the newest checkpoint."""
         unevaluated = self._resume()
         if not self.begin:
-            cautions.say(
-                self.stage,
-                self.place.name,
-                self.state.trainable,
-                self.stage.steps * self.source.updates,
-            )
+            cautions.say(self.stage, self.place.name, self.state.trainable, self.total_updates)
         self.ahead = self._compile_ahead()
         with Progress(self.place.name, self.stage.steps, start=self.begin) as self.progress:
             self.clock = time.perf_counter()
@@ -231,11 +221,8 @@ class _Training:
             metrics['rollbacks'] = counters.rollbacks
         # An update that was skipped leaves the optimiser's own count where it was.
         rate = float(self.schedule(max(0, counters.applied_updates - 1)))
-        metrics |= {
-            'learning_rate': rate,
-            'step_time': seconds,
-            'tokens_per_second': tokens / seconds,
-        }
+        metrics |= {'learning_rate': rate, 'step_time': seconds}
+        metrics['tokens_per_second'] = tokens / seconds
         self.stepped += seconds * self.compiled
         self.compiled = True
         if last and self._limit_reached():
@@ -246,25 +233,10 @@ class _Training:
             )
         self.progress.update(step, metrics)
         if over or counters.spikes_in_a_row > stage.spike_window:
-            raise UserError(self._complaint(step, metrics))
-
-    def _complaint(self, step: int, metrics: dict) -> str:
-        counters, name = self.counters, self.place.name
-        numbers = f'(loss {metrics["loss"]}, grad_norm {metrics["grad_norm"]}); those updates were skipped'
-        if not self.failing:
-            return (
-                f'stage {name}, step {step}: the gradient norm stood out '
-                f'{counters.spikes_in_a_row} steps in a row {numbers}. That is its '
-                f'new level: raise {name}.spike_zscore, or lower {name}.learning_rate.peak.'
+            text = describe_failure(
+                self.place.name, step, metrics, counters, nonfinite=self.failing
             )
-        back = f', after {counters.rollbacks} rollbacks' if counters.rollbacks else ''
-        return (
-            f'stage {name}, step {step}: loss or gradient was not finite '
-            f'{counters.nonfinite_in_a_row} steps in a row{back} {numbers}. '
-            f'Lower {name}.learning_rate.peak or set {name}.optimizer.clip_norm; max_nonfinite '
-            'says how many are tolerated, max_rollbacks '
-            'how often to go back to a checkpoint and continue with the next data.'
-        )
+            raise UserError(text)
 
     def _watchful(self) -> bool:
         """Whether each step is to be settled at once, so that a rollback always comes before the
@@ -295,10 +267,8 @@ class _Training:
         measured = evaluate.as_metrics(summary)
         # Where this process goes on, another may have written it down before it was killed.
         self.run.writer.write(self.place.name, step, measured, once=step == self.begin)
-        before, self.counters.best = (
-            self.counters.best,
-            update_best(self.counters.best, step, measured, self.stage, self.place.name),
-        )
+        before = self.counters.best
+        self.counters.best = update_best(before, step, measured, self.stage, self.place.name)
         return self.counters.best != before
 
     def _save(self, step: int, *, regular: bool = True, unevaluated: bool = False) -> None:
@@ -347,10 +317,8 @@ class _Training:
         if begin is None:
             self.run.writer.resume(self.place.name, None)
             return False
-        self.begin, meta = (
-            begin,
-            self._restore(begin, data=self.source.data, memory=self.source.memory),
-        )
+        self.begin = begin
+        meta = self._restore(begin, data=self.source.data, memory=self.source.memory)
         where = self.place.folder / 'checkpoints' / str(begin)
         if meta.get('config', self.mark) != self.mark:
             raise UserError(
@@ -362,32 +330,16 @@ class _Training:
         self.run.writer.resume(self.place.name, begin, meta)
         self.earlier, self.stepped = clock['seconds'], clock['steps']
         self.timers.seconds.update(clock['phases'])
-        before, steps, every = (
-            meta.get('steps', self.stage.steps),
-            self.stage.steps,
-            self.stage.eval_every,
-        )
+        steps, every = self.stage.steps, self.stage.eval_every
+        before = meta.get('steps', steps)
         if before != steps:
-            self._report_length(before)
+            counts = dict(update=self.counters.applied_updates, updates=self.source.updates)
+            claim.report_length(self.run, self.place, before, begin=begin, **counts)
         # What was the last step is not evaluated by the loop; now it is one like others.
         was_last = (
             before == begin < steps and self.evaluation is not None and every and begin % every == 0
         )
         return bool(meta.get('unevaluated') or was_last) and begin < steps
-
-    def _report_length(self, before: int) -> None:
-        """Says on the screen and in a record what another number of steps than until now means."""
-        self.run.writer.write(
-            self.place.name,
-            self.begin,
-            {'steps': self.stage.steps, records.STEPS_BEFORE: before},
-            once=True,
-        )
-        if processes.is_main():
-            counts = dict(
-                begin=self.begin, update=self.counters.applied_updates, updates=self.source.updates
-            )
-            print(claim.describe_length(self.run.config, self.place, before, **counts), flush=True)
 
     def _restore(self, step: int, **position: Any) -> dict:
         """Puts the parameters, the optimiser and the step's own count of a checkpoint in place of
@@ -412,44 +364,17 @@ class _Training:
         else:
             counters.applied_updates = self._restore(target)['counted']['applied_updates']
         self.state = self.state.replace(step=jax.device_put(count, self.state.step.sharding))
-        counters.newest, counters.proven, counters.nonfinite_in_a_row, self.failing = (
-            target,
-            target,
-            0,
-            False,
-        )
+        counters.newest = counters.proven = target
+        counters.nonfinite_in_a_row, self.failing = 0, False
         if processes.is_main():
-            where = (
-                'where the stage began' if target is None else f'the checkpoint of step {target}'
-            )
-            print(
-                f'warning: stage {self.place.name}, step {step}: loss or gradient was not finite '
-                f'{bad} steps in a row; weights and '
-                f'optimiser go back to {where}, and training goes on with step {step + 1} and new '
-                f'data (rollback {counters.rollbacks} of '
-                f'at most {self.stage.max_rollbacks}). The learning rate is as it was then.',
-                file=sys.stderr,
-            )
+            counts = (bad, target, counters.rollbacks, self.stage.max_rollbacks)
+            print(describe_rollback(self.place.name, step, *counts), file=sys.stderr)
 
     def _start(self) -> tuple[State, Any, Any]:
         """The state before the first step, the frozen part, and which weights train."""
-        params = adapt(self.run, self.place, self.initial_params())
-        placed = shardings(self.run.specs, params, self.run.mesh)
-        params = jax.device_put(params, placed)
-        chosen = configs.resolve(self.stage.filter, 'filter')(self.run.specs, params)
-        trainable, frozen = partition(params, chosen)
-        window = self.stage.spike_window if self.stage.spike_zscore else 0
-        homes = partition(placed, chosen)[0]
-        return (
-            create(
-                trainable,
-                self.optimizer,
-                homes,
-                meshes.replicated(self.run.mesh),
-                spike_window=window,
-            ),
-            frozen,
-            chosen,
+        # Handed on without a name, or the parameters would be here twice while they are placed.
+        return create_state(
+            self.run, self.stage, self.optimizer, adapt(self.run, self.place, self.initial_params())
         )
 
     def _limit_reached(self) -> bool:
@@ -463,13 +388,6 @@ class _Training:
 
     def _seconds(self) -> float:
         return self.earlier + time.perf_counter() - self.started
-
-
-def dropped(data: Any) -> dict[str, int]:
-    """The rows that an iterator has dropped so far, by reason."""
-    return {
-        f'data/{name}': value for name, value in data.counters.items() if name.startswith('dropped')
-    }
 
 
 def _rest(state: State) -> dict:

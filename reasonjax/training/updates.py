@@ -1,4 +1,4 @@
-"""The update of a stage: what its config names, bound and compiled."""
+"""The state and the update of a stage: what its config names, bound, placed and compiled."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,12 +7,30 @@ import jax
 import numpy as np
 
 from reasonjax import config as configs
+from reasonjax.model.placement import shardings
 from reasonjax.parallel import mesh as meshes
 from reasonjax.protocols import Context
 from reasonjax.training.batch_source import BatchSource
 from reasonjax.training.context import Place, Run
 from reasonjax.training.iteration import make_iterations
-from reasonjax.training.step import State, make_update
+from reasonjax.training.step import State, create, make_update
+from reasonjax.weights.partition import partition
+
+
+def create_state(run: Run, stage: Any, optimizer: Any, params: Any) -> tuple[State, Any, Any]:
+    """Places the parameters that a stage starts from.
+
+    Returns:
+      The state before the first step, the part that does not train, and which weights train.
+    """
+    placed = shardings(run.specs, params, run.mesh)
+    params = jax.device_put(params, placed)
+    chosen = configs.resolve(stage.filter, 'filter')(run.specs, params)
+    trainable, frozen = partition(params, chosen)
+    window = stage.spike_window if stage.spike_zscore else 0
+    homes = partition(placed, chosen)[0]
+    whole = meshes.replicated(run.mesh)
+    return create(trainable, optimizer, homes, whole, spike_window=window), frozen, chosen
 
 
 def build_update(

@@ -14,7 +14,7 @@ from reasonjax.errors import UserError
 from reasonjax.reporting import report
 from reasonjax.sampling.reward_pool import RewardPool, RewardSpec
 from reasonjax.sampling.text import Completion
-from reasonjax.training.rollouts import list_columns, score_completions
+from reasonjax.training.rewards import list_columns, score_completions
 from reasonjax.training.run import run
 
 ROWS = [{'prompt': f'{a}+{b}=', 'solution': str(a + b)} for a in range(3) for b in range(4)]

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from reasonjax.data.chat import is_chat
 from reasonjax.data.forms import COLUMNS
-from reasonjax.data.messages import THOUGHTS, words
+from reasonjax.data.messages import THOUGHTS, is_chat, words
 from reasonjax.methods.transforms.columns import Example
 
 
