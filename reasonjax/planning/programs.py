@@ -1,7 +1,6 @@
 """The programs of a training stage, with shapes in place of arrays, ready to be compiled for
 devices that are elsewhere."""
 
-import functools
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -11,30 +10,25 @@ import jax
 import ml_collections
 import numpy as np
 
-from reasonjax import config as configs
 from reasonjax.errors import UserError, listing, nearest
 from reasonjax.model import config as model_config
-from reasonjax.model import decoding, kernels, spec
+from reasonjax.model import kernels, spec
 from reasonjax.model.score import READ
 from reasonjax.parallel import layout
 from reasonjax.parallel import mesh as meshes
 from reasonjax.planning import flops, shapes
 from reasonjax.planning.roofline import Work
+from reasonjax.planning.stage_shapes import StageShapes
 from reasonjax.sampling import sampler
-from reasonjax.sampling.sampler import Sampling
 from reasonjax.tracking.metrics import Writer
-from reasonjax.training import batching, samplers, step
-from reasonjax.training.batch import PROMPTS, fields_of_rows, shape_fields
+from reasonjax.training import batching, step
 from reasonjax.training.batch_source import BatchSource
 from reasonjax.training.context import (
     Place,
     Run,
-    abstract_params,
     at_once,
     check_lengths,
-    check_mesh,
     places,
-    rows_per_example,
     settings,
 )
 from reasonjax.training.kinds import KINDS
@@ -42,11 +36,10 @@ from reasonjax.training.rollout_step import (
     make_generate,
     rollout_step,
     trace_rollout_step,
-    wants_reference,
 )
-from reasonjax.training.samplers import on_rollout_mesh, sampling_from_config
+from reasonjax.training.samplers import on_rollout_mesh
 from reasonjax.training.updates import compile_update
-from reasonjax.weights.partition import combine, partition
+from reasonjax.weights.partition import combine
 
 # By kind of stage.
 PROGRAMS = {
@@ -148,98 +141,8 @@ def planned_stage(config: ml_collections.ConfigDict, name: str = '') -> Place:
     return found[name] if name else (online_ones or list(found.values()))[-1]
 
 
-class Stage:
-    """The programs of one stage.
-
-    Args:
-      run: see `plan_run`.
-      place: of the stage.
-
-    Raises:
-      UserError: what the stage would raise for its settings.
-    """
-
-    def __init__(self, run: Run, place: Place):
-        self.run, self.place, self.settings = run, place, settings(run.config, place)
-        self.online = KINDS[self.settings.kind].samples
-        c = self.settings
-        if self.online:
-            samplers.check(c, place.name)
-        self.updates = c.num_iterations * c.minibatches if self.online else 1
-        self.together = 1 if self.online else rows_per_example(c)
-        self.temperature = c.temperature if self.online else 1.0
-        self.wants_reference = wants_reference(c)
-        self.rollout_mesh = run.rollout_mesh
-        check_mesh(run, place)
-        self.layout = (
-            batching.layout_of(c, run.mesh, place.name)
-            if self.online
-            else batching.BatchLayout(share_prompts=False)
-        )
-        self.params = abstract_params(run, place.number)
-        self.chosen = configs.resolve(c.filter, 'filter')(run.specs, self.params)
-        trainable, self.frozen = partition(self.params, self.chosen)
-        schedule = configs.resolve(c.learning_rate, 'learning_rate')(c.steps * self.updates)
-        self.optimizer = configs.resolve(c.optimizer, 'optimizer')(schedule)
-        window = c.spike_window if c.spike_zscore else 0
-        homes = step.shardings(
-            trainable,
-            self.optimizer,
-            shapes.shardings(trainable),
-            meshes.replicated(run.mesh),
-            spike_window=window,
-        )
-        whole = jax.eval_shape(lambda t: step.fresh(t, self.optimizer, window), trainable)
-        self.state = jax.tree.map(
-            lambda x, home: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home), whole, homes
-        )
-        self.incoming = ()
-        if self.wants_reference:
-            # What the stage found stays in memory; what does not train is the same memory.
-            incoming = abstract_params(run, place.number - 1)
-            self.shared = shapes.inherited(run.specs, incoming, self.params, self.chosen)
-            self.incoming = shapes.apart(run.specs, incoming, self.shared)
-
-    @property
-    def rows(self) -> int:
-        """Rows of a step's batch."""
-        c = self.settings
-        return c.num_prompts * c.num_generations if self.online else c.batch_size * self.together
-
-    @property
-    def sampled_rows(self) -> int:
-        """Completions that are sampled at the same time."""
-        return at_once(self.settings) * self.settings.num_generations
-
-    @property
-    def length(self) -> int:
-        """Tokens of a sequence."""
-        c = self.settings
-        return (
-            c.data.max_prompt_length + c.max_completion_length if self.online else c.data.max_length
-        )
-
-    @property
-    def widest(self) -> int:
-        """Tokens of the longest row that is trained on: of a sequence, or of its longer part where
-        prompts are read apart."""
-        c = self.settings
-        return (
-            max(c.data.max_prompt_length, c.max_completion_length)
-            if self.layout.share_prompts
-            else self.length
-        )
-
-    def tokens(self, rows: int) -> int:
-        """Tokens that are read to train on so many rows: shared prompts once."""
-        c = self.settings
-        if not self.layout.share_prompts:
-            return rows * self.length
-        return self._shared(rows) * c.data.max_prompt_length + rows * c.max_completion_length
-
-    def _shared(self, rows: int) -> int:
-        """Prompts beside so many rows."""
-        return rows // self.settings.num_generations * self.layout.copies
+class Stage(StageShapes):
+    """The programs of one stage; see `StageShapes`."""
 
     def programs(self, names: tuple[str, ...] = ()) -> Iterator[Program]:
         """The programs of these names, by default all there are."""
@@ -440,9 +343,6 @@ class Stage:
             self.settings.steps * self.updates,
         )
 
-    def _sampling(self) -> Sampling:
-        return sampling_from_config(self.settings, self.run.tokenizer, self.place.name)
-
     def _products(self, rows: int, length: int) -> list[flops.Product]:
         weights = flops.matrices(
             self.run.model, self.run.specs, self.params, self.chosen, rows * length
@@ -488,57 +388,3 @@ class Stage:
             shapes.bytes_of(tree) for tree in (self.state.trainable, self.state.optimizer)
         )
         return 3 * trainable + 2 * moments + 3 * trainable * (self.settings.accumulation - 1)
-
-    def _batch(self, rows: int) -> dict:
-        c = self.settings
-        if not self.online:
-            names, sizes = fields_of_rows(c.data.form), {'B': rows, 'T': self.length}
-            return shape_fields(names, sizes, self.run.mesh)
-        number = rows // c.num_generations
-        batch = batching.shapes(
-            c,
-            number,
-            self.layout,
-            self.run.mesh,
-            old=self.updates > 1,
-            reference=self.wants_reference,
-        )
-        # What is not placed goes where the rest is, on every device.
-        whole = meshes.replicated(self.run.mesh)
-        return {
-            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or whole)
-            for name, x in batch.items()
-        }
-
-    def _prompts(self, mesh: Any = None, number: int = 0) -> dict:
-        c = self.settings
-        sizes = {'P': number or at_once(c), 'Q': c.data.max_prompt_length}
-        return shape_fields(PROMPTS, sizes, mesh or self.rollout_mesh, PROMPTS)
-
-    def _prompt_cache(self, prompts: dict) -> list:
-        made = jax.eval_shape(
-            lambda p, x: sampler.prefill(p, self.run.model, x, self._sampling()),
-            self.params,
-            prompts,
-        )
-        return jax.tree.map(self._placed_cache, made)
-
-    def _own_cache(self) -> list:
-        model, sampling = self.run.model, self._sampling()
-        rows = min(sampling.slots or self.sampled_rows, self.sampled_rows)
-        one = jax.eval_shape(
-            lambda: decoding.empty(model, rows, sampling.max_tokens, sampling.cache_dtype == 'int8')
-        )
-        return [jax.tree.map(self._placed_cache, one)] * model.layers
-
-    def _placed_cache(self, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        home = meshes.placed(
-            ('batch', 'kv_heads', *[None] * (x.ndim - 2)), x.shape, self.rollout_mesh
-        )
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home)
-
-    def _key(self, mesh: Any = None) -> jax.ShapeDtypeStruct:
-        key = jax.eval_shape(functools.partial(jax.random.key, 0))
-        return jax.ShapeDtypeStruct(
-            key.shape, key.dtype, sharding=meshes.replicated(mesh or self.run.mesh)
-        )

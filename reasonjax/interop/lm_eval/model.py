@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,8 +18,14 @@ import numpy as np
 from reasonjax import bounds, randomness
 from reasonjax.data import packing as rows_of
 from reasonjax.data.tokenizers import Tokenizer
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError
 from reasonjax.interop.lm_eval import BATCH, MISSING
+from reasonjax.interop.lm_eval.settings import (
+    GenerationRequest,
+    read_arguments,
+    request_of,
+    whole_number,
+)
 from reasonjax.model.rotary import longest
 from reasonjax.model.score import score
 from reasonjax.parallel import mesh as meshes
@@ -40,26 +46,6 @@ log = logging.getLogger(__name__)
 
 ROUND, CHUNK = 16, 128
 DEFAULT_LENGTH = 2048  # the harness's own, of models that state none
-LIMITS = ('max_gen_toks', 'max_new_tokens', 'max_tokens', 'max_completion_tokens')
-ARGUMENTS = (
-    'workdir',
-    'stage',
-    'batch_size',
-    'max_length',
-    'max_gen_toks',
-    'seed',
-    'add_bos_token',
-    'chat_template_args',
-    'trust',
-)
-KNOWN = ('until', *LIMITS, 'do_sample', 'temperature', 'top_k', 'top_p', 'min_p')
-
-
-class GenerationRequest(NamedTuple):
-    """How an answer is wanted: the sampler's settings, and the strings that end the text."""
-
-    sampling: Sampling
-    until: tuple[str, ...]
 
 
 class Harness(TemplateLM):
@@ -101,17 +87,14 @@ class Harness(TemplateLM):
     ):
         super().__init__()
         self._run, self._params, self._origin = run, params, (stage, step)
-        self._seed, self._add_bos, self._device = (
-            bounds.read(seed, bounds.Seed, 'seed'),
-            add_bos_token,
-            jax.default_backend(),
-        )
+        self._seed = bounds.read(seed, bounds.Seed, 'seed')
+        self._add_bos, self._device = add_bos_token, jax.default_backend()
         self._chat_arguments, self._chat_checked = chat_template_args, False
         self.tokenizer: Tokenizer = run.tokenizer
-        self.batch_size = _whole('batch_size', batch_size)
-        self.max_gen_toks = _whole('max_gen_toks', max_gen_toks)
+        self.batch_size = whole_number('batch_size', batch_size)
+        self.max_gen_toks = whole_number('max_gen_toks', max_gen_toks)
         limit = longest(run.model)
-        self.max_length = _whole(
+        self.max_length = whole_number(
             'max_length', (limit or DEFAULT_LENGTH) if max_length is None else max_length
         )
         if limit and self.max_length > limit:
@@ -165,24 +148,7 @@ class Harness(TemplateLM):
     ) -> 'Harness':
         """What lm_eval calls with `--model_args` and, in `additional_config`, its options of the
         same names; the first win."""
-        # lm_eval always names a device (JAX has chosen its own), and passes on whether data sets
-        # may run code (a model here has none).
-        flags = {
-            name: value
-            for name, value in (additional_config or {}).items()
-            if value is not None and name != 'device'
-        }
-        given = {
-            name: value
-            for name, value in {**flags, **arg_dict}.items()
-            if name != 'trust_remote_code'
-        }
-        for name in given:
-            if name not in ARGUMENTS:
-                raise UserError(
-                    f'--model_args: no argument "{name}".{nearest(name, ARGUMENTS)} Known: '
-                    f'{listing(ARGUMENTS)}.'
-                )
+        given = read_arguments(arg_dict, additional_config)
         if 'workdir' not in given:
             raise UserError('--model_args: needs workdir=FOLDER, the workdir of a run.')
         return cls.from_workdir(
@@ -422,101 +388,6 @@ class Harness(TemplateLM):
             log.warning(text, kind, number, len(cut), self.max_length, max(cut))
 
 
-def request_of(
-    given: Mapping[str, Any], tokenizer: Tokenizer, max_gen_toks: int
-) -> GenerationRequest:
-    """Reads the generation settings of a task: `KNOWN`, of which `LIMITS` are names of one thing.
-
-    Without `do_sample`, a temperature above 0 samples; `do_sample=False` is greedy;
-    `do_sample=True` alone has temperature 1.
-
-    Args:
-      given: the settings.
-      tokenizer: its EOS ids end every answer, and so do ids that are a stop string.
-      max_gen_toks: where none is given.
-
-    Raises:
-      UserError: an unknown setting or an impossible value.
-    """
-    for name in given:
-        if name not in KNOWN:
-            raise UserError(
-                f'generation_kwargs: "{name}" is not known.{nearest(name, KNOWN)} Known: '
-                f'{listing(KNOWN)}.'
-            )
-    set_ = {name: value for name, value in given.items() if value is not None}
-    limits = {name: _whole(name, set_[name]) for name in LIMITS if name in set_}
-    if len(set(limits.values())) > 1:
-        raise UserError(f'generation_kwargs: {limits} are names of one limit; give one of them.')
-    until = set_.get('until', ())
-    until = tuple(
-        text for text in (until if isinstance(until, list | tuple) else [until]) if text != ''
-    )
-    if not all(isinstance(text, str) for text in until):
-        raise UserError(
-            f'generation_kwargs: until must be a string or a list of strings, got {until!r}.'
-        )
-    ends = dict.fromkeys((*tokenizer.eos_ids, *_stop_ids(until, tokenizer)))
-    drawing = _drawing(
-        {
-            name: set_[name]
-            for name in ('do_sample', 'temperature', 'top_k', 'top_p', 'min_p')
-            if name in set_
-        }
-    )
-    return GenerationRequest(
-        Sampling(
-            max_tokens=next(iter(limits.values()), max_gen_toks), eos_ids=tuple(ends), **drawing
-        ),
-        until,
-    )
-
-
-def _drawing(given: dict) -> dict:
-    """The sampler's settings; greedy ones are alike, so that they share a program. A top_k of -1 is
-    off, as 0 is."""
-    try:
-        numbers = {
-            name: (int if name == 'top_k' else float)(value)
-            for name, value in given.items()
-            if name != 'do_sample'
-        }
-    except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(
-            f'generation_kwargs: temperature, top_k, top_p and min_p must be numbers, got {given}.'
-        ) from error
-    if given.get('do_sample') not in (None, True, False):  # 'false' would sample
-        raise UserError(
-            f'generation_kwargs: do_sample must be true or false, got {given["do_sample"]!r}.'
-        )
-    temperature = numbers.pop('temperature', None)
-    if not given.get('do_sample', bool(temperature)):
-        if temperature:
-            log.warning(
-                'do_sample=False with temperature=%g: decoding is greedy; set do_sample=True to '
-                'sample.',
-                temperature,
-            )
-        return {'temperature': 0.0}
-    if temperature == 0:
-        raise UserError(
-            'generation_kwargs: do_sample=True with temperature=0 is a contradiction; give a '
-            'temperature above 0.'
-        )
-    top_k = max(numbers.pop('top_k', 0), 0)
-    return {'temperature': 1.0 if temperature is None else temperature, 'top_k': top_k, **numbers}
-
-
-def _stop_ids(until: tuple[str, ...], tokenizer: Tokenizer) -> Iterator[int]:
-    for text in until:
-        try:
-            ids = tokenizer.encode_more(text)
-        except UserError:
-            continue  # this vocabulary cannot write it, so no answer has it
-        if len(ids) == 1 and tokenizer.decode(ids) == text:
-            yield ids[0]
-
-
 def cut_at(text: str, until: Sequence[str]) -> str:
     """The text before the first place where any of the stop strings begins."""
     return text[: min((text.index(stop) for stop in until if stop in text), default=len(text))]
@@ -527,7 +398,3 @@ def bucket(length: int) -> int:
     program."""
     step = max(ROUND, 1 << max(length.bit_length() - 3, 0))
     return -(-length // step) * step
-
-
-def _whole(name: str, value: Any) -> int:
-    return bounds.read(value, bounds.AtLeast(1), name)
