@@ -7,7 +7,8 @@ from typing import Any
 import math_verify
 import sympy
 
-from reasonjax.tasks.answer_values import Huge, Value, Words, same_spelling
+from reasonjax.tasks.answer_numbers import Huge
+from reasonjax.tasks.answer_values import Value, Words, same_spelling
 
 DIGITS = 50  # to which irrational numbers have to agree
 # what `simplify_answer` has put for these

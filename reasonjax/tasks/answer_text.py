@@ -167,11 +167,9 @@ def _is_value(value: Value) -> bool:
     """Whether it is more than words."""
     if isinstance(value, Named):
         return _is_value(value.value)
-    return (
-        all(map(_is_value, value.items))
-        if isinstance(value, Group)
-        else not isinstance(value, Words)
-    )
+    if isinstance(value, Group):
+        return all(map(_is_value, value.items))
+    return not isinstance(value, Words)
 
 
 def _is_short(text: str) -> bool:
@@ -212,16 +210,8 @@ def _phrase(text: str, start: int) -> str:
     announces it."""
     for line in text[start : start + LONGEST].split('\n')[:6]:
         line = line.strip().lstrip(':*_ ').strip()
-        sentence = line[
-            : next(
-                (
-                    end.start()
-                    for end in _SENTENCE_END.finditer(line)
-                    if _is_outside(line, end.start())
-                ),
-                len(line),
-            )
-        ]
+        ends = (end.start() for end in _SENTENCE_END.finditer(line))
+        sentence = line[: next((end for end in ends if _is_outside(line, end)), len(line))]
         if '\\' not in sentence and sentence.count('}') > sentence.count('{'):
             sentence = sentence.rstrip('} ')  # of JSON
         if _DISPLAY.sub('', sentence).strip('*_`$ ') and not sentence.rstrip('*_ ').endswith(':'):

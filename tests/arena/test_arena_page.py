@@ -16,7 +16,7 @@ import pytest
 from arena_cells import TASKS, arena, cell, failed
 from html_page import Page, addresses
 
-from reasonjax.arena import figures, page, table
+from reasonjax.arena import figures, page, panels, table
 from reasonjax.reporting import pages
 
 EVIL = '</pre><script>alert(1)</script> & "$x_1$"'
@@ -80,7 +80,7 @@ def draw(compared, cells, name, task):
 
 def test_band():
     runs = [np.array([[0, 0], [2, 4.0], [4, 4]]), np.array([[0, 1], [1, 1], [3, 5.0]])]
-    x, mean, low, high = figures.band(runs)
+    x, mean, low, high = panels.band(runs)
     assert x.tolist() == [0, 1, 2, 3]
     assert (
         low.tolist() == [0, 1, 3, 4]
@@ -89,7 +89,7 @@ def test_band():
     )
     assert all(
         len(part) == 0
-        for part in figures.band([np.array([[0, 1.0], [1, 1]]), np.array([[2, 1.0], [3, 1]])])
+        for part in panels.band([np.array([[0, 1.0], [1, 1]]), np.array([[2, 1.0], [3, 1]])])
     )
 
 
@@ -100,7 +100,7 @@ def test_front_is_what_nothing_beats():
         beaten = {
             b for a, b in itertools.permutations(set(points), 2) if a[0] <= b[0] and a[1] >= b[1]
         }
-        assert figures.front(points) == sorted(set(points) - beaten)
+        assert panels.front(points) == sorted(set(points) - beaten)
 
 
 def test_learning_curves_end_where_training_did(compared, cells):
@@ -148,7 +148,7 @@ def test_cost_against_accuracy(compared, cells):
     bars = plot.containers[0].lines[2][1].get_segments()[0]  # the upright one
     assert bars[:, 1].tolist() == pytest.approx(rows[0].accuracy['test/greedy'][1:])
     edge = next(line for line in plot.lines if line.get_linestyle() == '--')
-    assert list(zip(*edge.get_data()))[:-1] == figures.front(drawn)
+    assert list(zip(*edge.get_data()))[:-1] == panels.front(drawn)
     without = [
         dataclasses.replace(c, cost=c.cost | {'flops': None}) if c.done else c for c in cells
     ]

@@ -15,6 +15,7 @@ from reasonjax.errors import UserError
 from reasonjax.interop.huggingface import exported, families, pretrained
 from reasonjax.interop.peft import read as peft
 from reasonjax.interop.peft import write as peft_saving
+from reasonjax.interop.peft.put import put_adapter
 from reasonjax.methods.adapters import lora
 from reasonjax.model import config as model_config
 from reasonjax.parallel import mesh as meshes
@@ -332,7 +333,7 @@ def adapter(tmp_path):
 
 
 def load(path):
-    return peft.put_adapter(toys.params(SHAPE), peft.read_adapter(path))
+    return put_adapter(toys.params(SHAPE), peft.read_adapter(path))
 
 
 SETTINGS, TENSORS = 'adapter_config.json', 'adapter_model.safetensors'

@@ -19,7 +19,8 @@ from safetensors.numpy import load_file, save_file
 
 from reasonjax.errors import UserError
 from reasonjax.interop.huggingface import pretrained
-from reasonjax.interop.peft.read import put_adapter, read_adapter
+from reasonjax.interop.peft.put import put_adapter
+from reasonjax.interop.peft.read import read_adapter
 from reasonjax.interop.peft.write import pairs_of, save_adapter
 from reasonjax.methods.adapters import lora
 from reasonjax.model.config import ModelConfig, frozen

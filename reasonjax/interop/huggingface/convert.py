@@ -12,8 +12,9 @@ from reasonjax.errors import UserError, listing, nearest
 from reasonjax.files import expanded
 from reasonjax.interop.huggingface import export
 from reasonjax.interop.huggingface.pretrained import read_folder, read_json
+from reasonjax.interop.peft.put import put_adapter
 from reasonjax.interop.peft.read import CONFIG as ADAPTER_CONFIG
-from reasonjax.interop.peft.read import put_adapter, read_adapter
+from reasonjax.interop.peft.read import read_adapter
 from reasonjax.training import load_config
 from reasonjax.training.context import abstract_params, open_run
 from reasonjax.training.run import initial

@@ -6,7 +6,8 @@ import jax
 
 from reasonjax.bounds import AtLeast, OneOf
 from reasonjax.errors import UserError
-from reasonjax.interop.peft.read import put_adapter, read_adapter
+from reasonjax.interop.peft.put import put_adapter
+from reasonjax.interop.peft.read import read_adapter
 from reasonjax.methods.adapters.quantise import BLOCK, CHOICES
 from reasonjax.methods.adapters.quantise import quantise as quantised
 from reasonjax.methods.adapters.targets import LAYERS
