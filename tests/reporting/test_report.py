@@ -6,7 +6,7 @@ import re
 import pytest
 from html_page import Page, addresses
 
-from reasonjax.reporting import pages, report
+from reasonjax.reporting import charts, pages, report
 from reasonjax.tracking import metrics
 
 EVIL = '</pre><script>alert(1)</script> & "$x_1$"'
@@ -174,7 +174,7 @@ def test_empty_and_partial_runs(tmp_path):
 
 def test_stages_stand_side_by_side(workdir):
     records = metrics.read(workdir / 'metrics.jsonl')
-    axis = report._Axis(records, ['eval_accuracy', 'reward'])
+    axis = charts._Axis(records, ['eval_accuracy', 'reward'])
     assert axis.series(['eval_accuracy', 'eval_accuracy_lo']).tolist() == [
         [0, 0.02, 0.0],
         [1, 0.5, 0.48],
@@ -186,9 +186,9 @@ def test_stages_stand_side_by_side(workdir):
 
 def test_long_curves_are_thinned_without_bias():
     records = [{'stage': 'sft', 'step': step, 'loss': float(step)} for step in range(1, 10_001)]
-    series = report._Axis(records, ['loss']).series(['loss'])
-    thin = report._thin(series)
-    assert len(thin) == report.POINTS
+    series = charts._Axis(records, ['loss']).series(['loss'])
+    thin = charts._thin(series)
+    assert len(thin) == charts.POINTS
     assert thin.mean(0).tolist() == pytest.approx(series.mean(0).tolist())
 
 
