@@ -55,7 +55,9 @@ def causal(
     if config.attention_kernel == 'xla':
         weigh = in_chunks(config, visible, (times_1xT, segments_BxT))
     else:
-        weigh = kernels.causal(config, segments_BxT, attend_BxT)
+        seen = functools.partial(seen_by, config, *visible(times_1xT, segments_BxT))
+        beyond = '' if attend_BxT is None else 'this batch hides positions as keys (`attend`)'
+        weigh = kernels.weigher(config, seen, segments_BxT, segments_BxT, beyond)
 
     def attention(
         q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, local: Any

@@ -9,6 +9,7 @@ bin, never of a whole shard, which would grow with the square of all its complet
 2025, arXiv:2506.05433, share prompts so; bins are ours).
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from reasonjax.model import kernels
-from reasonjax.model.attention import causal, earlier, in_chunks
+from reasonjax.model.attention import causal, earlier, in_chunks, seen_by
 from reasonjax.model.config import ModelConfig
 from reasonjax.model.forward import Attention, Tap, forward
 from reasonjax.model.logprobs import Scored, token_scores
@@ -213,19 +214,18 @@ def attention(config: ModelConfig, shards: Shards) -> Attention:
         distance_BxSxT = positions_BxS[:, :, None] - position_of_key_BxT[:, None]
         return jnp.concatenate([shown_BxSxTp, own_BxSxL], axis=2), distance_BxSxT
 
+    of_queries = (times_1xL, shards.segments, shards.positions)
     if config.attention_kernel == 'xla':
-        weigh = in_chunks(
-            config,
-            visible,
-            (times_1xL, shards.segments, shards.positions),
-            before=shown_BxTp.shape[1],
-        )
+        weigh = in_chunks(config, visible, of_queries, before=shown_BxTp.shape[1])
     else:
-        distance_BxLxT = shards.positions[:, :, None] - position_of_key_BxT[:, None]
-        packed = shards.places is not None
-        weigh = kernels.in_bins(
-            config, shown_BxTp, shards.segments, shards.attend, distance_BxLxT, packed
-        )
+        seen = functools.partial(seen_by, config, *visible(*of_queries))
+        own_BxL = shards.segments > 0
+        shown_BxT = jnp.concatenate([shown_BxTp, own_BxL], axis=1)
+        beyond = 'several completions of a bin see one prompt (`packing`)'
+        if shards.places is None:
+            beyond = '' if shards.attend is None else 'this batch hides positions (`attend`)'
+        segments = (x.astype(jnp.int32) for x in (own_BxL, shown_BxT))
+        weigh = kernels.weigher(config, seen, *segments, beyond)
 
     def attend(
         q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, local: Any

@@ -1,9 +1,7 @@
 """Attention problems of both forms, with their answer in float64, for `test_kernels` and the script
 that it runs on eight devices."""
 
-import dataclasses
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from reasonjax.model import kernels, kernels_gpu
-from reasonjax.model.attention import in_chunks
+from reasonjax.model import kernels
+from reasonjax.model.attention import in_chunks, seen_by
 from reasonjax.model.config import ModelConfig
 from reasonjax.parallel import layout
 
@@ -32,15 +30,15 @@ PROMPT, BIN = 70, 133
 
 
 class Problem(NamedTuple):
-    """Queries, keys, values and the weights of a sum of outputs; what is seen; what a kernel is
-    built from, and how."""
+    """Queries, keys, values and the weights of a sum of outputs; what is seen; segments of queries
+    and keys, and what hides more than they and the order of places do."""
 
     arrays: tuple[np.ndarray, ...]
     mask_BxSxT: np.ndarray
     distance_BxSxT: np.ndarray
     real_BxS: np.ndarray
-    of_rows: dict[str, np.ndarray | None]
-    build: Callable[..., kernels.Weigh]
+    segments: tuple[np.ndarray, np.ndarray]
+    beyond: str
 
 
 def drawn(config, S, T, rows, seed=0):
@@ -74,9 +72,12 @@ def rows(config, hide=False, T=BIN, number=2):
     segments[0, 50:], segments[0, 120:], segments[1, :40] = 2, 0, 0
     attend = hidden(segments.shape, hide)
     distance = np.broadcast_to(np.arange(T)[:, None] - np.arange(T), (number, T, T))
-    of_rows = dict(segments_BxT=segments, attend_BxT=attend)
     return problem(
-        config, within(segments, attend), distance, segments > 0, of_rows, kernels.causal
+        config,
+        within(segments, attend),
+        distance,
+        (segments, segments),
+        'positions are hidden' if hide else '',
     )
 
 
@@ -96,22 +97,16 @@ def bins(config, packed, hide=False, number=2):
     mask = np.concatenate(
         [np.broadcast_to(shown[:, None], (number, BIN, PROMPT)), within(segments, attend)], axis=2
     )
-    of_rows = dict(
-        shown_BxTp=shown, segments_BxL=segments, attend_BxL=attend, distance_BxLxT=distance
-    )
-    return problem(
-        config,
-        mask,
-        distance,
-        segments > 0,
-        of_rows,
-        functools.partial(kernels.in_bins, packed=packed),
-    )
+    of_keys = np.concatenate([shown, segments > 0], axis=1)
+    beyond = 'rows are packed' if packed else 'positions are hidden' if hide else ''
+    return problem(config, mask, distance, (segments, of_keys.astype(np.int32)), beyond)
 
 
-def problem(config, mask, distance, real, of_rows, build):
+def problem(config, mask, distance, segments, beyond):
     q, k, v, weights = drawn(config, mask.shape[1], mask.shape[2], len(mask))
-    return Problem((q, k, v, weights * real[..., None, None]), mask, distance, real, of_rows, build)
+    real = segments[0] > 0
+    arrays = (q, k, v, weights * real[..., None, None])
+    return Problem(arrays, mask, distance, real, segments, beyond)
 
 
 def answer(config, given, local):
@@ -148,17 +143,15 @@ def answer(config, given, local):
 
 def computed(config, given, local, mesh=None):
     """The same by `config.attention_kernel`, compiled, for a mesh if there is one."""
-    asked = (
-        [given.mask_BxSxT, given.distance_BxSxT]
-        if config.attention_kernel == 'xla'
-        else given.of_rows
-    )
+    asked = given.mask_BxSxT, given.distance_BxSxT, *given.segments
     S, T = given.mask_BxSxT.shape[1:]
 
     def attended(asked, qkv, local):
+        seen, segments = asked[:2], asked[2:]
         if config.attention_kernel != 'xla':
-            return given.build(config, **asked)(*qkv, local)
-        return in_chunks(config, lambda _: asked, (jnp.zeros((1, S)),), before=T - S)(*qkv, local)
+            seen = functools.partial(seen_by, config, *seen)
+            return kernels.weigher(config, seen, *segments, given.beyond)(*qkv, local)
+        return in_chunks(config, lambda _: seen, (jnp.zeros((1, S)),), before=T - S)(*qkv, local)
 
     def both(local, asked, weights, *qkv):
         def loss(*qkv):
@@ -188,15 +181,3 @@ def agree(got, given, wanted, tolerance=2e-6):
         np.testing.assert_allclose(
             mine, right, atol=tolerance * np.abs(right).max(), rtol=0, err_msg=name
         )
-
-
-def through(name, implementation):
-    """A kernel's row of the table, its library told to do on this machine what it does
-    elsewhere."""
-    kernel = kernels.KERNELS[name]
-    weigh, weigh_bins = (
-        functools.partial(f, implementation=implementation)
-        for f in (kernel.weigh, kernel.weigh_bins)
-    )
-    assert weigh.func in (kernels_gpu.dot_product, kernels_gpu.flash)
-    return dataclasses.replace(kernel, weigh=weigh, weigh_bins=weigh_bins)

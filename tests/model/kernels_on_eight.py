@@ -13,20 +13,19 @@ from reasonjax.parallel import mesh as meshes
 splash_attention_kernel.make_splash_mha = functools.partial(
     splash_attention_kernel.make_splash_mha, interpret=True
 )
-kernels.KERNELS['cudnn'] = attentions.through('cudnn', 'xla')
+kernels.CUDNN = 'xla'
 
 # The first has fewer key heads than devices among which query heads are split; each is then kept by
 # several.
-for name, sizes, config in (
-    ('cudnn', dict(fsdp=2, tensor=4), attentions.CONFIG),
-    (
-        'splash',
-        dict(fsdp=2, tensor=2, sequence=2),
-        changed(attentions.CONFIG, window=0, attention_pattern=('global',)),
-    ),
+for name, sizes, packed in (
+    ('cudnn', dict(fsdp=2, tensor=4), True),
+    ('splash', dict(fsdp=2, tensor=2, sequence=2), False),
 ):
-    config = changed(config, attention_kernel=name)
+    config = changed(attentions.CONFIG, attention_kernel=name)
     mesh = meshes.make_mesh(sizes)
-    for given in (attentions.rows(config, T=140), attentions.bins(config, packed=True)):
-        got = attentions.computed(config, given, False, mesh)
-        attentions.agree(got, given, attentions.answer(config, given, False))
+    for given, local in (
+        (attentions.rows(config, T=140), False),
+        (attentions.bins(config, packed=packed), True),
+    ):
+        got = attentions.computed(config, given, local, mesh)
+        attentions.agree(got, given, attentions.answer(config, given, local))

@@ -1,7 +1,6 @@
 """Attention kernels against the formulas in float64; they are compiled for TPUs, and run on a GPU
 where there is one."""
 
-import dataclasses
 import functools
 import importlib.util
 import math
@@ -21,7 +20,7 @@ from jax.sharding import NamedSharding
 from toys import changed
 
 from reasonjax.errors import UserError
-from reasonjax.model import kernels, kernels_tpu
+from reasonjax.model import kernels
 from reasonjax.model.config import ATTENTION_KERNELS, CHOSEN, from_config
 from reasonjax.parallel import layout
 from reasonjax.parallel import mesh as meshes
@@ -36,8 +35,8 @@ def here(monkeypatch):
     arguments, and Pallas interpreted."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
-    monkeypatch.setitem(kernels.KERNELS, 'cudnn', attentions.through('cudnn', 'xla'))
-    monkeypatch.setitem(kernels.KERNELS, 'flash', attentions.through('flash', 'xla_chunked'))
+    monkeypatch.setattr(kernels, 'CUDNN', 'xla')
+    monkeypatch.setattr(kernels, 'FLASH', 'xla_chunked')
     interpreted = functools.partial(splash_attention_kernel.make_splash_mha, interpret=True)
     monkeypatch.setattr(splash_attention_kernel, 'make_splash_mha', interpreted)
 
@@ -72,7 +71,7 @@ DONE = {
         name for name, (_, changes, _) in CASES.items() if 'attention_softcap' not in changes
     ],
     'flash': CASES,
-    'splash': ('rows', 'capped rows of a local layer', 'bins of a local layer', 'packed bins'),
+    'splash': ('capped rows of a local layer', 'bins'),
 }
 
 
@@ -106,8 +105,9 @@ def test_outputs_and_gradients_are_those_of_the_formulas(name, case, here, reque
     attentions.agree(attentions.computed(config, given, local), given, wanted)
 
 
-def test_layers_of_both_kinds_in_one_loop(here):
-    config, given = changed(CONFIG, attention_kernel='cudnn'), attentions.rows(CONFIG)
+@pytest.mark.parametrize('name', ['cudnn', 'splash'])
+def test_layers_of_both_kinds_in_one_loop(name, here):
+    config, given = changed(CONFIG, attention_kernel=name), attentions.rows(CONFIG)
     for local in (True, False):
         attentions.agree(
             attentions.computed(config, given, jnp.array(local)),
@@ -120,13 +120,10 @@ def test_layers_of_both_kinds_in_one_loop(here):
 def test_dtype_is_that_of_the_queries(name, here):
     config = changed(CONFIG, attention_kernel=name, attention_softcap=0.0)
     for given in (attentions.rows(config), attentions.bins(config, packed=False)):
-        arrays = [jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for x in given.arrays[:3]]
-        assert (
-            jax.eval_shape(
-                lambda *qkv, given=given: given.build(config, **given.of_rows)(*qkv, True), *arrays
-            )
-            == arrays[0]
-        )
+        in_bfloat16 = given._replace(arrays=tuple(x.astype(jnp.bfloat16) for x in given.arrays))
+        computed = functools.partial(attentions.computed, config, in_bfloat16, True)
+        out, *_ = jax.eval_shape(computed)
+        assert out == jax.ShapeDtypeStruct(given.arrays[0].shape, jnp.bfloat16)
 
 
 def test_on_eight_devices():
@@ -156,16 +153,14 @@ def in_groups(packed):
 
 @pytest.mark.parametrize('form', ['rows', 'hidden', 'bins', 'packed'])
 def test_a_model_scores_as_with_xla(form, here, monkeypatch):
-    used, kernel = set(), kernels.KERNELS['cudnn']
+    used = []
 
-    def seen(name):
-        return lambda *given: used.add(name) or getattr(kernel, name)(*given)
+    def counted(*given, **how):
+        used.append(how.pop('implementation'))
+        return attend(*given, **how)
 
-    monkeypatch.setitem(
-        kernels.KERNELS,
-        'cudnn',
-        dataclasses.replace(kernel, weigh=seen('weigh'), weigh_bins=seen('weigh_bins')),
-    )
+    attend = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, 'dot_product_attention', counted)
     config = toys.changed(layers=1, attention_pattern=('local',), window=4)
     params, batch = (
         toys.params(config),
@@ -180,7 +175,8 @@ def test_a_model_scores_as_with_xla(form, here, monkeypatch):
     value_of_kernel, grads_of_kernel = jax.jit(
         jax.value_and_grad(lambda params, batch: by_kernel(params, batch=batch))
     )(params, batch)
-    assert used == ({'weigh', 'weigh_bins'} if 'prompt_tokens' in batch else {'weigh'})
+    # Of rows; and of prompts and of bins.
+    assert used == ['xla'] * (2 if 'prompt_tokens' in batch else 1)
     np.testing.assert_allclose(value_of_kernel, value, rtol=1e-5)
     toys.assert_trees_close(grads_of_kernel, grads, atol=1e-4)
 
@@ -190,22 +186,29 @@ def test_a_model_scores_as_with_xla(form, here, monkeypatch):
     [(1, 128), (100, 128), (300, 128), (450, 512), (520, 128), (1000, 512), (700, 256), (512, 512)],
 )
 def test_blocks_are_large_but_not_mostly_filling(length, block):
-    assert kernels_tpu.block_of(length) == block
+    assert kernels._block(length) == block
 
 
 def test_a_batch_that_splash_cannot_follow_is_refused():
     config = changed(CONFIG, attention_kernel='splash')
-    for make in (
-        lambda: attentions.rows(config, hide=True),
-        lambda: attentions.bins(config, packed=False, hide=True),
-        lambda: attentions.bins(config, packed=True),
+    for given in (
+        attentions.rows(config, hide=True),
+        attentions.bins(config, packed=False, hide=True),
+        attentions.bins(config, packed=True),
     ):
         with pytest.raises(UserError) as error:
-            given = make()
-            given.build(config, **given.of_rows)
-        assert 'attention_kernel="splash"' in str(
-            error.value
-        ) and 'use one of cudnn, flash, xla' in str(error.value)
+            attentions.computed(config, given, False)
+        assert 'attention_kernel="splash"' in str(error.value) and given.beyond in str(error.value)
+
+
+@pytest.mark.parametrize('form', ['hidden', 'packed'])
+def test_a_model_whose_batch_splash_cannot_follow_is_refused(form):
+    config = toys.changed(layers=1, attention_kernel='splash')
+    batch = in_groups(packed=True) if form == 'packed' else toys.random_batch()
+    if form == 'hidden':
+        batch['attend'] = np.ones(batch['segments'].shape, bool)
+    with pytest.raises(UserError, match='attend' if form == 'hidden' else 'packing'):
+        toys.weighted_score(toys.params(config), config, batch)
 
 
 def test_names():
@@ -226,108 +229,92 @@ def test_names():
     )
 
 
-def device(platform, capability='9.0'):
-    return types.SimpleNamespace(platform=platform, compute_capability=capability)
-
-
-HOPPER, AMPERE, TURING, TPU, CPU = (
-    device('gpu'),
-    device('gpu', '8.0'),
-    device('gpu', '7.5'),
-    device('tpu'),
-    device('cpu'),
-)
-WIDE = dict(head_dim=256, compute_dtype='bfloat16')
+GPU, TPU, CPU = (types.SimpleNamespace(platform=platform) for platform in ('gpu', 'tpu', 'cpu'))
 
 
 @pytest.mark.parametrize(
     'where, changes, sizes, words',
     [
+        (CPU, dict(attention_kernel='cudnn'), {}, ['runs on GPUs, not on "cpu"', 'use one of xla']),
+        (TPU, dict(attention_kernel='flash'), {}, ['runs on GPUs, not on "tpu"', 'splash, xla']),
         (
-            CPU,
-            dict(attention_kernel='cudnn'),
-            {},
-            ['"cudnn": runs on GPUs, not on "cpu"', 'use one of xla.'],
-        ),
-        (
-            TPU,
-            dict(attention_kernel='flash'),
-            {},
-            ['"flash": runs on GPUs, not on "tpu"', 'splash, xla'],
-        ),
-        (
-            HOPPER,
+            GPU,
             dict(attention_kernel='splash'),
             {},
-            ['"splash": runs on TPUs, not on "gpu"', 'cudnn, flash, xla'],
+            ['runs on TPUs, not on "gpu"', 'cudnn, flash, xla'],
         ),
         (
-            HOPPER,
+            GPU,
             dict(attention_kernel='cudnn', compute_dtype='float32'),
             {},
             ['bfloat16, float16', 'compute_dtype="float32"'],
         ),
         (
-            HOPPER,
+            TPU,
+            dict(attention_kernel='splash', compute_dtype='float16'),
+            {},
+            ['bfloat16, float32', 'compute_dtype="float16"'],
+        ),
+        (
+            GPU,
             dict(attention_kernel='cudnn', attention_softcap=3.0),
             {},
-            ['cannot cap', 'attention_softcap=3.0', 'flash, xla'],
+            ['cannot cap', 'attention_softcap=3.0'],
         ),
-        (HOPPER, dict(attention_kernel='cudnn', attention_chunk=64), {}, ['attention_chunk=0']),
-        (
-            HOPPER,
-            dict(attention_kernel='cudnn', head_dim=20),
-            {},
-            ['head_dim=20', 'multiple of 8', 'nearest: 24'],
-        ),
-        (
-            HOPPER,
-            dict(attention_kernel='cudnn', head_dim=300),
-            {},
-            ['head_dim=300', 'at most 256', 'nearest: 256'],
-        ),
-        (HOPPER, dict(attention_kernel='cudnn'), dict(sequence=2), ['mesh.sequence=1']),
-        (AMPERE, dict(attention_kernel='cudnn', head_dim=256), {}, ['wider than 128', '8.0']),
-        (TURING, dict(attention_kernel='cudnn'), {}, ['7.5', 'use "xla"']),
+        (TPU, dict(attention_kernel='splash', attention_chunk=64), {}, ['attention_chunk=0']),
+        (GPU, dict(attention_kernel='flash'), dict(sequence=2), ['mesh.sequence=1']),
     ],
 )
 def test_what_a_kernel_cannot_do_is_refused(where, changes, sizes, words):
     with pytest.raises(UserError) as error:
         kernels.check(changed(CONFIG, **(dict(compute_dtype='bfloat16') | changes)), where, sizes)
-    assert all(word in str(error.value) for word in words)
+    message = str(error.value)
+    assert message.startswith(f'config.model.attention_kernel="{changes["attention_kernel"]}": ')
+    assert all(word in message for word in words) and '\n' not in message
+
+
+@pytest.mark.parametrize('kind', [NotImplementedError, ValueError, RuntimeError])
+def test_what_a_library_refuses_is_refused_before_a_run(kind, monkeypatch):
+    def attend(*given, **how):
+        raise kind('the head\nis too wide')
+
+    monkeypatch.setattr(jax.nn, 'dot_product_attention', attend)
+    config = changed(CONFIG, attention_kernel='cudnn', compute_dtype='bfloat16')
+    with pytest.raises(UserError, match=r'="cudnn": .*the head is too wide.* use "xla"'):
+        kernels.check(config, GPU, {})
 
 
 def test_flash_asks_for_its_library(monkeypatch):
     config = changed(CONFIG, compute_dtype='bfloat16', attention_kernel='flash')
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match=r'pip install reasonjax\[kernels\]'):
-        kernels.check(config, HOPPER, {})
-    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
-    kernels.check(config, HOPPER, {})
-    with pytest.raises(UserError, match='attention_softcap=3.0'):
-        kernels.check(changed(config, attention_softcap=3.0), AMPERE, {})
+        kernels.check(config, GPU, {})
 
 
-def test_what_they_can_do_is_not_refused():
-    for where, config in (
-        (CPU, changed(CONFIG, attention_chunk=5)),
-        (HOPPER, changed(CONFIG, attention_kernel='cudnn', **WIDE)),
-        (TPU, changed(CONFIG, attention_kernel='splash', attention_softcap=3.0, head_dim=6)),
+def test_every_reason_of_a_library_with_several_kernels_is_told(tokamax):
+    config = changed(CONFIG, compute_dtype='bfloat16', attention_kernel='flash')
+    with pytest.raises(UserError, match='.+; .+'):
+        kernels.check(config, GPU, {})
+
+
+def test_what_they_can_do_is_not_refused(here):
+    for where, changes in (
+        (CPU, dict(attention_chunk=5)),
+        (GPU, dict(attention_kernel='cudnn', head_dim=256, compute_dtype='bfloat16')),
+        (TPU, dict(attention_kernel='splash', attention_softcap=3.0, head_dim=6)),
     ):
-        kernels.check(config, where, dict(sequence=2) if where is TPU else {})
+        kernels.check(changed(CONFIG, **changes), where, dict(sequence=2) if where is TPU else {})
 
 
 @pytest.mark.skipif(
     importlib.util.find_spec('libtpu') is None, reason='no TPU compiler here (pip install libtpu)'
 )
 @pytest.mark.parametrize(
-    'where, sizes', [('v5e:1x1', {}), ('v5e:2x4', dict(fsdp=2, tensor=2, sequence=2))]
+    'where, sizes', [('v5e:2x2', {}), ('v5e:2x4', dict(fsdp=2, tensor=2, sequence=2))]
 )
 def test_compiles_for_tpus(where, sizes):
     """Forward and backward, for one chip and for meshes; 'splash' was not run on one."""
-    config = changed(
-        CONFIG, attention_kernel='splash', compute_dtype='bfloat16', head_dim=64, **GLOBAL
-    )
+    config = changed(CONFIG, attention_kernel='splash', compute_dtype='bfloat16', head_dim=64)
     chips = topology.devices(topology.parse(where))[: math.prod(sizes.values())]
     mesh = meshes.make_mesh(dict(data=1) | sizes, chips)
 
@@ -345,20 +332,18 @@ def test_compiles_for_tpus(where, sizes):
         (queries, jnp.bfloat16, *heads),
         (of_keys, jnp.bfloat16, *keys),
         (of_keys, jnp.bfloat16, *keys),
-        ((4, 952), bool, 'batch', None),
         ((4, 2048), jnp.int32, 'batch', 'time'),
+        ((4, 3000), jnp.int32, 'batch', None),
     )
 
-    def loss(q, k, v, shown, segments):
-        of_rows = kernels.causal(config, segments)(q, k[:, 952:], v[:, 952:], False)
-        of_bins = kernels.in_bins(config, shown, segments, None, jnp.zeros(()), packed=True)(
-            q, k, v, False
-        )
-        return jnp.vdot(of_rows, of_bins)
+    def loss(q, k, v, segments, segments_of_keys):
+        of_rows = kernels.weigher(config, None, segments, segments)
+        of_bins = kernels.weigher(config, None, segments, segments_of_keys)
+        return jnp.vdot(of_rows(q, k[:, 952:], v[:, 952:], True), of_bins(q, k, v, False))
 
     compiled = jax.jit(layout.on(mesh, jax.grad(loss, (0, 1, 2)))).lower(*given).compile()
-    # A call of the kernel for each of three pieces of attention: forward, for queries, for keys.
-    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 9
+    # A call of the kernel for each of two pieces of attention: forward, for queries, for keys.
+    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 6
     # Of scores, one [B, H, S, T] in float32 would be kept at least.
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * 4 * 2048 * 3000 * 4 / math.prod(
         sizes.values()
