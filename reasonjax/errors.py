@@ -30,6 +30,23 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f' Did you mean "{close[0]}"?' if close else ''
 
 
+def check_choice(start: str, value: Any, choices: Iterable[str], known: str = 'Known') -> None:
+    """Checks that a value is among the choices.
+
+    Args:
+      start: of the message: key and value, and what is wrong, without the full stop.
+      value: what was given.
+      choices: what it may be.
+      known: what the message calls the choices.
+
+    Raises:
+      UserError: it is not; names the nearest of them, and all.
+    """
+    choices = list(choices)
+    if value not in choices:
+        raise UserError(f'{start}.{nearest(str(value), choices)} {known}: {listing(choices)}.')
+
+
 def listing(choices: Iterable[str]) -> str:
     """Returns the choices, sorted and comma-separated, as errors print them."""
     return ', '.join(sorted(choices))

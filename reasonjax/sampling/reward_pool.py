@@ -12,7 +12,7 @@ import copy
 import functools
 import multiprocessing
 import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
@@ -20,15 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pebble
 
-from reasonjax.errors import UserError, nearest, show
+from reasonjax.errors import UserError, check_choice, show
 from reasonjax.sampling import reward_functions, reward_worker
 from reasonjax.sampling.reward_functions import RewardSpec
 from reasonjax.sampling.reward_worker import Failure, Outcome
 
 __all__ = ['RewardPool', 'RewardSpec', 'Rewards', 'concat_rewards']
 
-# enough to hide the queue's fraction of a millisecond, few enough to keep the workers evenly busy
-GROUPS_PER_JOB = 8
 ON_ERROR = ('raise', 'drop')
 
 
@@ -86,9 +84,9 @@ class RewardPool:
           functions: reward key -> what to run.
           workers: number of processes. 0 runs the functions in this process, **without limits of
             time and memory**: for debugging, and for functions defined in a notebook.
-          time_limit: seconds of wall-clock time a sample may take. A call that takes too long is
-            killed and its samples are tried one by one; a sample that finishes within the limit on
-            its own is never blamed.
+          time_limit: seconds of wall-clock time a sample may take, and a group as many times that
+            as it has samples. A call that takes longer is killed and its samples are called one by
+            one; a sample that finishes within the limit on its own is never blamed.
           on_error: what becomes of a sample that makes a function raise, hang or die, or return nan
             or no number. 'raise' stops with an error that shows the sample; 'drop' makes it nan and
             counts it.
@@ -99,9 +97,7 @@ class RewardPool:
           UserError: a function that does not exist or that workers cannot import, or a setting out
             of range.
         """
-        if on_error not in ON_ERROR:
-            hint = nearest(str(on_error), ON_ERROR)
-            raise UserError(f'rewards: on_error must be "raise" or "drop", got {on_error!r}.{hint}')
+        check_choice(f'rewards: on_error="{on_error}": unknown', on_error, ON_ERROR)
         if workers < 0:
             raise UserError(f'rewards: workers must be 0 or more, got {workers}.')
         if not 0 < time_limit < float('inf'):
@@ -117,7 +113,6 @@ class RewardPool:
         }
         self._workers, self._time_limit, self._on_error = workers, float(time_limit), on_error
         self._memory_limit = float(memory_limit)
-        self._pace = dict.fromkeys(functions, 0.0)  # the slowest call so far, in seconds per sample
         self._pool = None
         if workers:
             self._targets = {
@@ -205,123 +200,102 @@ class RewardPool:
         }
         groups = [tuple(range(i, i + group)) for i in range(0, samples, group)]
 
-        def attempt(jobs: list[list[_Call]]) -> list[tuple[_Call, Outcome | None]]:
-            """Runs jobs (calls of one function each); an outcome of None means that the call's job
-            was killed."""
-            ready = [
-                [
-                    (
-                        len(c.rows),
-                        {
-                            column: [data[column][i] for i in c.rows]
-                            for column in columns_of[c.name]
-                        },
-                    )
-                    for c in job
-                ]
-                for job in jobs
+        def attempt(calls: list[_Call], last: bool = False) -> dict[_Call, Outcome]:
+            given = [
+                {column: [data[column][i] for i in call.rows] for column in columns_of[call.name]}
+                for call in calls
             ]
-            outcomes = self._here(jobs, ready) if not self._workers else self._there(jobs, ready)
-            return [pair for job, outcome in zip(jobs, outcomes) for pair in zip(job, outcome)]
+            run = self._there if self._workers else self._here
+            outcomes = dict(zip(calls, run(calls, given)))
+            for call, outcome in outcomes.items():
+                if last or not _is_divisible(call, outcome):
+                    self._refuse(call, outcome, data, group, first)
+            return outcomes
 
-        def passed(results: list[tuple[_Call, Outcome]]) -> list[tuple[_Call, Outcome]]:
-            for call, outcome in results:
-                self._refuse(call, outcome, data, group, first)
-            return results
+        outcomes = attempt([_Call(name, rows) for name in self._specs for rows in groups])
+        failed = [call for call, outcome in outcomes.items() if _is_divisible(call, outcome)]
+        singles = attempt([_Call(call.name, (row,)) for call in failed for row in call.rows])
+        culprits = {
+            call: outcome
+            for call, outcome in singles.items()
+            if isinstance(outcome, Failure) or isinstance(outcome[0], Failure)
+        }
+        again = []
+        for call in failed:
+            rest = tuple(row for row in call.rows if _Call(call.name, (row,)) not in culprits)
+            if rest == call.rows:  # it fails only as a group
+                self._refuse(call, outcomes[call], data, group, first)
+                continue
+            del outcomes[call]
+            again += [_Call(call.name, rest)] if rest else []
+        return self._collect(outcomes | culprits | attempt(again, last=True), samples)
 
-        return self._collect(_settle(groups, list(self._specs), attempt, passed), samples)
-
-    def _here(self, jobs: list[list[_Call]], ready: list[list]) -> list[list[Outcome]]:
-        specs = [self._specs[job[0].name] for job in jobs]
-        bound = [functools.partial(spec.target, **spec.knobs) for spec in specs]
+    def _here(self, calls: list[_Call], given: list[dict]) -> list[Outcome]:
+        specs = [self._specs[call.name] for call in calls]
         # What a function changes in its arguments is its own affair, as it is in a worker.
         return [
-            [
-                reward_worker.call(f, number, _handed(columns, copy.deepcopy))
-                for number, columns in calls
-            ]
-            for f, calls in zip(bound, ready)
+            reward_worker.call(
+                functools.partial(spec.target, **spec.knobs),
+                len(call.rows),
+                _handed(columns, copy.deepcopy),
+            )
+            for spec, call, columns in zip(specs, calls, given)
         ]
 
-    def _there(self, jobs: list[list[_Call]], ready: list[list]) -> list[list[Outcome | None]]:
+    def _there(self, calls: list[_Call], given: list[dict]) -> list[Outcome]:
         # Pickled here: what cannot be pickled is found here, and what a worker cannot read back
         # fails in its own call.
-        pickled = [_handed(calls, pickle.dumps) for calls in ready]
-        results: list[list[Outcome | None]] = [[] for _ in jobs]
-        left, restarted = list(range(len(jobs))), False
+        pickled = [_handed(columns, pickle.dumps) for columns in given]
+        outcomes: dict[int, Outcome] = {}
+        left, restarted = [*range(len(calls))], False
         while left:
             if self._pool is None:
                 raise ValueError('the reward pool is closed')
             if not self._pool.active:
                 self._restart()
-            limits = {i: self._limit(jobs[i]) for i in left}
-            futures = {
-                i: self._pool.schedule(
-                    reward_worker.work, (jobs[i][0].name, pickled[i]), timeout=limit
+            futures = {}
+            for i in left:
+                number = len(calls[i].rows)
+                futures[i] = self._pool.schedule(
+                    reward_worker.work,
+                    (calls[i].name, number, pickled[i]),
+                    timeout=number * self._time_limit,
                 )
-                for i, limit in limits.items()
-            }
-            broken, worn = [], []
+            left, broken = [], False
             for i, future in futures.items():
                 error = future.exception()
                 if isinstance(error, BrokenProcessPool):
-                    broken.append(i)
+                    broken = True
+                    left.append(i)
                 elif getattr(error, 'exitcode', None) == reward_worker.WORN_OUT:
-                    worn.append(i)
+                    left.append(i)
                 else:
-                    results[i] = self._outcomes(jobs[i], limits[i], future, error)
+                    outcomes[i] = self._failure(calls[i], error) if error else future.result()
             if broken and restarted:
                 raise UserError(
                     'rewards: the worker processes end as soon as they start; their own message is '
-                    'above. A script that '
-                    'starts them must guard its entry with `if __name__ == "__main__":`. workers=0 '
-                    'runs the functions in '
-                    'this process, without limits.'
+                    'above. A script that starts them must guard its entry with `if __name__ == '
+                    '"__main__":`. workers=0 runs the functions in this process, without limits.'
                 )
             if broken:  # for instance the system killed an idle worker; it is no sample's fault
                 self._restart()
                 restarted = True
-            left = sorted(broken + worn)
-        return results
+        return [outcomes[i] for i in range(len(calls))]
 
-    def _outcomes(
-        self, job: list[_Call], limit: float, future: Any, error: BaseException | None
-    ) -> list[Outcome | None]:
-        """What became of a job that a worker has done, or has not survived."""
-        if error is None:
-            outcomes, pace = future.result()
-            self._pace[job[0].name] = max(self._pace[job[0].name], pace)
-            return outcomes
-        if len(job) > 1:
-            return [None] * len(job)
+    def _failure(self, call: _Call, error: BaseException) -> Failure:
+        """Why a worker has not survived a call."""
         if isinstance(error, TimeoutError):
-            return [Failure('timeouts', f'did not finish within {limit:g} s')]
+            limit = len(call.rows) * self._time_limit
+            return Failure('timeouts', f'did not finish within {limit:g} s')
         if getattr(error, 'exitcode', None) == reward_worker.OUT_OF_MEMORY:
-            return [
-                Failure(
-                    'errors',
-                    f'needs more than {self._memory_limit:g} GiB of memory (reward_memory_limit)',
-                )
-            ]
-        return [
-            Failure(
-                'errors', f'ended or broke its worker process ({reward_worker.describe(error)})'
-            )
-        ]
+            limit = f'{self._memory_limit:g} GiB of memory (reward_memory_limit)'
+            return Failure('errors', f'needs more than {limit}')
+        text = reward_worker.describe(error)
+        return Failure('errors', f'ended or broke its worker process ({text})')
 
     def _restart(self) -> None:
         self.close()
         self._start()
-
-    def _limit(self, job: list[_Call]) -> float:
-        # A hang shows after about one sample's limit however large the job: no honest call was ever
-        # this slow. If one is, its samples pass one by one, which sets the pace, and the call is
-        # made again with all the time it needs.
-        samples = sum(len(call.rows) for call in job)
-        return min(
-            samples * self._time_limit,
-            self._time_limit + 4 * (samples - 1) * self._pace[job[0].name],
-        )
 
     def _refuse(self, call: _Call, outcome: Outcome, data: Mapping, group: int, first: int) -> None:
         """Raises the first failure that the run must not survive."""
@@ -348,7 +322,7 @@ class RewardPool:
                 'sample that fails.'
             )
 
-    def _collect(self, results: Iterable[tuple[_Call, Outcome]], samples: int) -> Rewards:
+    def _collect(self, outcomes: Mapping[_Call, Outcome], samples: int) -> Rewards:
         names = tuple(self._specs)
         values_NxF = np.full((samples, len(names)), np.nan)
         failed_N = np.zeros(samples, bool)
@@ -357,7 +331,7 @@ class RewardPool:
             for name in names
             for kind in ('errors', 'timeouts', 'nan', 'dropped')
         }
-        for call, outcome in results:
+        for call, outcome in outcomes.items():
             parts = [outcome] * len(call.rows) if isinstance(outcome, Failure) else outcome
             for row, part in zip(call.rows, parts):
                 if isinstance(part, Failure):
@@ -374,66 +348,30 @@ class RewardPool:
         return Rewards(names, values_NxF, total_N, counts)
 
 
-def _settle(
-    groups: list[tuple[int, ...]], names: list[str], attempt: Callable, passed: Callable
-) -> list:
-    """Calls every function on every group; where that fails, on its samples, and on those of them
-    that pass, together.
-
-    Returns:
-      (call, outcome) pairs that cover every row of every function once.
-    """
-    jobs = [
-        [_Call(name, rows) for rows in groups[i : i + GROUPS_PER_JOB]]
-        for name in names
-        for i in range(0, len(groups), GROUPS_PER_JOB)
-    ]
-    results = attempt(jobs)
-    # A job of several calls that was killed does not say which of them was at fault.
-    lost = [[call] for call, outcome in results if outcome is None]
-    results = [r for r in results if r[1] is not None] + attempt(lost)
-
-    def divisible(call: _Call, outcome: Outcome) -> bool:
-        return isinstance(outcome, Failure) and outcome.kind != 'config' and len(call.rows) > 1
-
-    settled = passed([r for r in results if not divisible(*r)])
-    failed = [r for r in results if divisible(*r)]
-    singles = passed(
-        attempt([[_Call(call.name, (row,))] for call, _ in failed for row in call.rows])
-    )
-    culprits = {c: o for c, o in singles if isinstance(o, Failure) or isinstance(o[0], Failure)}
-    again = []
-    for call, failure in failed:
-        rest = tuple(row for row in call.rows if _Call(call.name, (row,)) not in culprits)
-        if rest == call.rows and failure.kind != 'timeouts':
-            settled += passed([(call, failure)])  # it fails only as a group
-        elif rest:
-            again.append([_Call(call.name, rest)])
-    return settled + list(culprits.items()) + passed(attempt(again))
+def _is_divisible(call: _Call, outcome: Outcome) -> bool:
+    """Whether a call has failed as a whole, so that its samples are to be called one by one."""
+    return isinstance(outcome, Failure) and outcome.kind != 'config' and len(call.rows) > 1
 
 
-def _handed(data: Any, hand: Callable[[Any], Any]) -> Any:
-    """Copies or pickles the arguments of calls.
+def _handed(columns: dict[str, list], hand: Callable[[Any], Any]) -> Any:
+    """Copies or pickles the arguments of a call.
 
     Raises:
       UserError: a column cannot be; names it.
     """
     try:
-        return hand(data)
+        return hand(columns)
     except Exception as error:  # of any class: it is the values' own methods that fail
-        for columns in [data] if isinstance(data, dict) else [columns for _, columns in data]:
-            for name, value in (
-                (name, value) for name, values in columns.items() for value in values
-            ):
-                try:
-                    hand(value)
-                except Exception as reason:
-                    kind = f'{type(value).__module__}.{type(value).__qualname__}'
-                    what = f'{kind}, which cannot be handed to reward functions ({reward_worker.describe(reason)})'
-                    raise UserError(
-                        f'rewards: column "{name}" holds {what}; make it text, a number, a list or '
-                        'a dict.'
-                    ) from error
+        for name, value in [(key, value) for key in columns for value in columns[key]]:
+            try:
+                hand(value)
+            except Exception as reason:
+                kind = f'{type(value).__module__}.{type(value).__qualname__}'
+                raise UserError(
+                    f'rewards: column "{name}" holds {kind}, which cannot be handed to reward '
+                    f'functions ({reward_worker.describe(reason)}); make it text, a number, a list '
+                    'or a dict.'
+                ) from error
         raise
 
 

@@ -15,7 +15,6 @@ import pickle
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing import parent_process
@@ -29,7 +28,7 @@ OWN = 'reasonjax.methods.rewards'
 # left
 OUT_OF_MEMORY, WORN_OUT = 71, 72
 LARGEST = 1e18  # a reward; squares of larger ones, which deviations need, have no place in float32
-PRINTED = 10_000  # characters of a job's output that are shown
+PRINTED = 2_000  # characters of a call's output that are shown
 LONGEST = 2000  # characters of an exception's text, or of a line of its traceback, that are
 
 
@@ -175,28 +174,20 @@ def ready() -> None:
     """A task that does nothing, to start the workers early."""
 
 
-def work(name: str, calls: bytes) -> tuple[list[Outcome], float]:
-    """Makes the calls of one job, pickled (samples, columns) pairs.
-
-    Returns:
-      Their outcomes, and the seconds per sample of the slowest call.
-    """
+def work(name: str, samples: int, columns: bytes) -> Outcome:
+    """Calls one function on a few samples; their columns are pickled."""
     process, streams, printed = os.getpid(), (sys.stdout, sys.stderr), _Limited(sys.stderr)
     sys.stdout = sys.stderr = printed
     held = _measure_memory()
-    pace, outcomes = 0.0, []
     try:
-        for samples, columns in pickle.loads(calls):
-            begin = time.perf_counter()
-            outcomes.append(call(_functions[name], samples, columns, leave=False))
-            pace = max(pace, (time.perf_counter() - begin) / samples)
-            if os.getpid() != process:
-                # a copy of the worker that the function has made, which would answer a second time
-                os._exit(1)
-            # what fills the memory may stay there, and later samples are not to be blamed for it
-            if outcomes[-1] == _NO_MEMORY:
-                os._exit(OUT_OF_MEMORY if held <= _worn else WORN_OUT)
-        return outcomes, pace
+        outcome = call(_functions[name], samples, pickle.loads(columns), leave=False)
+        if os.getpid() != process:
+            # a copy of the worker that the function has made, which would answer a second time
+            os._exit(1)
+        # what fills the memory may stay there, and later samples are not to be blamed for it
+        if outcome == _NO_MEMORY:
+            os._exit(OUT_OF_MEMORY if held <= _worn else WORN_OUT)
+        return outcome
     finally:
         printed.end(name)
         sys.stdout, sys.stderr = streams
