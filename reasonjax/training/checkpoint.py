@@ -21,6 +21,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -275,12 +276,10 @@ class Checkpoints:
         for step in reversed(files.steps(self._folder)):
             wrong = files.damage(self._folder / str(step), read=False)
             if not wrong:
-                retained = retained or set(
-                    files.read_record(self._folder / str(step)).get('retained', ())
-                )
+                retained = retained or set(files.read_record(self._folder / str(step))['retained'])
                 whole.append(step)
             elif self._keep is not None and len(whole) >= self._keep and step not in retained:
-                files.remove(self._folder / str(step))
+                shutil.rmtree(self._folder / str(step))
             else:
                 self._put_aside(step, wrong)
 
@@ -355,16 +354,10 @@ def read_meta(folder: str | os.PathLike) -> dict[str, Any]:
     folder = _absolute(folder)
 
     def read() -> dict[str, Any]:
-        whole = (
-            [
-                step
-                for step in files.steps(folder)
-                if not files.damage(folder / str(step), read=False)
-            ]
-            if folder.is_dir()
-            else []
-        )
-        return files.read_record(folder / str(whole[-1]))['meta'] if whole else {}
+        for step in reversed(files.steps(folder) if folder.is_dir() else []):
+            if not files.damage(folder / str(step), read=False):
+                return files.read_record(folder / str(step))['meta']
+        return {}
 
     return processes.on_main(read)
 
@@ -485,11 +478,5 @@ def _read(manager: ocp.CheckpointManager, step: int, wanted: Mapping[str, Any]) 
     parts = ocp.args.Composite(
         **{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
     )
-    try:
-        restored = manager.restore(step, args=parts)
-    # bytes that no checksum covers: a checkpoint without them
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f'checkpoint {manager.directory / str(step)} cannot be read: {files.reason(error)}.'
-        ) from error
+    restored = manager.restore(step, args=parts)
     return {name: restored[name] for name in wanted}

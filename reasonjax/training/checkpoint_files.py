@@ -11,7 +11,6 @@ import os
 import pathlib
 import re
 import shutil
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -27,7 +26,6 @@ STRAY = '.stray'
 STAMPS = '_CHECKPOINT_METADATA'  # times, of which Orbax writes the last when all is done
 _STEP = re.compile('0|[1-9][0-9]*')
 _WRITING = '.orbax-checkpoint-tmp'
-_CHUNK = 2**22
 # Hashing a file lets other threads run; more than this many wait for the disk.
 _THREADS = min(8, os.cpu_count() or 1)
 
@@ -71,12 +69,12 @@ def write_sums(folder: pathlib.Path) -> None:
     )
     with ThreadPoolExecutor(_THREADS) as pool:
         sums = pool.map(lambda name: _sha256(folder / name), names)
-        files = {
-            name: {'bytes': (folder / name).stat().st_size, 'sha256': found}
-            for name, found in zip(names, sums, strict=True)
+        entries = {
+            name: {'bytes': (folder / name).stat().st_size, 'sha256': digest}
+            for name, digest in zip(names, sums, strict=True)
         }
     with (folder / SUMS).open('w', encoding='utf-8') as file:
-        json.dump({'files': files}, file, indent=1)
+        json.dump({'files': entries}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
 
@@ -91,43 +89,40 @@ def damage(folder: pathlib.Path, *, read: bool, share: tuple[int, int] = (0, 1))
       share: (index, number) of the process, where several divide the files.
 
     Returns:
-      Texts such as 'params/manifest.ocdbt: missing'. A checkpoint that was written before there
-        were checksums passes if it has
-      parameters and a readable record.
+      Texts such as 'params/manifest.ocdbt: missing'.
     """
     if not (folder / SUMS).is_file():
-        return _without_sums(folder)
+        return [f'{SUMS}: missing']
     try:
         sums = json.loads((folder / SUMS).read_text(encoding='utf-8'))['files']
-        lengths = {
-            name: (int(entry['bytes']), str(entry['sha256'])) for name, entry in sums.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        entries = [
+            (name, int(sums[name]['bytes']), str(sums[name]['sha256']))
+            for name in sorted(sums)[share[0] :: share[1]]
+        ]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return [f'{SUMS}: cannot be read ({error})']
-    found = {name: _length(folder / name, length) for name, (length, _) in lengths.items()}
-    if not any(found.values()):
-        names = sorted(lengths)[share[0] :: share[1]] if read else [RECORD]
-        with ThreadPoolExecutor(_THREADS) as pool:
-            found = dict(
-                zip(
-                    names,
-                    pool.map(lambda name: _change(folder / name, lengths[name][1]), names),
-                    strict=True,
-                )
-            )
-    return [f'{name}: {text}' for name, text in found.items() if text]
+
+    def check(entry: tuple[str, int, str]) -> str:
+        name, expected, digest = entry
+        path = folder / name
+        if not path.is_file():
+            return f'{name}: missing'
+        if (length := path.stat().st_size) != expected:
+            kind = 'truncated' if length < expected else 'too long'
+            return f'{name}: {kind}: {length} bytes of {expected}'
+        try:
+            if (read or name == RECORD) and _sha256(path) != digest:
+                return f'{name}: its bytes have changed (another SHA-256)'
+        except OSError as error:
+            return f'{name}: cannot be read ({reason(error)})'
+        return ''
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return [text for text in pool.map(check, entries) if text]
 
 
 def damage_all(folder: pathlib.Path) -> list[str]:
     """`damage`, every file read, as all processes together find; each reads a part."""
-    unchecked = processes.on_main(
-        lambda: not (folder / SUMS).is_file() and not damage(folder, read=True)
-    )
-    if unchecked and processes.is_main():
-        print(
-            f'note: checkpoint {folder} has no {SUMS}, so its bytes cannot be checked.',
-            file=sys.stderr,
-        )
     found = processes.gather(
         damage(folder, read=True, share=(jax.process_index(), jax.process_count()))
     )
@@ -155,23 +150,9 @@ def reason(error: Exception) -> str:
     return os.strerror(code) if code else str(error).splitlines()[0]
 
 
-def remove(folder: pathlib.Path) -> None:
-    """Deletes a folder with all that is in it."""
-    shutil.rmtree(folder)
-
-
 def read_record(folder: pathlib.Path) -> dict:
-    """The JSON of a checkpoint.
-
-    Raises:
-      UserError: it cannot be read, or is another's.
-    """
-    record = files.json_object(folder / RECORD)
-    if not all(isinstance(record.get(name), dict) for name in ('meta', 'static')):
-        raise UserError(
-            f'{folder / RECORD}: is not the record of a checkpoint (it lacks "meta" or "static").'
-        )
-    return record
+    """The JSON of a checkpoint whose bytes have been compared."""
+    return files.json_object(folder / RECORD)
 
 
 def aside(folder: pathlib.Path) -> list[str]:
@@ -179,36 +160,6 @@ def aside(folder: pathlib.Path) -> list[str]:
     return sorted(path.name for path in folder.glob(f'*{files.DAMAGED}*'))
 
 
-def _without_sums(folder: pathlib.Path) -> list[str]:
-    wrong = [] if (folder / 'params').is_dir() else ['params: missing']
-    if not (folder / RECORD).is_file():
-        return [*wrong, f'{RECORD}: missing']
-    try:
-        read_record(folder)
-    except UserError as error:
-        wrong.append(f'{RECORD}: {str(error).partition(f"{RECORD}: ")[2] or error}')
-    return wrong
-
-
-def _change(path: pathlib.Path, expected: str) -> str:
-    try:
-        return '' if _sha256(path) == expected else 'its bytes have changed (another SHA-256)'
-    except OSError as error:
-        return f'cannot be read ({reason(error)})'
-
-
-def _length(path: pathlib.Path, expected: int) -> str:
-    if not path.is_file():
-        return 'missing'
-    length = path.stat().st_size
-    if length == expected:
-        return ''
-    return f'{"truncated" if length < expected else "too long"}: {length} bytes of {expected}'
-
-
 def _sha256(path: pathlib.Path) -> str:
-    found = hashlib.sha256()
     with path.open('rb') as file:
-        while chunk := file.read(_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
+        return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -88,12 +88,16 @@ DAMAGES = {
         lambda step: (step / 'checksums.json').write_text('[]'),
         'checksums.json: cannot be read',
     ),
+    'checksums gone': (
+        lambda step: (step / 'checksums.json').unlink(),
+        'checksums.json: missing',
+    ),
     'half a copy': (
         lambda step: (
             [path.unlink() for path in step.iterdir() if path.is_file()]
             + [shutil.rmtree(step / 'meta')]
         ),
-        'meta/metadata: missing',
+        'checksums.json: missing',
     ),
 }
 
@@ -172,12 +176,6 @@ def test_a_deletion_that_was_cut_short_is_finished(folder, capsys):
     with checkpoint.Checkpoints(folder, keep=2) as checkpoints:
         assert checkpoints.steps() == [4, 5] and (folder / '2.damaged').is_dir()
     assert 'Put aside' in capsys.readouterr().err
-
-
-def test_what_has_no_checksums_is_used_with_a_note(folder, capsys):
-    (folder / '3' / 'checksums.json').unlink()
-    assert checkpoint.load_params(folder, PARAMS)[2] == 3
-    assert 'no checksums.json, so its bytes cannot be checked' in capsys.readouterr().err
 
 
 def test_checksums_are_those_of_the_files(folder):

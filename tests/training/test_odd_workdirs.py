@@ -15,7 +15,7 @@ from small_runs import ROOT, quiet
 from reasonjax import convert, evaluate, sample, train
 from reasonjax.errors import UserError
 from reasonjax.interop import lm_eval
-from reasonjax.training import locks
+from reasonjax.training import checkpoint_files, locks
 from reasonjax.training.run import run
 from reasonjax.training.saved_run import open_saved, trained
 
@@ -549,7 +549,7 @@ def test_a_record_of_another_form_is_one_line(change, work):
         record = json.loads(file.read_text())
         edit(record)
         file.write_text(json.dumps(record))
-        (file.parents[1] / 'checksums.json').unlink()
+        checkpoint_files.write_sums(file.parents[1])
     (work / 'stages' / '00_train' / 'done.json').unlink()
     with pytest.raises(UserError, match=words) as error:
         run(config(), work)
