@@ -29,11 +29,6 @@ DONE = 'done.json'
 LISTED = 12
 # what may change: a run goes on on whatever devices there are
 DEVICES = ('config.mesh.', 'config.rollout.mesh.')
-VERSION = (
-    '\nWhere you have not added what is (absent) there, the run is of an earlier version of '
-    'reasonjax, which finishes it; sample, evaluate '
-    'and convert read it with this one.'
-)
 STATE = 'state'  # of a `done.json`: what a run that goes on has to know, and its user does not
 
 
@@ -71,14 +66,13 @@ def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
         if shown:
             more = f'\n  and {len(shown) - LISTED} more' if len(shown) > LISTED else ''
             listed = '\n  '.join(shown[:LISTED])
-            newer = VERSION if any(": '(absent)' -> " in line for line in shown) else ''
             raise UserError(
                 f'{path} is of another config; use a new --workdir, or undo these changes:\n  '
-                f'{listed}{more}{newer}'
+                f'{listed}{more}'
             )
     elif results:
         _recognise(path, fingerprint(config), results)
-    _allow_steps(config, workdir, before)
+    _allow_steps(config, workdir)
     files.write_text(path, configs.to_json(config) + '\n')
 
 
@@ -90,7 +84,7 @@ def finished(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     results = {}
     for place in places(config, workdir):
         done = read_done(place)
-        written = (done or {}).get(STATE, {}).get('dataset')
+        written = done and done[STATE].get('dataset')
         if written and digest(place.folder / 'dataset.jsonl') != written:
             _warn(
                 f'{place.folder / "dataset.jsonl"} is not (any more) what stage {place.name} '
@@ -123,7 +117,7 @@ def read_done(place: Place) -> dict[str, Any] | None:
 
 def _is_result(done: Mapping[str, Any], name: str) -> bool:
     """Whether it is what a stage of this name has ended with, as far as this program reads it."""
-    state, examples = done.get(STATE, {}), done.get('examples', [])
+    state, examples = done.get(STATE), done.get('examples', [])
     numbers = [
         done.get(key)
         for key in ('accuracy', 'sampled_accuracy', 'mean_length', 'problems')
@@ -141,9 +135,8 @@ def _is_result(done: Mapping[str, Any], name: str) -> bool:
         done.get('name') == name
         and all(type(number) in (int, float) for number in numbers)
         and all(len(pair) == 2 for pair in intervals)
-        and all(
-            type(state.get(key, 0)) is int for key in ('steps', 'last', 'records', 'completions')
-        )
+        and type(state.get('last')) is int
+        and all(type(state.get(key, 0)) is int for key in ('steps', 'records', 'completions'))
         and all(
             isinstance(one, dict) and {'prompt', 'solution', 'answer', 'correct'} <= one.keys()
             for one in examples
@@ -252,21 +245,15 @@ def _has_any(folder: pathlib.Path) -> bool:
 
 def _recognise(path: pathlib.Path, ours: str, results: Sequence[pathlib.Path]) -> None:
     """Raises UserError unless the results say that they are of the config of this fingerprint."""
-    marks = {mark for result in results if (mark := _mark(result))}
-    if marks == {ours}:
-        _warn(
-            f'{path} was missing or damaged. It is written again: the results there are of the '
-            'config that is given.'
+    if {mark for result in results if (mark := _mark(result))} != {ours}:
+        raise UserError(
+            f'{path} is missing or damaged, and the results there are not known to be of the '
+            'config that is given. Put it back, undo what was changed since, or give another '
+            '--workdir.'
         )
-        return
-    why = (
-        'the results there are of another config than the one that is given'
-        if marks
-        else 'nothing there says of which config they are'
-    )
-    raise UserError(
-        f'{path} is missing or damaged, and {why}. Put it back, undo what was changed since, or '
-        'give another --workdir.'
+    _warn(
+        f'{path} was missing or damaged. It is written again: the results there are of the config '
+        'that is given.'
     )
 
 
@@ -282,11 +269,7 @@ def _mark(result: pathlib.Path) -> str:
         return ''
 
 
-def _allow_steps(
-    config: ml_collections.ConfigDict,
-    workdir: pathlib.Path,
-    before: ml_collections.ConfigDict | None,
-) -> None:
+def _allow_steps(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     """Has a finished stage go on whose steps were raised.
 
     Raises:
@@ -299,13 +282,8 @@ def _allow_steps(
         done = read_done(place) if 'steps' in stage else None
         if done is None:
             continue
-        state = done.get(STATE, {})
-        then = state.get(
-            'steps',
-            before[config.stages[place.number]].get('steps') if before is not None else None,
-        )
-        last = state.get('last', then)
-        if then is None or stage.steps == then or (last < then and stage.steps >= last):
+        then, last = done[STATE].get('steps', stage.steps), done[STATE]['last']
+        if stage.steps == then or (last < then and stage.steps >= last):
             continue  # the same, or a stage that a limit of tokens or time has ended
         key = f'config.{config.stages[place.number]}.steps: {then} -> {stage.steps}'
         if stage.steps < last:

@@ -94,9 +94,8 @@ def run(
                 part['seconds'] = time.perf_counter() - start
                 if processes.is_main():
                     _write(parts / f'{step:05d}.json', _json(part | {'config': mark}))
-            # A part of an earlier version may lack a count.
-            totals = {name: totals[name] + part['counts'].get(name, 0) for name in totals}
-            seconds = part.get('seconds', 0.0)
+            totals = {name: totals[name] + part['counts'][name] for name in totals}
+            seconds = part['seconds']
             stepped += seconds if step > 1 else 0.0
             measured = {'reward': totals['reward'] / max(1, totals['sampled'] - totals['dropped'])}
             dropped = {
@@ -196,10 +195,10 @@ def _read(path: pathlib.Path) -> dict:
     part = files.json_object(path)
     rows, counts = part.get('rows'), part.get('counts')
     good = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
-    good &= isinstance(counts, dict) and all(
-        type(value) in (int, float) for value in counts.values()
-    )
-    if not (good and type(part.get('seconds', 0.0)) in (int, float)):
+    good &= isinstance(counts, dict) and NOTHING.keys() <= counts.keys()
+    if not good or any(
+        type(x) not in (int, float) for x in (*counts.values(), part.get('seconds'))
+    ):
         raise UserError(f'{path}: is not what a step has collected.')
     return part
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice
 from reasonjax.parallel import processes
 
 
@@ -82,7 +82,7 @@ def read_counts(
       UserError: they are not those of this version; `where` is the checkpoint.
     """
     try:
-        clock = {'steps': 0.0} | meta['clock']
+        clock = meta['clock']
         seconds, steps, phases = (
             kind(clock[name])
             for name, kind in (('seconds', float), ('steps', float), ('phases', dict))
@@ -136,12 +136,12 @@ def update_best(
     """
     if not stage.keep_best:
         return None
-    if stage.keep_best not in measured:
-        raise UserError(
-            f'config.{name}.keep_best="{stage.keep_best}": the evaluation gives no such '
-            f'metric.{nearest(stage.keep_best, measured)} '
-            f'It gives: {listing(measured)}.'
-        )
+    check_choice(
+        f'config.{name}.keep_best="{stage.keep_best}": the evaluation gives no such metric',
+        stage.keep_best,
+        measured,
+        'It gives',
+    )
     value = float(measured[stage.keep_best])
     sign = 1 if stage.keep_best_mode == 'max' else -1
     wins = math.isfinite(value) and (before is None or sign * value > sign * before['value'])

@@ -320,7 +320,7 @@ class _Training:
         self.begin = begin
         meta = self._restore(begin, data=self.source.data, memory=self.source.memory)
         where = self.place.folder / 'checkpoints' / str(begin)
-        if meta.get('config', self.mark) != self.mark:
+        if meta.get('config') != self.mark:
             raise UserError(
                 f'checkpoint {where} is of another config than {claim.CONFIG}; was it put there '
                 'from elsewhere?'

@@ -91,8 +91,8 @@ def _run_all(
         evaluation = evaluate.make(context) if config.evaluation.enabled else None
         finished = processes.on_main(lambda: claims.finished(config, workdir))
         for name, done in finished.items():
-            state = done.get(claims.STATE, {})
-            context.writer.confirm(name, state.get('last', 0), state)
+            state = done[claims.STATE]
+            context.writer.confirm(name, state['last'], state)
         left, results, concluded = None, [], False
         stages = places(config, workdir)
         final = next((place for place in reversed(stages) if place.name not in finished), None)

@@ -33,7 +33,7 @@ def sampling_from_config(
     stage: Mapping[str, Any], tokenizer: Tokenizer, name: str, **changes: Any
 ) -> Sampling:
     """The sampler's settings of a group of the config that has them; what the group leaves out is
-    off, as in runs older than a setting.
+    off.
 
     Args:
       stage: the group.

@@ -282,21 +282,6 @@ def test_other_settings_stay(tmp_path):
     assert 'steps' not in str(error.value) and 'version' not in str(error.value)
 
 
-def test_a_run_of_an_earlier_version_says_so(tmp_path):
-    """It lacks a setting that its user cannot take out of the config again; programs that read it
-    fill it in."""
-    run(sft(2), tmp_path)
-    before = json.loads((tmp_path / 'config.json').read_text())
-    del before['train']['spike_window']
-    (tmp_path / 'config.json').write_text(json.dumps(before))
-    with pytest.raises(
-        UserError,
-        match=r"config.train.spike_window: '\(absent\)' -> \d+\n.*of an earlier version of reasonjax",
-    ):
-        run(sft(2), tmp_path)
-    assert trained(tmp_path)[1]
-
-
 def test_a_stage_that_a_limit_has_ended_is_done(tmp_path):
     run(sft(4, train__token_limit=1), tmp_path)
     assert [r['step'] for r in steps(tmp_path, 'train')] == [1]
