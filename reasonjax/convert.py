@@ -19,7 +19,7 @@ where that folder has moved. A run from scratch is written as the first architec
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from reasonjax.errors import UserError, listing, nearest
+    from reasonjax.errors import UserError, check_choice
     from reasonjax.model.dtypes import DTYPES
     from reasonjax.programs import (
         Parser,
@@ -93,11 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
                 '--adapter writes the adapter alone, --merge the whole model with the adapter in '
                 'it: give one of them.'
             )
-        if options.dtype and options.dtype not in DTYPES:
-            raise UserError(
-                f'--dtype={options.dtype}: unknown.{nearest(options.dtype, DTYPES)} Known: '
-                f'{listing(DTYPES)}.'
-            )
+        if options.dtype:
+            check_choice(f'--dtype={options.dtype}: unknown', options.dtype, DTYPES)
         from reasonjax.interop.huggingface import convert
 
         kind = convert.check(options, overrides)

@@ -137,16 +137,13 @@ def show(config: Any, workdir: pathlib.Path, options: argparse.Namespace) -> Non
 
 
 def _named(having: list, name: str) -> Any:
-    from reasonjax.errors import UserError, listing, nearest
+    from reasonjax.errors import UserError, check_choice
 
     names = [place.name for place in having]
     if not having:
         raise UserError('config.stages: no stage of this config has data.')
-    if name and name not in names:
-        raise UserError(
-            f'--stage={name}: no such stage with data.{nearest(name, names)} Stages with data: '
-            f'{listing(names)}.'
-        )
+    if name:
+        check_choice(f'--stage={name}: no such stage with data', name, names, 'Stages with data')
     return having[names.index(name)] if name else having[0]
 
 

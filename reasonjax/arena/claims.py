@@ -24,7 +24,7 @@ from reasonjax.arena import formats
 from reasonjax.arena.results import Cell
 from reasonjax.arena.table import MEASURES, Difference, Estimate, Table, build
 from reasonjax.arena.tasks import ARENA
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice
 
 FIELDS = ('against', 'task', 'metric', 'direction', 'min_effect', 'seeds')
 DIRECTIONS = {'higher': 1, 'lower': -1}
@@ -65,21 +65,14 @@ def of_recipe(file: pathlib.Path) -> Claim | None:
 def checked(recipe: str, stated: Mapping[str, Any], where: str) -> Claim:
     """A claim as it was stated, if it can be tested; raises UserError otherwise."""
     for name in stated:
-        if name not in FIELDS:
-            raise UserError(
-                f'{where}: CLAIM has no "{name}".{nearest(name, FIELDS)} It has: {listing(FIELDS)}.'
-            )
+        check_choice(f'{where}: CLAIM has no "{name}"', name, FIELDS, 'It has')
     for name in FIELDS:
         if name not in stated:
             raise UserError(f'{where}: CLAIM lacks "{name}".')
     claim = Claim(recipe, **stated)
     for name, choices in (('task', ARENA), ('metric', MEASURES), ('direction', DIRECTIONS)):
         value = getattr(claim, name)
-        if value not in choices:
-            raise UserError(
-                f'{where}: CLAIM {name}="{value}": unknown.{nearest(str(value), choices)} Known: '
-                f'{listing(choices)}.'
-            )
+        check_choice(f'{where}: CLAIM {name}="{value}": unknown', value, choices)
     if claim.seeds < 2:
         raise UserError(
             f'{where}: CLAIM seeds={claim.seeds}: an interval over seeds needs at least 2.'

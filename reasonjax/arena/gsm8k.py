@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from reasonjax import tasks
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import check_choice
 from reasonjax.tasks.generated import PARTS, part
 
 
@@ -39,10 +39,7 @@ def gsm8k(*, split: str = 'train', size: int, seed: int = 0, path: str = '') -> 
       seed: not read: the rows are what they are.
       path: see `tasks.gsm8k`.
     """
-    if split not in PARTS:
-        raise UserError(
-            f'gsm8k: unknown split "{split}".{nearest(split, PARTS)} Known: {listing(PARTS)}.'
-        )
+    check_choice(f'gsm8k: unknown split "{split}"', split, PARTS)
     task = tasks.gsm8k(path=path, split='test' if split == 'test' else 'train')
     source = task.examples
     # The tenth that is another task's test split is nobody's here: the test rows have a file of

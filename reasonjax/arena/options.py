@@ -5,7 +5,7 @@ import math
 from typing import NamedTuple
 
 from reasonjax.arena.table import MEASURES
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice, listing, nearest
 
 KINDS = ('tokens', 'flops', 'seconds')
 
@@ -19,11 +19,7 @@ class Budget(NamedTuple):
 
 def check(options: argparse.Namespace) -> None:
     """Raises UserError where the options of `reasonjax.compare` alone say that they cannot work."""
-    if options.measure not in MEASURES:
-        raise UserError(
-            f'--measure={options.measure}: unknown.{nearest(options.measure, MEASURES)} Known: '
-            f'{listing(MEASURES)}.'
-        )
+    check_choice(f'--measure={options.measure}: unknown', options.measure, MEASURES)
     parse_budget(options.budget)
     for text in options.override:
         parse_pair(text)

@@ -15,7 +15,7 @@ import ml_collections
 from reasonjax import config as configs
 from reasonjax import config_files
 from reasonjax.arena.tasks import ALPHABET, ARENA, MODEL, ArenaTask
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice, listing, nearest
 from reasonjax.training import load_config
 from reasonjax.training.kinds import KINDS
 
@@ -155,11 +155,7 @@ def retargeted(
     c = configs.load(recipe.location).copy_and_resolve_references().unlock()
     arena = ARENA[task]
     for name in recipe.stages:
-        if name not in c.stages:
-            raise UserError(
-                f'--recipes: {recipe.name}: no stage "{name}".{nearest(name, c.stages)} Stages: '
-                f'{listing(c.stages)}.'
-            )
+        check_choice(f'--recipes: {recipe.name}: no stage "{name}"', name, c.stages, 'Stages')
     c.stages = tuple(
         name
         for name in c.stages

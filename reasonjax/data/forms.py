@@ -24,7 +24,7 @@ from reasonjax.data import pairs, render
 from reasonjax.data.documents import Document, document
 from reasonjax.data.messages import THOUGHTS, checked, is_chat, words
 from reasonjax.data.tokenizers import Tokenizer
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice, listing
 
 Example = Mapping[str, Any]
 # The documents of one example, which stay together.
@@ -61,11 +61,7 @@ def renderer(
     Raises:
         UserError: at once for an unknown form; by the function, for a row that is not of the form.
     """
-    if form not in FORMS:
-        raise UserError(
-            f'data.form: unknown form "{form}".{nearest(str(form), FORMS)} Known: '
-            f'{", ".join(FORMS)}'
-        )
+    check_choice(f'data.form: unknown form "{form}"', form, FORMS)
 
     def rendered(example: Example) -> list[Rows]:
         check(form, example)

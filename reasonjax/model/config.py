@@ -18,7 +18,7 @@ from reasonjax.bounds import (
     PositiveFraction,
     Real,
 )
-from reasonjax.errors import UserError, divisor, listing, nearest
+from reasonjax.errors import UserError, check_choice, divisor
 from reasonjax.model import remat, rope
 from reasonjax.model.dtypes import DTYPES
 
@@ -217,11 +217,7 @@ def check_fields(model: Mapping[str, Any]) -> None:
         if field.default is dataclasses.MISSING and name not in model and name != 'vocab_size':
             raise UserError(f'config.model.{name}: missing; it has no default.')
     for name in model:
-        if name not in fields:
-            raise UserError(
-                f'config.model.{name}: no such field.{nearest(name, fields)} Fields: '
-                f'{listing(fields)}.'
-            )
+        check_choice(f'config.model.{name}: no such field', name, fields, 'Fields')
         default = (
             bounds.NOTHING if fields[name].default is dataclasses.MISSING else fields[name].default
         )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice, listing, nearest
 
 # Results within a block that a policy may keep: of the products with the weights of these names,
 # and of the attention itself.
@@ -29,11 +29,7 @@ def check(remat: str) -> None:
             f'{listing(known)}.'
         )
     for name in names.split(',') if colon else ():
-        if name not in NAMES:
-            raise UserError(
-                f'config.model.remat="{remat}": no result "{name}".{nearest(name, NAMES)} Results: '
-                f'{listing(NAMES)}.'
-            )
+        check_choice(f'config.model.remat="{remat}": no result "{name}"', name, NAMES, 'Results')
 
 
 def rematerialised(block: Callable, remat: str, static_argnums: tuple[int, ...]) -> Callable:

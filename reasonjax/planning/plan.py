@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import check_choice
 from reasonjax.model import spec
 from reasonjax.planning import hlo, shapes
 from reasonjax.planning.programs import PROGRAMS, Program, Stage, plan_run, planned_stage
@@ -109,11 +109,9 @@ def plan(
     planned = Stage(run, place)
     known = PROGRAMS[settings(config, place).kind]
     for name in programs:
-        if name not in known:
-            raise UserError(
-                f'--program {name}: stage {place.name} has no such program.{nearest(name, known)} '
-                f'It has: {listing(known)}.'
-            )
+        check_choice(
+            f'--program {name}: stage {place.name} has no such program', name, known, 'It has'
+        )
     results = []
     for program in planned.programs(tuple(programs)):
         say(f'compiling {program.name} ...')

@@ -10,7 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice, listing
 from reasonjax.model import config as model_config
 from reasonjax.model import kernels, spec
 from reasonjax.model.score import READ
@@ -132,11 +132,8 @@ def planned_stage(config: ml_collections.ConfigDict, name: str = '') -> Place:
         raise UserError(
             f'config.stages: none of {listing(config.stages)} trains, so there is nothing to plan.'
         )
-    if name and name not in found:
-        raise UserError(
-            f'--stage {name}: no such training stage.{nearest(name, found)} Stages: '
-            f'{listing(found)}.'
-        )
+    if name:
+        check_choice(f'--stage {name}: no such training stage', name, found, 'Stages')
     online_ones = [p for p in found.values() if KINDS[settings(config, p).kind].samples]
     return found[name] if name else (online_ones or list(found.values()))[-1]
 

@@ -21,7 +21,7 @@ import hashlib
 import numpy as np
 
 from reasonjax.bounds import AtLeast, Between, Fraction, OneOf, Seed
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice
 from reasonjax.protocols import Task
 from reasonjax.tasks.checks import whole
 from reasonjax.tasks.exact import ON_TOKENS, verify
@@ -142,11 +142,7 @@ def addition(
     Raises:
       UserError: a value out of range.
     """
-    if split not in STREAMS:
-        raise UserError(
-            f'addition: unknown split "{split}".{nearest(split, STREAMS)} Known: '
-            f'{listing(STREAMS)}.'
-        )
+    check_choice(f'addition: unknown split "{split}"', split, STREAMS)
     if size < 1:
         raise UserError(f'addition: size must be at least 1, got {size}.')
     if not levels or not all(isinstance(k, int) and 1 <= k <= MAX_LEVEL for k in levels):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from reasonjax.errors import UserError, listing, nearest, show
+from reasonjax.errors import UserError, check_choice, listing, show
 from reasonjax.tasks.answer_text import find_answer, find_answer_of_solution, find_last_boxed
 from reasonjax.tasks.answer_values import Words, read_value, same_spelling, same_value
 
@@ -69,9 +69,7 @@ def extract(text: str, how: str) -> str | None:
     Raises:
       UserError: no extractor of that name.
     """
-    if how not in EXTRACTORS:
-        known = f'{nearest(how, EXTRACTORS)} Known: {listing(EXTRACTORS)}.'
-        raise UserError(f'extract: unknown way "{how}" to find an answer.{known}')
+    check_choice(f'extract: unknown way "{how}" to find an answer', how, EXTRACTORS)
     return EXTRACTORS[how](text)
 
 
@@ -157,11 +155,7 @@ def equivalent(a: str, b: str, equality: str = 'answer') -> bool:
     Raises:
       UserError: no equality of that name, or its package is missing.
     """
-    if equality not in EQUALITIES:
-        raise UserError(
-            f'equality: unknown "{equality}".{nearest(equality, EQUALITIES)} Known: '
-            f'{listing(EQUALITIES)}.'
-        )
+    check_choice(f'equality: unknown "{equality}"', equality, EQUALITIES)
     return EQUALITIES[equality](a, b)
 
 

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from reasonjax.bounds import AtLeast, BelowOne, Between, OneOf, Seed
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice
 from reasonjax.protocols import Task
 from reasonjax.tasks import bayes_graph
 from reasonjax.tasks.bayes_net import Net, chain_net, mutual_information, random_net
@@ -260,9 +260,7 @@ def bayes(
         ('radius', radius),
         ('scaffold', scaffold),
     ):
-        if value not in CHOICES[knob]:
-            known = f'{nearest(value, CHOICES[knob])} Known: {listing(CHOICES[knob])}.'
-            raise UserError(f'bayes: unknown {knob} "{value}".{known}')
+        check_choice(f'bayes: unknown {knob} "{value}"', value, CHOICES[knob])
     if not 2 <= nodes <= 100:
         raise UserError(
             f'bayes: nodes must be from 2 to 100, got {nodes}; nearest: {min(max(nodes, 2), 100)}.'

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice
 
 STREAMS = {'train': 0, 'prompts': 1, 'test': 2, 'validation': 3}
 # Of ten equal parts of all problems, those of each split; demonstrations and prompts to reinforce
@@ -57,11 +57,7 @@ class Generated:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.split not in STREAMS:
-            raise UserError(
-                f'{self.name}: unknown split "{self.split}".{nearest(self.split, STREAMS)} Known: '
-                f'{listing(STREAMS)}.'
-            )
+        check_choice(f'{self.name}: unknown split "{self.split}"', self.split, STREAMS)
         if self.size < 1:
             raise UserError(f'{self.name}: size must be at least 1, got {self.size}.')
         if not self.levels:

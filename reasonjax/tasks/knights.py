@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reasonjax.bounds import AtLeast, Between, OneOf, Seed
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice
 from reasonjax.protocols import Task
 from reasonjax.tasks.checks import levels as checked_levels
 from reasonjax.tasks.checks import whole
@@ -210,11 +210,7 @@ def perturbed(
     Raises:
       UserError: an unknown kind, or a row that is not of this task.
     """
-    if kind not in KINDS:
-        raise UserError(
-            f'knights: unknown perturbation "{kind}".{nearest(str(kind), KINDS)} Known: '
-            f'{listing(KINDS)}.'
-        )
+    check_choice(f'knights: unknown perturbation "{kind}"', kind, KINDS)
     puzzle = parsed(row['prompt'])
     solution = [letter == puzzle.roles[0] for letter in row['solution']]
     if kind in ('statement', 'leaf'):

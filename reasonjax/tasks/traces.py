@@ -35,7 +35,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from reasonjax.bounds import AtLeast, Between, Fraction, OneOf, Seed
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice
 from reasonjax.protocols import Task
 from reasonjax.tasks.exact import ON_TOKENS, verify
 from reasonjax.tasks.generated import STREAMS, Generated
@@ -225,11 +225,7 @@ def traces(
       UserError: a value out of range.
     """
     for knob, value, choices in (('program', program, PROGRAMS), ('inputs', inputs, INPUTS)):
-        if value not in choices:
-            raise UserError(
-                f'traces: unknown {knob} "{value}".{nearest(value, choices)} Known: '
-                f'{listing(choices)}.'
-            )
+        check_choice(f'traces: unknown {knob} "{value}"', value, choices)
     chosen = PROGRAMS[program]
     wrong = [k for k in levels if not isinstance(k, int) or k not in chosen.levels]
     if wrong:

@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reasonjax.bounds import AtLeast, Between, OneOf, Seed
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice
 from reasonjax.protocols import Task
 from reasonjax.tasks.exact import ON_TOKENS, verify
 from reasonjax.tasks.generated import STREAMS, Generated
@@ -186,11 +186,7 @@ def tracking(
     Raises:
       UserError: a value out of range.
     """
-    if machine not in MACHINES:
-        raise UserError(
-            f'tracking: unknown machine "{machine}".{nearest(machine, MACHINES)} Known: '
-            f'{listing(MACHINES)}.'
-        )
+    check_choice(f'tracking: unknown machine "{machine}"', machine, MACHINES)
     for knob, value, low, high in (
         ('modulus', modulus, 2, 1000),
         ('group', group, 2, 9),

@@ -6,7 +6,7 @@ import pathlib
 import ml_collections
 
 from reasonjax import config as configs
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice, listing
 from reasonjax.model.config import check_fields
 from reasonjax.training import counters, evaluate, samplers
 from reasonjax.training.batching import layout_of
@@ -86,12 +86,12 @@ def _check_kind(config: ml_collections.ConfigDict, name: str) -> None:
         counters.check(stage, name, config.evaluation.enabled)
         if stage.keep_best:
             known = evaluate.metric_names(config.evaluation)
-            if stage.keep_best not in known:
-                raise UserError(
-                    f'config.{name}.keep_best="{stage.keep_best}": the evaluation gives no such '
-                    f'metric.{nearest(stage.keep_best, known)} '
-                    f'It gives: {listing(known)}.'
-                )
+            check_choice(
+                f'config.{name}.keep_best="{stage.keep_best}": the evaluation gives no such metric',
+                stage.keep_best,
+                known,
+                'It gives',
+            )
 
 
 def _check_init(init: str) -> None:
@@ -111,11 +111,9 @@ def _check_collected(config: ml_collections.ConfigDict, number: int) -> None:
         return
     wanted, every = path.removeprefix('stage:'), places(config, pathlib.Path())
     names = [place.name for place in every]
-    if wanted not in names:
-        raise UserError(
-            f'config.{name}: data.source.path="{path}": no such stage.{nearest(wanted, names)} '
-            f'Stages: {listing(names)}.'
-        )
+    check_choice(
+        f'config.{name}: data.source.path="{path}": no such stage', wanted, names, 'Stages'
+    )
     if (
         not KINDS[settings(config, every[names.index(wanted)]).kind].collects
         or names.index(wanted) >= number

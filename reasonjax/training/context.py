@@ -17,7 +17,7 @@ from reasonjax.data import render
 from reasonjax.data.pipeline import Batches
 from reasonjax.data.sources import Source
 from reasonjax.data.tokenizers import Tokenizer
-from reasonjax.errors import UserError, divisor, listing, nearest
+from reasonjax.errors import UserError, check_choice, divisor
 from reasonjax.model import config as model_config
 from reasonjax.model import kernels, spec
 from reasonjax.model.config import ModelConfig
@@ -58,10 +58,8 @@ class Run:
     @property
     def rollout_mesh(self) -> jax.sharding.Mesh:
         """The mesh to sample on: the same devices in the same order."""
-        # A run that was made before there was this key sampled on the mesh it trained on.
-        return meshes.reshaped(
-            self.mesh, self.config.get('rollout', {}).get('mesh', {}), 'rollout.mesh'
-        )
+        sizes = self.config.get('rollout', {}).get('mesh', {})
+        return meshes.reshaped(self.mesh, sizes, 'rollout.mesh')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,22 +97,14 @@ def check_stages(config: ml_collections.ConfigDict) -> None:
         if isinstance(value, ml_collections.ConfigDict) and 'kind' in value
     ]
     for name in config.stages:
-        if name not in groups:
-            raise UserError(
-                f'config.stages: no stage "{name}".{nearest(str(name), groups)} Stages of this '
-                f'config: {listing(groups)}.'
-            )
+        check_choice(f'config.stages: no stage "{name}"', name, groups, 'Stages of this config')
         if not NAME.fullmatch(name):
             raise UserError(
                 f'config.stages: "{name}" names a folder, so it is made of at most 100 letters, '
                 'digits, "_", "-" and ".".'
             )
         kind = config[name].kind
-        if kind not in KINDS:
-            raise UserError(
-                f'config.{name}.kind: unknown kind "{kind}".{nearest(str(kind), KINDS)} Known: '
-                f'{listing(KINDS)}.'
-            )
+        check_choice(f'config.{name}.kind: unknown kind "{kind}"', kind, KINDS)
 
 
 def open_run(
@@ -269,11 +259,7 @@ def data_functions(run: Run, data: ml_collections.ConfigDict) -> tuple[Source, l
         place.name: place.folder / 'dataset.jsonl' for place in places(run.config, run.workdir)
     }
     name = path.removeprefix('stage:')
-    if name not in names:
-        raise UserError(
-            f'config: data.source.path="{path}": no such stage.{nearest(name, names)} Stages: '
-            f'{listing(names)}.'
-        )
+    check_choice(f'config: data.source.path="{path}": no such stage', name, names, 'Stages')
     found = data.copy_and_resolve_references().unlock()
     found.source.path = str(names[name])
     return _data_functions(found)

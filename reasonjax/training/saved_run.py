@@ -20,7 +20,7 @@ from reasonjax import config as configs
 from reasonjax import files
 from reasonjax.config_bounds import check_leaves
 from reasonjax.config_names import EXTRA, SLOTS
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice
 from reasonjax.model.config import check_fields
 from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
@@ -139,11 +139,8 @@ def open_saved(
             f'"{stage}@{which}": behind a stage only @best is known, the checkpoint that '
             '`keep_best` kept.'
         )
-    if stage and stage not in names:
-        raise UserError(
-            f'{workdir} has no training stage "{stage}".{nearest(stage, names)} Stages: '
-            f'{listing(names)}.'
-        )
+    if stage:
+        check_choice(f'{workdir} has no training stage "{stage}"', stage, names, 'Stages')
     having = [
         p
         for p in processes.on_main(lambda: [p for p in saving if _has_checkpoint(p)])

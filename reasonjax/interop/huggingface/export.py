@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from reasonjax.data.tokenizers import SentencePiece
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice, listing
 from reasonjax.files import copy_own, expanded
 from reasonjax.interop.huggingface import card, exported
 from reasonjax.interop.huggingface.families import Family
@@ -165,10 +165,8 @@ def prepare(
     if folder is not None:
         _check_base(folder, model)
     dtype = dtype or ('' if adapter else _dtype_of(folder) or run.model.param_dtype)
-    if dtype and dtype not in DTYPES:
-        raise UserError(
-            f'--dtype={dtype}: unknown.{nearest(dtype, DTYPES)} Known: {listing(DTYPES)}.'
-        )
+    if dtype:
+        check_choice(f'--dtype={dtype}: unknown', dtype, DTYPES)
     return Prepared(
         folder, model, left_out, dtype, folder.family if folder else exported.family_of(model)
     )

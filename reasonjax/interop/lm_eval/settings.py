@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from reasonjax import bounds
 from reasonjax.data.tokenizers import Tokenizer
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice
 from reasonjax.sampling.sampler import Sampling
 
 log = logging.getLogger(__name__)
@@ -54,11 +54,7 @@ def read_arguments(
         name: value for name, value in {**flags, **arg_dict}.items() if name != 'trust_remote_code'
     }
     for name in given:
-        if name not in ARGUMENTS:
-            raise UserError(
-                f'--model_args: no argument "{name}".{nearest(name, ARGUMENTS)} Known: '
-                f'{listing(ARGUMENTS)}.'
-            )
+        check_choice(f'--model_args: no argument "{name}"', name, ARGUMENTS)
     return given
 
 
@@ -79,11 +75,7 @@ def request_of(
       UserError: an unknown setting or an impossible value.
     """
     for name in given:
-        if name not in KNOWN:
-            raise UserError(
-                f'generation_kwargs: "{name}" is not known.{nearest(name, KNOWN)} Known: '
-                f'{listing(KNOWN)}.'
-            )
+        check_choice(f'generation_kwargs: "{name}" is not known', name, KNOWN)
     set_ = {name: value for name, value in given.items() if value is not None}
     limits = {name: whole_number(name, set_[name]) for name in LIMITS if name in set_}
     if len(set(limits.values())) > 1:

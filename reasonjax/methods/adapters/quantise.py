@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from reasonjax.bounds import AtLeast, OneOf
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice
 from reasonjax.methods.adapters.targets import LAYERS, chosen, replaced
 from reasonjax.weights import quantised
 from reasonjax.weights.linear import LowRank, is_weight
@@ -48,11 +48,7 @@ def quantise(
     del key
     if quantise == 'none':
         return params
-    if quantise not in CHOICES:
-        raise UserError(
-            f'config.adapter.quantise="{quantise}": unknown.{nearest(quantise, CHOICES)} Known: '
-            f'{listing(CHOICES)}.'
-        )
+    check_choice(f'config.adapter.quantise="{quantise}": unknown', quantise, CHOICES)
     leaves = chosen(
         params,
         quantise_modules,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from reasonjax import reduce
 from reasonjax.bounds import OneOf, PositiveFraction
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice
 
 SCALES = ('group', 'batch', 'none')
 LARGE = 1e15
@@ -42,12 +42,9 @@ def group_relative(
     Raises:
       UserError: G < 2, or unknown `scale_rewards`.
     """
-    if scale_rewards not in SCALES:
-        hint = nearest(str(scale_rewards), SCALES)
-        raise UserError(
-            f'advantage group_relative: unknown scale_rewards "{scale_rewards}".{hint} Known: '
-            f'{listing(SCALES)}.'
-        )
+    check_choice(
+        f'advantage group_relative: unknown scale_rewards "{scale_rewards}"', scale_rewards, SCALES
+    )
     G = rewards_PxG.shape[1]
     if G < 2:
         raise UserError(

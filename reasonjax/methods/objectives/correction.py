@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from reasonjax import reduce
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice
 from reasonjax.methods.objectives.sums import bounded_exp, row_sums
 
 WHICH = ('none', 'stale', 'always')
@@ -94,12 +94,9 @@ def importance_weights(
 def check(*, which: str, mode: str, clip_max: float | None, clip_min: float | None) -> None:
     """Raises UserError where the knobs cannot work."""
     for knob, value, choices in (('correction', which, WHICH), ('mode', mode, MODES)):
-        if value not in choices:
-            hint = nearest(str(value), choices)
-            raise UserError(
-                f'clipped_policy_gradient: unknown importance_sampling_{knob} "{value}".{hint} '
-                f'Known: {listing(choices)}.'
-            )
+        check_choice(
+            f'clipped_policy_gradient: unknown importance_sampling_{knob} "{value}"', value, choices
+        )
     for knob, value, wrong in (
         ('clip_max', clip_max, clip_max is not None and clip_max < 1),
         ('clip_min', clip_min, clip_min is not None and not 0 <= clip_min <= 1),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from reasonjax import reduce
 from reasonjax.bounds import INFINITY, Fraction, NonNegative, NonNegativeOrInfinite, OneOf, Real
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice
 from reasonjax.methods.objectives.correction import MODES, WHICH, importance_weights
 from reasonjax.methods.objectives.sums import bounded_exp, bounded_expm1, or_one, row_sums
 
@@ -162,11 +162,7 @@ clipped_policy_gradient.needs = _needs
 
 
 def _choose(knob: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        hint = nearest(str(value), choices)
-        raise UserError(
-            f'clipped_policy_gradient: unknown {knob} "{value}".{hint} Known: {listing(choices)}.'
-        )
+    check_choice(f'clipped_policy_gradient: unknown {knob} "{value}"', value, choices)
 
 
 def _reduce(

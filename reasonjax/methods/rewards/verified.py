@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from reasonjax import tasks
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import check_choice
 from reasonjax.methods.rewards.text import text_of
 
 
@@ -33,9 +33,9 @@ def verified(
     """
     verify, columns = _rule(task), columns | {'prompt': prompts}
     for name in verify.reads:
-        if name not in columns:
-            hint = f'{nearest(name, columns)} There are: {listing(columns)}.'
-            raise UserError(f'verified: the rule of {task} reads the column "{name}".{hint}')
+        check_choice(
+            f'verified: the rule of {task} reads the column "{name}"', name, columns, 'There are'
+        )
     rows = [{name: values[i] for name, values in columns.items()} for i in range(len(prompts))]
     return [
         None
@@ -52,10 +52,7 @@ def _rule(task: str) -> Callable[[str, dict, bool], dict]:
         for name, value in functions.items()
     }
     known = [name for name, rule in rules.items() if rule]
-    if task not in known:
-        raise UserError(
-            f'verified: unknown task "{task}".{nearest(str(task), known)} Known: {listing(known)}.'
-        )
+    check_choice(f'verified: unknown task "{task}"', task, known)
     return rules[task]
 
 

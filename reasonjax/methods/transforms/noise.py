@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from reasonjax.bounds import Fraction, OneOf
-from reasonjax.errors import UserError, listing, nearest
+from reasonjax.errors import UserError, check_choice
 from reasonjax.methods.transforms.columns import Example, take
 
 KINDS = ('character', 'line')
@@ -46,10 +46,7 @@ def static_noise(
         UserError: a value out of range; characters that hold or could spell the marker; or a text
           without it.
     """
-    if kind not in KINDS:
-        raise UserError(
-            f'static_noise.kind: unknown "{kind}".{nearest(kind, KINDS)} Known: {listing(KINDS)}.'
-        )
+    check_choice(f'static_noise.kind: unknown "{kind}"', kind, KINDS)
     for knob, share in (('contamination', contamination), ('intensity', intensity)):
         if not 0 <= share <= 1:
             raise UserError(f'static_noise.{knob}: expected a share from 0 to 1, got {share}.')
