@@ -27,7 +27,6 @@ def supervised(
     seed: int,
     overlong: str = 'error',
     packing: bool = False,
-    pad_to: str | int = 'max_length',
     shuffle: bool = True,
     form: str = 'demonstration',
     step_separator: str = '\n',
@@ -46,8 +45,6 @@ def supervised(
           and count it.
         packing: put several whole documents in a row. Demonstrations only; `batch_size` then counts
           rows.
-        pad_to: 'max_length', or an integer: pad to the longest example of the batch, rounded up to
-            a multiple of it (each new length compiles a new program). Without packing only.
         shuffle: False keeps the order of the source.
         form: what rows are; see `reasonjax.data.forms`.
         step_separator: follows each step of a stepwise row.
@@ -62,12 +59,6 @@ def supervised(
           reached.
     """
     stream.check_positive(max_length=max_length, batch_size=batch_size)
-    if packing and pad_to != 'max_length':
-        raise UserError(
-            f'data.pad_to: packed rows are always filled up to max_length, got {pad_to!r}'
-        )
-    if pad_to != 'max_length' and (not isinstance(pad_to, int) or pad_to < 1):
-        raise UserError(f'data.pad_to: expected "max_length" or a positive integer, got {pad_to!r}')
     if packing and form != 'demonstration':
         raise UserError(
             f'data.packing: only demonstrations can be packed; rows of data.form="{form}" are told '
@@ -102,12 +93,8 @@ def supervised(
 
     def collate(items: Sequence[Item]) -> dict[str, np.ndarray]:
         documents = [document for item in items for document in item.rendered]
-        length = max_length
-        if pad_to != 'max_length':
-            longest = max(len(document.tokens) for document in documents)
-            length = min(-(-longest // pad_to) * pad_to, max_length)
         return rows_of.stacked(
-            [rows_of.padded(document, pad_id=pad_id, length=length) for document in documents]
+            [rows_of.padded(document, pad_id=pad_id, length=max_length) for document in documents]
         )
 
     return Batches(examples, batch_size, collate, examples.counters, fingerprint)
@@ -188,7 +175,6 @@ def evaluation(
     max_prompt_length: int,
     batch_size: int,
     overlong: str = 'error',
-    seed: int = 0,
 ) -> Evaluation:
     """Makes batches of every prompt once, in the order of the source.
 
@@ -199,7 +185,6 @@ def evaluation(
         max_prompt_length: tokens per prompt (Tp).
         batch_size: prompts per batch (P); the last batch is filled with repeats marked invalid.
         overlong: 'error', or 'drop' and count it.
-        seed: fixes the draws of the transforms.
 
     Raises:
         UserError: a bad setting or row, or no prompt left.
@@ -209,7 +194,7 @@ def evaluation(
     counters = dict.fromkeys(stream.COUNTERS, 0)
     items = []
     for i in range(len(source)):
-        outcome = stream.transformed(source, transforms, measure, seed, i, i)
+        outcome = stream.transformed(source, transforms, measure, 0, i, i)
         outcome.count(counters)
         for example, rendered in outcome.kept:
             items.append(Item(len(items), example, rendered))

@@ -25,21 +25,20 @@ __all__ = [
 ]
 
 
-def make_mesh(shape: Mapping[str, int], devices: Sequence | None = None, key: str = 'mesh') -> Mesh:
+def make_mesh(shape: Mapping[str, int], devices: Sequence | None = None) -> Mesh:
     """Builds the mesh of `config.mesh`.
 
     Args:
       shape: size of each axis of `AXES`; at most one is -1 and takes what is left.
       devices: all there are by default. Several slices of a TPU (which only a network joins) are
         split over `data`, the outermost axis.
-      key: config key, for the error message.
 
     Raises:
       UserError: sizes that do not multiply to the number of devices, or slices that `data` does not
         cover.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = tuple(_sizes(shape, len(devices), key).values())
+    sizes = tuple(_sizes(shape, len(devices), 'mesh').values())
     slices = len({getattr(device, 'slice_index', 0) for device in devices})
     if devices[0].platform != 'tpu':
         grid = np.asarray(devices).reshape(sizes)
@@ -47,7 +46,7 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence | None = None, key: st
         grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     elif sizes[0] % slices:
         raise UserError(
-            f'config.{key}.data={sizes[0]}: there are {slices} slices, which only a network joins; '
+            f'config.mesh.data={sizes[0]}: there are {slices} slices, which only a network joins; '
             f'data must be a multiple of {slices}.'
         )
     else:

@@ -28,6 +28,7 @@ from reasonjax.sampling.reward_worker import Failure, Outcome
 __all__ = ['RewardPool', 'RewardSpec', 'Rewards', 'concat_rewards']
 
 ON_ERROR = ('raise', 'drop')
+EXCERPT = 300  # characters of a prompt or completion that an error shows
 
 
 class Rewards(NamedTuple):
@@ -375,8 +376,8 @@ def _handed(columns: dict[str, list], hand: Callable[[Any], Any]) -> Any:
         raise
 
 
-def _excerpt(value: Any, length: int = 300) -> str:
-    text = value if isinstance(value, str) else show(value, 10 * length)
-    if len(text) <= length:
+def _excerpt(value: Any) -> str:
+    text = value if isinstance(value, str) else show(value, 3000)
+    if len(text) <= EXCERPT:
         return repr(text)
-    return f'{text[: length // 2] + " [...] " + text[-length // 2 :]!r} ({len(text)} characters)'
+    return f'{text[: EXCERPT // 2] + " [...] " + text[-EXCERPT // 2 :]!r} ({len(text)} characters)'

@@ -151,14 +151,9 @@ def open_saved(
     return Opened(opened, having[-1], _best_step(having[-1]) if which else None)
 
 
-def saved(
-    workdir: str | os.PathLike,
-    stage: str = '',
-    base: pathlib.Path | None = None,
-    trust: Sequence[str] = (),
-) -> Saved:
+def saved(workdir: str | os.PathLike, stage: str = '', trust: Sequence[str] = ()) -> Saved:
     """Opens a run's workdir and loads the parameters of a stage; see `open_saved`."""
-    return open_saved(workdir, stage, base=base, trust=trust).load()
+    return open_saved(workdir, stage, trust=trust).load()
 
 
 def trained(

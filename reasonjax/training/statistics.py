@@ -9,19 +9,18 @@ import numpy as np
 from reasonjax.errors import UserError
 
 
-def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval for a proportion (Wilson 1927); `(0, 1)` where nothing was counted.
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval for a proportion (Wilson 1927); `(0, 1)` where nothing was counted.
 
     Args:
       successes: how many of the n trials succeeded.
       n: number of trials.
-      z: width in standard errors; 1.96 gives 95 %.
     """
     if not 0 <= successes <= n:
         raise ValueError(f'wilson: successes must lie in 0..{n}, got {successes}')
     if n == 0:
         return 0.0, 1.0
-    p = successes / n
+    p, z = successes / n, 1.96  # standard errors
     scale = 1 / (1 + z * z / n)
     centre = (p + z * z / (2 * n)) * scale
     half = z * scale * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -65,21 +64,17 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return bootstrap_mean(values, 0)
 
 
-def bootstrap_mean(
-    values: Sequence[float], seed: int, draws: int = 2000, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean (Efron 1979).
+def bootstrap_mean(values: Sequence[float], seed: int) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean, 95 % of 2,000 resamples (Efron 1979).
 
     Args:
       values: at least one number.
       seed: the draws depend on it and on nothing else.
-      draws: number of resamples.
-      level: coverage.
     """
     data = np.asarray(values, np.float64)
     if data.ndim != 1 or not data.size:
         raise ValueError(f'bootstrap_mean: expected a list of numbers, got shape {data.shape}')
     rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
-    means = [data[rng.integers(data.size, size=data.size)].mean() for _ in range(draws)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    means = [data[rng.integers(data.size, size=data.size)].mean() for _ in range(2000)]
+    low, high = np.quantile(means, [(1 - 0.95) / 2, (1 + 0.95) / 2])
     return float(low), float(high)

@@ -96,7 +96,6 @@ def test_preference_by_hand():
             [0, 0, 0, 1, 1, 0, 0],
         ],
     )
-    assert next(batches('preference', examples, max_length=16, pad_to=2))['tokens'].shape == (4, 6)
 
 
 def test_conversational_preferences(chatty):

@@ -89,20 +89,6 @@ def test_supervised_batch_by_hand():
     }
 
 
-def test_pad_to_a_multiple_of_the_longest():
-    rows = sources.memory(
-        rows=[{'prompt': '1=', 'completion': '#1'}, {'prompt': '12=', 'completion': '#34'}]
-    )
-    knobs = {'rows': rows, 'batch_size': 2, 'shuffle': False}
-    assert next(supervised(max_length=16, pad_to=1, **knobs))['tokens'].shape == (2, 7)
-    assert next(supervised(max_length=16, pad_to=4, **knobs))['tokens'].shape == (2, 8)
-    assert next(supervised(max_length=7, pad_to=4, **knobs))['tokens'].shape == (2, 7)
-    full = next(supervised(max_length=16, **knobs))['tokens']
-    np.testing.assert_array_equal(
-        next(supervised(max_length=16, pad_to=1, **knobs))['tokens'], full[:, :7]
-    )
-
-
 def test_prompts_are_left_padded_and_keep_their_columns():
     rows = sources.memory(
         rows=[{'prompt': '1=', 'solution': 'a'}, {'prompt': '123=', 'solution': 'b'}]
@@ -326,8 +312,6 @@ def test_bad_rows_are_named():
         ({'overlong': 'cut'}, 'data.overlong: expected "error" or "drop", got \'cut\''),
         ({'max_length': 0}, 'max_length: expected a positive integer, got 0'),
         ({'batch_size': 0}, 'batch_size: expected a positive integer'),
-        ({'pad_to': 'longest'}, 'data.pad_to: expected "max_length" or a positive integer'),
-        ({'pad_to': 4, 'packing': True}, 'data.pad_to: packed rows'),
         ({'seed': -1}, 'seed: expected an integer'),
     ],
 )
