@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks import workload
 from benchmarks.peer_env import SYSTEMS
+from reasonjax import files
 
 ROOT = pathlib.Path(__file__).parent.parent
 TIMEOUT_S = 900
@@ -107,9 +108,7 @@ def measure(
         )
         return None
     found = dict(about) | found | {'process_s': time.monotonic() - start}
-    unfinished = file.with_suffix('.tmp')
-    unfinished.write_text(json.dumps(found) + '\n', encoding='utf-8')
-    unfinished.replace(file)
+    files.write_text(file, json.dumps(found) + '\n')
     return found
 
 

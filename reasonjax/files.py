@@ -1,13 +1,14 @@
 """Files that a user hands in, or that another program may have changed: read with one line that
 says what is wrong; written whole."""
 
+import contextlib
 import json
 import os
 import pathlib
 import re
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from reasonjax.errors import UserError, nearest, one_line
@@ -200,8 +201,15 @@ def json_object(file: str | os.PathLike) -> dict[str, Any]:
 
 
 def write_text(file: str | os.PathLike, text: str) -> None:
-    """Writes a text whole: a reader, or a kill, never sees half of it, and it is on disk when this
-    returns.
+    """Writes a text whole; see `open_whole`."""
+    with open_whole(file) as opened:
+        opened.write(text.encode('utf-8'))
+
+
+@contextlib.contextmanager
+def open_whole(file: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Opens a file that is to be written whole: a reader, or a kill, never sees half of it, and it
+    is on disk when the block ends.
 
     Raises:
       UserError: a folder has that name.
@@ -212,8 +220,8 @@ def write_text(file: str | os.PathLike, text: str) -> None:
     temporary = file.with_name(f'{file.name}.tmp')
     # what a kill has left, or a link, whose target is not ours to overwrite
     temporary.unlink(missing_ok=True)
-    with temporary.open('w', encoding='utf-8') as opened:
-        opened.write(text)
+    with temporary.open('wb') as opened:
+        yield opened
         opened.flush()
         os.fsync(opened.fileno())
     temporary.replace(file)

@@ -5,7 +5,6 @@ Stages share a folder; a file holds the rows of every stage that has such a step
 """
 
 import json
-import os
 import pathlib
 import re
 import sys
@@ -13,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reasonjax.errors import UserError, one_line
-from reasonjax.files import put_aside
+from reasonjax.files import open_whole, put_aside
 
 TABLE = re.compile(r'completions_([0-9]{5,})\.parquet')
 
@@ -50,7 +49,8 @@ def write(
                 f'{path}: not a readable Parquet file ({one_line(str(error))}); remove it.'
             ) from error
         table = _joined(others, table) if others else table
-    _replace(path, table)
+    with open_whole(path) as file:
+        pq.write_table(table, file)
     return path
 
 
@@ -82,24 +82,12 @@ def count_files(folder: pathlib.Path, stage: str, upto: int) -> int:
             table = pq.read_table(path)
             kept = table.filter(pa.array([other != stage for other in stages]))
             if len(kept):
-                _replace(path, kept)
+                with open_whole(path) as file:
+                    pq.write_table(kept, file)
             else:
                 path.unlink()
         number += stage in stages and int(name[1]) <= upto
     return number
-
-
-def _replace(path: pathlib.Path, table: Any) -> None:
-    """Writes a table whole; see `files.write_text`."""
-    import pyarrow.parquet as pq
-
-    temporary = path.with_suffix('.tmp')
-    temporary.unlink(missing_ok=True)
-    with temporary.open('wb') as file:
-        pq.write_table(table, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _joined(others: list[dict[str, Any]], table: Any) -> Any:
