@@ -1,7 +1,8 @@
-"""The workload of `benchmarks/workload.py`: a Qwen3-shaped decoder of 8.9M parameters, SFT, then
+r"""The workload of `benchmarks/workload.py`: a Qwen3-shaped decoder of 8.9M parameters, SFT, then
 GRPO with completions of full length.
 
-    python -m reasonjax.train --config configs/benchmark.py --workdir runs/benchmark --config.data.path=FOLDER
+    python -m reasonjax.train --config configs/benchmark.py --workdir runs/benchmark \
+        --config.data.path=FOLDER
     python -m reasonjax.train --config configs/benchmark.py:long_tail --workdir runs/long_tail
 
 `python -m benchmarks.peers` runs its stages beside other systems, on texts that it prepares so that
@@ -35,11 +36,12 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     c.evaluation.enabled = False
 
     c.sft = base.supervised(c)
+    c.sft.objective = dict(name='nll')
     c.sft.steps = SFT['steps']
     c.sft.batch_size = SFT['batch']
     c.sft.data.source = dict(name='gsm8k', path=c.data.get_oneway_ref('path'), split='train')
     c.sft.data.update(max_length=SFT['length'], packing=True, overlong='drop')
-    c.sft.learning_rate = dict(name='constant', peak=SFT['learning_rate'])
+    c.sft.learning_rate = dict(name='constant', peak=SFT['learning_rate'], warmup_steps=0)
 
     c.grpo = base.online(c)
     c.grpo.steps = GRPO['steps']
@@ -48,10 +50,17 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     c.grpo.data.update(max_prompt_length=GRPO['prompt_length'], overlong='drop')
     c.grpo.max_completion_length = LONG_TAIL['long'] if variant else GRPO['completion_length']
     c.grpo.temperature = GRPO['temperature']
-    c.grpo.objective.update(loss_type='grpo', beta=GRPO['beta'], epsilon=GRPO['epsilon'])
+    c.grpo.advantage = dict(name='group_relative', scale_rewards='group')
+    c.grpo.objective = dict(
+        name='clipped_policy_gradient',
+        loss_type='grpo',  # mean over completions of their means, as in GRPO's paper
+        epsilon=GRPO['epsilon'],
+        epsilon_high=None,
+        beta=GRPO['beta'],  # a KL penalty, so that a reference model is scored
+    )
     c.grpo.rewards = dict(length=dict(name='benchmarks.workload.reward'))
     c.grpo.reward_workers = 0  # here, as the other systems do it
-    c.grpo.learning_rate = dict(name='constant', peak=GRPO['learning_rate'])
+    c.grpo.learning_rate = dict(name='constant', peak=GRPO['learning_rate'], warmup_steps=0)
     # One prompt with its completions at a time: a third of the memory, and what is worked on stays
     # in the processor's cache.
     c.grpo.accumulation = GRPO['prompts']

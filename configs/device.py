@@ -48,12 +48,24 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     )
     c.grpo.rewards = dict(length=dict(name='benchmarks.workload.reward'))
     c.grpo.reward_workers = 0
-    c.grpo.learning_rate = dict(name='constant', peak=1e-5)
+    c.grpo.learning_rate = dict(name='constant', peak=1e-5, warmup_steps=0)
     c.grpo.log_completions_every = 0
     if variant == 'grpo':
-        c.grpo.objective.update(loss_type='grpo', beta=GRPO['beta'])
+        c.grpo.advantage = dict(name='group_relative', scale_rewards='group')
+        c.grpo.objective = dict(
+            name='clipped_policy_gradient',
+            loss_type='grpo',  # mean over completions of their means, as in GRPO's paper
+            epsilon=GRPO['epsilon'],
+            epsilon_high=None,
+            beta=GRPO['beta'],  # a KL penalty: the model without the adapter is the reference
+        )
         c.grpo.accumulation = 8
-        c.grpo.adapter = dict(name='lora', r=16, lora_alpha=32.0)
+        c.grpo.adapter = dict(
+            name='lora',
+            r=16,
+            lora_alpha=32.0,
+            target_modules=('layers/attention/*', 'layers/mlp/*'),
+        )
         c.grpo.filter = dict(name='lora')
     c.stages = ('grpo',) if variant else ('sft',)
     return c

@@ -1,7 +1,8 @@
-"""GSM8K (Cobbe et al. 2021, arXiv:2110.14168) from a folder of JSONL: SFT from scratch, then strict
+r"""GSM8K (Cobbe et al. 2021, arXiv:2110.14168) from a folder of JSONL: SFT from scratch, then strict
 and flexible scores.
 
-    python -m reasonjax.train --config configs/gsm8k.py --workdir runs/gsm8k --config.data.path=FOLDER
+    python -m reasonjax.train --config configs/gsm8k.py --workdir runs/gsm8k \
+        --config.data.path=FOLDER
     python -m reasonjax.train --config configs/gsm8k.py:masked_thought --workdir runs/gsm8k_mft
     python -m reasonjax.train --config configs/gsm8k.py:grpo --workdir runs/gsm8k_grpo
     python -m reasonjax.evaluate --workdir runs/gsm8k --samples 8
@@ -37,14 +38,20 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     c.model.update(activation='silu', gated=True, qk_norm='head', tied=True, logprob_chunk=128)
 
     c.sft = base.supervised(c)
-    c.stages = ('sft',)
-    c.sft.batch_size = 8
     c.sft.data.source = dict(name='gsm8k', path=c.data.get_oneway_ref('path'), split='train')
     c.sft.data.update(max_length=512, packing=True, overlong='drop')
+    c.sft.objective = dict(name='nll')  # mean over the solutions' tokens
+    c.sft.steps = 500
+    c.sft.batch_size = 8  # rows of 512 tokens, several problems each
+    # For a model that starts from scratch.
+    c.sft.learning_rate = dict(name='cosine', peak=2e-3, warmup_steps=30, final_fraction=0.05)
+    c.sft.optimizer = dict(name='adamw', b1=0.9, b2=0.98, weight_decay=0.01, clip_norm=1.0)
     c.sft.checkpoint_every = 100
-    c.sft.learning_rate.peak = 2e-3
-    if variant == 'masked_thought':
-        c.sft.corruption = dict(name='masked_thought', rate=0.4, warmup=0.66, replace_rate=1.0)
+    c.stages = ('sft',)
+    if variant == 'masked_thought':  # see configs/recipes/masked_thought.py
+        c.sft.corruption = dict(
+            name='masked_thought', rate=0.4, warmup=0.66, replace_rate=1.0, drop_mask=False
+        )
 
     c.evaluation.task = dict(
         name='gsm8k', path=c.data.get_oneway_ref('path'), split='test', limit=200
@@ -52,14 +59,29 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     c.evaluation.update(batch_size=100, max_prompt_length=256, max_completion_length=200)
     if variant == 'grpo':
         c.grpo = base.online(c)
-        c.grpo.steps = 50
         c.grpo.data.source = dict(name='gsm8k', path=c.data.get_oneway_ref('path'), split='train')
         c.grpo.data.update(max_prompt_length=256, overlong='drop')
-        c.grpo.max_completion_length = 200
+        c.grpo.steps = 50
         c.grpo.num_prompts = 8
+        c.grpo.num_generations = 8
+        c.grpo.max_completion_length = 200
+        c.grpo.temperature = 1.0
+        c.grpo.num_iterations = 1  # every rollout is trained on once, in one update
+        c.grpo.minibatches = 1
         c.grpo.rewards = dict(
-            accuracy=dict(name='accuracy', extract='strict', equality='number'),
+            # 1 for the right number after '####', and 0.1 for a number there at the end
+            accuracy=dict(name='accuracy', extract='strict', equality='number', weight=1.0),
             form=dict(name='format', pattern=r'[\s\S]*#### -?[0-9.,]+\s*', weight=0.1),
         )
+        c.grpo.advantage = dict(name='group_relative', scale_rewards='group')
+        c.grpo.objective = dict(
+            name='clipped_policy_gradient',
+            loss_type='dapo',  # mean over the tokens of the step; GRPO's paper: 'grpo'
+            epsilon=0.2,
+            epsilon_high=None,
+            beta=0.0,  # no KL penalty; GRPO's paper: 0.04
+        )
+        c.grpo.learning_rate = dict(name='constant', peak=2e-4, warmup_steps=10)
+        c.grpo.optimizer = dict(name='adamw', b1=0.9, b2=0.98, weight_decay=0.0, clip_norm=1.0)
         c.stages = ('sft', 'grpo')
     return c
