@@ -4,7 +4,7 @@ sizes, GRPO of a LoRA policy.
     python -m benchmarks.device                              on the accelerator that is here
     python -m benchmarks.device --write docs --json device.json
     python -m benchmarks.device --only sft --set sft.batch_size=16 --set model.remat=dots
-    JAX_PLATFORMS=cpu python -m benchmarks.device --size small       the same code on tiny models, to see that it runs
+    JAX_PLATFORMS=cpu python -m benchmarks.device --size small       does it run? (on tiny models)
 
 Each part is a process of its own, kept in the folder with the settings it was measured with;
 nothing is downloaded.

@@ -1,9 +1,9 @@
 """Completions of very unequal length: the long-tail part of `benchmarks.peers`, and ours with other
 settings.
 
-    python -m benchmarks.long_tail                          all systems, and ours as SETTINGS below
-    python -m benchmarks.long_tail --only ours              ours alone
-    python -m benchmarks.long_tail --write docs             puts the table of settings into docs/PERFORMANCE.md
+    python -m benchmarks.long_tail                 all systems, and ours as SETTINGS below
+    python -m benchmarks.long_tail --only ours     ours alone
+    python -m benchmarks.long_tail --write docs    the table of settings goes to docs/PERFORMANCE.md
 
 What is measured is kept in the folder that `benchmarks.peers` keeps its own in, and each of the two
 uses what the other has.

@@ -49,17 +49,22 @@ def measure(
 
     Returns:
       largest      largest absolute logit
-      padded       largest difference of logits, float32, in rows padded on the left and on the right, which torch reads as one batch
+      padded       largest difference of logits, float32, in rows padded on the left and on the
+                   right, which torch reads as one batch
       packed       the same in rows of several documents, each of which torch reads alone
-      gradient     of the mean NLL of all documents: ||ours - theirs|| / ||theirs||, Euclidean, of the worst tensor of the folder
+      gradient     of the mean NLL of all documents: ||ours - theirs|| / ||theirs||, Euclidean, of
+                   the worst tensor of the folder
       tensor       its name
       greedy       tokens of `generate` that the sampler repeats, of `tokens`
-      gap          smallest difference between the two largest logits at those tokens: no tie decides
+      gap          smallest difference between the two largest logits at those tokens: no tie
+                   decides
       export       largest difference of torch's logits before our import and after our export
       config       whether the exported `config.json` reads back to the same `ModelConfig`
-      sampler      largest difference, in nats, of log-probs and entropies between the sampler and the scoring forward; with bfloat16
-                   activations, `sampler_bf16`, and `sampler_bf16_mean` is their mean
-      bits         whether a bfloat16 folder is exported bit by bit as it was, through float32 and through bfloat16 parameters
+      sampler      largest difference, in nats, of log-probs and entropies between the sampler and
+                   the scoring forward; with bfloat16 activations, `sampler_bf16`, and
+                   `sampler_bf16_mean` is their mean
+      bits         whether a bfloat16 folder is exported bit by bit as it was, through float32 and
+                   through bfloat16 parameters
     """
     with tempfile.TemporaryDirectory() as name, jax.default_matmul_precision('highest'):
         root = pathlib.Path(name)

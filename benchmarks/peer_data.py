@@ -38,7 +38,7 @@ def prepare(
       gsm4k.model     the SentencePiece vocabulary
       prompts.jsonl   `prompt`, `answer`: the first questions of at most 128 tokens, BOS included
       sft.jsonl       `text` and its `ids`: rows of 256 tokens, BOS and EOS included
-      hf_tokenizer/   the same vocabulary as a fast tokenizer of transformers, which puts BOS in front
+      hf_tokenizer/   the same vocabulary as a fast tokenizer of transformers, which puts BOS first
 
     Args:
       folder: to make it in.

@@ -1,8 +1,9 @@
-"""reasonjax on the workload, one part a process: the stages of configs/benchmark.py as
+r"""reasonjax on the workload, one part a process: the stages of configs/benchmark.py as
 `reasonjax.train` runs them.
 
     python -m benchmarks.peer_ours --what grpo --data runs/peers/data
-    python -m benchmarks.peer_ours --what long_tail --data runs/peers/data --config.grpo.prompts_at_once=2
+    python -m benchmarks.peer_ours --what long_tail --data runs/peers/data \
+        --config.grpo.prompts_at_once=2
 
 Prints one line of JSON. What is different from a plain run: end-of-sequence has an id that is never
 drawn (`grpo`, `sample`), or is put where the workload says (`long_tail`); and the process leaves

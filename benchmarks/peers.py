@@ -1,11 +1,13 @@
 """reasonjax beside Tunix and TRL on one machine in one run: the workload of
 `benchmarks/workload.py`, every system in its own environment.
 
-    python -m benchmarks.peers                                    3 rounds; prints the table
-    python -m benchmarks.peers --write docs --json peers.json     puts it into docs/PERFORMANCE.md, and the medians into a file
-    python -m benchmarks.peers --only ours,trl --parts grpo       some of it
-    python -m benchmarks.peers --cores 2                          on so many cores
-    python -m benchmarks.peers --quick                            does everything run? (hardly any work; its numbers mean nothing)
+    python -m benchmarks.peers                                3 rounds; prints the table
+    python -m benchmarks.peers --write docs --json FILE       puts it into docs/PERFORMANCE.md, and
+                                                              the medians into a file
+    python -m benchmarks.peers --only ours,trl --parts grpo   some of it
+    python -m benchmarks.peers --cores 2                      on so many cores
+    python -m benchmarks.peers --quick                        does everything run? (hardly any work;
+                                                              its numbers mean nothing)
 
 Systems take turns, each measurement is a fresh process, and each is kept in the folder: a run that
 was stopped goes on, and more `--rounds` add to what is there; `--fresh` begins anew, which a

@@ -2,7 +2,7 @@
 operations in it.
 
     python -m benchmarks.phases --folder runs/peers
-    python -m benchmarks.phases --folder runs/peers --write docs      puts the tables into docs/PERFORMANCE.md
+    python -m benchmarks.phases --folder runs/peers --write docs    tables to docs/PERFORMANCE.md
 
 The phases of whole steps are those that `benchmarks.peers` has measured in that folder, where it
 has.

@@ -1,12 +1,13 @@
 """What fits where, before a pod is rented: models x topologies, each planned in a process of its
 own, as docs/PLAN.md.
 
-    python -m benchmarks.plan_table --folder runs/plans                          plans what is not there yet
-    python -m benchmarks.plan_table --folder runs/plans --write docs             writes docs/PLAN.md and its figure too
+    python -m benchmarks.plan_table --folder runs/plans
+    python -m benchmarks.plan_table --folder runs/plans --write docs
     python -m benchmarks.plan_table --folder runs/plans --only qwen3_8b@v5e:16x16,collectives
 
-Every plan is kept in the folder as the JSON that `reasonjax.plan` prints, so that a table that was
-stopped resumes.
+It plans what is not there yet; with --write it writes docs/PLAN.md and its figure too. Every plan
+is kept in the folder as the JSON that `reasonjax.plan` prints, so that a table that was stopped
+resumes.
 """
 
 import argparse

@@ -1,5 +1,5 @@
-r"""GSM8K (Cobbe et al. 2021, arXiv:2110.14168) from a folder of JSONL: SFT from scratch, then strict
-and flexible scores.
+r"""GSM8K (Cobbe et al. 2021, arXiv:2110.14168) from a folder of JSONL: SFT from scratch, then
+strict and flexible scores.
 
     python -m reasonjax.train --config configs/gsm8k.py --workdir runs/gsm8k \
         --config.data.path=FOLDER

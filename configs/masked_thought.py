@@ -5,11 +5,11 @@ from its own prefix.
 
 Differs from configs/sft.py by the corruption alone; `rate=0` is SFT, bit for bit. The rate and the
 mask token are those of the released scripts for MATH and MetaMath; those for GSM8K, with random
-tokens, are in configs/recipes/masked_thought.py. The published gains are on pre-trained models. Trained from
-scratch on this task it does worse than SFT, and so it does from checkpoints that half know a task,
-less where what is hidden can be read elsewhere (`reasonjax.compare`, five seeds, greedy accuracy
-minus that of SFT): chained arithmetic -21.4 points [-23.3, -19.4], with every step written twice
--13.8 [-18.5, -9.2], addition -2.8 [-6.8, +1.2].
+tokens, are in configs/recipes/masked_thought.py. The published gains are on pre-trained models.
+Trained from scratch on this task it does worse than SFT, and so it does from checkpoints that half
+know a task, less where what is hidden can be read elsewhere (`reasonjax.compare`, five seeds,
+greedy accuracy minus that of SFT): chained arithmetic -21.4 points [-23.3, -19.4], with every step
+written twice -13.8 [-18.5, -9.2], addition -2.8 [-6.8, +1.2].
 """
 
 import ml_collections

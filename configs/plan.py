@@ -1,5 +1,5 @@
-r"""GRPO at sizes that need a pod, to be planned before one is rented; nothing is downloaded, nothing
-is run.
+r"""GRPO at sizes that need a pod, to be planned before one is rented; nothing is downloaded,
+nothing is run.
 
     python -m reasonjax.plan --config configs/plan.py:qwen3_8b --topology v5e:16x16
     python -m reasonjax.plan --config configs/plan.py:llama3_70b --topology '2*v5p:4x4x8' \

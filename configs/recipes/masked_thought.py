@@ -1,4 +1,4 @@
-r"""MFT, masked-thought fine-tuning (Chen et al. 2024, "Masked Thought", arXiv:2403.02178, ACL 2024).
+r"""MFT, masked-thought fine-tuning (Chen et al., "Masked Thought", ACL 2024, arXiv:2403.02178).
 
 Claim (published, not ours): at equal data, replacing a growing share of the response's input
 tokens, labels unchanged, raises the GSM8K accuracy of Llama-2-7B from 42.8 to 47.3 (trained on

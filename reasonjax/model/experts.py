@@ -159,12 +159,12 @@ def penalty(
 ) -> tuple[jax.Array, dict]:
     """What the router adds to a step's loss, and its metrics; each a mean over layers.
 
-      balance  of a row of n tokens: E sum_e (picks_e / n) (shares_e / n), which is k at best and E
-      k at worst (Fedus et al. 2021,
-               arXiv:2101.03961, equation 4, for k picks); the mean over rows, weighted by n. Per
-               row, so that it does not depend on how a step is split; transformers takes the
-               product over a whole batch and all layers.
-      z        log(sum_e exp(router_e))^2, mean over tokens (Zoph et al. 2022, arXiv:2202.08906, equation 5).
+      balance  of a row of n tokens: E sum_e (picks_e / n) (shares_e / n), which is k at best and
+               E k at worst (Fedus et al. 2021, arXiv:2101.03961, equation 4, for k picks); the mean
+               over rows, weighted by n. Per row, so that it does not depend on how a step is split;
+               transformers takes the product over a whole batch and all layers.
+      z        log(sum_e exp(router_e))^2, mean over tokens (Zoph et al. 2022, arXiv:2202.08906,
+               equation 5).
 
     Args:
       config: the model's shape.

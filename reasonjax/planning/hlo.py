@@ -5,8 +5,9 @@ each collective for what one device puts on the wire by the usual ring algorithm
 devices of its group and S the bytes of its operand on one device:
 
     all-gather            (n - 1) S        all-to-all, ragged-all-to-all   (n - 1) / n S
-    reduce-scatter        (n - 1) / n S    collective-permute              S, times the share of devices that send to another
-    all-reduce        2 (n - 1) / n S      collective-broadcast, send      S
+    reduce-scatter        (n - 1) / n S    collective-permute              S, times the share of
+    all-reduce        2 (n - 1) / n S                                      devices that send
+    collective-broadcast, send          S
 
 Understood are synchronous operations, pairs of -start and -done, `async-start` around a
 computation, operations inside fusions, an all-gather spread over several fusions (TPU: counted

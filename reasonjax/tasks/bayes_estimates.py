@@ -4,8 +4,10 @@ they are from the truth.
 After Prystawski, Li, Goodman 2023 (arXiv 2304.03843). Problems are rows of the splits 'validation'
 and 'test' of the task `bayes`. A model is two functions, whatever computes them:
 
-    probability_of(texts) -> float array [N]    of '1' as the next character of each text, given that it is '0' or '1'
-    sample(texts) -> N texts                    that follow each text, up to the answer and its '#' at least, where it comes to that
+    probability_of(texts) -> float array [N]    of '1' as the next character of each text, given
+                                                that it is '0' or '1'
+    sample(texts) -> N texts                    that follow each text, up to the answer and its '#'
+                                                at least, where it comes to that
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -5,7 +5,8 @@ digit have commas between them:
 
     prompt        284>20:                                  28,4,17>41:
     0  answer     #2*8+4
-    1  attempts   4+2+8=14,2*8+4=20#2*8+4                  failed expressions, then the right one, with what each comes to
+    1  attempts   4+2+8=14,2*8+4=20#2*8+4                  failed expressions, then the right one,
+                                                           with what each comes to
     2  results    4+2=6+8=14,2*8=16+4=20#2*8+4             the result of every operation
 
 Expressions are worked out from the left: all operations bind alike, and there are no parentheses.

@@ -8,7 +8,7 @@ circuits can; one that writes the states down can go as deep as it writes.
     modular       R3,5,1=                 3,1,2             2              numbers; the running sum, mod 7
     permutation   G21345,13254=           21345,31254       31254          permutations; their running product
     squaring      Q05;83**=               25,44             44             squarings; r^2, r^4, ... mod p, of r;p
-    circuit       C1,0,A0001,N02=         1,0,0,1           1              gates, inputs among them; their values in order
+    circuit       C1,0,A0001,N02=         1,0,0,1           1              gates with inputs; their values in order
 
 The states s of `permutation` list the image of each symbol, s(1) s(2) ...; the permutation that
 comes first is applied first, so a permutation p takes s to x -> p(s(x)). In `circuit` gate 00 is
