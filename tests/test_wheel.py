@@ -1,5 +1,6 @@
 """What is installed from a wheel works from any folder, with the configs inside it."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -61,37 +62,125 @@ def test_it_holds_the_configs_and_nothing_of_the_rest(installed):
     }
 
 
-def test_programs_work_from_an_empty_folder(installed, tmp_path):
-    def program(name, *arguments):
+# Runs programs in turn, each as `python -m` does, in one process: to import all that they import
+# takes longer than what they do here. Prints the status and the words of each. The comparison is of
+# a model of one layer and stages of a few steps; its workers are processes of their own.
+DRIVER = """
+import contextlib, dataclasses, io, json, runpy, sys
+
+from reasonjax.arena import recipes, tasks
+
+short = dict(warm_steps=2, supervised_steps=2, demonstrations=16)
+for name in ('addition', tasks.ARENA['addition'].beside):
+    tasks.ARENA[name] = dataclasses.replace(tasks.ARENA[name], **short)
+recipes.MODEL = dict(dim=32, layers=1, heads=2, kv_heads=1, head_dim=16, mlp_dim=64)
+recipes.EXAM_BATCH = 4
+sys.modules['libtpu'] = None  # where it is installed, it is not here
+
+for command in json.load(sys.stdin):
+    sys.argv, out, error = command, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        try:
+            runpy.run_module(f'reasonjax.{command[0]}', run_name='__main__', alter_sys=True)
+        except SystemExit as end:
+            status = end.code
+    print(json.dumps([status, out.getvalue(), error.getvalue()]))
+"""
+# A model that compiles quickly.
+SMALL = ('--config.model.layers=1', '--config.model.dim=32', '--config.model.mlp_dim=64')
+# In this order: the plan sets the number of simulated devices, and the conversion needs the run.
+COMMANDS = {
+    'plan': ('plan', '--config', 'sft', '--topology', 'cpu:2', '--no-fit', *SMALL),
+    'plan, no compiler': ('plan', '--config', 'plan:qwen3_8b', '--topology', 'v5e:4x4'),
+    'inspect': ('inspect', 'quickstart:worked_only', '--examples', '1'),
+    'convert': ('convert', 'run', 'exported', '--skip_selfcheck'),
+    'compare': (
+        *('compare', '--recipes', 'sft', '--tasks', 'addition', '--seeds', '1'),
+        *('--problems', '4', '--workers', '1', '--workdir', 'compared'),
+    ),
+    'compare, no such recipe': ('compare', '--recipes', 'masked_though'),
+    'train, no such file': ('train', '--config', 'configs/quickstart.py'),
+}
+
+
+@pytest.fixture(scope='module')
+def folder(installed, tmp_path_factory):
+    """`folder(*command, **options)`: runs Python in a folder that was empty, with nothing but the
+    wheel."""
+    place = tmp_path_factory.mktemp('empty')
+
+    def python(*arguments, **options):
         environment = os.environ | {
             'PYTHONPATH': str(installed),
             'JAX_PLATFORMS': 'cpu',
             'PYTHONSAFEPATH': '',
         }
+        environment.pop('REASONJAX_DATA', None)
         return subprocess.run(
-            [sys.executable, '-m', f'reasonjax.{name}', *arguments],
-            cwd=tmp_path,
+            [sys.executable, *arguments],
+            cwd=place,
             env=environment,
             capture_output=True,
             text=True,
+            **options,
         )
 
-    run = program(
-        'train',
-        '--config',
-        'sft',
-        '--smoke',
-        '--skip_selfcheck',
-        '--workdir',
-        'run',
-        '--config.evaluation.enabled=false',
-    )
-    assert run.returncode == 0 and (tmp_path / 'run' / 'summary.json').is_file(), run.stderr
-    where = program('inspect', 'quickstart:worked_only', '--examples', '1')
-    assert where.returncode == 0, where.stderr
-    wrong = program('compare', '--recipes', 'masked_though')
-    assert wrong.returncode == 2 and 'Did you mean "masked_thought"?' in wrong.stderr, wrong.stderr
-    lost = program('train', '--config', 'configs/quickstart.py')
-    assert lost.returncode == 2 and lost.stderr.startswith(
-        'error: --config: no file configs/quickstart.py. Did you mean "quickstart"?'
-    )
+    python.place = place
+    return python
+
+
+@pytest.fixture(scope='module')
+def trained(folder):
+    """The SFT of the quickstart, one layer and two steps, with a model that a Hugging Face folder
+    can hold."""
+    options = ('--smoke', '--skip_selfcheck', '--workdir', 'run', "--config.stages=('sft',)")
+    model = ('--config.model.gated=true', '--config.model.activation=silu')
+    return folder('-m', 'reasonjax.train', '--config', 'quickstart', *options, *model)
+
+
+@pytest.fixture(scope='module')
+def ended(trained, folder):
+    """What each of COMMANDS ended with: its status, output and error output."""
+    assert trained.returncode == 0, trained.stderr
+    driven = folder('-c', DRIVER, input=json.dumps(list(COMMANDS.values())))
+    assert driven.returncode == 0, driven.stderr
+    return dict(zip(COMMANDS, map(json.loads, driven.stdout.splitlines()), strict=True))
+
+
+def test_a_run_works_from_an_empty_folder(trained, folder):
+    assert trained.returncode == 0, trained.stderr
+    summary = json.loads((folder.place / 'run' / 'summary.json').read_text())
+    assert [stage['name'] for stage in summary['stages']] == ['sft']
+
+
+@pytest.mark.parametrize('command', [name for name in COMMANDS if ', no ' not in name])
+def test_programs_work_from_an_empty_folder(command, ended, folder):
+    status, out, error = ended[command]
+    assert not status, error
+    if command == 'plan':
+        assert 'train' in out and 'fits' in out, out
+    if command == 'convert':
+        exported = {path.name for path in (folder.place / 'exported').iterdir()}
+        assert {'config.json', 'model.safetensors'} <= exported
+    if command == 'compare':
+        table = json.loads((folder.place / 'compared' / 'table.json').read_text())
+        assert table['problems'] and (folder.place / 'compared' / 'report.html').is_file()
+        cells = [json.loads(p.read_text()) for p in folder.place.rglob('cells/**/result.json')]
+        assert [cell['status'] for cell in cells] == ['done'], cells
+
+
+@pytest.mark.parametrize(
+    ('command', 'words'),
+    [
+        ('plan, no compiler', 'needs their compiler: pip install libtpu.'),
+        ('compare, no such recipe', 'Did you mean "masked_thought"?'),
+        (
+            'train, no such file',
+            '--config: no file configs/quickstart.py. Did you mean "quickstart"?',
+        ),
+    ],
+)
+def test_what_programs_refuse_they_refuse_in_one_line(command, words, ended):
+    status, _, error = ended[command]
+    assert status == 2 and error.startswith('error: ') and words in error, error
+    assert error.count('\n') == 1
