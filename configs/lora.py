@@ -26,12 +26,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     c.pretrain.data.source.update(levels=(1, 2, 3), answer_only=0.0)
     c.pretrain.steps = 500
     c.pretrain.filter = dict(name='all')
-
     c.lora = base.supervised(c)
     c.lora.data.source.update(levels=(4,), answer_only=0.0, size=1000)
-    c.lora.objective = dict(name='nll')
     c.lora.steps = 300
-    c.lora.batch_size = 96
     c.lora.adapter = dict(
         name='lora',
         r=8,  # rank; QLoRA's paper: 64
@@ -46,8 +43,12 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
             quantise_modules=LAYERS,
         )
     c.lora.filter = dict(name='lora')  # the factors alone train
-    # As for the base, which is tiny and from scratch; the papers: 2e-4 for models of billions.
-    c.lora.learning_rate = dict(name='cosine', peak=3e-3, warmup_steps=30, final_fraction=0.05)
-    c.lora.optimizer = dict(name='adamw', b1=0.9, b2=0.98, weight_decay=0.01, clip_norm=1.0)
+
+    for stage in (c.pretrain, c.lora):
+        stage.objective = dict(name='nll')
+        stage.batch_size = 96
+        # For a tiny model from scratch; the papers: 2e-4 for the factors of models of billions.
+        stage.learning_rate = dict(name='cosine', peak=3e-3, warmup_steps=30, final_fraction=0.05)
+        stage.optimizer = dict(name='adamw', b1=0.9, b2=0.98, weight_decay=0.01, clip_norm=1.0)
     c.stages = ('pretrain', 'lora')
     return c

@@ -7,7 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+from small_runs import share_updates
 
+from configs import base
+from reasonjax import config as configs
 from reasonjax import config_files
 from reasonjax.reporting import report
 from reasonjax.smoke import shrink
@@ -32,9 +35,17 @@ def _all() -> list[str]:
 WHOLE = ('configs/quickstart.py', 'configs/hf.py:grpo')
 
 
-# Rows of a real length take longer than all else.
+# Rows of a real length take longer than all else; these tasks write prompts of any length.
 SHORT = {'sft.data.max_length': '256', 'grpo.data.max_prompt_length': '64'}
 LONG = ('configs/device.py', 'configs/plan.py')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def shared_updates():
+    """Stages that many configs have alike (the SFT before a GRPO) compile one update."""
+    with pytest.MonkeyPatch.context() as patch:
+        share_updates(patch)
+        yield
 
 
 def _train_only(config):
@@ -71,6 +82,47 @@ def test_runs_two_steps(location, tmp_path, load_config):
 
 def test_the_configs_that_run_whole_are_there():
     assert set(WHOLE) <= set(_all())
+
+
+# What makes a method, with values that no config has: a config that leaves one to configs/base.py
+# becomes another.
+METHOD = {
+    'steps': 7,
+    'batch_size': 7,
+    'num_prompts': 7,
+    'num_generations': 7,
+    'max_completion_length': 7,
+    'temperature': 0.7,
+    'num_iterations': 7,
+    'minibatches': 7,
+    'min_reward': 0.7,
+    'objective': {'name': 'left_out'},
+    'advantage': {'name': 'left_out'},
+    'rewards': {'left_out': {'name': 'left_out'}},
+    'learning_rate': {'name': 'left_out'},
+    'optimizer': {'name': 'left_out'},
+}
+# They show the defaults, or how fast a shape is, and no method.
+NO_METHOD = ('configs/base.py', 'configs/benchmark.py', 'configs/device.py', 'configs/plan.py')
+
+
+@pytest.mark.parametrize('location', [one for one in _all() if not one.startswith(NO_METHOD)])
+def test_what_makes_the_method_is_spelled_out(location, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    written = configs.to_json(configs.load(location))
+
+    def otherwise(make):
+        def stage(c):
+            result = make(c)
+            for key in set(METHOD) & set(result):
+                result[key] = METHOD[key]
+            return result
+
+        return stage
+
+    for kind in ('supervised', 'online', 'collect'):
+        monkeypatch.setattr(base, kind, otherwise(getattr(base, kind)))
+    assert configs.to_json(configs.load(location)) == written
 
 
 def test_every_recipe_says_what_it_is():
