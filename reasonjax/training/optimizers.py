@@ -32,7 +32,9 @@ def adamw(
 
     Args:
       learning_rate: schedule.
-      b1, b2, eps: Adam's.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
       weight_decay: decoupled decay, times the learning rate; 0 is Adam.
       no_decay: patterns of weights that do not decay.
       clip_norm: gradients are scaled down to this global norm; infinity never clips.

@@ -33,7 +33,8 @@ def peft(
       key: not used.
       path: folder with adapter_config.json and adapter_model.safetensors.
       quantise: none | int8 | nf4, how the base under the pairs is kept.
-      quantise_block, quantise_modules: see `adapters.quantise`.
+      quantise_block: see `adapters.quantise`.
+      quantise_modules: see `adapters.quantise`.
 
     Raises:
       UserError: no such folder, an adapter of another kind, one for another base, or what

@@ -49,7 +49,8 @@ def lora(
       target_modules: patterns over names such as 'layers/attention/q'.
       use_rslora: see lora_alpha.
       quantise: none | int8 | nf4, how the base is kept; nf4 is QLoRA (arXiv:2305.14314).
-      quantise_block, quantise_modules: see `adapters.quantise`.
+      quantise_block: see `adapters.quantise`.
+      quantise_modules: see `adapters.quantise`.
 
     Raises:
       UserError: a rank below 1, a pattern without a matrix, one that matches a bank of experts, or

@@ -25,9 +25,9 @@ def importance_weights(
     """How much more likely each token was at the start of the step than when it was sampled, kept
     within bounds.
 
-      ratio   r = exp(log p_old - log p_sampled) of each token, or of the row: exp(sum_t(log p_old - log p_sampled))
-      weight  *_truncate  clip(r, clip_min, clip_max)
-              *_mask      r where clip_min <= r <= clip_max, else 0
+        ratio   r = exp(log p_old - log p_sampled) of each token, or of the row: exp(sum_t(log p_old - log p_sampled))
+        weight  *_truncate  clip(r, clip_min, clip_max)
+                *_mask      r where clip_min <= r <= clip_max, else 0
 
     exp stays what it is at 40 nats beyond them (`sums.bounded_exp`): an approximation that only
     shows without `clip_max`.

@@ -36,17 +36,17 @@ def clipped_policy_gradient(
     With m = `weights`, A = `advantage` and s = log p - log p_old per token (temperature-scaled
     log-probs throughout):
 
-      ratio  w = exp(s), or exp(sum(m s) / sum(m)) of the row where
-             `importance_sampling_level` is 'sequence';
-      term   l = -c min(w A, clip(w, 1 - epsilon, 1 + epsilon_high) A) + beta (exp(d) - d - 1),
-             d = log p_ref - log p,
-             c = 1, or the weight of a sample that an earlier policy drew
-             (`correction.importance_weights`);
-      loss   grpo     mean over rows of sum_t(m l) / sum_t(m)
-             dapo     sum(m l) / sum(m), both over the whole optimiser step
-             bnpo     sum(m l) / sum(m) of the micro-batch, then the mean over micro-batches
-                      (depends on their split)
-             dr_grpo  sum(m l) / (rows x max_completion_length)
+        ratio  w = exp(s), or exp(sum(m s) / sum(m)) of the row where
+               `importance_sampling_level` is 'sequence';
+        term   l = -c min(w A, clip(w, 1 - epsilon, 1 + epsilon_high) A) + beta (exp(d) - d - 1),
+               d = log p_ref - log p,
+               c = 1, or the weight of a sample that an earlier policy drew
+               (`correction.importance_weights`);
+        loss   grpo     mean over rows of sum_t(m l) / sum_t(m)
+               dapo     sum(m l) / sum(m), both over the whole optimiser step
+               bnpo     sum(m l) / sum(m) of the micro-batch, then the mean over micro-batches
+                        (depends on their split)
+               dr_grpo  sum(m l) / (rows x max_completion_length)
 
     Where s, its mean or d is above 40 nats, exp stays what it is at 40 (`sums.bounded_exp`): an
     approximation, of ratios that no two policies of one run have.
@@ -60,11 +60,10 @@ def clipped_policy_gradient(
       score: `score(batch) -> Scored`.
       batch: one sequence a row: `weights` [B, T], `advantage` [B] or [B, T], optionally
         `logprob_old` [B, T] (absent: the current policy, so that every ratio is 1), `logprob_ref`
-          [B, T] (asked for by `clipped_policy_gradient.needs`; its KL is
-        reported even where beta is 0), `logprob_sampled` [B, T] (what the sampler recorded),
-        `staleness` [B] (how many steps ago; absent: every row was sampled from the policy at the
-        start of this step), and the scalars `step_weight`, `step_rows`, `step_micro` and, for
-        dr_grpo, `max_completion_length`.
+        [B, T] (asked for by `clipped_policy_gradient.needs`; its KL is reported even where beta
+        is 0), `logprob_sampled` [B, T] (what the sampler recorded), `staleness` [B] (how many steps
+        ago; absent: every row was sampled from the policy at the start of this step), and the
+        scalars `step_weight`, `step_rows`, `step_micro` and, for dr_grpo, `max_completion_length`.
       key: unused.
       loss_type: 'grpo', 'dapo', 'bnpo' or 'dr_grpo'.
       epsilon: how far below 1 a ratio may fall before a negative advantage stops pushing it; inf
@@ -75,9 +74,10 @@ def clipped_policy_gradient(
       importance_sampling_level: 'token' or 'sequence'.
       importance_sampling_correction: rows that are weighed by p_old / p_sampled: 'stale', 'always'
         or 'none'.
-      importance_sampling_mode, importance_sampling_clip_max, importance_sampling_clip_min: how; see
-      `correction`. TRL
-        calls them the same after `vllm_`; its mode is 'sequence_mask' unless told otherwise.
+      importance_sampling_mode: how they are weighed; see `correction`. TRL calls these three the
+        same after `vllm_`; its mode is 'sequence_mask' unless set otherwise.
+      importance_sampling_clip_max: upper bound of the weight.
+      importance_sampling_clip_min: lower bound of the weight.
 
     Returns:
       The contribution of this micro-batch, a float32 scalar, and metrics: `policy_loss`; `entropy`

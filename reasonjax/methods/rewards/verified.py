@@ -16,7 +16,7 @@ def verified(
     terminated: Sequence[bool],
     *,
     task: str,
-    **columns,
+    **columns: Any,
 ) -> list[float | None]:
     """1.0 where a task's own rule, its `verify`, finds a completion correct, else 0.0; None where
     the row lacks what the rule reads.

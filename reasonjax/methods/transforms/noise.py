@@ -44,7 +44,7 @@ def static_noise(
 
     Raises:
         UserError: a value out of range; characters that hold or could spell the marker; or a text
-          without it.
+            without it.
     """
     check_choice(f'static_noise.kind: unknown "{kind}"', kind, KINDS)
     for knob, share in (('contamination', contamination), ('intensity', intensity)):

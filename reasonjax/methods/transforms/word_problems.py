@@ -34,12 +34,11 @@ def gsm8k(
 
     Returns:
         One example: `prompt`, `completion` (a space and the answer), `solution` (the number,
-          without thousands
-        separators), and every other column.
+            without thousands separators), and every other column.
 
     Raises:
         UserError: no such column, a template without `{question}`, or an answer that does not end
-          with `#### number`.
+            with `#### number`.
     """
     if '{question}' not in template:
         raise UserError(f'gsm8k.template: expected {{question}} in the template, got {template!r}')
