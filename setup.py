@@ -31,8 +31,7 @@ class BuildWithConfigs(build_py):
 setup(
     name='reasonjax',
     version=version,
-    description='Fine-tune language models to reason: SFT, preference optimisation and GRPO as '
-    'configs of one small JAX core.',
+    description='Fine-tune language models to reason, in JAX: SFT, GRPO and relatives, LoRA.',
     long_description=(here / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
@@ -82,5 +81,6 @@ setup(
         'bench': ['torch==2.13.0'],
         'plan': ['libtpu'],
         'kernels': ['tokamax>=0.0.12'],
+        'docs': ['mkdocs>=1.6,<2', 'mkdocs-material>=9.7,<10', 'mkdocstrings[python]>=1,<2'],
     },
 )
