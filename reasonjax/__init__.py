@@ -16,7 +16,16 @@ From Python (`reasonjax.api` has the details; nothing is imported before it is u
 from typing import Any
 
 __version__ = '0.1.0'
-__all__ = ['Model', 'UserError', 'load_config', 'load_model', 'run']
+__all__ = [
+    'Model',
+    'UserError',
+    'load_config',
+    'load_model',
+    'read_completions',
+    'read_metrics',
+    'run',
+    'show',
+]
 
 
 def __getattr__(name: str) -> Any:

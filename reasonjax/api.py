@@ -1,22 +1,38 @@
-"""The Python interface: load a config, run it, sample from the model that it left, score it.
-`import reasonjax` has its names."""
+"""The Python interface: load a config, run it, read what it wrote, sample from the model that it
+left, score it. `import reasonjax` has its names."""
 
 import dataclasses
 import functools
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import ml_collections
 
 from reasonjax import programs
-from reasonjax.errors import UserError
+from reasonjax.data.tokenizers import Tokenizer
+from reasonjax.errors import UserError, listing, nearest
+from reasonjax.model.logprobs import Scored
+from reasonjax.model.score import score
 from reasonjax.reporting import report
+from reasonjax.tracking import completion_files, metrics
 from reasonjax.training import answer_prompts as sampling
 from reasonjax.training import run as stages
 from reasonjax.training import saved_run, score_run
+from reasonjax.training.lay_out import lay_out
 
-__all__ = ['Model', 'UserError', 'load_config', 'load_model', 'run']
+__all__ = [
+    'Model',
+    'UserError',
+    'load_config',
+    'load_model',
+    'read_completions',
+    'read_metrics',
+    'run',
+    'show',
+]
 
 Overrides = Mapping[str, Any]
 
@@ -69,6 +85,56 @@ def run(
     return stages.run(config, workdir, trust, report.write)
 
 
+def show(summary: Mapping[str, Any]) -> None:
+    """Prints what `run` returned: the table of results, and problems with each stage's answer."""
+    stages.show(summary)
+
+
+def read_metrics(workdir: str | os.PathLike, stage: str = '') -> list[dict[str, Any]]:
+    """Reads the records of `metrics.jsonl`: one per step that was logged, one per evaluation.
+
+    Args:
+      workdir: of the run.
+      stage: only this stage's; by default those of all.
+
+    Returns:
+      Records in order, each with `stage`, `step` and what was measured there.
+
+    Raises:
+      UserError: no run there, no such stage, or a damaged line.
+    """
+    workdir = _run_with(workdir, stage)
+    records = metrics.read(workdir / 'metrics.jsonl')
+    return [record for record in records if stage in ('', record['stage'])]
+
+
+def read_completions(workdir: str | os.PathLike, stage: str = '') -> list[dict[str, Any]]:
+    """Reads the completions that online and collecting stages have written down.
+
+    Args:
+      workdir: of the run.
+      stage: only this stage's; by default those of all.
+
+    Returns:
+      One row per completion, steps in order and the completions of a prompt together: `stage`,
+      `step`, `prompt`, `completion`, each reward under its name, `advantage`, `length` and more.
+
+    Raises:
+      UserError: no run there, no such stage, or a file that cannot be read.
+    """
+    return completion_files.read(_run_with(workdir, stage) / 'completions', stage)
+
+
+def _run_with(workdir: str | os.PathLike, stage: str) -> pathlib.Path:
+    """Returns the workdir as a path; raises UserError where it has no run with this stage."""
+    names = saved_run.read_config(workdir).stages
+    if stage and stage not in names:
+        raise UserError(
+            f'{workdir} has no stage "{stage}".{nearest(stage, names)} Stages: {listing(names)}.'
+        )
+    return pathlib.Path(workdir)
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
     """The model that a stage of a run left.
@@ -86,6 +152,11 @@ class Model:
     step: int
     params: Any
     trust: tuple[str, ...] = ()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer: `encode(text)`, `decode(ids)`, `eos_ids`, `pad_id`."""
+        return self.run.tokenizer
 
     def sample(
         self,
@@ -158,12 +229,70 @@ class Model:
           UserError: a task that the workdir takes from elsewhere and that is not trusted, or
             settings that cannot work.
         """
+        asked = self._asked(overrides, ','.join(map(str, k)))
+        return score_run.results(asked, asked.evaluate(self.params))
+
+    def answer_task(self, overrides: Overrides | None = None) -> list[dict[str, Any]]:
+        """Answers the problems of its run's `config.evaluation`, one by one.
+
+        Args:
+          overrides: of `config.evaluation`: {'samples': 4, 'greedy': False, 'task.size': 100}.
+
+        Returns:
+          One dict per answer, greedy ones first: `problem` (its number), `prompt`, `solution`,
+          `decoding` ('greedy' or 'sampled'), `completion`, `length` in tokens, `terminated`, and
+          the verdict, of which `correct` is always there.
+
+        Raises:
+          UserError: as `evaluate`.
+        """
+        return score_run.list_answers(self._asked(overrides, '').evaluate(self.params))
+
+    def _asked(self, overrides: Overrides | None, ks: str) -> score_run.Asked:
         opened = saved_run.open_saved(
             self.run.workdir, self.stage, trust=self.trust, evaluating=True
         )
         changes = [(f'evaluation.{key}', value) for key, value in _texts(overrides)]
-        asked = score_run.prepare(opened, changes, ','.join(map(str, k)), self.trust)
-        return score_run.results(asked, asked.evaluate(self.params))
+        return score_run.prepare(opened, changes, ks, self.trust)
+
+    def batch(
+        self, prompts: Sequence[str | list[dict]], completions: Sequence[str | Sequence[int]]
+    ) -> dict[str, jax.Array]:
+        """Lays out prompts and their completions as a batch that `score` and objectives read.
+
+        Args:
+          prompts: texts, or conversations (lists of messages) for the chat template.
+          completions: one per prompt: a text, which gets its end-of-sequence token, or token ids,
+            which are taken as they are.
+
+        Returns:
+          `tokens`, `segments`, `positions` [B, T] int32 and `weights` [B, T] float32, which is 1 on
+          the tokens of the completions and 0 elsewhere; rows are padded on the right. And the
+          totals that losses divide by, as if the batch were a whole step: `step_weight`,
+          `step_tokens`, `step_rows`, `step_micro`.
+
+        Raises:
+          UserError: none, not as many of one as of the other, or one that is empty, too long or
+            cannot be rendered.
+        """
+        return lay_out(self.run, prompts, completions)
+
+    def score(
+        self, batch: Mapping[str, jax.Array], params: Any = None, *, temperature: float = 1.0
+    ) -> Scored:
+        """Scores every token of a batch given those before it; can be jitted and differentiated.
+
+        Args:
+          batch: what `batch` returned.
+          params: in place of the model's own.
+          temperature: logits are divided by it.
+
+        Returns:
+          `logprob` (nats), `entropy` (nats) and `correct`, whether the token is the likeliest, each
+          [B, T] and aligned with `batch['tokens']`.
+        """
+        params = self.params if params is None else params
+        return score(params, self.run.model, batch, temperature=temperature)
 
 
 def load_model(workdir: str | os.PathLike, stage: str = '', *, trust: Sequence[str] = ()) -> Model:

@@ -54,6 +54,29 @@ def write(
     return path
 
 
+def read(folder: pathlib.Path, stage: str = '') -> list[dict[str, Any]]:
+    """Reads the rows that stages have written, in the order of steps; all stages where none is
+    named.
+
+    Raises:
+        UserError: a file that cannot be read.
+    """
+    import pyarrow as pa  # here, because a supervised run never needs it
+    import pyarrow.parquet as pq
+
+    rows = []
+    paths = folder.iterdir() if folder.is_dir() else ()
+    steps = {path: int(name[1]) for path in paths if (name := TABLE.fullmatch(path.name))}
+    for path in sorted(steps, key=steps.get):
+        try:
+            table = pq.read_table(path).to_pylist()
+            rows += [row for row in table if stage in ('', row['stage'])]
+        except (pa.ArrowException, OSError, KeyError) as error:
+            reason = one_line(str(error))
+            raise UserError(f'{path}: not a readable Parquet file ({reason}).') from error
+    return rows
+
+
 def count_files(folder: pathlib.Path, stage: str, upto: int) -> int:
     """Counts the files that a stage has written up to a step, and takes out its rows from those of
     later steps.

@@ -135,28 +135,32 @@ def check_output(path: pathlib.Path) -> None:
         ) from error
 
 
-def write_answers(found: evaluate.Evaluation, path: pathlib.Path) -> None:
-    """Writes one JSON object per answer: problem, prompt, solution, how it was drawn, completion,
+def list_answers(found: evaluate.Evaluation) -> list[dict]:
+    """Returns one dict per answer: problem, prompt, solution, how it was drawn, completion,
     verdict."""
+    drawn = [('greedy', answer) for answer in found.greedy]
+    drawn += [('sampled', answer) for answers in found.sampled for answer in answers]
+    return [
+        {
+            'problem': answer.problem,
+            'prompt': found.rows[answer.problem]['prompt'],
+            'solution': found.rows[answer.problem].get('solution'),
+            'decoding': decoding,
+            'completion': answer.completion.text,
+            'length': answer.completion.length,
+            'terminated': answer.completion.terminated,
+        }
+        | answer.verdict
+        for decoding, answer in drawn
+    ]
+
+
+def write_answers(found: evaluate.Evaluation, path: pathlib.Path) -> None:
+    """Writes what `list_answers` returns as JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('w', encoding='utf-8') as file:
-        drawn = [('greedy', a) for a in found.greedy] + [
-            ('sampled', a) for answers in found.sampled for a in answers
-        ]
-        for how, a in drawn:
-            row = found.rows[a.problem]
-            record = {
-                'problem': a.problem,
-                'prompt': row['prompt'],
-                'solution': row.get('solution'),
-                'decoding': how,
-            }
-            record |= {
-                'completion': a.completion.text,
-                'length': a.completion.length,
-                'terminated': a.completion.terminated,
-            }
-            file.write(json.dumps(record | a.verdict, ensure_ascii=False) + '\n')
+        for answer in list_answers(found):
+            file.write(json.dumps(answer, ensure_ascii=False) + '\n')
 
 
 def show(result: dict, settings: ml_collections.ConfigDict) -> None:
