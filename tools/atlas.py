@@ -1,4 +1,5 @@
-"""Write docs/ATLAS.md (the recipes that are here) and docs/roadmap.md (the published systems that are not).
+"""Write docs/ATLAS.md (the recipes that are here) and docs/roadmap.md (the published systems that
+are not).
 
     python -m tools.atlas            # from the root of the repository
     python -m tools.atlas --check    # write nothing; exit with 1 where a page is out of date
@@ -140,7 +141,8 @@ def read_rows(root: pathlib.Path = ROOT) -> list[Row]:
         if file.stem not in ids:
             raise UserError(
                 f'{file.relative_to(root)}: {DATA} has no system "{file.stem}".'
-                f'{nearest(file.stem, ids)} {RECIPES} is for systems in that list; any other recipe '
+                f'{nearest(file.stem, ids)} {RECIPES} is for systems in that list; any other '
+                'recipe '
                 f'goes into configs/{file.stem}.py.'
             )
     return [_read_row(root, card) for card in cards]

@@ -67,7 +67,8 @@ def page(root: pathlib.Path = ROOT) -> str:
     everything = configs(root)
     rows = sorted((paper, config) for config in everything for paper in config.papers)
     table = ''.join(
-        f'| [{paper}](https://arxiv.org/abs/{paper}) | [`{config.path}`](../{config.path}) | {config.title} |\n'
+        f'| [{paper}](https://arxiv.org/abs/{paper}) | [`{config.path}`](../{config.path}) | '
+        f'{config.title} |\n'
         for paper, config in rows
     )
     recipes = [config for config in everything if config.path.parts[1] == 'recipes']

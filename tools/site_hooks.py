@@ -1,7 +1,9 @@
-"""Hooks of mkdocs: pages that stand at the top of the repository, and links from pages to files outside docs/.
+"""Hooks of mkdocs: pages that stand at the top of the repository, and links from pages to files
+outside docs/.
 
-On GitHub a page of docs/ links to `../BUILD.md` or `../configs/sft.py`. The site has BUILD.md and its like as pages, and
-the other files as they are, below `source/`; links are rewritten to lead there.
+On GitHub a page of docs/ links to `../BUILD.md` or `../configs/sft.py`. The site has BUILD.md and
+its like as pages, and the other files as they are, below `source/`; links are rewritten to lead
+there.
 """
 
 import os
@@ -46,7 +48,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def _uri(target: str, config: Any, files: Any) -> str | None:
-    """Returns where the site has a file of the repository, or None, which mkdocs then reports as a broken link."""
+    """Returns where the site has a file of the repository, or None, which mkdocs then reports as a
+    broken link."""
     if target in HOME:
         return 'index.md'
     if target.startswith('docs/'):
