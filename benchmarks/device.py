@@ -81,11 +81,11 @@ def sft(size: str, overrides: Sequence[tuple[str, str]] = ()) -> dict:
     """The update of a supervised stage, full rows: seconds, tokens/s and FLOP/s that the result
     needs, for one device."""
     from benchmarks import programs, stage_runs
-    from reasonjax.planning.programs import Stage
+    from reasonjax.planning.programs import StagePrograms
 
     with tempfile.TemporaryDirectory() as folder:
-        run, place = stage_runs.opened(config_of('sft', size, overrides), pathlib.Path(folder))
-        program = next(Stage(run, place).programs(('train',)))
+        run, stage = stage_runs.opened(config_of('sft', size, overrides), pathlib.Path(folder))
+        program = next(StagePrograms(run, stage).programs(('train',)))
         found = programs.timed(program, repeats=5, traced=False)
     per = found.seconds * run.mesh.size
     return {'seconds': found.seconds, 'tokens_s': found.tokens / per, 'flop_s': found.flops / per}
@@ -95,18 +95,18 @@ def decode(size: str, overrides: Sequence[tuple[str, str]] = ()) -> dict:
     """Drawing completions of full length, by batch size: seconds, tokens/s and the bytes/s of
     weights and cache."""
     from benchmarks import programs, stage_runs
-    from reasonjax.planning.programs import Stage
+    from reasonjax.planning.programs import StagePrograms
 
     found = {}
     for batch in BATCHES:
         with tempfile.TemporaryDirectory() as folder:
             generations = config_of('decode', size, overrides).grpo.num_generations
             some = [*overrides, ('grpo.num_prompts', str(batch // generations))]
-            run, place = stage_runs.opened(config_of('decode', size, some), pathlib.Path(folder))
-            stage = Stage(run, place)
-            program = next(stage.programs(('decode',)))
+            run, stage = stage_runs.opened(config_of('decode', size, some), pathlib.Path(folder))
+            planned = StagePrograms(run, stage)
+            program = next(planned.programs(('decode',)))
             seconds = programs.timed(program, repeats=3, traced=False).seconds
-        moved = read_bytes(run.model, stage.params, stage.settings)
+        moved = read_bytes(run.model, planned.params, planned.settings)
         found[str(batch)] = {
             'seconds': seconds,
             'tokens_s': program.tokens / seconds,
@@ -115,7 +115,7 @@ def decode(size: str, overrides: Sequence[tuple[str, str]] = ()) -> dict:
     return found
 
 
-def read_bytes(model: Any, params: Any, stage: Mapping) -> float:
+def read_bytes(model: Any, params: Any, settings: Mapping) -> float:
     """Bytes that drawing all completions has to read: per token place all weights once, each
     prompt's cache once (its completions share it), and each completion's own cache as far as it has
     come. Weights and caches are of the compute dtype; of the embedding only the rows that are
@@ -132,12 +132,12 @@ def read_bytes(model: Any, params: Any, stage: Mapping) -> float:
         for x in jax.tree.leaves(x)
     )
     position = 2 * model.layers * model.kv_heads * model.head_dim
-    prompts, length = stage['num_prompts'], stage['max_completion_length']
-    own = prompts * stage['num_generations'] * (length + 1) / 2
+    prompts, length = settings['num_prompts'], settings['max_completion_length']
+    own = prompts * settings['num_generations'] * (length + 1) / 2
     return (
         itemsize
         * length
-        * (weights + position * (prompts * stage['data']['max_prompt_length'] + own))
+        * (weights + position * (prompts * settings['data']['max_prompt_length'] + own))
     )
 
 
@@ -147,14 +147,17 @@ def grpo(size: str, overrides: Sequence[tuple[str, str]] = ()) -> dict:
     from benchmarks import stage_runs
 
     with tempfile.TemporaryDirectory() as folder:
-        run, place = stage_runs.opened(config_of('grpo', size, overrides), pathlib.Path(folder))
-        notes = stage_runs.train(stage_runs.without_end(run), place)
-    stage, seconds = (
+        run, stage = stage_runs.opened(config_of('grpo', size, overrides), pathlib.Path(folder))
+        notes = stage_runs.train(stage_runs.without_end(run), stage)
+    settings, seconds = (
         run.config.grpo,
         statistics.median(record['step_time'] for _, record in notes[1:]),
     )
-    rows = stage.num_prompts * stage.num_generations
-    drawn, read = rows * stage.max_completion_length, rows * stage.data.max_prompt_length
+    rows = settings.num_prompts * settings.num_generations
+    drawn, read = (
+        rows * settings.max_completion_length,
+        rows * settings.data.max_prompt_length,
+    )
     per = seconds * run.mesh.size
     return {
         'seconds': seconds,

@@ -82,15 +82,15 @@ def measure(what: str, config: Any, workdir: pathlib.Path) -> dict:
     from benchmarks import stage_runs
     from reasonjax.model import spec
 
-    run, place = stage_runs.opened(config, workdir)
+    run, stage = stage_runs.opened(config, workdir)
     if what in ('grpo', 'sample', 'first_step'):
         run = stage_runs.without_end(run)
     found = {'parameters': spec.count(run.specs)}
     if what == 'sample':
-        found |= _sample(run, place)
+        found |= _sample(run, stage)
     else:
         with _ending(run) if what == 'long_tail' else contextlib.nullcontext():
-            notes = stage_runs.train(run, place)
+            notes = stage_runs.train(run, stage)
         found |= _of_steps(what, notes)
     return found | {'peak_gb': workload.peak_gb()}
 
@@ -120,15 +120,15 @@ def _of_steps(what: str, notes: Sequence[tuple[float, dict]]) -> dict:
     }
 
 
-def _sample(run: Any, place: Any) -> dict:
+def _sample(run: Any, stage: Any) -> dict:
     import jax
 
     from reasonjax.tracking.metrics import Timers
-    from reasonjax.training.context import fresh_params, settings
+    from reasonjax.training.context import fresh_params
     from reasonjax.training.rollouts import open_rollouts
 
-    params, seconds, stage = fresh_params(run), [], settings(run.config, place)
-    with open_rollouts(run, place) as rollouts:
+    params, seconds, settings = fresh_params(run), [], stage.config
+    with open_rollouts(run, stage) as rollouts:
         for call in range(1 + workload.SAMPLE['calls']):
             start = time.perf_counter()
             parts = jax.device_get(
@@ -136,7 +136,7 @@ def _sample(run: Any, place: Any) -> dict:
             )
             seconds.append(time.perf_counter() - start)
     tokens = sum(int(part.length.sum()) for part in parts)
-    if tokens != stage.num_prompts * stage.num_generations * stage.max_completion_length:
+    if tokens != settings.num_prompts * settings.num_generations * settings.max_completion_length:
         raise ValueError(f'{tokens} tokens were sampled: not all completions have the full length')
     return {
         'seconds': seconds,

@@ -240,8 +240,8 @@ def end_at(lengths: list[int], eos: int) -> None:
     def sample_with_ends(
         self: Any, logits: Any, *rest: Any, sampler_state: Any, **named: Any
     ) -> Any:
-        place = sampler_state.decoding_step - (sampler_state.num_input_tokens - 1)
-        logits = logits.at[:, -1, eos].set(jnp.where(place == last_B, 1e9, -1e9))
+        stage = sampler_state.decoding_step - (sampler_state.num_input_tokens - 1)
+        logits = logits.at[:, -1, eos].set(jnp.where(stage == last_B, 1e9, -1e9))
         return plain(self, logits, *rest, sampler_state=sampler_state, **named)
 
     sampler.Sampler._sample = sample_with_ends

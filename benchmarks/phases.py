@@ -40,13 +40,13 @@ def programs_of(
 ) -> dict:
     """Program -> `programs.Timed`, of the stage that a part runs."""
     from benchmarks import programs
-    from reasonjax.planning.programs import Stage
-    from reasonjax.training.context import open_run, places
+    from reasonjax.planning.programs import StagePrograms
+    from reasonjax.training.context import open_run, stages_of
 
     config = peer_ours.config_of(what, data, overrides)
     with tempfile.TemporaryDirectory() as folder:
         run = open_run(config, pathlib.Path(folder))
-        stage = Stage(run, places(config, pathlib.Path(folder))[0])
+        stage = StagePrograms(run, stages_of(config, pathlib.Path(folder))[0])
         return {
             program.name: programs.timed(program, repeats)
             for program in stage.programs(PROGRAMS[what])

@@ -50,7 +50,14 @@ from reasonjax.tasks import TokenRule
 from reasonjax.tracking.environment import environment
 from reasonjax.training import fused, rollouts
 from reasonjax.training.batch_source import BatchSource
-from reasonjax.training.context import Place, Run, adapt, fresh_params, open_run, places, settings
+from reasonjax.training.context import (
+    Run,
+    Stage,
+    adapt,
+    fresh_params,
+    open_run,
+    stages_of,
+)
 from reasonjax.training.iteration import make_iterations
 from reasonjax.training.step import create
 from reasonjax.training.updates import build_update
@@ -87,31 +94,31 @@ def work(path: str, overrides: list[tuple[str, str]], seeds: list[int], iteratio
     """What `seeds` have to do: `iterations` of the stage `grpo` of a config each."""
     with tempfile.TemporaryDirectory() as folder:
         runs = [open_seed(path, overrides, seed, pathlib.Path(folder)) for seed in seeds]
-    run, place = runs[0]
-    stage = settings(run.config, place)
-    fused.check(stage, place.name)
-    reward = with_digits(fused.reward_of(run, place), run.tokenizer)
-    updates = stage.num_iterations * stage.minibatches
-    schedule = configs.resolve(stage.learning_rate, 'learning_rate')(stage.steps * updates)
-    optimizer = configs.resolve(stage.optimizer, 'optimizer')(schedule)
+    run, stage = runs[0]
+    settings = stage.config
+    fused.check(settings, stage.name)
+    reward = with_digits(fused.reward_of(run, stage), run.tokenizer)
+    updates = settings.num_iterations * settings.minibatches
+    schedule = configs.resolve(settings.learning_rate, 'learning_rate')(settings.steps * updates)
+    optimizer = configs.resolve(settings.optimizer, 'optimizer')(schedule)
     update = build_update(
         run,
-        stage,
-        BatchSource(None, None, updates, stage.temperature),
+        settings,
+        BatchSource(None, None, updates, settings.temperature),
         optimizer,
-        stage.steps * updates,
+        settings.steps * updates,
     )
     steps = make_iterations(
-        fused.make_produce(run, place, reward), update, updates=updates, stage=place.number
+        fused.make_produce(run, stage, reward), update, updates=updates, stage=stage.number
     )
 
     def iterate(one: Seed) -> Any:
         return steps(one.state, one.frozen, None, one.given, one.seed, jnp.int32(1))[0].trainable
 
-    def start(run: Run, place: Place) -> Seed:
-        data, params = rollouts.open_data(run, place), adapt(run, place, fresh_params(run))
+    def start(run: Run, stage: Stage) -> Seed:
+        data, params = rollouts.open_data(run, stage), adapt(run, stage, fresh_params(run))
         given = fused.arrays([next(data) for _ in range(iterations)], reward.rule, run.mesh)
-        chosen = configs.resolve(stage.filter, 'filter')(run.specs, params)
+        chosen = configs.resolve(settings.filter, 'filter')(run.specs, params)
         trainable, frozen = partition(params, chosen)
         placed = partition(shardings(run.specs, params, run.mesh), chosen)[0]
         return Seed(
@@ -126,9 +133,9 @@ def work(path: str, overrides: list[tuple[str, str]], seeds: list[int], iteratio
 
 def open_seed(
     path: str, overrides: list[tuple[str, str]], seed: int, folder: pathlib.Path
-) -> tuple[Run, Place]:
+) -> tuple[Run, Stage]:
     config = configs.load(path, [*DEFAULTS, *overrides, ('seed', str(seed))])
-    return open_run(config, folder, active=False), places(config, folder)[0]
+    return open_run(config, folder, active=False), stages_of(config, folder)[0]
 
 
 def with_digits(reward: fused.Reward, tokenizer: Any) -> fused.Reward:

@@ -13,7 +13,7 @@ import ml_collections
 
 from benchmarks import workload
 from reasonjax.tracking.metrics import Writer
-from reasonjax.training.context import Place, Run, fresh_params, open_run, places, settings
+from reasonjax.training.context import Run, Stage, fresh_params, open_run, stages_of
 from reasonjax.training.kinds import KINDS
 
 
@@ -37,9 +37,9 @@ class Noted(Writer):
             raise Enough
 
 
-def opened(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> tuple[Run, Place]:
+def opened(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> tuple[Run, Stage]:
     """A run of a config, and the first of its stages."""
-    return open_run(config, workdir), places(config, workdir)[0]
+    return open_run(config, workdir), stages_of(config, workdir)[0]
 
 
 def without_end(run: Run) -> Run:
@@ -50,24 +50,24 @@ def without_end(run: Run) -> Run:
 
 
 def train(
-    run: Run, place: Place, initial_params: Callable[[], Any] | None = None
+    run: Run, stage: Stage, initial_params: Callable[[], Any] | None = None
 ) -> list[tuple[float, dict]]:
     """Runs a stage to its last step.
 
     Args:
       run: what stages share.
-      place: of the stage.
+      stage: of the stage.
       initial_params: returns the parameters it starts from; fresh ones by default.
 
     Returns:
       For each step the seconds from the start of the process until it was recorded, and its
       metrics.
     """
-    stage = settings(run.config, place)
-    noted = Noted(run.workdir, stage.steps)
+    settings = stage.config
+    noted = Noted(run.workdir, settings.steps)
     with contextlib.suppress(Enough), noted:
         start = initial_params or functools.partial(fresh_params, run)
-        KINDS[stage.kind].load().run(dataclasses.replace(run, writer=noted), place, start, None)
+        KINDS[settings.kind].load().run(dataclasses.replace(run, writer=noted), stage, start, None)
     return noted.notes
 
 

@@ -309,7 +309,7 @@ def load_model(workdir: str | os.PathLike, stage: str = '', *, trust: Sequence[s
     """
     _prepare()
     saved = saved_run.saved(workdir, stage, trust=trust)
-    return Model(saved.run, saved.place.name, saved.step, saved.params, tuple(trust))
+    return Model(saved.run, saved.stage.name, saved.step, saved.params, tuple(trust))
 
 
 @functools.cache

@@ -92,26 +92,26 @@ def show(config: Any, workdir: pathlib.Path, options: argparse.Namespace) -> Non
     """
     import rich.console
 
-    from reasonjax.training.context import open_run, places, settings
+    from reasonjax.training.context import open_run, stages_of
     from reasonjax.training.kinds import KINDS
 
     config = config.copy_and_resolve_references().unlock()
-    place = _named(
-        [place for place in places(config, workdir) if 'data' in settings(config, place)],
+    stage = _named(
+        [stage for stage in stages_of(config, workdir) if 'data' in stage.config],
         options.stage,
     )
-    stage = settings(config, place)
+    settings = stage.config
     # Rows do not depend on how many there are at once, nor on the devices the run is meant for.
-    stage['batch_size' if 'batch_size' in stage else 'num_prompts'] = options.examples
+    settings['batch_size' if 'batch_size' in settings else 'num_prompts'] = options.examples
     config.mesh = {axis: -1 if axis == 'data' else 1 for axis in config.mesh}
     run = open_run(config, workdir, active=False)
     console = rich.console.Console(
         highlight=False, soft_wrap=True, emoji=False, no_color=options.no_color or None
     )
-    data = KINDS[stage.kind].load().open_data(run, place)
+    data = KINDS[settings.kind].load().open_data(run, stage)
     batch = next(data)
     console.print(
-        f'stage {printable(place.name)} ({stage.kind}), rows of {batch["tokens"].shape[1]} tokens',
+        f'stage {printable(stage.name)} ({settings.kind}), rows of {batch["tokens"].shape[1]} tokens',
         markup=False,
     )
     for i in range(len(batch['tokens'])):
@@ -139,7 +139,7 @@ def show(config: Any, workdir: pathlib.Path, options: argparse.Namespace) -> Non
 def _named(having: list, name: str) -> Any:
     from reasonjax.errors import UserError, check_choice
 
-    names = [place.name for place in having]
+    names = [stage.name for stage in having]
     if not having:
         raise UserError('config.stages: no stage of this config has data.')
     if name:

@@ -109,17 +109,18 @@ def share_updates(patch: pytest.MonkeyPatch) -> None:
     """Stages of the same settings share one compiled update: to trace it takes longer than the few
     steps of a test."""
 
-    def shared(run, stage, source, optimizer, state, updates, place):
+    def shared(run, stage, source, optimizer, state, updates):
         if source.on_device is not None:  # it closes over the prompts of its run
-            return compile_update(run, stage, source, optimizer, state, updates, place)
+            return compile_update(run, stage, source, optimizer, state, updates)
         settings = json.dumps(
-            {name: stage[name] for name in SHAPING},
+            {name: stage.config[name] for name in SHAPING},
             default=lambda group: group.to_dict(),
             sort_keys=True,
         )
         length = (
             None
-            if (stage.learning_rate.name, stage.corruption.name) == ('constant', 'none')
+            if (stage.config.learning_rate.name, stage.config.corruption.name)
+            == ('constant', 'none')
             else updates
         )
         ids = (run.tokenizer.pad_id, run.tokenizer.mask_id, run.tokenizer.vocab_size)
@@ -138,7 +139,7 @@ def share_updates(patch: pytest.MonkeyPatch) -> None:
             form,
         )
         if key not in _UPDATES:
-            _UPDATES[key] = compile_update(run, stage, source, optimizer, state, updates, place)
+            _UPDATES[key] = compile_update(run, stage, source, optimizer, state, updates)
         return _UPDATES[key]
 
     patch.setattr(loop, 'compile_update', shared)

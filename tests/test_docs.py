@@ -182,7 +182,7 @@ def test_overrides_in_running_text_are_taken_by_a_config(page, monkeypatch):
     """An override is of a config that its paragraph, or its row of a table, names; else of any."""
     monkeypatch.chdir(ROOT)
     code = '\n'.join(block.code for block in documents.blocks(documents.read(page)))
-    for span, place in documents.spans(documents.read(page)):
+    for span, stage in documents.spans(documents.read(page)):
         words = [
             word for word in documents.words(span) if word.startswith('--config.') and '=' in word
         ]
@@ -192,7 +192,7 @@ def test_overrides_in_running_text_are_taken_by_a_config(page, monkeypatch):
             continue
         if all(f'c.{key.rpartition(".")[0]} = ' in code for key, _ in overrides):
             continue  # of a config that the page has the reader write
-        named = re.findall(r'configs/[\w/]+\.py(?::\w+)?', place)
+        named = re.findall(r'configs/[\w/]+\.py(?::\w+)?', stage)
         known = [name for name in named if (ROOT / name.partition(':')[0]).is_file()]
         candidates = known or [str(path.relative_to(ROOT)) for path in CONFIGS]
         if any(

@@ -107,7 +107,7 @@ COMMANDS = {
 def folder(installed, tmp_path_factory):
     """`folder(*command, **options)`: runs Python in a folder that was empty, with nothing but the
     wheel."""
-    place = tmp_path_factory.mktemp('empty')
+    stage = tmp_path_factory.mktemp('empty')
 
     def python(*arguments, **options):
         environment = os.environ | {
@@ -118,14 +118,14 @@ def folder(installed, tmp_path_factory):
         environment.pop('REASONJAX_DATA', None)
         return subprocess.run(
             [sys.executable, *arguments],
-            cwd=place,
+            cwd=stage,
             env=environment,
             capture_output=True,
             text=True,
             **options,
         )
 
-    python.place = place
+    python.place = stage
     return python
 
 

@@ -11,7 +11,7 @@ from reasonjax.arena.options import Budget
 from reasonjax.arena.recipes import EVALUATIONS, reads_collected
 from reasonjax.errors import UserError
 from reasonjax.training import supervised
-from reasonjax.training.context import Place, Run, open_run, places
+from reasonjax.training.context import Run, Stage, open_run, stages_of
 from reasonjax.training.kinds import KINDS
 
 # Steps of a stage that a clock ends: more than it will do.
@@ -35,37 +35,37 @@ def limited(config: ml_collections.ConfigDict, budget: Budget) -> ml_collections
     costly = [name for name in c.stages if KINDS[c[name].kind].works]
     share = budget.amount / len(costly)
     run = open_run(config, pathlib.Path(), active=False)
-    for place in places(config, run.workdir):
-        if place.name not in costly:
+    for stage in stages_of(config, run.workdir):
+        if stage.name not in costly:
             continue
-        stage = c[place.name]
-        kind = KINDS[stage.kind]
+        settings = c[stage.name]
+        kind = KINDS[settings.kind]
         if budget.kind == 'seconds':
-            stage.time_limit, stage.steps = share, MANY
+            settings.time_limit, settings.steps = share, MANY
             if kind.trains:
-                stage.learning_rate, stage.eval_every = _constant(stage.learning_rate), 0
+                settings.learning_rate, settings.eval_every = _constant(settings.learning_rate), 0
             continue
-        stage.token_limit = math.ceil(
-            share if budget.kind == 'tokens' else share / StageCost(run, place).per_token
+        settings.token_limit = math.ceil(
+            share if budget.kind == 'tokens' else share / StageCost(run, stage).per_token
         )
-        counted = not kind.samples and not reads_collected(stage)
+        counted = not kind.samples and not reads_collected(settings)
         if counted:
-            stage.steps = likely = _counted(run, place, stage.token_limit)
+            settings.steps = likely = _counted(run, stage, settings.token_limit)
         else:
-            stage.steps, likely = _bounds(stage)
+            settings.steps, likely = _bounds(settings)
         if not kind.trains:
             continue
         if likely < EVALUATIONS:
             raise UserError(
-                f'--budget {budget.kind}={budget.amount:g}: stage {place.name} of these '
+                f'--budget {budget.kind}={budget.amount:g}: stage {stage.name} of these '
                 f'{len(costly)} would end after {likely} steps, '
                 f'before its {EVALUATIONS} evaluations are over; it needs '
                 f'{EVALUATIONS / max(likely, 1):.0f} times as much.'
             )
-        stage.eval_every = max(1, likely // EVALUATIONS)
-        stage.learning_rate.warmup_steps = likely // 10
+        settings.eval_every = max(1, likely // EVALUATIONS)
+        settings.learning_rate.warmup_steps = likely // 10
         if not counted:
-            stage.learning_rate = _constant(stage.learning_rate)
+            settings.learning_rate = _constant(settings.learning_rate)
     configs.complete(c)
     c.lock()
     return c
@@ -75,20 +75,25 @@ def _constant(rate: ml_collections.ConfigDict) -> dict:
     return dict(name='constant', peak=rate.peak, warmup_steps=rate.warmup_steps)
 
 
-def _counted(run: Run, place: Place, limit: int) -> int:
+def _counted(run: Run, stage: Stage, limit: int) -> int:
     """Steps that a supervised stage needs for as many tokens."""
-    data, tokens, steps = supervised.open_data(run, place), 0, 0
+    data, tokens, steps = supervised.open_data(run, stage), 0, 0
     while tokens < limit:
         tokens += int((next(data)['segments'] > 0).sum())
         steps += 1
     return steps
 
 
-def _bounds(stage: ml_collections.ConfigDict) -> tuple[int, int]:
+def _bounds(settings: ml_collections.ConfigDict) -> tuple[int, int]:
     """Steps that are certainly enough for a stage's tokens, and how many it will be if every row is
     full."""
-    if not KINDS[stage.kind].samples:
-        rows, longest = stage.batch_size, stage.data.max_length
+    if not KINDS[settings.kind].samples:
+        rows, longest = settings.batch_size, settings.data.max_length
     else:
-        rows, longest = stage.num_prompts * stage.num_generations, stage.max_completion_length
-    return math.ceil(stage.token_limit / rows), math.ceil(stage.token_limit / (rows * longest))
+        rows, longest = (
+            settings.num_prompts * settings.num_generations,
+            settings.max_completion_length,
+        )
+    return math.ceil(settings.token_limit / rows), math.ceil(
+        settings.token_limit / (rows * longest)
+    )

@@ -23,7 +23,7 @@ from reasonjax.reporting import report
 from reasonjax.tracking import metrics
 from reasonjax.training import evaluate, locks
 from reasonjax.training import run as runs
-from reasonjax.training.context import Place, Run, abstract_params, open_run, places, settings
+from reasonjax.training.context import Run, Stage, abstract_params, open_run, stages_of
 from reasonjax.training.kinds import KINDS
 from reasonjax.training.saved_run import saved
 
@@ -181,7 +181,7 @@ class Spent:
     def __init__(self, run: Run, records: Sequence[Mapping[str, Any]]):
         self._records = records
         self._stages = {
-            place.name: StageCost(run, place) for place in places(run.config, run.workdir)
+            stage.name: StageCost(run, stage) for stage in stages_of(run.config, run.workdir)
         }
 
     def total(self) -> dict[str, float]:
@@ -218,12 +218,12 @@ class Spent:
 class StageCost:
     """What the tokens of one stage cost."""
 
-    def __init__(self, run: Run, place: Place):
-        self._stage = settings(run.config, place)
+    def __init__(self, run: Run, stage: Stage):
+        self._stage = stage.config
         self._kind = KINDS[self._stage.kind]
         if not self._kind.works:
             return
-        params = abstract_params(run, place.number)
+        params = abstract_params(run, stage.number)
         chosen = configs.resolve(self._stage.get('filter', {'name': 'all'}), 'filter')(
             run.specs, params
         )
@@ -243,11 +243,11 @@ class StageCost:
     def per_token(self) -> float:
         """Operations of a token that the stage counts: one trained on, or one drawn with its share
         of its prompt, scored and trained on."""
-        stage = self._stage
+        settings = self._stage
         if not self._kind.samples:
             return self._trained
-        prompt = stage.data.max_prompt_length / (
-            stage.num_generations * stage.max_completion_length
+        prompt = settings.data.max_prompt_length / (
+            settings.num_generations * settings.max_completion_length
         )
         return (1 + prompt) * ((1 + self._refers) * self._read + self._passes * self._trained)
 

@@ -13,7 +13,7 @@ from reasonjax.model.config import ModelConfig
 from reasonjax.parallel.layout import ROWS
 from reasonjax.planning import shapes
 from reasonjax.planning.plan import Compiled, compiled
-from reasonjax.planning.programs import Stage, plan_run, planned_stage
+from reasonjax.planning.programs import StagePrograms, plan_run, planned_stage
 from reasonjax.planning.topology import Topology
 from reasonjax.training.context import at_once
 
@@ -70,7 +70,7 @@ def search(
       say: takes lines of progress.
     """
     trials = []
-    planned = Stage(plan_run(config, devices), planned_stage(config, stage))
+    planned = StagePrograms(plan_run(config, devices), planned_stage(config, stage))
     for candidate in candidates(planned):
         if not set(failing) <= set(candidate.programs):
             continue
@@ -103,7 +103,7 @@ def _tried(
 ) -> Trial:
     try:
         other = changed(config, candidate.overrides)
-        planned = Stage(plan_run(other, devices), planned_stage(other, stage))
+        planned = StagePrograms(plan_run(other, devices), planned_stage(other, stage))
     except UserError as error:
         return Trial(candidate, (), str(error))
     # Those that failed come first: one that fails again says enough.
@@ -128,7 +128,7 @@ def _tried(
     return Trial(candidate, tuple(programs), '')
 
 
-def candidates(planned: Stage) -> Iterator[Candidate]:
+def candidates(planned: StagePrograms) -> Iterator[Candidate]:
     """Changes of a stage's config, smallest first: those that change no number, then other meshes,
     then other precision; then all of the first kind together with those of the others.
     """
@@ -163,7 +163,7 @@ def candidates(planned: Stage) -> Iterator[Candidate]:
     yield from (_joined(f'{one.what}, and all before', [together, *widest, one]) for one in coarse)
 
 
-def _chunks(planned: Stage) -> Iterator[Candidate]:
+def _chunks(planned: StagePrograms) -> Iterator[Candidate]:
     for name, programs in (
         ('logprob_chunk', ('train', 'score', 'iteration')),
         ('attention_chunk', ('train', 'score', 'prefill', 'iteration')),
@@ -177,8 +177,8 @@ def _chunks(planned: Stage) -> Iterator[Candidate]:
                 yield Candidate(f'{name} {smaller}', ((f'model.{name}', str(smaller)),), programs)
 
 
-def _accumulations(planned: Stage) -> Iterator[Candidate]:
-    c, name = planned.settings, planned.place.name
+def _accumulations(planned: StagePrograms) -> Iterator[Candidate]:
+    c, name = planned.settings, planned.stage.name
     rows = planned.rows // (c.minibatches if planned.online else 1)
     ways = math.prod(planned.run.mesh.shape[axis] for axis in ROWS)
     for factor in (2, 4, 8, 16, 32, 64):
@@ -191,12 +191,12 @@ def _accumulations(planned: Stage) -> Iterator[Candidate]:
             )
 
 
-def _prompts(planned: Stage) -> Iterator[Candidate]:
+def _prompts(planned: StagePrograms) -> Iterator[Candidate]:
     if not planned.online:
         return
     c, name, ways = (
         planned.settings,
-        planned.place.name,
+        planned.stage.name,
         math.prod(planned.rollout_mesh.shape[axis] for axis in ROWS),
     )
     for factor in (2, 4, 8, 16, 32, 64):
@@ -216,7 +216,7 @@ def _remat(model: ModelConfig) -> Iterator[Candidate]:
         )
 
 
-def _meshes(planned: Stage) -> Iterator[Candidate]:
+def _meshes(planned: StagePrograms) -> Iterator[Candidate]:
     sizes, model = dict(planned.run.mesh.shape), planned.run.model
     data, fsdp, tensor = sizes['data'], sizes['fsdp'], sizes['tensor']
     for factor in (2, 4, 8, 16, 32, 64, 128, 256):
@@ -241,7 +241,7 @@ def _meshes(planned: Stage) -> Iterator[Candidate]:
         yield Candidate(f'tensor {wider}', overrides, EVERYTHING)
 
 
-def _precision(planned: Stage) -> Iterator[Candidate]:
+def _precision(planned: StagePrograms) -> Iterator[Candidate]:
     if planned.run.model.param_dtype == 'float32':
         yield Candidate(
             'parameters and moments in bfloat16 (changes the result)',

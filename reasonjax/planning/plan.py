@@ -18,10 +18,9 @@ import ml_collections
 from reasonjax.errors import check_choice
 from reasonjax.model import spec
 from reasonjax.planning import hlo, shapes
-from reasonjax.planning.programs import PROGRAMS, Program, Stage, plan_run, planned_stage
+from reasonjax.planning.programs import PROGRAMS, Program, StagePrograms, plan_run, planned_stage
 from reasonjax.planning.roofline import roofline
 from reasonjax.planning.topology import Topology
-from reasonjax.training.context import settings
 
 # The compiler's two ways of saying what it needs: before it has scheduled the program, and after.
 OUT_OF_MEMORY = (
@@ -105,12 +104,14 @@ def plan(
       UserError: no such stage or program, or settings that the run itself would refuse.
     """
     run = plan_run(config, devices)
-    place = planned_stage(config, stage)
-    planned = Stage(run, place)
-    known = PROGRAMS[settings(config, place).kind]
+    planned = StagePrograms(run, planned_stage(config, stage))
+    known = PROGRAMS[planned.settings.kind]
     for name in programs:
         check_choice(
-            f'--program {name}: stage {place.name} has no such program', name, known, 'It has'
+            f'--program {name}: stage {planned.stage.name} has no such program',
+            name,
+            known,
+            'It has',
         )
     results = []
     for program in planned.programs(tuple(programs)):
@@ -130,7 +131,7 @@ def plan(
         },
         'mesh': dict(run.mesh.shape),
         'stage': {
-            'name': place.name,
+            'name': planned.stage.name,
             'rows': planned.rows,
             'tokens_per_row': planned.length,
             'accumulation': planned.settings.accumulation,
@@ -146,7 +147,7 @@ def plan(
     }
 
 
-def compiled(program: Program, planned: Stage, where: Topology) -> Compiled:
+def compiled(program: Program, planned: StagePrograms, where: Topology) -> Compiled:
     """Compiles one program and reads off what it needs."""
     run, chip = planned.run, where.chip
     kinds = {kind: float(shapes.bytes_of(tree)) for kind, tree in program.kinds.items()}
@@ -197,7 +198,7 @@ def _kinds(kinds: dict, held: dict) -> dict:
     }
 
 
-def _bound(program: Program, planned: Stage, where: Topology, text: str) -> dict:
+def _bound(program: Program, planned: StagePrograms, where: Topology, text: str) -> dict:
     run, chip = planned.run, where.chip
     # A loop whose end is found while it runs is that of the sampler, which may run to the limit.
     longest = planned.settings.get('max_completion_length', 1)

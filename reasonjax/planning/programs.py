@@ -24,12 +24,11 @@ from reasonjax.tracking.metrics import Writer
 from reasonjax.training import batching, step
 from reasonjax.training.batch_source import BatchSource
 from reasonjax.training.context import (
-    Place,
     Run,
+    Stage,
     at_once,
     check_lengths,
-    places,
-    settings,
+    stages_of,
 )
 from reasonjax.training.kinds import KINDS
 from reasonjax.training.rollout_step import (
@@ -119,26 +118,24 @@ def plan_run(config: ml_collections.ConfigDict, devices: list) -> Run:
     )
 
 
-def planned_stage(config: ml_collections.ConfigDict, name: str = '') -> Place:
+def planned_stage(config: ml_collections.ConfigDict, name: str = '') -> Stage:
     """The stage of that name, by default the last that reinforces, or else the last that trains.
 
     Raises:
       UserError: no such stage, or none that trains.
     """
-    found = {
-        p.name: p for p in places(config, pathlib.Path()) if settings(config, p).kind in PROGRAMS
-    }
+    found = {p.name: p for p in stages_of(config, pathlib.Path()) if p.config.kind in PROGRAMS}
     if not found:
         raise UserError(
             f'config.stages: none of {listing(config.stages)} trains, so there is nothing to plan.'
         )
     if name:
         check_choice(f'--stage {name}: no such training stage', name, found, 'Stages')
-    online_ones = [p for p in found.values() if KINDS[settings(config, p).kind].samples]
+    online_ones = [p for p in found.values() if KINDS[p.config.kind].samples]
     return found[name] if name else (online_ones or list(found.values()))[-1]
 
 
-class Stage(StageShapes):
+class StagePrograms(StageShapes):
     """The programs of one stage; see `StageShapes`."""
 
     def programs(self, names: tuple[str, ...] = ()) -> Iterator[Program]:
@@ -268,8 +265,8 @@ class Stage(StageShapes):
         rewards = jax.ShapeDtypeStruct(shape, np.float32, sharding=home(shape, self.run.mesh))
         update = self._update()
         generate, how = (
-            make_generate(self.run, c, self.place.name),
-            trace_rollout_step(self.run, c, self.place.name),
+            make_generate(self.run, c, self.stage.name),
+            trace_rollout_step(self.run, c, self.stage.name),
         )
 
         def iteration(
@@ -333,7 +330,7 @@ class Stage(StageShapes):
         source = BatchSource(None, None, self.updates, self.temperature, together=self.together)
         return compile_update(
             self.run,
-            self.settings,
+            self.stage,
             source,
             self.optimizer,
             self.state,

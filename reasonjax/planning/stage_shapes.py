@@ -14,13 +14,12 @@ from reasonjax.sampling.sampler import Sampling
 from reasonjax.training import batching, samplers, step
 from reasonjax.training.batch import PROMPTS, fields_of_rows, shape_fields
 from reasonjax.training.context import (
-    Place,
     Run,
+    Stage,
     abstract_params,
     at_once,
     check_mesh,
     rows_per_example,
-    settings,
 )
 from reasonjax.training.kinds import KINDS
 from reasonjax.training.rollout_step import wants_reference
@@ -33,30 +32,30 @@ class StageShapes:
 
     Args:
       run: see `programs.plan_run`.
-      place: of the stage.
+      stage: of the run.
 
     Raises:
       UserError: what the stage would raise for its settings.
     """
 
-    def __init__(self, run: Run, place: Place):
-        self.run, self.place, self.settings = run, place, settings(run.config, place)
+    def __init__(self, run: Run, stage: Stage):
+        self.run, self.stage, self.settings = run, stage, stage.config
         self.online = KINDS[self.settings.kind].samples
         c = self.settings
         if self.online:
-            samplers.check(c, place.name)
+            samplers.check(c, stage.name)
         self.updates = c.num_iterations * c.minibatches if self.online else 1
         self.together = 1 if self.online else rows_per_example(c)
         self.temperature = c.temperature if self.online else 1.0
         self.wants_reference = wants_reference(c)
         self.rollout_mesh = run.rollout_mesh
-        check_mesh(run, place)
+        check_mesh(run, stage)
         self.layout = (
-            batching.layout_of(c, run.mesh, place.name)
+            batching.layout_of(c, run.mesh, stage.name)
             if self.online
             else batching.BatchLayout(share_prompts=False)
         )
-        self.params = abstract_params(run, place.number)
+        self.params = abstract_params(run, stage.number)
         self.chosen = configs.resolve(c.filter, 'filter')(run.specs, self.params)
         trainable, self.frozen = partition(self.params, self.chosen)
         schedule = configs.resolve(c.learning_rate, 'learning_rate')(c.steps * self.updates)
@@ -76,7 +75,7 @@ class StageShapes:
         self.incoming = ()
         if self.wants_reference:
             # What the stage found stays in memory; what does not train is the same memory.
-            incoming = abstract_params(run, place.number - 1)
+            incoming = abstract_params(run, stage.number - 1)
             self.shared = shapes.inherited(run.specs, incoming, self.params, self.chosen)
             self.incoming = shapes.apart(run.specs, incoming, self.shared)
 
@@ -176,4 +175,4 @@ class StageShapes:
         )
 
     def _sampling(self) -> Sampling:
-        return sampling_from_config(self.settings, self.run.tokenizer, self.place.name)
+        return sampling_from_config(self.settings, self.run.tokenizer, self.stage.name)

@@ -40,11 +40,11 @@ class BatchLayout:
     shards: int = 1
 
 
-def layout_of(stage: Mapping[str, Any], mesh: jax.sharding.Mesh, name: str) -> BatchLayout:
+def layout_of(settings: Mapping[str, Any], mesh: jax.sharding.Mesh, name: str) -> BatchLayout:
     """Returns how the batches of an online stage are laid out.
 
     Args:
-      stage: its config.
+      settings: config of the stage.
       mesh: of training.
       name: of the stage, for error messages.
 
@@ -52,12 +52,12 @@ def layout_of(stage: Mapping[str, Any], mesh: jax.sharding.Mesh, name: str) -> B
       UserError: packing without shared prompts, prompts shared where tokens of a row are split over
         devices, or completions that do not divide over devices and micro-batches.
     """
-    if stage.packing and not stage.share_prompts:
+    if settings.packing and not settings.share_prompts:
         raise UserError(
             f'config.{name}.packing=True: completions are packed beside the prompt that they '
             'share; set share_prompts=True.'
         )
-    if not stage.share_prompts:
+    if not settings.share_prompts:
         return BatchLayout(share_prompts=False)
     if mesh.shape['sequence'] > 1:
         raise UserError(
@@ -65,8 +65,8 @@ def layout_of(stage: Mapping[str, Any], mesh: jax.sharding.Mesh, name: str) -> B
             'tokens of a row, which then has to hold '
             f'its prompt. Set {name}.share_prompts=False, or mesh.sequence=1.'
         )
-    ways = math.prod(mesh.shape[axis] for axis in ROWS) * stage.accumulation
-    prompts, number = stage.num_prompts // stage.minibatches, stage.num_generations
+    ways = math.prod(mesh.shape[axis] for axis in ROWS) * settings.accumulation
+    prompts, number = settings.num_prompts // settings.minibatches, settings.num_generations
     copies = next(
         (c for c in range(1, number + 1) if number % c == 0 and prompts * c % ways == 0), None
     )
@@ -75,7 +75,7 @@ def layout_of(stage: Mapping[str, Any], mesh: jax.sharding.Mesh, name: str) -> B
             f'config.{name}: {prompts} prompts x {number} completions of an update do not divide '
             f'over {ways} row shards x micro-batches.'
         )
-    return BatchLayout(copies=copies, packing=stage.packing, shards=ways * stage.minibatches)
+    return BatchLayout(copies=copies, packing=settings.packing, shards=ways * settings.minibatches)
 
 
 def assemble(
@@ -135,7 +135,7 @@ def assemble(
 
 
 def shapes(
-    stage: Mapping[str, Any],
+    settings: Mapping[str, Any],
     number: int,
     layout: BatchLayout,
     mesh: jax.sharding.Mesh,
@@ -146,16 +146,16 @@ def shapes(
     """Returns the shapes, placed, of a batch that `minibatches` makes of a rollout.
 
     Args:
-      stage: config of an online stage.
+      settings: config of an online stage.
       number: of prompts in the batch.
       layout: of the batch. What is packed has no shape before it is sampled: at worst every
         completion is long, and that is this one.
       mesh: of training.
       old, reference: which log-probs it holds besides those of the sampler.
     """
-    prompt, completion = stage.data.max_prompt_length, stage.max_completion_length
+    prompt, completion = settings.data.max_prompt_length, settings.max_completion_length
     sizes = {
-        'B': number * stage.num_generations,
+        'B': number * settings.num_generations,
         'T': completion if layout.share_prompts else prompt + completion,
         'P': number * layout.copies,
         'Q': prompt,
@@ -166,10 +166,10 @@ def shapes(
     return shape_fields(names, sizes, mesh)
 
 
-def minibatches(batch: Batch, stage: Mapping[str, Any]) -> list[Batch]:
+def minibatches(batch: Batch, settings: Mapping[str, Any]) -> list[Batch]:
     """The batches of each update: `minibatches` parts, whole groups each, gone over
     `num_iterations` times."""
-    number, limit = stage.minibatches, jnp.asarray(stage.max_completion_length, jnp.float32)
+    number, limit = settings.minibatches, jnp.asarray(settings.max_completion_length, jnp.float32)
     parts = [batch]
     if number > 1:
         parts = [
@@ -179,7 +179,7 @@ def minibatches(batch: Batch, stage: Mapping[str, Any]) -> list[Batch]:
             }
             for i in range(number)
         ]
-    return [part | {'max_completion_length': limit} for part in parts] * stage.num_iterations
+    return [part | {'max_completion_length': limit} for part in parts] * settings.num_iterations
 
 
 class Packer:

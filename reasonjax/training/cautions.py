@@ -11,16 +11,16 @@ import jax.numpy as jnp
 from reasonjax.parallel import processes
 
 
-def say(stage: Mapping[str, Any], name: str, trainable: Any, updates: int) -> None:
+def say(settings: Mapping[str, Any], name: str, trainable: Any, updates: int) -> None:
     """Prints a line for each caution, in the first process.
 
     Args:
-      stage: its settings.
+      settings: its settings.
       name: of the stage.
       trainable: the part of the parameters that trains.
       updates: of the whole stage.
     """
-    for text in (*_rounded(trainable), *_rising(stage, updates)) if processes.is_main() else ():
+    for text in (*_rounded(trainable), *_rising(settings, updates)) if processes.is_main() else ():
         print(f'warning: stage {name} {text}', file=sys.stderr)
 
 
@@ -36,9 +36,9 @@ def _rounded(trainable: Any) -> Iterator[str]:
         )
 
 
-def _rising(stage: Mapping[str, Any], updates: int) -> Iterator[str]:
+def _rising(settings: Mapping[str, Any], updates: int) -> Iterator[str]:
     """A stage that ends before its learning rate has risen; one of two steps is only a trial, as
     `--smoke` is."""
-    steps = stage.learning_rate.get('warmup_steps', 0)
-    if steps > updates and stage.steps > 2:
+    steps = settings.learning_rate.get('warmup_steps', 0)
+    if steps > updates and settings.steps > 2:
         yield f'has {updates} updates and learning_rate.warmup_steps={steps}: its learning rate ends at {updates / steps:.0%} of its peak.'

@@ -10,7 +10,13 @@ from reasonjax.errors import UserError, check_choice, listing
 from reasonjax.model.config import check_fields
 from reasonjax.training import counters, evaluate, samplers
 from reasonjax.training.batching import layout_of
-from reasonjax.training.context import Place, Run, abstract_params, check_stages, places, settings
+from reasonjax.training.context import (
+    Run,
+    Stage,
+    abstract_params,
+    check_stages,
+    stages_of,
+)
 from reasonjax.training.kinds import KINDS
 from reasonjax.training.samplers import sampling_from_config
 
@@ -26,18 +32,18 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config.evaluation.enabled:
         evaluate.check_settings(config.evaluation)
     for number, name in enumerate(config.stages):
-        stage = config[name]
-        if stage.get('iterations_per_call', 1) != 1 and not stage.on_device:
+        settings = config[name]
+        if settings.get('iterations_per_call', 1) != 1 and not settings.on_device:
             raise UserError(
-                f'config.{name}.iterations_per_call={stage.iterations_per_call}: needs '
+                f'config.{name}.iterations_per_call={settings.iterations_per_call}: needs '
                 f'config.{name}.on_device=True.'
             )
-        if 'max_completion_length' in stage:
-            samplers.check(stage, name)
-        if 'learning_rate' in stage:
-            _check_decay(stage, name)
+        if 'max_completion_length' in settings:
+            samplers.check(settings, name)
+        if 'learning_rate' in settings:
+            _check_decay(settings, name)
         _check_kind(config, name)
-        if 'data' in stage:
+        if 'data' in settings:
             _check_collected(config, number)
 
 
@@ -45,31 +51,34 @@ def check_opened(run: Run) -> None:
     """Raises UserError where a stage cannot work with the run's tokenizer, mesh or weights: all
     that would else be an error once the stage starts, after the stages before it are done.
     """
-    for place in places(run.config, run.workdir):
-        stage = settings(run.config, place)
-        kind = KINDS[stage.kind]
+    for stage in stages_of(run.config, run.workdir):
+        settings = stage.config
+        kind = KINDS[settings.kind]
         if kind.samples:
-            sampling_from_config(stage, run.tokenizer, place.name)
+            sampling_from_config(settings, run.tokenizer, stage.name)
         if kind.samples and kind.trains:
-            layout_of(stage, run.mesh, place.name)
+            layout_of(settings, run.mesh, stage.name)
         if kind.trains:
-            _check_training(run, place, stage)
+            _check_training(run, stage, settings)
 
 
-def _check_training(run: Run, place: Place, stage: ml_collections.ConfigDict) -> None:
+def _check_training(run: Run, stage: Stage, settings: ml_collections.ConfigDict) -> None:
     # In shapes alone: adapters and filters say which of their patterns match nothing.
-    params, chosen = abstract_params(run, place.number), configs.resolve(stage.filter, 'filter')
+    params, chosen = abstract_params(run, stage.number), configs.resolve(settings.filter, 'filter')
     if chosen.func.__module__.startswith('reasonjax.'):  # one of the user's own may look at values
         chosen(run.specs, params)
-    configs.resolve(stage.optimizer, 'optimizer')(
-        configs.resolve(stage.learning_rate, 'learning_rate')(stage.steps)
+    configs.resolve(settings.optimizer, 'optimizer')(
+        configs.resolve(settings.learning_rate, 'learning_rate')(settings.steps)
     )
 
 
-def _check_decay(stage: ml_collections.ConfigDict, name: str) -> None:
+def _check_decay(settings: ml_collections.ConfigDict, name: str) -> None:
     """Raises UserError where weight decay alone would turn the sign of weights round at every
     update."""
-    peak, decay = stage.learning_rate.get('peak', 0.0), stage.optimizer.get('weight_decay', 0.0)
+    peak, decay = (
+        settings.learning_rate.get('peak', 0.0),
+        settings.optimizer.get('weight_decay', 0.0),
+    )
     if peak * decay >= 1:
         raise UserError(
             f'config.{name}.optimizer.weight_decay={decay:g}: with learning_rate.peak={peak:g} an '
@@ -79,16 +88,16 @@ def _check_decay(stage: ml_collections.ConfigDict, name: str) -> None:
 
 
 def _check_kind(config: ml_collections.ConfigDict, name: str) -> None:
-    stage = config[name]
-    kind = KINDS[stage.kind]
+    settings = config[name]
+    kind = KINDS[settings.kind]
     kind.load().check(config, name)
     if kind.trains:
-        counters.check(stage, name, config.evaluation.enabled)
-        if stage.keep_best:
+        counters.check(settings, name, config.evaluation.enabled)
+        if settings.keep_best:
             known = evaluate.metric_names(config.evaluation)
             check_choice(
-                f'config.{name}.keep_best="{stage.keep_best}": the evaluation gives no such metric',
-                stage.keep_best,
+                f'config.{name}.keep_best="{settings.keep_best}": the evaluation gives no such metric',
+                settings.keep_best,
                 known,
                 'It gives',
             )
@@ -109,18 +118,13 @@ def _check_collected(config: ml_collections.ConfigDict, number: int) -> None:
     name, path = config.stages[number], config[config.stages[number]].data.source.get('path', '')
     if not str(path).startswith('stage:'):
         return
-    wanted, every = path.removeprefix('stage:'), places(config, pathlib.Path())
-    names = [place.name for place in every]
+    wanted, every = path.removeprefix('stage:'), stages_of(config, pathlib.Path())
+    names = [stage.name for stage in every]
     check_choice(
         f'config.{name}: data.source.path="{path}": no such stage', wanted, names, 'Stages'
     )
-    if (
-        not KINDS[settings(config, every[names.index(wanted)]).kind].collects
-        or names.index(wanted) >= number
-    ):
-        earlier = [
-            place.name for place in every[:number] if KINDS[settings(config, place).kind].collects
-        ]
+    if not KINDS[every[names.index(wanted)].config.kind].collects or names.index(wanted) >= number:
+        earlier = [stage.name for stage in every[:number] if KINDS[stage.config.kind].collects]
         raise UserError(
             f'config.{name}: data.source.path="{path}": stage {wanted} collects nothing before '
             f'stage {names[number]} starts; stages that '

@@ -22,7 +22,7 @@ from reasonjax.parallel import processes
 from reasonjax.tracking.records import STEPS_BEFORE
 from reasonjax.training import checkpoint_files
 from reasonjax.training.checkpoint import read_meta
-from reasonjax.training.context import Place, Run, places, settings
+from reasonjax.training.context import Run, Stage, stages_of
 from reasonjax.training.saved_run import CONFIG, check_shape
 
 DONE = 'done.json'
@@ -82,29 +82,29 @@ def finished(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     A stage whose data set is not what it wrote counts as not done: it joins its parts again.
     """
     results = {}
-    for place in places(config, workdir):
-        done = read_done(place)
+    for stage in stages_of(config, workdir):
+        done = read_done(stage)
         written = done and done[STATE].get('dataset')
-        if written and digest(place.folder / 'dataset.jsonl') != written:
+        if written and digest(stage.folder / 'dataset.jsonl') != written:
             _warn(
-                f'{place.folder / "dataset.jsonl"} is not (any more) what stage {place.name} '
+                f'{stage.folder / "dataset.jsonl"} is not (any more) what stage {stage.name} '
                 'wrote; it is made again from its parts.'
             )
         elif done:
-            results[place.name] = done
+            results[stage.name] = done
     return results
 
 
-def read_done(place: Place) -> dict[str, Any] | None:
+def read_done(stage: Stage) -> dict[str, Any] | None:
     """Returns the result of a stage; None where it is not done. One that is damaged is put aside:
     the stage is concluded once more."""
-    path = place.folder / DONE
+    path = stage.folder / DONE
     if not os.path.lexists(path):
         return None
     try:
         done = files.json_object(path)
-        if not _is_result(done, place.name):
-            raise UserError(f'{path}: is not the result of stage {place.name}.')
+        if not _is_result(done, stage.name):
+            raise UserError(f'{path}: is not the result of stage {stage.name}.')
     except UserError as error:
         aside = files.put_aside(path).name
         _warn(
@@ -150,20 +150,20 @@ def digest(path: pathlib.Path) -> str:
 
 
 def report_length(
-    run: Run, place: Place, before: int, *, begin: int, update: int, updates: int
+    run: Run, stage: Stage, before: int, *, begin: int, update: int, updates: int
 ) -> None:
     """Says in a record and on the screen what another number of steps than until now means; see
     `describe_length`."""
-    steps = settings(run.config, place).steps
-    run.writer.write(place.name, begin, {'steps': steps, STEPS_BEFORE: before}, once=True)
+    steps = stage.config.steps
+    run.writer.write(stage.name, begin, {'steps': steps, STEPS_BEFORE: before}, once=True)
     if processes.is_main():
         counts = dict(begin=begin, update=update, updates=updates)
-        print(describe_length(run.config, place, before, **counts), flush=True)
+        print(describe_length(run.config, stage, before, **counts), flush=True)
 
 
 def describe_length(
     config: ml_collections.ConfigDict,
-    place: Place,
+    stage: Stage,
     before: int,
     *,
     begin: int,
@@ -175,23 +175,22 @@ def describe_length(
 
     Args:
       config: of the run.
-      place: of the stage.
+      stage: of the run.
       before: its steps until now.
       begin: the step it goes on from.
       update: of the optimiser, that is next.
       updates: in a step.
     """
-    stage = settings(config, place)
-    text = (
-        f'config.{config.stages[place.number]}.steps: {before} -> {stage.steps}: stage {place.name}'
-    )
-    if begin >= stage.steps:
+    settings = stage.config
+    text = f'config.{config.stages[stage.number]}.steps: {before} -> {settings.steps}: stage {stage.name}'
+    if begin >= settings.steps:
         return f'{text} has done {begin} already, and ends there.'
-    rate = stage.learning_rate
+    rate = settings.learning_rate
     then, now = (
-        configs.resolve(rate, 'learning_rate')(steps * updates) for steps in (before, stage.steps)
+        configs.resolve(rate, 'learning_rate')(steps * updates)
+        for steps in (before, settings.steps)
     )
-    end = stage.steps * updates - 1
+    end = settings.steps * updates - 1
     if all(float(then(i)) == float(now(i)) for i in (update, update + updates, end)):
         return (
             f'{text} goes on from step {begin}; the learning rate ({rate.name}) stays what it was.'
@@ -200,7 +199,7 @@ def describe_length(
         f'{text} goes on from step {begin}; the learning rate ({rate.name}) follows the new length '
         f'from here on: {float(now(update)):.4g} '
         f'at step {begin + 1} (it would have been {float(then(update)):.4g}), '
-        f'{float(now(end)):.4g} at step {stage.steps}.'
+        f'{float(now(end)):.4g} at step {settings.steps}.'
     )
 
 
@@ -276,39 +275,39 @@ def _allow_steps(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
       UserError: a later stage has used what it ended with, or it has done more steps than it is to
         have.
     """
-    every = places(config, workdir)
-    for place in every:
-        stage = settings(config, place)
-        done = read_done(place) if 'steps' in stage else None
+    every = stages_of(config, workdir)
+    for stage in every:
+        settings = stage.config
+        done = read_done(stage) if 'steps' in settings else None
         if done is None:
             continue
-        then, last = done[STATE].get('steps', stage.steps), done[STATE]['last']
-        if stage.steps == then or (last < then and stage.steps >= last):
+        then, last = done[STATE].get('steps', settings.steps), done[STATE]['last']
+        if settings.steps == then or (last < then and settings.steps >= last):
             continue  # the same, or a stage that a limit of tokens or time has ended
-        key = f'config.{config.stages[place.number]}.steps: {then} -> {stage.steps}'
-        if stage.steps < last:
+        key = f'config.{config.stages[stage.number]}.steps: {then} -> {settings.steps}'
+        if settings.steps < last:
             raise UserError(
-                f'{key}: stage {place.name} is done, with step {last}; give it at least as many '
+                f'{key}: stage {stage.name} is done, with step {last}; give it at least as many '
                 'steps, or another --workdir.'
             )
-        users = [later.name for later in every[place.number + 1 :] if _begun(later)]
+        users = [later.name for later in every[stage.number + 1 :] if _begun(later)]
         if users:
             raise UserError(
-                f'{key}: stage {place.name} is done, with step {last}, and {users[0]} goes on from '
+                f'{key}: stage {stage.name} is done, with step {last}, and {users[0]} goes on from '
                 'there; its steps stay. Give another '
                 '--workdir, or have a new run start from this one '
                 '(config.init=checkpoint:WORKDIR:STAGE).'
             )
-        (place.folder / DONE).rename(place.folder / f'done_{last}.json')
+        (stage.folder / DONE).rename(stage.folder / f'done_{last}.json')
         print(
-            f'{key}: stage {place.name} was done with step {last}, and goes on from there.',
+            f'{key}: stage {stage.name} was done with step {last}, and goes on from there.',
             flush=True,
         )
 
 
-def _begun(place: Place) -> bool:
+def _begun(stage: Stage) -> bool:
     """Whether a stage has left anything that depends on what it was given."""
-    folder = place.folder
+    folder = stage.folder
     return (
         (folder / DONE).is_file()
         or _has_any(folder / 'checkpoints')

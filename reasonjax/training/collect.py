@@ -28,7 +28,7 @@ from reasonjax.sampling.text import Completion
 from reasonjax.tracking.metrics import Timers
 from reasonjax.tracking.progress import Progress
 from reasonjax.training import claim, counters, stopping
-from reasonjax.training.context import Place, Run, settings
+from reasonjax.training.context import Run, Stage
 from reasonjax.training.kinds import StageResult
 from reasonjax.training.rollouts import ScoredRollout, open_data, open_rollouts
 
@@ -40,7 +40,7 @@ NOTHING = {'sampled': 0, 'kept': 0, 'dropped': 0, 'empty': 0, 'reward': 0.0, 'nu
 
 
 def run(
-    run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None
+    run: Run, stage: Stage, initial_params: Callable[[], Any], evaluation: Callable | None
 ) -> StageResult:
     """Samples `steps` times `num_prompts` prompts and writes the different completions whose total
     reward is at least `min_reward`.
@@ -67,30 +67,30 @@ def run(
     del evaluation
     started = time.perf_counter()
     params = initial_params()
-    stage, timers = settings(run.config, place), Timers()
-    run.writer.resume(place.name, None)
-    parts, mark = place.folder / 'parts', claim.fingerprint(run.config)
+    settings, timers = stage.config, Timers()
+    run.writer.resume(stage.name, None)
+    parts, mark = stage.folder / 'parts', claim.fingerprint(run.config)
     done = processes.on_main(lambda: _done(parts))
-    steps = max(stage.steps, next(step for step in itertools.count() if step + 1 not in done))
-    if steps > stage.steps and processes.is_main():
+    steps = max(settings.steps, next(step for step in itertools.count() if step + 1 not in done))
+    if steps > settings.steps and processes.is_main():
         print(
-            f'config.{place.name}.steps={stage.steps}: {steps} are collected already; the stage '
+            f'config.{stage.name}.steps={settings.steps}: {steps} are collected already; the stage '
             'ends with them.',
             flush=True,
         )
     totals, stepped = dict(NOTHING), 0.0
     with (
-        open_rollouts(run, place, check_columns) as rollouts,
-        Progress(place.name, steps) as progress,
+        open_rollouts(run, stage, check_columns) as rollouts,
+        Progress(stage.name, steps) as progress,
     ):
         for step in range(1, steps + 1):
-            stopping.point(f'stage {place.name}: {step - 1} of {steps} steps are done and saved')
+            stopping.point(f'stage {stage.name}: {step - 1} of {steps} steps are done and saved')
             if step in done:
                 rollouts.skip()
                 part = done[step]
             else:
                 start = time.perf_counter()
-                part = _part(rollouts.draw(step, params, timers), stage)
+                part = _part(rollouts.draw(step, params, timers), settings)
                 part['seconds'] = time.perf_counter() - start
                 if processes.is_main():
                     _write(parts / f'{step:05d}.json', _json(part | {'config': mark}))
@@ -104,22 +104,22 @@ def run(
                 if name.startswith('dropped')
             }
             run.writer.write(
-                place.name,
+                stage.name,
                 step,
                 totals | measured | dropped | {'step_time': seconds} | timers.take(),
             )
             progress.update(step, measured)
-            if counters.limit_reached(stage, totals['num_tokens'], stepped):
+            if counters.limit_reached(settings, totals['num_tokens'], stepped):
                 break
     if not totals['kept']:
         raise UserError(
-            f'stage {place.name}: none of {totals["sampled"]} samples reached '
-            f'min_reward={stage.min_reward}; lower it or sample more.'
+            f'stage {stage.name}: none of {totals["sampled"]} samples reached '
+            f'min_reward={settings.min_reward}; lower it or sample more.'
         )
-    processes.on_main(lambda: _join(parts, step, place.folder / FILE))
+    processes.on_main(lambda: _join(parts, step, stage.folder / FILE))
     run.writer.sync()
     measured = totals | {'reward': totals['reward'] / max(1, totals['sampled'] - totals['dropped'])}
-    state = {'dataset': processes.on_main(lambda: claim.digest(place.folder / FILE))}
+    state = {'dataset': processes.on_main(lambda: claim.digest(stage.folder / FILE))}
     return StageResult(params, time.perf_counter() - started, step, measured=measured, state=state)
 
 

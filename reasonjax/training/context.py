@@ -63,28 +63,32 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """One stage of a run: its number from 0, its name, its folder."""
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+      number: from 0.
+      name: its group in the config, numbered where it comes again.
+      folder: holds what the stage writes.
+      config: its group in the config.
+    """
 
     number: int
     name: str
     folder: pathlib.Path
+    config: ml_collections.ConfigDict = dataclasses.field(compare=False, repr=False)
 
 
-def places(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Place]:
-    """The stages in order; a name that comes again is numbered ('collect', 'train', 'collect_2',
-    'train_2')."""
-    found, seen = [], {}
+def stages_of(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Stage]:
+    """Returns the stages in order; a name that comes again is numbered ('collect', 'train',
+    'collect_2', 'train_2')."""
+    stages, seen = [], {}
     for number, name in enumerate(config.stages):
         seen[name] = seen.get(name, 0) + 1
         label = name if seen[name] == 1 else f'{name}_{seen[name]}'
-        found.append(Place(number, label, workdir / 'stages' / f'{number:02d}_{label}'))
-    return found
-
-
-def settings(config: ml_collections.ConfigDict, place: Place) -> ml_collections.ConfigDict:
-    """The config of a stage."""
-    return config[config.stages[place.number]]
+        folder = workdir / 'stages' / f'{number:02d}_{label}'
+        stages.append(Stage(number, label, folder, config.get(name)))
+    return stages
 
 
 def check_stages(config: ml_collections.ConfigDict) -> None:
@@ -138,26 +142,26 @@ def open_run(
     for used in (mesh, run.rollout_mesh):
         kernels.check(model, used.devices.flat[0], used.shape)
     if active:
-        for place in places(config, workdir):
-            check_mesh(run, place)
+        for stage in stages_of(config, workdir):
+            check_mesh(run, stage)
     return run
 
 
-def check_mesh(run: Run, place: Place) -> None:
+def check_mesh(run: Run, stage: Stage) -> None:
     """Raises UserError where a mesh does not divide the model or the batches of a stage, with the
     nearest meshes that do."""
-    stage, name = settings(run.config, place), place.name
-    if 'num_prompts' in stage:
+    settings, name = stage.config, stage.name
+    if 'num_prompts' in settings:
         same = run.rollout_mesh == run.mesh
-        if stage.num_prompts % at_once(stage):
-            best = divisor(stage.num_prompts, stage.prompts_at_once)
+        if settings.num_prompts % at_once(settings):
+            best = divisor(settings.num_prompts, settings.prompts_at_once)
             raise UserError(
-                f'config.{name}.prompts_at_once={stage.prompts_at_once}: does not divide '
-                f'num_prompts={stage.num_prompts}; nearest: {best}.'
+                f'config.{name}.prompts_at_once={settings.prompts_at_once}: does not divide '
+                f'num_prompts={settings.num_prompts}; nearest: {best}.'
             )
         prompts = {
-            f'{name}.{"prompts_at_once" if stage.prompts_at_once else "num_prompts"}': at_once(
-                stage
+            f'{name}.{"prompts_at_once" if settings.prompts_at_once else "num_prompts"}': at_once(
+                settings
             )
         }
         check_divides(
@@ -167,41 +171,41 @@ def check_mesh(run: Run, place: Place) -> None:
             lengths={},
             key='mesh' if same else 'rollout.mesh',
         )
-    if 'accumulation' not in stage:
+    if 'accumulation' not in settings:
         return
-    if 'num_prompts' in stage:
-        rows = stage.num_prompts * stage.num_generations // stage.minibatches
+    if 'num_prompts' in settings:
+        rows = settings.num_prompts * settings.num_generations // settings.minibatches
         text, length = (
             'num_prompts x num_generations / minibatches',
-            stage.data.max_prompt_length + stage.max_completion_length,
+            settings.data.max_prompt_length + settings.max_completion_length,
         )
     else:
-        rows = stage.batch_size * rows_per_example(stage)
+        rows = settings.batch_size * rows_per_example(settings)
         text, length = (
-            'batch_size' if rows == stage.batch_size else 'batch_size x 2',
-            stage.data.max_length,
+            'batch_size' if rows == settings.batch_size else 'batch_size x 2',
+            settings.data.max_length,
         )
-    if rows % stage.accumulation:
-        best = divisor(rows, stage.accumulation)
+    if rows % settings.accumulation:
+        best = divisor(rows, settings.accumulation)
         raise UserError(
-            f'config.{name}.accumulation={stage.accumulation}: does not divide {rows} rows '
+            f'config.{name}.accumulation={settings.accumulation}: does not divide {rows} rows '
             f'({text}); nearest: {best}.'
         )
-    of_micro = {f'{name}: {text} / accumulation': rows // stage.accumulation}
+    of_micro = {f'{name}: {text} / accumulation': rows // settings.accumulation}
     check_divides(
         run.mesh.shape, run.model, rows=of_micro, lengths={f'{name}: tokens of a row': length}
     )
 
 
-def at_once(stage: ml_collections.ConfigDict) -> int:
+def at_once(settings: ml_collections.ConfigDict) -> int:
     """Prompts that are sampled at the same time."""
-    return stage.prompts_at_once or stage.num_prompts
+    return settings.prompts_at_once or settings.num_prompts
 
 
-def rows_per_example(stage: ml_collections.ConfigDict) -> int:
+def rows_per_example(settings: ml_collections.ConfigDict) -> int:
     """Adjacent rows of a supervised batch that belong together: of a preference, the chosen answer
     and the rejected one."""
-    return 2 if stage.data.form == 'preference' else 1
+    return 2 if settings.data.form == 'preference' else 1
 
 
 def check_lengths(config: ml_collections.ConfigDict, model: ModelConfig) -> None:
@@ -256,7 +260,7 @@ def data_functions(run: Run, data: ml_collections.ConfigDict) -> tuple[Source, l
     if not path.startswith('stage:'):
         return _data_functions(data)
     names = {
-        place.name: place.folder / 'dataset.jsonl' for place in places(run.config, run.workdir)
+        stage.name: stage.folder / 'dataset.jsonl' for stage in stages_of(run.config, run.workdir)
     }
     name = path.removeprefix('stage:')
     check_choice(f'config: data.source.path="{path}": no such stage', name, names, 'Stages')
@@ -274,12 +278,12 @@ def _data_functions(data: ml_collections.ConfigDict) -> tuple[Source, list]:
     return getattr(source, 'examples', source), transforms
 
 
-def check_data(place: Place, data: Batches) -> None:
+def check_data(stage: Stage, data: Batches) -> None:
     """Raises UserError where processes read other data: each places its part of a batch that all
     must have made alike."""
     processes.check_equal(
         data.get_state()['fingerprint'],
-        f'stage {place.name}: the data',
+        f'stage {stage.name}: the data',
         'Give all hosts the same files and settings.',
     )
 
@@ -296,20 +300,20 @@ def _drawer(model: ModelConfig, mesh: jax.sharding.Mesh) -> Callable[[jax.Array]
     return jax.jit(lambda key: spec.initialise(specs, key, model.param_dtype), out_shardings=placed)
 
 
-def adapt(run: Run, place: Place, params: Any) -> Any:
+def adapt(run: Run, stage: Stage, params: Any) -> Any:
     """Puts the adapter of a stage over the parameters; under `eval_shape` it tells the structure
     they have after it."""
-    adapter = configs.resolve(settings(run.config, place).adapter, 'adapter')
-    return adapter(params, randomness.key(run.config.seed, place.number, 0, 'adapter'))
+    adapter = configs.resolve(stage.config.adapter, 'adapter')
+    return adapter(params, randomness.key(run.config.seed, stage.number, 0, 'adapter'))
 
 
 def abstract_params(run: Run, upto: int) -> Any:
     """Shapes and shardings of the parameters as stage `upto` leaves them, adapters of all stages so
     far included."""
     params = spec.abstract(run.specs, run.model.param_dtype)
-    for place in places(run.config, run.workdir)[: upto + 1]:
-        if 'adapter' in settings(run.config, place):
-            params = jax.eval_shape(functools.partial(adapt, run, place), params)
+    for stage in stages_of(run.config, run.workdir)[: upto + 1]:
+        if 'adapter' in stage.config:
+            params = jax.eval_shape(functools.partial(adapt, run, stage), params)
     placed = shardings(run.specs, params, run.mesh)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, placed

@@ -18,7 +18,7 @@ from reasonjax.sampling.text import Completion, completions
 from reasonjax.tracking.progress import Progress
 from reasonjax.training import samplers, statistics, stopping
 from reasonjax.training.batch import PROMPTS
-from reasonjax.training.context import Place, Run
+from reasonjax.training.context import Run, Stage
 from reasonjax.training.kinds import StageResult
 from reasonjax.training.samplers import sampler, sampling_from_config
 from reasonjax.weights import finite
@@ -144,11 +144,11 @@ def make(run: Run, progress: bool = False) -> Callable[[Any], Evaluation]:
 
 
 def run(
-    run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None
+    run: Run, stage: Stage, initial_params: Callable[[], Any], evaluation: Callable | None
 ) -> StageResult:
     """Leaves the model as it is; the evaluation follows, as after every stage."""
     del evaluation
-    run.writer.resume(place.name, None)
+    run.writer.resume(stage.name, None)
     return StageResult(initial_params())
 
 

@@ -26,7 +26,7 @@ from reasonjax.training import rollout_metrics, rollouts, samplers
 from reasonjax.training.batch import TEXT
 from reasonjax.training.batch_source import BatchSource, dropped
 from reasonjax.training.batching import minibatches
-from reasonjax.training.context import Place, Run, check_data, settings
+from reasonjax.training.context import Run, Stage, check_data
 from reasonjax.training.iteration import OnDeviceSource, StepInputs
 from reasonjax.training.kinds import StageResult
 from reasonjax.training.loop import train
@@ -57,53 +57,53 @@ class Reward(NamedTuple):
 
 
 def run(
-    run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None
+    run: Run, stage: Stage, initial_params: Callable[[], Any], evaluation: Callable | None
 ) -> StageResult:
     """Runs the stage; see `loop.train`, and `online.run`, whose results these are.
 
     Raises:
       UserError: settings that need the host within a step, or that cannot work at all.
     """
-    stage = settings(run.config, place)
-    samplers.check(stage, place.name)
-    check(stage, place.name)
-    reward = reward_of(run, place)
+    settings = stage.config
+    samplers.check(settings, stage.name)
+    check(settings, stage.name)
+    reward = reward_of(run, stage)
     reference = None
-    if wants_reference(stage):
+    if wants_reference(settings):
         # The reference is the model as this stage found it, adapters of earlier stages included; it
         # stays in memory.
         reference = initial_params()
         initial_params = lambda: reference  # noqa: E731
     data, watch = (
-        rollouts.open_data(run, place, reward.rule.columns),
-        rollout_metrics.Watcher(place.name),
+        rollouts.open_data(run, stage, reward.rule.columns),
+        rollout_metrics.Watcher(stage.name),
     )
-    check_data(place, data)
+    check_data(stage, data)
 
     def next_batches(step: int, params: Any, timers: Timers) -> StepInputs:
         with timers('data'):
             drawn, host = [], []
-            for _ in range(stage.iterations_per_call):
+            for _ in range(settings.iterations_per_call):
                 drawn.append(next(data))
                 host.append({'rows': drawn[-1]['rows'], 'dropped': dropped(data)})
             return StepInputs(arrays(drawn, reward.rule, run.mesh), host)
 
-    report_step = functools.partial(report, run, place, reward, watch)
+    report_step = functools.partial(report, run, stage, reward, watch)
     on_device = OnDeviceSource(
-        make_produce(run, place, reward), reference, report_step, stage.iterations_per_call
+        make_produce(run, stage, reward), reference, report_step, settings.iterations_per_call
     )
-    updates = stage.num_iterations * stage.minibatches
+    updates = settings.num_iterations * settings.minibatches
     source = BatchSource(
-        next_batches, data, updates, stage.temperature, memory=watch, on_device=on_device
+        next_batches, data, updates, settings.temperature, memory=watch, on_device=on_device
     )
-    return train(run, place, initial_params, source, evaluation)
+    return train(run, stage, initial_params, source, evaluation)
 
 
-def make_produce(run: Run, place: Place, reward: Reward) -> Callable:
+def make_produce(run: Run, stage: Stage, reward: Reward) -> Callable:
     """What `iteration.OnDeviceSource` calls `produce`, of an online stage: `(params, reference,
     given, key) -> (batches, seen, kept)`."""
-    stage, name = settings(run.config, place), place.name
-    generate, how = make_generate(run, stage, name), trace_rollout_step(run, stage, name)
+    settings, name = stage.config, stage.name
+    generate, how = make_generate(run, settings, name), trace_rollout_step(run, settings, name)
 
     def produce(
         params: Any, reference: Any, given: Mapping, key: jax.Array
@@ -125,10 +125,10 @@ def make_produce(run: Run, place: Place, reward: Reward) -> Callable:
         }
         kept = (
             {'tokens': rollout.tokens, 'advantage': advantage_PxG}
-            if stage.log_completions_every
+            if settings.log_completions_every
             else {}
         )
-        return minibatches(batch, stage)[: stage.minibatches], seen, kept
+        return minibatches(batch, settings)[: settings.minibatches], seen, kept
 
     return produce
 
@@ -164,7 +164,7 @@ def _put(given: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, 
 
 def report(
     run: Run,
-    place: Place,
+    stage: Stage,
     reward: Reward,
     watch: Callable[[dict], None],
     step: int,
@@ -174,7 +174,7 @@ def report(
 ) -> tuple[dict[str, float], int]:
     """The metrics of a step, those of `online`, and its tokens; writes the table of completions
     where it is due."""
-    stage, values = settings(run.config, place), seen['reward'].reshape(-1, 1).astype(np.float64)
+    settings, values = stage.config, seen['reward'].reshape(-1, 1).astype(np.float64)
     none = np.isnan(values)
     counts = {f'rewards/{reward.name}/{kind}': 0 for kind in ('errors', 'timeouts', 'nan')}
     rewards = Rewards(
@@ -187,13 +187,13 @@ def report(
         any(rollouts.is_unknown(row, name) for name in reward.required) for row in host['rows']
     ):
         raise UserError(
-            f'stage {place.name}, step {step}: no sample has a reward ({rewards.counts}).'
+            f'stage {stage.name}, step {step}: no sample has a reward ({rewards.counts}).'
         )
     rollout = Rollout(None, None, None, seen['length'], seen['terminated'])
     metrics = {name: float(value) for name, value in seen['metrics'].items()}
     metrics |= rollout_metrics.rollout_metrics(rollout) | rollout_metrics.reward_metrics(rewards)
     watch(metrics)
-    if stage.log_completions_every and step % stage.log_completions_every == 0:
+    if settings.log_completions_every and step % settings.log_completions_every == 0:
         rollout = rollout.replace(tokens=kept()['tokens'])
         drawn = rollouts.ScoredRollout(
             host,
@@ -203,20 +203,20 @@ def report(
             np.full(len(host['rows']), step),
         )
         run.writer.completions(
-            place.name, step, rollout_metrics.rows_of(drawn, kept()['advantage'])
+            stage.name, step, rollout_metrics.rows_of(drawn, kept()['advantage'])
         )
     return metrics | host['dropped'], int(seen['length'].sum())
 
 
-def reward_of(run: Run, place: Place) -> Reward:
+def reward_of(run: Run, stage: Stage) -> Reward:
     """The reward of a stage as its task checks it on tokens.
 
     Raises:
       UserError: the problems are of no task with such a rule, the stage has other rewards, or the
         tokenizer does not fit.
     """
-    stage, key = settings(run.config, place), f'config.{place.name}.on_device'
-    source = stage.data.source
+    settings, key = stage.config, f'config.{stage.name}.on_device'
+    source = settings.data.source
     task = (
         None
         if str(source.get('path', '')).startswith('stage:')
@@ -229,16 +229,18 @@ def reward_of(run: Run, place: Place) -> Reward:
             '`on_tokens`, as addition does). Take such a task, or on_device=False.'
         )
     wanted = task.on_tokens.reward
-    others = {name: node for name, node in stage.rewards.items() if _bound(node) != _bound(wanted)}
-    if others or len(stage.rewards) > 1:
+    others = {
+        name: node for name, node in settings.rewards.items() if _bound(node) != _bound(wanted)
+    }
+    if others or len(settings.rewards) > 1:
         raise UserError(
             f'{key}: reward functions are Python and cannot run on the device. There, {task.name} '
             'has one that equals its rule, '
-            f'{_shown(wanted)}; config.{place.name}.rewards has '
-            f'{", ".join(_shown(node) for node in (others or stage.rewards).values())}. '
+            f'{_shown(wanted)}; config.{stage.name}.rewards has '
+            f'{", ".join(_shown(node) for node in (others or settings.rewards).values())}. '
             'Take only the former, or on_device=False.'
         )
-    ((name, node),) = stage.rewards.items()
+    ((name, node),) = settings.rewards.items()
     required = frozenset(
         reward_functions.list_required(RewardSpec(*_bound(node)), f'rewards.{name}')
     )
@@ -246,7 +248,7 @@ def reward_of(run: Run, place: Place) -> Reward:
         return Reward(
             name,
             node.get('weight', 1.0),
-            task.on_tokens.build(run.tokenizer, stage.max_completion_length),
+            task.on_tokens.build(run.tokenizer, settings.max_completion_length),
             required,
         )
     except UserError as error:
@@ -263,23 +265,23 @@ def _shown(node: Mapping) -> str:
     return 'dict({})'.format(', '.join(f'{name}={value!r}' for name, value in node.items()))
 
 
-def check(stage: Mapping[str, Any], name: str) -> None:
+def check(settings: Mapping[str, Any], name: str) -> None:
     """Raises UserError where a stage asks for what one program cannot do, or its periods do not fit
     its calls."""
-    together = stage.iterations_per_call
+    together = settings.iterations_per_call
     if together < 1:
         raise UserError(f'config.{name}.iterations_per_call={together}: must be at least 1.')
     for period in PERIODS:
-        if stage[period] % together:
-            best = divisor(stage[period], together)
+        if settings[period] % together:
+            best = divisor(settings[period], together)
             raise UserError(
                 f'config.{name}.iterations_per_call={together}: does not divide '
-                f'{name}.{period}={stage[period]}, and between two calls '
+                f'{name}.{period}={settings[period]}, and between two calls '
                 f'only is there something to evaluate or to save; nearest: {best}.'
             )
     for key, why in WITHOUT.items():
-        if stage.get(key):
+        if settings.get(key):
             raise UserError(
-                f'config.{name}.{key}={stage[key]}: not with on_device, {why}; set one of the two '
+                f'config.{name}.{key}={settings[key]}: not with on_device, {why}; set one of the two '
                 'to its neutral value.'
             )

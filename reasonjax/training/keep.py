@@ -8,13 +8,13 @@ import ml_collections
 from reasonjax.model.config import to_dict
 from reasonjax.training import claim
 from reasonjax.training.checkpoint import Checkpoints
-from reasonjax.training.context import Place, Run
+from reasonjax.training.context import Run, Stage
 from reasonjax.training.kinds import StageResult
 from reasonjax.weights import finite
 
 
 def run(
-    run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None
+    run: Run, stage: Stage, initial_params: Callable[[], Any], evaluation: Callable | None
 ) -> StageResult:
     """Saves the parameters as step 0.
 
@@ -23,11 +23,11 @@ def run(
     """
     del evaluation
     params = initial_params()
-    run.writer.resume(place.name, None)
-    finite.check(params, f'stage {place.name}', 'They are not saved.', run.model.compute_dtype)
-    with Checkpoints(place.folder / 'checkpoints') as checkpoints:
+    run.writer.resume(stage.name, None)
+    finite.check(params, f'stage {stage.name}', 'They are not saved.', run.model.compute_dtype)
+    with Checkpoints(stage.folder / 'checkpoints') as checkpoints:
         meta = {
-            'stage': place.name,
+            'stage': stage.name,
             'model': to_dict(run.model),
             'config': claim.fingerprint(run.config),
         }

@@ -9,8 +9,8 @@ class Kind(NamedTuple):
     """What a stage of a kind does.
 
     Attributes:
-      module: that has `run(run, place, initial_params, evaluation) -> StageResult` and
-        `check(config, name)`, and `open_data(run, place)` where stages of the kind read rows.
+      module: that has `run(run, stage, initial_params, evaluation) -> StageResult` and
+        `check(config, name)`, and `open_data(run, stage)` where stages of the kind read rows.
       trains: it updates parameters.
       saves: it leaves a checkpoint.
       samples: it draws completions of prompts and scores them with reward functions.

@@ -27,7 +27,7 @@ from reasonjax.training.batch_source import BatchSource, StepBatches, dropped
 from reasonjax.training.checkpoint import Checkpoints
 from reasonjax.training.checkpoint_trees import abstract
 from reasonjax.training.compile_ahead import Ahead, shapes_of
-from reasonjax.training.context import Place, Run, adapt, settings
+from reasonjax.training.context import Run, Stage, adapt
 from reasonjax.training.counters import (
     Counters,
     actions_due,
@@ -47,7 +47,7 @@ from reasonjax.weights.partition import combine, partition
 
 def train(
     run: Run,
-    place: Place,
+    stage: Stage,
     initial_params: Callable[[], Any],
     source: BatchSource,
     evaluation: Callable | None,
@@ -56,7 +56,7 @@ def train(
 
     Args:
       run: what stages share.
-      place: of this stage.
+      stage: of this stage.
       initial_params: returns the parameters that the stage starts from; called at the start, and by
         a rollback to it. They are not changed, and only those that do not train are kept.
       source: of batches.
@@ -67,10 +67,10 @@ def train(
         goes on failing.
       Stopped: the program was asked to stop; everything is saved.
     """
-    stage = settings(run.config, place)
-    check(stage, place.name, evaluation is not None)
-    with Checkpoints(place.folder / 'checkpoints', keep=stage.keep_checkpoints) as checkpoints:
-        return _Training(run, place, initial_params, source, evaluation, checkpoints).to_the_end()
+    settings = stage.config
+    check(settings, stage.name, evaluation is not None)
+    with Checkpoints(stage.folder / 'checkpoints', keep=settings.keep_checkpoints) as checkpoints:
+        return _Training(run, stage, initial_params, source, evaluation, checkpoints).to_the_end()
 
 
 class _Training:
@@ -79,33 +79,35 @@ class _Training:
     def __init__(
         self,
         run: Run,
-        place: Place,
+        stage: Stage,
         initial_params: Callable[[], Any],
         source: BatchSource,
         evaluation: Callable | None,
         checkpoints: Checkpoints,
     ):
-        self.run, self.place, self.stage = run, place, settings(run.config, place)
+        self.run, self.stage, self.settings = run, stage, stage.config
         self.initial_params, self.source = initial_params, source
         self.evaluation, self.checkpoints = evaluation, checkpoints
         self.started = time.perf_counter()
         self.earlier = 0.0  # seconds of attempts before this one
-        self.total_updates = self.stage.steps * source.updates
-        rate = configs.resolve(self.stage.learning_rate, 'learning_rate')
+        self.total_updates = self.settings.steps * source.updates
+        rate = configs.resolve(self.settings.learning_rate, 'learning_rate')
         self.schedule = rate(self.total_updates)
-        self.optimizer = configs.resolve(self.stage.optimizer, 'optimizer')(self.schedule)
+        self.optimizer = configs.resolve(self.settings.optimizer, 'optimizer')(self.schedule)
         self.state, self.frozen, self.chosen = self._start()
         self.update = compile_update(
-            run, self.stage, source, self.optimizer, self.state, self.total_updates, place
+            run, stage, source, self.optimizer, self.state, self.total_updates
         )
         self.counters, self.timers = Counters(), Timers()
         # fetches the metrics of what was dispatched last
         self.pending: Callable[[], list[Measured]] | None = None
         self.failing = False  # the last steps were not finite, one more than are tolerated
-        self.last = self.stage.steps  # the last step: an earlier one once a limit is reached
+        self.last = self.settings.steps  # the last step: an earlier one once a limit is reached
         self.begin = 0  # the step that this process goes on from
         self.mark = claim.fingerprint(run.config)
-        self.limited = bool(self.stage.get('token_limit', 0) or self.stage.get('time_limit', 0))
+        self.limited = bool(
+            self.settings.get('token_limit', 0) or self.settings.get('time_limit', 0)
+        )
         # whether the first step of this process is over; seconds of all others
         self.compiled, self.stepped = False, 0.0
 
@@ -113,16 +115,16 @@ class _Training:
         """Goes on from the newest checkpoint."""
         unevaluated = self._resume()
         if not self.begin:
-            cautions.say(self.stage, self.place.name, self.state.trainable, self.total_updates)
+            cautions.say(self.settings, self.stage.name, self.state.trainable, self.total_updates)
         self.ahead = self._compile_ahead()
-        with Progress(self.place.name, self.stage.steps, start=self.begin) as self.progress:
+        with Progress(self.stage.name, self.settings.steps, start=self.begin) as self.progress:
             self.clock = time.perf_counter()
             if unevaluated:
                 self._conclude(self.begin, {'evaluate'})
-            if self._limit_reached() or self.begin >= self.stage.steps:
+            if self._limit_reached() or self.begin >= self.settings.steps:
                 self.last = self.begin
             for step in range(
-                self.begin + self.source.steps, self.stage.steps + 1, self.source.steps
+                self.begin + self.source.steps, self.settings.steps + 1, self.source.steps
             ):
                 if step > self.last:
                     break
@@ -134,7 +136,7 @@ class _Training:
         self._dispatch(step - self.source.steps + 1)
         stop = stopping.asked()
         due = functools.partial(
-            actions_due, step, self.stage, evaluating=self.evaluation is not None
+            actions_due, step, self.settings, evaluating=self.evaluation is not None
         )
         if stop or due(self.last) or self.source.record is not None or self._watchful():
             with self.timers('update'):
@@ -183,7 +185,7 @@ class _Training:
         return ahead
 
     def _key(self, update: int) -> jax.Array:
-        return randomness.key(self.run.config.seed, self.place.number, update, 'update')
+        return randomness.key(self.run.config.seed, self.stage.number, update, 'update')
 
     def _start_program(self, step: int, given: StepInputs) -> Callable[[], list[Measured]]:
         on_device = self.source.on_device
@@ -205,19 +207,19 @@ class _Training:
     def _count(self, measured: Measured, seconds: float, last: bool) -> None:
         """Counts a step and writes it down; `last` of those that were dispatched together."""
         step, metrics, tokens = measured
-        counters, stage = self.counters, self.stage
+        counters, settings = self.counters, self.settings
         counters.count(
             self.source.updates, tokens, metrics.pop('nonfinite'), metrics.pop('spike', 0.0)
         )
         # Between two dispatches, where weights can change hands: a bad stretch that is over by then
         # is over.
-        self.failing = last and counters.nonfinite_in_a_row > stage.max_nonfinite
-        over = self.failing and counters.rollbacks == stage.max_rollbacks
+        self.failing = last and counters.nonfinite_in_a_row > settings.max_nonfinite
+        over = self.failing and counters.rollbacks == settings.max_rollbacks
         counters.rollbacks += self.failing and not over
         metrics |= {'num_tokens': counters.num_tokens, 'skipped_updates': counters.skipped_updates}
-        if stage.spike_zscore:
+        if settings.spike_zscore:
             metrics['skipped_spikes'] = counters.skipped_spikes
-        if stage.max_rollbacks:
+        if settings.max_rollbacks:
             metrics['rollbacks'] = counters.rollbacks
         # An update that was skipped leaves the optimiser's own count where it was.
         rate = float(self.schedule(max(0, counters.applied_updates - 1)))
@@ -227,14 +229,14 @@ class _Training:
         self.compiled = True
         if last and self._limit_reached():
             self.last = step
-        if step % stage.log_every == 0 or step == self.last:
+        if step % settings.log_every == 0 or step == self.last:
             self.run.writer.write(
-                self.place.name, step, metrics | (self.timers.take() if last else {})
+                self.stage.name, step, metrics | (self.timers.take() if last else {})
             )
         self.progress.update(step, metrics)
-        if over or counters.spikes_in_a_row > stage.spike_window:
+        if over or counters.spikes_in_a_row > settings.spike_window:
             text = describe_failure(
-                self.place.name, step, metrics, counters, nonfinite=self.failing
+                self.stage.name, step, metrics, counters, nonfinite=self.failing
             )
             raise UserError(text)
 
@@ -243,15 +245,15 @@ class _Training:
         same step, and a limit ends the stage."""
         return (
             self.limited
-            or self.stage.max_rollbacks > 0
-            and (self.counters.nonfinite_in_a_row > 0 or self.stage.max_nonfinite == 0)
+            or self.settings.max_rollbacks > 0
+            and (self.counters.nonfinite_in_a_row > 0 or self.settings.max_nonfinite == 0)
         )
 
     def _conclude(self, step: int, due: set[str]) -> None:
         """Evaluates and saves where it is due."""
         best = 'evaluate' in due and self._evaluate(step, due)
         if best or 'save' in due:
-            every = self.stage.checkpoint_every
+            every = self.settings.checkpoint_every
             # The end is no place to save for a stage that was longer from the start: one that goes
             # on from here decides as that one does.
             self._save(step, regular=best or bool(every and step % every == 0))
@@ -266,9 +268,9 @@ class _Training:
             raise Stopped(f'{self._where(step)} is done and saved; {stop}') from None
         measured = evaluate.as_metrics(summary)
         # Where this process goes on, another may have written it down before it was killed.
-        self.run.writer.write(self.place.name, step, measured, once=step == self.begin)
+        self.run.writer.write(self.stage.name, step, measured, once=step == self.begin)
         before = self.counters.best
-        self.counters.best = update_best(before, step, measured, self.stage, self.place.name)
+        self.counters.best = update_best(before, step, measured, self.settings, self.stage.name)
         return self.counters.best != before
 
     def _save(self, step: int, *, regular: bool = True, unevaluated: bool = False) -> None:
@@ -279,13 +281,13 @@ class _Training:
           regular: whether an undisturbed run saves here too.
           unevaluated: the evaluation of this step is still to be done.
         """
-        self._check_finite(f'stage {self.place.name}, step {step}')
+        self._check_finite(f'stage {self.stage.name}, step {step}')
         if regular:
             self.counters.newest = step
-        self.checkpoints.retain(self.counters.retained(self.stage.max_rollbacks > 0))
+        self.checkpoints.retain(self.counters.retained(self.settings.max_rollbacks > 0))
         self.run.writer.sync()
         meta = {
-            'stage': self.place.name,
+            'stage': self.stage.name,
             'model': model_config.to_dict(self.run.model),
             'counted': dataclasses.asdict(self.counters),
             'clock': {
@@ -295,8 +297,8 @@ class _Training:
             },
             'unevaluated': unevaluated,
             'config': self.mark,
-            'steps': self.stage.steps,
-            **self.run.writer.written(self.place.name),
+            'steps': self.settings.steps,
+            **self.run.writer.written(self.stage.name),
         }
         position = dict(data=self.source.data, memory=self.source.memory)
         self.checkpoints.save(
@@ -306,7 +308,7 @@ class _Training:
     def _check_finite(self, where: str) -> None:
         """Raises UserError where a weight is not finite: such weights are never saved, so a stage
         never ends with them."""
-        name = self.place.name
+        name = self.stage.name
         advice = f'An update overflowed: lower {name}.learning_rate.peak, or raise {name}.optimizer.eps. Earlier checkpoints stay.'
         finite.check(self._params(), where, advice, self.run.model.compute_dtype)
 
@@ -315,26 +317,26 @@ class _Training:
         to be done."""
         begin = self.checkpoints.latest()
         if begin is None:
-            self.run.writer.resume(self.place.name, None)
+            self.run.writer.resume(self.stage.name, None)
             return False
         self.begin = begin
         meta = self._restore(begin, data=self.source.data, memory=self.source.memory)
-        where = self.place.folder / 'checkpoints' / str(begin)
+        where = self.stage.folder / 'checkpoints' / str(begin)
         if meta.get('config') != self.mark:
             raise UserError(
                 f'checkpoint {where} is of another config than {claim.CONFIG}; was it put there '
                 'from elsewhere?'
             )
         self.counters, clock = read_counts(meta, where)
-        self._check_finite(f'stage {self.place.name}: its checkpoint of step {begin}')
-        self.run.writer.resume(self.place.name, begin, meta)
+        self._check_finite(f'stage {self.stage.name}: its checkpoint of step {begin}')
+        self.run.writer.resume(self.stage.name, begin, meta)
         self.earlier, self.stepped = clock['seconds'], clock['steps']
         self.timers.seconds.update(clock['phases'])
-        steps, every = self.stage.steps, self.stage.eval_every
+        steps, every = self.settings.steps, self.settings.eval_every
         before = meta.get('steps', steps)
         if before != steps:
             counts = dict(update=self.counters.applied_updates, updates=self.source.updates)
-            claim.report_length(self.run, self.place, before, begin=begin, **counts)
+            claim.report_length(self.run, self.stage, before, begin=begin, **counts)
         # What was the last step is not evaluated by the loop; now it is one like others.
         was_last = (
             before == begin < steps and self.evaluation is not None and every and begin % every == 0
@@ -367,21 +369,24 @@ class _Training:
         counters.newest = counters.proven = target
         counters.nonfinite_in_a_row, self.failing = 0, False
         if processes.is_main():
-            counts = (bad, target, counters.rollbacks, self.stage.max_rollbacks)
-            print(describe_rollback(self.place.name, step, *counts), file=sys.stderr)
+            counts = (bad, target, counters.rollbacks, self.settings.max_rollbacks)
+            print(describe_rollback(self.stage.name, step, *counts), file=sys.stderr)
 
     def _start(self) -> tuple[State, Any, Any]:
         """The state before the first step, the frozen part, and which weights train."""
         # Handed on without a name, or the parameters would be here twice while they are placed.
         return create_state(
-            self.run, self.stage, self.optimizer, adapt(self.run, self.place, self.initial_params())
+            self.run,
+            self.settings,
+            self.optimizer,
+            adapt(self.run, self.stage, self.initial_params()),
         )
 
     def _limit_reached(self) -> bool:
-        return limit_reached(self.stage, self.counters.num_tokens, self.stepped)
+        return limit_reached(self.settings, self.counters.num_tokens, self.stepped)
 
     def _where(self, step: int) -> str:
-        return f'stage {self.place.name}: step {step} of {self.stage.steps}'
+        return f'stage {self.stage.name}: step {step} of {self.settings.steps}'
 
     def _params(self) -> Any:
         return combine(self.state.trainable, self.frozen)

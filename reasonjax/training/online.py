@@ -24,7 +24,7 @@ from reasonjax.training.batching import Packer, assemble, layout_of, minibatches
 from reasonjax.training.batching import shapes as shapes_of_batch
 from reasonjax.training.checkpoint import Remembers
 from reasonjax.training.compile_ahead import Ahead, shapes_of
-from reasonjax.training.context import Place, Run, settings
+from reasonjax.training.context import Run, Stage
 from reasonjax.training.group_buffer import GroupBuffer
 from reasonjax.training.kinds import StageResult
 from reasonjax.training.loop import train
@@ -44,7 +44,7 @@ LARGEST_REWARD = 1e37  # differences of two are finite in float32
 
 
 def run(
-    run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None
+    run: Run, stage: Stage, initial_params: Callable[[], Any], evaluation: Callable | None
 ) -> StageResult:
     """Runs the stage; see `loop.train`, and `GroupBuffer` for where the groups come from that a
     step trains on.
@@ -56,22 +56,22 @@ def run(
       UserError: fewer than two generations per prompt, or a minibatch count that does not divide
         the prompts.
     """
-    stage = settings(run.config, place)
-    if stage.on_device:
-        return fused.run(run, place, initial_params, evaluation)
-    samplers.check(stage, place.name)
-    layout = layout_of(stage, run.mesh, place.name)
+    settings = stage.config
+    if settings.on_device:
+        return fused.run(run, stage, initial_params, evaluation)
+    samplers.check(settings, stage.name)
+    layout = layout_of(settings, run.mesh, stage.name)
     pack = Packer(layout)
     updates, micro = (
-        stage.num_iterations * stage.minibatches,
-        stage.minibatches * stage.accumulation,
+        settings.num_iterations * settings.minibatches,
+        settings.minibatches * settings.accumulation,
     )
-    rows = stage.num_prompts * stage.num_generations
-    width = stage.max_completion_length + (
-        0 if layout.share_prompts else stage.data.max_prompt_length
+    rows = settings.num_prompts * settings.num_generations
+    width = settings.max_completion_length + (
+        0 if layout.share_prompts else settings.data.max_prompt_length
     )
     score, ahead = (
-        _compiled_score(run.model, run.mesh, (rows, width), micro, stage.temperature),
+        _compiled_score(run.model, run.mesh, (rows, width), micro, settings.temperature),
         Ahead(),
     )
 
@@ -79,7 +79,11 @@ def run(
         prompts: Prompts, rollout: Rollout, advantage_PxG: np.ndarray, extra: dict
     ) -> tuple[Batch, dict]:
         batch = assemble(
-            prompts, rollout, advantage_PxG, layout, mask_truncated=stage.mask_truncated_completions
+            prompts,
+            rollout,
+            advantage_PxG,
+            layout,
+            mask_truncated=settings.mask_truncated_completions,
         )
         batch, packing = pack(batch)
         return meshes.place_batch(batch | extra, run.mesh), packing
@@ -88,21 +92,24 @@ def run(
         ahead.finish()
         return score(params, {name: batch[name] for name in READ if name in batch})
 
-    advantage = _on_host(configs.resolve(stage.advantage, 'advantage'), place.name)
-    how = RolloutStep(advantage, lay_out, logprob, updates, recomputes_old(stage))
+    advantage = _on_host(configs.resolve(settings.advantage, 'advantage'), stage.name)
+    how = RolloutStep(advantage, lay_out, logprob, updates, recomputes_old(settings))
     reference, shapes = None, None
     if not (
-        layout.packing or stage.minibatches > 1 or stage.pipelined or stage.dynamic_sampling > 1
+        layout.packing
+        or settings.minibatches > 1
+        or settings.pipelined
+        or settings.dynamic_sampling > 1
     ):
         shapes = shapes_of_batch(
-            stage,
-            stage.num_prompts,
+            settings,
+            settings.num_prompts,
             layout,
             run.mesh,
             old=updates > 1,
-            reference=wants_reference(stage),
+            reference=wants_reference(settings),
         )
-    if wants_reference(stage):
+    if wants_reference(settings):
         # The reference is the model as this stage found it, adapters of earlier stages included; it
         # stays in memory.
         reference = initial_params()
@@ -112,21 +119,21 @@ def run(
                 score, shapes_of(reference), {name: x for name, x in shapes.items() if name in READ}
             )
     table: list[dict] = []
-    watch = Watcher(place.name)
+    watch = Watcher(stage.name)
 
-    with open_rollouts(run, place) as rollouts:
+    with open_rollouts(run, stage) as rollouts:
         buffer = GroupBuffer(
             rollouts,
-            num_prompts=stage.num_prompts,
-            steps=stage.steps,
-            pipelined=stage.pipelined,
-            dynamic_sampling=stage.dynamic_sampling,
+            num_prompts=settings.num_prompts,
+            steps=settings.steps,
+            pipelined=settings.pipelined,
+            dynamic_sampling=settings.dynamic_sampling,
         )
 
         def next_batches(step: int, params: Any, timers: Timers) -> StepBatches:
             scored, sampled, origin = buffer.next(step, params, timers)
             age_B = (
-                np.repeat(step - scored.steps, stage.num_generations)
+                np.repeat(step - scored.steps, settings.num_generations)
                 if buffer.may_be_stale
                 else None
             )
@@ -134,10 +141,10 @@ def run(
                 batch, advantage_PxG, metrics = rollout_step(
                     how, params, reference, scored.prompts, scored.rollout, scored.total_PxG, age_B
                 )
-                if updates > 1 and not stage.pipelined:
+                if updates > 1 and not settings.pipelined:
                     # for the clock; pipelined, it would wait for the rollout in flight
                     jax.block_until_ready(batch['logprob_old'])
-            if stage.log_completions_every and step % stage.log_completions_every == 0:
+            if settings.log_completions_every and step % settings.log_completions_every == 0:
                 table[:] = rows_of(scored, advantage_PxG)
             measured = (
                 metrics
@@ -147,27 +154,27 @@ def run(
             )
             watch(measured)
             return StepBatches(
-                minibatches(batch, stage), measured, int(sampled.rollout.length.sum())
+                minibatches(batch, settings), measured, int(sampled.rollout.length.sum())
             )
 
         def record(step: int) -> None:
             if table:
-                run.writer.completions(place.name, step, table)
+                run.writer.completions(stage.name, step, table)
                 table.clear()
 
         # Waiting for each step makes the clock of its phases exact; pipelined, it would wait for
         # nothing but tables.
-        tables = record if stage.log_completions_every or not stage.pipelined else None
+        tables = record if settings.log_completions_every or not settings.pipelined else None
         source = BatchSource(
             next_batches,
             rollouts.data,
             updates,
-            stage.temperature,
+            settings.temperature,
             tables,
             memory=Memory(watch, buffer),
             shapes=shapes,
         )
-        return train(run, place, initial_params, source, evaluation)
+        return train(run, stage, initial_params, source, evaluation)
 
 
 def check(config: ml_collections.ConfigDict, name: str) -> None:

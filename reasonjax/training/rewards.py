@@ -11,13 +11,13 @@ from reasonjax.sampling.reward_pool import RewardPool, Rewards, RewardSpec, conc
 from reasonjax.sampling.text import Completion
 
 
-def reward_specs(stage: Mapping[str, Any]) -> dict[str, RewardSpec]:
+def reward_specs(settings: Mapping[str, Any]) -> dict[str, RewardSpec]:
     """The reward functions of a stage, knobs bound."""
     return {
         key: RewardSpec(
             configs.resolve(node, 'rewards', f'rewards.{key}'), weight=node.get('weight', 1.0)
         )
-        for key, node in stage.rewards.items()
+        for key, node in settings.rewards.items()
     }
 
 

@@ -96,17 +96,17 @@ def _old_logprob(
     )
 
 
-def trace_rollout_step(run: Run, stage: ml_collections.ConfigDict, name: str) -> RolloutStep:
+def trace_rollout_step(run: Run, settings: ml_collections.ConfigDict, name: str) -> RolloutStep:
     """Returns how a program makes batches, to be traced.
 
     Args:
       run: what stages share.
-      stage: config of an online stage.
+      settings: config of an online stage.
       name: of the stage, for messages.
     """
     advantage, layout = (
-        configs.resolve(stage.advantage, 'advantage'),
-        layout_of(stage, run.mesh, name),
+        configs.resolve(settings.advantage, 'advantage'),
+        layout_of(settings, run.mesh, name),
     )
 
     def weigh(total_PxG: jax.Array) -> tuple[jax.Array, dict]:
@@ -118,39 +118,49 @@ def trace_rollout_step(run: Run, stage: ml_collections.ConfigDict, name: str) ->
         prompts: Prompts, rollout: Rollout, advantage_PxG: jax.Array, extra: dict
     ) -> tuple[Batch, dict]:
         return assemble(
-            prompts, rollout, advantage_PxG, layout, mask_truncated=stage.mask_truncated_completions
+            prompts,
+            rollout,
+            advantage_PxG,
+            layout,
+            mask_truncated=settings.mask_truncated_completions,
         ) | extra, {}
 
     logprob = make_score(
-        run.model, micro=stage.minibatches * stage.accumulation, temperature=stage.temperature
+        run.model,
+        micro=settings.minibatches * settings.accumulation,
+        temperature=settings.temperature,
     )
     return RolloutStep(
-        weigh, lay_out, logprob, stage.num_iterations * stage.minibatches, recomputes_old(stage)
+        weigh,
+        lay_out,
+        logprob,
+        settings.num_iterations * settings.minibatches,
+        recomputes_old(settings),
     )
 
 
-def recomputes_old(stage: ml_collections.ConfigDict) -> bool:
+def recomputes_old(settings: ml_collections.ConfigDict) -> bool:
     """Returns whether a stage's objective tells the policy that sampled from the one at the start
     of the step."""
-    return 'logprob_old' in needed(configs.resolve(stage.objective, 'objective'))
+    return 'logprob_old' in needed(configs.resolve(settings.objective, 'objective'))
 
 
-def wants_reference(stage: ml_collections.ConfigDict) -> bool:
+def wants_reference(settings: ml_collections.ConfigDict) -> bool:
     """Returns whether a stage's objective reads a reference model."""
-    return 'logprob_ref' in needed(configs.resolve(stage.objective, 'objective'))
+    return 'logprob_ref' in needed(configs.resolve(settings.objective, 'objective'))
 
 
 def make_generate(
-    run: Run, stage: ml_collections.ConfigDict, name: str
+    run: Run, settings: ml_collections.ConfigDict, name: str
 ) -> Callable[[Any, Mapping[str, jax.Array], jax.Array], Rollout]:
     """Returns the sampler within a program: prompts on the mesh for training to a rollout there, as
     many at a time as the stage takes."""
-    sampling = sampling_from_config(stage, run.tokenizer, name)
+    sampling = sampling_from_config(settings, run.tokenizer, name)
     drawn = on_rollout_mesh(
         run,
         lambda params, prompts, key: sampler.generate(params, run.model, prompts, key, sampling),
     )
-    parts, back = stage.num_prompts // at_once(stage), meshes.replicated(run.mesh)
+    parts, back = settings.num_prompts // at_once(settings), meshes.replicated(run.mesh)
 
     def part(params: Any, prompts: dict, key: jax.Array) -> Rollout:
         if run.rollout_mesh == run.mesh:

@@ -22,7 +22,7 @@ from reasonjax.sampling.sampler import Rollout
 from reasonjax.sampling.text import Completion, completions
 from reasonjax.tracking.metrics import Timers
 from reasonjax.training.batch import TEXT
-from reasonjax.training.context import Place, Run, at_once, check_data, data_functions, settings
+from reasonjax.training.context import Run, Stage, at_once, check_data, data_functions
 from reasonjax.training.rewards import list_columns, render_prompts, reward_specs, score_completions
 from reasonjax.training.samplers import sampler, sampling_from_config
 
@@ -106,13 +106,13 @@ def concat_groups(parts: Sequence[ScoredRollout]) -> ScoredRollout:
 
 
 def open_data(
-    run: Run, place: Place, check: Callable[[dict], Any] = lambda row: None
+    run: Run, stage: Stage, check: Callable[[dict], Any] = lambda row: None
 ) -> pipeline.Batches:
     """The prompts a stage samples from.
 
     Args:
       run: what stages share.
-      place: of the stage.
+      stage: of the run.
       check: raises UserError for a row that cannot be rewarded, beside what
         `reward_functions.make_row_check` finds.
 
@@ -120,12 +120,12 @@ def open_data(
       UserError: a reward function needs a column that no row has, or a setting is wrong; later, a
         row that cannot be used, with its place.
     """
-    stage = settings(run.config, place)
-    source, transforms = data_functions(run, stage.data)
-    seed = randomness.host_seed(run.config.seed, place.number)
+    settings = stage.config
+    source, transforms = data_functions(run, settings.data)
+    seed = randomness.host_seed(run.config.seed, stage.number)
     functions = {
         key: reward_functions.load(spec, f'rewards.{key}')
-        for key, spec in reward_specs(stage).items()
+        for key, spec in reward_specs(settings).items()
     }
     _check_columns(functions, source, transforms, seed)
     check_row = reward_functions.make_row_check(functions)
@@ -140,10 +140,10 @@ def open_data(
         # the last, so that it changes no draw of the others; errors name the row
         [*transforms, checked],
         run.tokenizer,
-        max_prompt_length=stage.data.max_prompt_length,
-        num_prompts=stage.num_prompts,
+        max_prompt_length=settings.data.max_prompt_length,
+        num_prompts=settings.num_prompts,
         seed=seed,
-        overlong=stage.data.overlong,
+        overlong=settings.data.overlong,
     )
 
 
@@ -221,18 +221,18 @@ class Rollouts:
     def __init__(
         self,
         run: Run,
-        place: Place,
+        stage: Stage,
         pool: RewardPool,
         check: Callable[[dict], Any] = lambda row: None,
     ):
-        stage = settings(run.config, place)
-        self._run, self._place, self._pool = run, place, pool
-        self._generate = sampler(run, sampling_from_config(stage, run.tokenizer, place.name))
-        self._at_once = at_once(stage)
+        settings = stage.config
+        self._run, self._place, self._pool = run, stage, pool
+        self._generate = sampler(run, sampling_from_config(settings, run.tokenizer, stage.name))
+        self._at_once = at_once(settings)
         self._whole = jax.jit(lambda x: x, out_shardings=meshes.replicated(run.rollout_mesh))
         self._sampling: _Ending | None = None  # of the rollout that was started last
-        self.data = open_data(run, place, check)
-        check_data(place, self.data)
+        self.data = open_data(run, stage, check)
+        check_data(stage, self.data)
 
     def draw(self, step: int, params: Any, timers: Timers, number: int = 0) -> ScoredRollout:
         """Samples the next prompts and scores the completions: `start_sampling`, then `finish`."""
@@ -341,13 +341,13 @@ class Rollouts:
 
 @contextlib.contextmanager
 def open_rollouts(
-    run: Run, place: Place, check_row: Callable[[dict], Any] = lambda row: None
+    run: Run, stage: Stage, check_row: Callable[[dict], Any] = lambda row: None
 ) -> Iterator[Rollouts]:
     """Starts the reward workers of a stage, and ends them; for `check_row` see `open_data`."""
-    stage = settings(run.config, place)
-    limits = (stage.reward_time_limit, stage.rewards_on_error, stage.reward_memory_limit)
-    with RewardPool(reward_specs(stage), stage.reward_workers, *limits) as pool:
-        yield Rollouts(run, place, pool, check_row)
+    settings = stage.config
+    limits = (settings.reward_time_limit, settings.rewards_on_error, settings.reward_memory_limit)
+    with RewardPool(reward_specs(settings), settings.reward_workers, *limits) as pool:
+        yield Rollouts(run, stage, pool, check_row)
 
 
 def concat_rollouts(parts: list[Rollout]) -> Rollout:

@@ -23,13 +23,12 @@ from reasonjax.training import checks, evaluate, locks
 from reasonjax.training import claim as claims
 from reasonjax.training.checkpoint import load_params
 from reasonjax.training.context import (
-    Place,
     Run,
+    Stage,
     abstract_params,
     fresh_params,
     open_run,
-    places,
-    settings,
+    stages_of,
 )
 from reasonjax.training.counters import limit_reached, update_best
 from reasonjax.training.kinds import KINDS
@@ -94,24 +93,24 @@ def _run_all(
             state = done[claims.STATE]
             context.writer.confirm(name, state['last'], state)
         left, results, concluded = None, [], False
-        stages = places(config, workdir)
-        final = next((place for place in reversed(stages) if place.name not in finished), None)
-        for place in stages:
-            if place.name in finished:
-                results.append(finished[place.name])
+        stages = stages_of(config, workdir)
+        final = next((stage for stage in reversed(stages) if stage.name not in finished), None)
+        for stage in stages:
+            if stage.name in finished:
+                results.append(finished[stage.name])
                 left = None
                 continue
             initial_params = InitialParams(
-                functools.partial(load_initial_params, context, place, evaluation), left
+                functools.partial(load_initial_params, context, stage, evaluation), left
             )
             left = None  # only the stage has them now
-            left, result = _run_stage(context, place, initial_params, evaluation)
+            left, result = _run_stage(context, stage, initial_params, evaluation)
             results.append(result)
             # Drawing takes seconds, more than a short stage.
-            due = place is final or result['seconds'] > LONG_STAGE
+            due = stage is final or result['seconds'] > LONG_STAGE
             processes.on_main(
                 functools.partial(
-                    _conclude, workdir, results, report if due else _draw_nothing, place
+                    _conclude, workdir, results, report if due else _draw_nothing, stage
                 )
             )
             concluded = True
@@ -123,12 +122,12 @@ def _run_all(
 
 
 def _conclude(
-    workdir: pathlib.Path, results: list[dict], report: Callable, place: Place | None = None
+    workdir: pathlib.Path, results: list[dict], report: Callable, stage: Stage | None = None
 ) -> None:
-    """Writes down that the stage at `place` is done, and what the run has reached."""
-    if place is not None:
-        place.folder.mkdir(parents=True, exist_ok=True)
-        files.write_text(place.folder / claims.DONE, json.dumps(results[-1], indent=2) + '\n')
+    """Writes down that the stage at `stage` is done, and what the run has reached."""
+    if stage is not None:
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(stage.folder / claims.DONE, json.dumps(results[-1], indent=2) + '\n')
     files.write_text(workdir / 'summary.json', json.dumps(summary_of(results), indent=2) + '\n')
     report(workdir)
 
@@ -169,16 +168,14 @@ class InitialParams:
         return self._load() if params is None else params
 
 
-def load_initial_params(run: Run, place: Place, evaluation: Callable | None) -> Any:
+def load_initial_params(run: Run, stage: Stage, evaluation: Callable | None) -> Any:
     """Parameters as a stage finds them: those of the last stage before it that saved some, else
     those `config.init` names.
 
     Where the last checkpoint of that stage is damaged, what followed the one before is done again.
     """
     before = [
-        p
-        for p in places(run.config, run.workdir)[: place.number]
-        if KINDS[settings(run.config, p).kind].saves
+        p for p in stages_of(run.config, run.workdir)[: stage.number] if KINDS[p.config.kind].saves
     ]
     if before:
         last = before[-1]
@@ -190,13 +187,13 @@ def load_initial_params(run: Run, place: Place, evaluation: Callable | None) -> 
             f'stage {last.name}: its checkpoint of step {step}',
             dtype=run.model.compute_dtype,
         )
-        stage = settings(run.config, last)
+        settings = last.config
         clocked = meta.get('clock', {}).get('steps', 0.0)
         ended = processes.on_main(
             lambda: (claims.read_done(last) or {}).get(claims.STATE, {}).get('last', 0)
         )
-        complete = step >= (ended or stage.get('steps', 0)) or limit_reached(
-            stage, meta.get('counted', {}).get('num_tokens', 0), clocked
+        complete = step >= (ended or settings.get('steps', 0)) or limit_reached(
+            settings, meta.get('counted', {}).get('num_tokens', 0), clocked
         )
         if complete:
             return params
@@ -266,30 +263,30 @@ def _fitting(run: Run, theirs: Run, params: Any) -> Any:
 
 
 def _run_stage(
-    run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None
+    run: Run, stage: Stage, initial_params: Callable[[], Any], evaluation: Callable | None
 ) -> tuple[Any, dict]:
     """Runs a stage to its end; returns the parameters it leaves, and its entry of
     `summary.json`."""
-    stage = settings(run.config, place)
-    kind = KINDS[stage.kind]
-    done = kind.load().run(run, place, initial_params, evaluation)
-    result, seconds = {'name': place.name} | done.measured, done.seconds
+    settings = stage.config
+    kind = KINDS[settings.kind]
+    done = kind.load().run(run, stage, initial_params, evaluation)
+    result, seconds = {'name': stage.name} | done.measured, done.seconds
     if evaluation is not None and kind.evaluates:
         started = time.perf_counter()
         answers = evaluation(done.params)
         summary = evaluate.summarise(answers)
         measured = evaluate.as_metrics(summary)
         # No checkpoint follows it: a run that was killed right after it writes it once more.
-        run.writer.write(place.name, done.last, measured, once=True)
-        if stage.get('keep_best'):
-            result['best'] = update_best(done.best, done.last, measured, stage, place.name)
+        run.writer.write(stage.name, done.last, measured, once=True)
+        if settings.get('keep_best'):
+            result['best'] = update_best(done.best, done.last, measured, settings, stage.name)
         result |= summary | {'examples': evaluate.examples(answers)}
         seconds += time.perf_counter() - started
     run.writer.sync()
     state = {'config': claims.fingerprint(run.config)} | (
-        {'steps': stage.steps} if 'steps' in stage else {}
+        {'steps': settings.steps} if 'steps' in settings else {}
     )
-    state |= done.state | {'last': done.last} | run.writer.written(place.name)
+    state |= done.state | {'last': done.last} | run.writer.written(stage.name)
     return done.params, result | {'seconds': seconds, claims.STATE: state}
 
 

@@ -30,13 +30,13 @@ SAME = (
 
 
 def sampling_from_config(
-    stage: Mapping[str, Any], tokenizer: Tokenizer, name: str, **changes: Any
+    group: Mapping[str, Any], tokenizer: Tokenizer, name: str, **changes: Any
 ) -> Sampling:
-    """The sampler's settings of a group of the config that has them; what the group leaves out is
+    """Returns the sampler's settings of a group of the config that has them; what the group leaves out is
     off.
 
     Args:
-      stage: the group.
+      group: of the config.
       tokenizer: encodes the texts among the settings; its EOS ids end completions.
       name: of the group, for messages.
       changes: settings to use instead.
@@ -44,15 +44,15 @@ def sampling_from_config(
     Raises:
       UserError: an impossible setting.
     """
-    settings = {setting: stage[setting] for setting in SAME if setting in stage}
-    settings |= {'max_tokens': stage['max_completion_length'], 'eos_ids': tokenizer.eos_ids}
-    if 'num_generations' in stage:
-        settings['num_generations'] = stage['num_generations']
+    settings = {setting: group[setting] for setting in SAME if setting in group}
+    settings |= {'max_tokens': group['max_completion_length'], 'eos_ids': tokenizer.eos_ids}
+    if 'num_generations' in group:
+        settings['num_generations'] = group['num_generations']
     settings['stop'] = tuple(
-        _ids(tokenizer, text, f'{name}.stop') for text in stage.get('stop', ())
+        _ids(tokenizer, text, f'{name}.stop') for text in group.get('stop', ())
     )
-    settings['forcing'] = tuple(_forcing(stage, tokenizer, name))
-    return Sampling(**(settings | dict(stage.get('sampler', {})) | changes))
+    settings['forcing'] = tuple(_forcing(group, tokenizer, name))
+    return Sampling(**(settings | dict(group.get('sampler', {})) | changes))
 
 
 def check(group: Mapping[str, Any], name: str) -> None:
@@ -81,28 +81,28 @@ def check(group: Mapping[str, Any], name: str) -> None:
         _check_counts(group, name)
 
 
-def _check_scored(stage: Mapping[str, Any], name: str) -> None:
+def _check_scored(settings: Mapping[str, Any], name: str) -> None:
     """Raises UserError where several samples of a prompt would be the same, or nothing scores
     them."""
-    if stage['temperature'] <= 0:
+    if settings['temperature'] <= 0:
         raise UserError(
-            f'config.{name}.temperature={stage["temperature"]}: several samples of a prompt need a '
+            f'config.{name}.temperature={settings["temperature"]}: several samples of a prompt need a '
             'positive temperature.'
         )
-    if not stage['rewards']:
+    if not settings['rewards']:
         raise UserError(f'config.{name}.rewards: no reward function is named.')
 
 
-def _check_counts(stage: Mapping[str, Any], name: str) -> None:
+def _check_counts(settings: Mapping[str, Any], name: str) -> None:
     """Raises UserError where the counts of a stage that trains on groups of samples cannot work."""
-    if stage['num_generations'] < 2:
+    if settings['num_generations'] < 2:
         raise UserError(
-            f'config.{name}.num_generations={stage["num_generations"]}: advantages compare the '
+            f'config.{name}.num_generations={settings["num_generations"]}: advantages compare the '
             'completions of a prompt, so at least 2 are '
             'needed (8 is usual).'
         )
-    if stage['num_prompts'] % stage['minibatches']:
-        prompts, number = stage['num_prompts'], stage['minibatches']
+    if settings['num_prompts'] % settings['minibatches']:
+        prompts, number = settings['num_prompts'], settings['minibatches']
         best = divisor(prompts, number)
         raise UserError(
             f'config.{name}.minibatches={number}: must divide num_prompts={prompts}; nearest: '
@@ -110,10 +110,10 @@ def _check_counts(stage: Mapping[str, Any], name: str) -> None:
         )
 
 
-def _forcing(stage: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Iterator[Forcing]:
-    if prefix := stage.get('forced_prefix', ''):
+def _forcing(settings: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Iterator[Forcing]:
+    if prefix := settings.get('forced_prefix', ''):
         yield Span(_ids(tokenizer, prefix, f'{name}.forced_prefix'), place=0)
-    thinking = stage.get('thinking', {})
+    thinking = settings.get('thinking', {})
     if not thinking.get('end', ''):
         if thinking.get('budget', 0) or thinking.get('times', 0):
             raise UserError(

@@ -27,13 +27,12 @@ from reasonjax.parallel import processes
 from reasonjax.training import checkpoint_files
 from reasonjax.training.checkpoint import load_params, read_meta
 from reasonjax.training.context import (
-    Place,
     Run,
+    Stage,
     abstract_params,
     check_stages,
     open_run,
-    places,
-    settings,
+    stages_of,
 )
 from reasonjax.training.kinds import KINDS
 from reasonjax.weights import finite
@@ -60,7 +59,7 @@ class Saved(NamedTuple):
     """A run's parameters as one of its stages saved them."""
 
     run: Run
-    place: Place
+    stage: Stage
     step: int
     params: Any
 
@@ -71,13 +70,13 @@ class Opened:
     the newest checkpoint."""
 
     run: Run
-    place: Place
+    stage: Stage
     step: int | None
 
     @property
     def abstract(self) -> Any:
         """Shapes and shardings of the parameters."""
-        return abstract_params(self.run, self.place.number)
+        return abstract_params(self.run, self.stage.number)
 
     def load(self) -> Saved:
         """Reads the parameters.
@@ -86,11 +85,11 @@ class Opened:
           UserError: a damaged checkpoint, or weights that are not finite numbers.
         """
         params, _, step = load_params(
-            self.place.folder / 'checkpoints', self.abstract, step=self.step
+            self.stage.folder / 'checkpoints', self.abstract, step=self.step
         )
-        where = f'{self.run.workdir}: stage {self.place.name}, checkpoint of step {step}'
+        where = f'{self.run.workdir}: stage {self.stage.name}, checkpoint of step {step}'
         finite.check(params, where, dtype=self.run.model.compute_dtype)
-        return Saved(self.run, self.place, step, params)
+        return Saved(self.run, self.stage, step, params)
 
 
 def open_saved(
@@ -129,9 +128,9 @@ def open_saved(
         opened = open_run(
             _on_these_devices(config), workdir, active=False, texts=_no_texts, trust=trust
         )
-        saving = [p for p in places(config, workdir) if KINDS[settings(config, p).kind].saves]
-        for place in saving[-1:]:  # the adapters of all stages
-            abstract_params(opened, place.number)
+        saving = [p for p in stages_of(config, workdir) if KINDS[p.config.kind].saves]
+        for last in saving[-1:]:  # the adapters of all stages
+            abstract_params(opened, last.number)
     names = [p.name for p in saving]
     stage, _, which = stage.partition('@')
     if which not in ('', 'best'):
@@ -313,18 +312,18 @@ def _on_these_devices(config: ml_collections.ConfigDict) -> ml_collections.Confi
     return config
 
 
-def _best_step(place: Place) -> int:
+def _best_step(stage: Stage) -> int:
     """The step of the checkpoint that is best so far by the stage's `keep_best`."""
-    done = place.folder / 'done.json'
+    done = stage.folder / 'done.json'
     counted = (
         files.json_object(done)
         if done.is_file()
-        else read_meta(place.folder / 'checkpoints').get('counted', {})
+        else read_meta(stage.folder / 'checkpoints').get('counted', {})
     )
     best = counted.get('best')
     if not best:
         raise UserError(
-            f'stage {place.name} has no best checkpoint: its keep_best names no metric, or nothing '
+            f'stage {stage.name} has no best checkpoint: its keep_best names no metric, or nothing '
             'has been evaluated yet.'
         )
     if not (isinstance(best, dict) and type(best.get('step')) is int):
@@ -332,8 +331,8 @@ def _best_step(place: Place) -> int:
     return best['step']
 
 
-def _has_checkpoint(place: Place) -> bool:
-    folder = place.folder / 'checkpoints'
+def _has_checkpoint(stage: Stage) -> bool:
+    folder = stage.folder / 'checkpoints'
     return folder.is_dir() and bool(checkpoint_files.steps(folder))
 
 

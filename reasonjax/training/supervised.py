@@ -14,24 +14,23 @@ from reasonjax.protocols import forms
 from reasonjax.tracking.metrics import Timers
 from reasonjax.training.batch_source import BatchSource, StepBatches
 from reasonjax.training.context import (
-    Place,
     Run,
+    Stage,
     check_data,
     data_functions,
     rows_per_example,
-    settings,
 )
 from reasonjax.training.kinds import StageResult
 from reasonjax.training.loop import train
 
 
 def run(
-    run: Run, place: Place, initial_params: Callable[[], Any], evaluation: Callable | None
+    run: Run, stage: Stage, initial_params: Callable[[], Any], evaluation: Callable | None
 ) -> StageResult:
     """Runs the stage; see `loop.train`."""
-    stage = settings(run.config, place)
-    data = open_data(run, place)
-    check_data(place, data)
+    settings = stage.config
+    data = open_data(run, stage)
+    check_data(stage, data)
 
     def next_batches(step: int, params: Any, timers: Timers) -> StepBatches:
         with timers('data'):
@@ -42,38 +41,38 @@ def run(
 
     return train(
         run,
-        place,
+        stage,
         initial_params,
-        BatchSource(next_batches, data, updates=1, together=rows_per_example(stage)),
+        BatchSource(next_batches, data, updates=1, together=rows_per_example(settings)),
         evaluation,
     )
 
 
-def open_data(run: Run, place: Place) -> pipeline.Batches:
+def open_data(run: Run, stage: Stage) -> pipeline.Batches:
     """The batches the stage trains on."""
-    stage = settings(run.config, place)
-    source, transforms = data_functions(run, stage.data)
+    settings = stage.config
+    source, transforms = data_functions(run, settings.data)
     return pipeline.supervised(
         source,
         transforms,
         run.tokenizer,
-        max_length=stage.data.max_length,
-        batch_size=stage.batch_size,
-        seed=randomness.host_seed(run.config.seed, place.number),
-        overlong=stage.data.overlong,
-        packing=stage.data.packing,
-        form=stage.data.form,
-        step_separator=stage.data.step_separator,
+        max_length=settings.data.max_length,
+        batch_size=settings.batch_size,
+        seed=randomness.host_seed(run.config.seed, stage.number),
+        overlong=settings.data.overlong,
+        packing=settings.data.packing,
+        form=settings.data.form,
+        step_separator=settings.data.step_separator,
     )
 
 
 def check(config: ml_collections.ConfigDict, name: str) -> None:
     """Raises UserError where the objective would misread the rows: learn a rejected answer, say."""
-    stage = config[name]
-    form, read = stage.data.form, forms(configs.resolve(stage.objective, 'objective'))
+    settings = config[name]
+    form, read = settings.data.form, forms(configs.resolve(settings.objective, 'objective'))
     if form not in read:
         raise UserError(
-            f'config.{name}: data.form is "{form}", but the objective {stage.objective.name} reads '
+            f'config.{name}: data.form is "{form}", but the objective {settings.objective.name} reads '
             f'{listing(read)} only (its attribute '
             '`forms`); choose another objective, or a transform that makes demonstrations: '
             'chosen_only, desirable_only, correct_steps.'

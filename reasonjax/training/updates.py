@@ -11,13 +11,13 @@ from reasonjax.model.placement import shardings
 from reasonjax.parallel import mesh as meshes
 from reasonjax.protocols import Context
 from reasonjax.training.batch_source import BatchSource
-from reasonjax.training.context import Place, Run
+from reasonjax.training.context import Run, Stage
 from reasonjax.training.iteration import make_iterations
 from reasonjax.training.step import State, create, make_update
 from reasonjax.weights.partition import partition
 
 
-def create_state(run: Run, stage: Any, optimizer: Any, params: Any) -> tuple[State, Any, Any]:
+def create_state(run: Run, settings: Any, optimizer: Any, params: Any) -> tuple[State, Any, Any]:
     """Places the parameters that a stage starts from.
 
     Returns:
@@ -25,56 +25,51 @@ def create_state(run: Run, stage: Any, optimizer: Any, params: Any) -> tuple[Sta
     """
     placed = shardings(run.specs, params, run.mesh)
     params = jax.device_put(params, placed)
-    chosen = configs.resolve(stage.filter, 'filter')(run.specs, params)
+    chosen = configs.resolve(settings.filter, 'filter')(run.specs, params)
     trainable, frozen = partition(params, chosen)
-    window = stage.spike_window if stage.spike_zscore else 0
+    window = settings.spike_window if settings.spike_zscore else 0
     homes = partition(placed, chosen)[0]
     whole = meshes.replicated(run.mesh)
     return create(trainable, optimizer, homes, whole, spike_window=window), frozen, chosen
 
 
 def build_update(
-    run: Run, stage: Any, source: BatchSource, optimizer: Any, updates: int
+    run: Run, settings: Any, source: BatchSource, optimizer: Any, updates: int
 ) -> Callable:
     """The update of a stage as its config says, see `step.make_update`; `updates` are those of the
-    whole stage."""
+    whole settings."""
     context = Context(
         updates, run.tokenizer.pad_id, run.tokenizer.mask_id, run.tokenizer.vocab_size
     )
     corruption = (
-        configs.resolve(stage.corruption, 'corruption') if stage.corruption.name != 'none' else None
+        configs.resolve(settings.corruption, 'corruption')
+        if settings.corruption.name != 'none'
+        else None
     )
     return make_update(
         run.model,
-        configs.resolve(stage.objective, 'objective'),
+        configs.resolve(settings.objective, 'objective'),
         optimizer,
         corruption=corruption,
         context=context,
-        accumulation=stage.accumulation,
+        accumulation=settings.accumulation,
         together=source.together,
         temperature=source.temperature,
-        spike_zscore=stage.spike_zscore,
+        spike_zscore=settings.spike_zscore,
     )
 
 
 def compile_update(
-    run: Run,
-    stage: Any,
-    source: BatchSource,
-    optimizer: Any,
-    state: State,
-    updates: int,
-    place: Place | None = None,
+    run: Run, stage: Stage, source: BatchSource, optimizer: Any, state: State, updates: int
 ) -> Callable:
-    """The compiled update of a stage, or with `source.on_device` its whole steps, for which `place`
-    says which stage it is.
+    """Compiles the update of a stage, or with `source.on_device` its whole steps.
 
     Of `state` (arrays, or shapes with shardings) only the shardings are read.
     """
-    update = build_update(run, stage, source, optimizer, updates)
+    update = build_update(run, stage.config, source, optimizer, updates)
     if source.on_device is not None:
         steps = make_iterations(
-            source.on_device.produce, update, updates=source.updates, stage=place.number
+            source.on_device.produce, update, updates=source.updates, stage=stage.number
         )
 
         def update(now, frozen, fixed, given, first):

@@ -15,7 +15,7 @@ from reasonjax import config as configs
 from reasonjax import inspect
 from reasonjax.model import spec
 from reasonjax.training import supervised
-from reasonjax.training.context import open_run, places
+from reasonjax.training.context import open_run, stages_of
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICKSTART = str(ROOT / 'configs' / 'quickstart.py')
@@ -86,8 +86,8 @@ def test_packed_rows_show_their_segments(capsys):
 
 def test_rows_are_those_the_stage_trains_on(capsys, tmp_path):
     run = open_run(configs.load(QUICKSTART), tmp_path, active=False)
-    place = next(place for place in places(run.config, tmp_path) if place.name == 'sft')
-    batch = next(supervised.open_data(run, place))
+    stage = next(stage for stage in stages_of(run.config, tmp_path) if stage.name == 'sft')
+    batch = next(supervised.open_data(run, stage))
     assert len(batch['tokens']) == 26
     rows = printed(capsys, QUICKSTART, '--examples', 3, '--ids').split('\nrow ')[1:]
     for row, tokens, segments in zip(rows, batch['tokens'], batch['segments']):

@@ -9,7 +9,7 @@ import pytest
 
 from reasonjax import config as configs
 from reasonjax.planning import shapes, topology
-from reasonjax.planning.programs import Stage, plan_run, planned_stage
+from reasonjax.planning.programs import StagePrograms, plan_run, planned_stage
 
 B, T, D, L, H, F, V, CHUNK = 8, 512, 128, 6, 4, 512, 4096, 64
 F32 = 4
@@ -48,7 +48,7 @@ def compiled(name, where='cpu:1', length=T, accumulation=1, **changes):
     devices = (
         jax.devices('cpu')[:1] if where == 'cpu:1' else topology.devices(topology.parse(where))
     )
-    stage = Stage(plan_run(config, devices), planned_stage(config))
+    stage = StagePrograms(plan_run(config, devices), planned_stage(config))
     program = next(stage.programs((name,)))
     # Memory is planned before machine code is made, which may be as slow as it likes.
     options = {'xla_backend_optimization_level': 0} if where == 'cpu:1' else {}

@@ -19,7 +19,7 @@ from reasonjax.model.placement import shardings
 from reasonjax.parallel import mesh as meshes
 from reasonjax.planning import hlo, shapes, topology
 from reasonjax.planning.plan import plan
-from reasonjax.planning.programs import Stage, plan_run, planned_stage
+from reasonjax.planning.programs import StagePrograms, plan_run, planned_stage
 
 LENGTH = 5
 # Config, what is changed of it, and the programs wanted (all by default).
@@ -97,7 +97,7 @@ def planned(where: topology.Topology, devices: list) -> dict:
     for name, (path, overrides, programs) in CASES.items():
         config = configs.load(path, tuple((SHARED | overrides).items()))
         found[name] = plan(config, where, devices, programs=programs)
-        stage = Stage(plan_run(config, devices), planned_stage(config))
+        stage = StagePrograms(plan_run(config, devices), planned_stage(config))
         found[name]['shards'] = [
             [path, shapes.bytes_of(leaf), str(leaf.sharding.spec)]
             for path, leaf in (

@@ -105,7 +105,7 @@ def test_planned_programs_run_and_agree():
     is they, rewards and the update."""
     config = tiny()
     run = plan_programs.plan_run(config, jax.devices()[:1])
-    stage = plan_programs.Stage(run, plan_programs.planned_stage(config))
+    stage = plan_programs.StagePrograms(run, plan_programs.planned_stage(config))
     programs = {one.name: one for one in stage.programs()}
     params = fresh_params(run)
     rng = np.random.default_rng(0)
@@ -279,7 +279,7 @@ def test_prompts_that_are_shared_are_counted_once():
             **{'grpo.num_generations': '4', 'grpo.share_prompts': share, 'grpo.accumulation': '2'}
         )
         run = plan_programs.plan_run(config, jax.devices()[:1])
-        stage = plan_programs.Stage(run, plan_programs.planned_stage(config))
+        stage = plan_programs.StagePrograms(run, plan_programs.planned_stage(config))
         jobs[share] = next(stage.programs(('train',))), stage
     (shared, stage), (apart, _) = jobs['True'], jobs['False']
     # 16 completions of 8 tokens to 4 prompts of 10, and the head on completions alone.
@@ -296,7 +296,7 @@ def test_prompts_that_are_shared_are_counted_once():
     assert stage.widest == 10 and shared.useful < 0.6 * apart.useful
     # As many copies as devices and micro-batches need, and no more.
     config = tiny(**{'grpo.num_generations': '4', 'grpo.accumulation': '8'})
-    copied = plan_programs.Stage(
+    copied = plan_programs.StagePrograms(
         plan_programs.plan_run(config, jax.devices()[:1]), plan_programs.planned_stage(config)
     )
     assert copied.layout.copies == 2 and copied.tokens(16) == 16 * 8 + 8 * 10

@@ -21,7 +21,7 @@ from reasonjax.errors import UserError
 from reasonjax.interop.huggingface.tokenizers import huggingface
 from reasonjax.sampling.text import Completion
 from reasonjax.training import collect, supervised
-from reasonjax.training.context import open_run, places
+from reasonjax.training.context import open_run, stages_of
 from reasonjax.training.run import run
 
 ASK = [{'role': 'user', 'content': 'Tom has 12?'}]
@@ -207,7 +207,7 @@ def test_a_run_collects_answers_of_a_chat_model_and_trains_on_them(tmp_path, goo
     of_run = open_run(
         config.copy_and_resolve_references().unlock(), tmp_path / 'work', active=False
     )
-    batch = next(supervised.open_data(of_run, places(config, tmp_path / 'work')[1]))
+    batch = next(supervised.open_data(of_run, stages_of(config, tmp_path / 'work')[1]))
     ends = of_run.tokenizer.eos_ids
     sampled = [tuple(row['completion_ids']) for row in written]
     sampled = {ids if ids[-1] in ends else (*ids, ends[0]) for ids in sampled}

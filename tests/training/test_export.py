@@ -306,9 +306,9 @@ def test_the_card_says_how_it_was_made(lora_run, merged):
     ):
         assert part in text
     # An earlier stage's card ends with it.
-    run, place, _, _ = saved_run.saved(lora_run, 'sft')
+    run, stage, _, _ = saved_run.saved(lora_run, 'sft')
     shorter = card.render(
-        'x', run, None, architecture='Qwen3ForCausalLM', adapter=False, stage=place.name
+        'x', run, None, architecture='Qwen3ForCausalLM', adapter=False, stage=stage.name
     )
     assert '| sft | supervised' in shorter and '| grpo | online' not in shorter
 

@@ -172,7 +172,7 @@ def test_weights_that_a_cast_makes_infinite_are_refused(tmp_path):
     run(keep(), tmp_path / 'plain')
     of_run, params = trained(tmp_path / 'plain')
     large = params | {'embed': params['embed'].at[0, 0].set(7e4)}
-    keeping.run(of_run, runs.places(of_run.config, tmp_path / 'large')[0], lambda: large, None)
+    keeping.run(of_run, runs.stages_of(of_run.config, tmp_path / 'large')[0], lambda: large, None)
     (tmp_path / 'large' / 'config.json').write_text(
         (tmp_path / 'plain' / 'config.json').read_text()
     )
@@ -213,7 +213,7 @@ def test_factors_over_a_bfloat16_base_train_and_resume_in_float32(tmp_path, caps
         patch.setattr(
             loop._Training,
             '_step',
-            lambda self, n: step(self, n) if (self.place.name, n) != ('lora', 2) else interrupt(),
+            lambda self, n: step(self, n) if (self.stage.name, n) != ('lora', 2) else interrupt(),
         )
         run(lora('bfloat16'), tmp_path / 'killed')
     run(lora('bfloat16'), tmp_path / 'killed')

@@ -22,7 +22,7 @@ from reasonjax.reporting import report
 from reasonjax.tracking.metrics import Writer
 from reasonjax.training import fused, loop, stopping
 from reasonjax.training.checkpoint import Checkpoints
-from reasonjax.training.context import open_run, places, settings
+from reasonjax.training.context import open_run, stages_of
 from reasonjax.training.run import run, trained
 
 # A task of the user's own. Its rewards tell an untrained model's completions apart, and need the
@@ -269,14 +269,14 @@ def test_what_cannot_be_one_program_is_refused(knobs, words, tmp_path):
 def opened(tmp_path, **overrides):
     settings = quiet('configs/quickstart.py', stages="('grpo',)", grpo__on_device=True, **overrides)
     context = open_run(settings, tmp_path)
-    return context, places(settings, tmp_path)[0]
+    return context, stages_of(settings, tmp_path)[0]
 
 
 def test_the_quickstart_needs_only_the_flag(tmp_path):
     """Its reward is the one that the addition task checks on tokens."""
-    context, place = opened(tmp_path)
-    fused.check(settings(context.config, place), place.name)
-    found = fused.reward_of(context, place)
+    context, stage = opened(tmp_path)
+    fused.check(stage.config, stage.name)
+    found = fused.reward_of(context, stage)
     ids = [*context.tokenizer.encode('+#0545'), context.tokenizer.eos_ids[0], 0]
     marked = found.rule.reward(
         np.array(ids), np.int32(7), np.True_, found.rule.columns({'solution': '0545'})

@@ -16,7 +16,7 @@ from reasonjax.errors import UserError
 from reasonjax.smoke import shrink
 from reasonjax.training import load_config
 from reasonjax.training.context import open_run
-from reasonjax.training.run import initial, load_initial_params, places, run, trained
+from reasonjax.training.run import initial, load_initial_params, run, stages_of, trained
 
 ROWS = [
     {
@@ -110,7 +110,7 @@ def test_a_run_from_a_folder_and_a_run_from_that_run(folder, rows, tmp_path):
     assert second.model.to_dict() == first.model.to_dict() and second.tokenizer.path == str(folder)
     opened = open_run(second, tmp_path / 'second')
     toys.assert_trees_equal(
-        load_initial_params(opened, places(second, tmp_path / 'second')[0], None), params
+        load_initial_params(opened, stages_of(second, tmp_path / 'second')[0], None), params
     )
 
 

@@ -170,7 +170,8 @@ def test_the_old_policy_is_that_of_the_step(tmp_path, monkeypatch):
 
     def compiled(run, stage, *rest):
         update = compile_(run, stage, *rest)
-        score = jax.jit(meshes.on(run.mesh, make_score(run.model, temperature=stage.temperature)))
+        temperature = stage.config.temperature
+        score = jax.jit(meshes.on(run.mesh, make_score(run.model, temperature=temperature)))
 
         def updating(state, frozen, batch, key):
             own = score(combine(state.trainable, frozen), batch)

@@ -18,7 +18,7 @@ from reasonjax.interop.huggingface import export
 from reasonjax.methods import adapters
 from reasonjax.reporting import report
 from reasonjax.training.checkpoint import Checkpoints, load_params
-from reasonjax.training.context import abstract_params, open_run, places
+from reasonjax.training.context import abstract_params, open_run, stages_of
 from reasonjax.training.run import initial, run
 from reasonjax.training.saved_run import saved
 from reasonjax.weights import partition
@@ -77,7 +77,7 @@ def test_only_the_pairs_have_moved(alone):
 
 
 def test_another_quantisation_is_refused(alone):
-    place = places(saved(alone).run.config, alone)[-1]
+    stage = stages_of(saved(alone).run.config, alone)[-1]
     for override, message in (
         (dict(lora__adapter__quantise_block=16), r'\.block: expected 16, found 32'),
         (dict(lora__adapter__quantise='int8'), r"\.format: expected 'int8', found 'nf4'"),
@@ -85,7 +85,7 @@ def test_another_quantisation_is_refused(alone):
     ):
         other = open_run(small(**override), alone, active=False)
         with pytest.raises(UserError, match=message):
-            load_params(place.folder / 'checkpoints', abstract_params(other, place.number))
+            load_params(stage.folder / 'checkpoints', abstract_params(other, stage.number))
 
 
 @pytest.fixture(scope='module')

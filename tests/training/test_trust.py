@@ -126,8 +126,8 @@ NEEDED = {
 
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('place', NEEDED)
-def test_a_function_from_elsewhere_is_refused_by_name(place, name, finished, tmp_path, canary):
-    path, key = NEEDED[place]
+def test_a_function_from_elsewhere_is_refused_by_name(stage, name, finished, tmp_path, canary):
+    path, key = NEEDED[stage]
     node = {'name': name}
     value = name if path[-1] == 'name' else [node] if key.endswith('[0].name') else node
     with pytest.raises(UserError) as error:
@@ -163,7 +163,7 @@ def test_what_a_reader_does_not_call_is_not_looked_at(slot, name, finished, tmp_
     )
     opened = open_saved(changed(finished, tmp_path, path, name if path[-1] == 'name' else value))
     assert name not in opened.run.config.to_json_best_effort()
-    assert not hasattr(opened.run.config.lora, 'objective') and opened.place.name == 'lora'
+    assert not hasattr(opened.run.config.lora, 'objective') and opened.stage.name == 'lora'
 
 
 @pytest.mark.parametrize('slot', ['objective', 'source', 'rewards', 'task'])

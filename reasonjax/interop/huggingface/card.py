@@ -14,7 +14,7 @@ from reasonjax import files
 from reasonjax.errors import UserError
 from reasonjax.interop.huggingface.pretrained import Folder
 from reasonjax.tracking.results import percent
-from reasonjax.training.context import Run, places, settings
+from reasonjax.training.context import Run, stages_of
 from reasonjax.training.saved_run import read_config
 
 HUB_CACHE = re.compile(r'models--(?P<owner>[^/]+?)--(?P<name>[^/]+)')
@@ -120,24 +120,19 @@ def _lineage(workdir: pathlib.Path, stage: str) -> list[Made]:
 
 def _stages(made: Made) -> list:
     """Its stages, up to the one that counts."""
-    every = places(made.config, made.workdir)
-    names = [place.name for place in every]
+    every = stages_of(made.config, made.workdir)
+    names = [stage.name for stage in every]
     return every[: names.index(made.stage) + 1] if made.stage in names else every
 
 
 def _front_matter(folder: Folder | None, made: Sequence[Made], adapter: bool) -> str:
-    stages = [settings(run.config, place) for run in made for place in _stages(run)]
+    stages = [stage for run in made for stage in _stages(run)]
     adapters = [
-        stage.adapter.name
+        stage.config.adapter.name
         for stage in stages
-        if stage.get('adapter') and stage.adapter.name != 'none'
+        if stage.config.get('adapter') and stage.config.adapter.name != 'none'
     ]
-    trained = [
-        place.name
-        for run in made
-        for place in _stages(run)
-        if 'objective' in settings(run.config, place)
-    ]
+    trained = [stage.name for stage in stages if 'objective' in stage.config]
     tags = dict.fromkeys(['reasonjax', *trained, *(['lora'] if adapters else [])])
     lines = {
         'library_name': 'peft' if adapter else 'transformers',
@@ -166,13 +161,13 @@ def _license(folder: Folder) -> dict[str, str]:
 def _results(made: Sequence[Made]) -> list[str]:
     rows = []
     for run in made:
-        for place in _stages(run):
-            record = _json(place.folder / 'done.json')
+        for stage in _stages(run):
+            record = _json(stage.folder / 'done.json')
             if 'accuracy' in record or 'sampled_accuracy' in record:
                 length = record.get('mean_length')
                 rows.append(
                     [
-                        place.name,
+                        stage.name,
                         percent(record.get('accuracy'), record.get('ci95')),
                         percent(record.get('sampled_accuracy'), record.get('sampled_ci95')),
                         '-' if length is None else f'{length:.1f}',
@@ -189,7 +184,7 @@ def _results(made: Sequence[Made]) -> list[str]:
 def _told(made: Made) -> list[str]:
     """Stages, data, seed, environment and config of one run."""
     config = made.config
-    rows = [[place.name, *_stage_row(settings(config, place))] for place in _stages(made)]
+    rows = [[stage.name, *_stage_row(stage.config)] for stage in _stages(made)]
     environment = _json(made.workdir / 'environment.json')
     facts = [f'- seed: {config.seed}', f'- started from: {config.init or "fresh parameters"}']
     if 'command' in environment:
@@ -212,15 +207,17 @@ def _told(made: Made) -> list[str]:
     ]
 
 
-def _stage_row(stage: ml_collections.ConfigDict) -> list[str]:
+def _stage_row(settings: ml_collections.ConfigDict) -> list[str]:
     def called(key: str) -> str:
-        return f'`{_call(stage[key])}`' if key in stage and stage[key].name != 'none' else '-'
+        return (
+            f'`{_call(settings[key])}`' if key in settings and settings[key].name != 'none' else '-'
+        )
 
-    data = f'`{_call(stage.data.source)}`' if 'data' in stage else '-'
-    rewards = ', '.join(f'`{_call(node)}`' for node in stage.get('rewards', {}).values()) or '-'
+    data = f'`{_call(settings.data.source)}`' if 'data' in settings else '-'
+    rewards = ', '.join(f'`{_call(node)}`' for node in settings.get('rewards', {}).values()) or '-'
     return [
-        stage.kind,
-        str(stage.get('steps', '-')),
+        settings.kind,
+        str(settings.get('steps', '-')),
         data,
         called('objective'),
         rewards,

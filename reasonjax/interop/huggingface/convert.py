@@ -116,13 +116,13 @@ def _export_run(
     adapted = export.has_adapters(opened.abstract)
     if adapted and not (options.adapter or options.merge):
         raise UserError(
-            f'stage {opened.place.name} of {source} has a LoRA adapter: give --merge for the whole '
+            f'stage {opened.stage.name} of {source} has a LoRA adapter: give --merge for the whole '
             'model with it, or --adapter '
             'for the adapter alone, as PEFT keeps it.'
         )
     if options.adapter and not adapted:
         raise UserError(
-            f'--adapter: stage {opened.place.name} of {source} has no LoRA adapter: there are no '
+            f'--adapter: stage {opened.stage.name} of {source} has no LoRA adapter: there are no '
             'low-rank weights to write.'
         )
     settings = dict(base=base, dtype=options.dtype, adapter=options.adapter)
@@ -132,13 +132,13 @@ def _export_run(
         loaded.run,
         loaded.params,
         target,
-        stage=loaded.place.name,
+        stage=loaded.stage.name,
         provenance=provenance,
         **settings,
     )
     print(
         f'{target}: {"PEFT adapter" if options.adapter else "Hugging Face model"} of {source}, '
-        f'stage {loaded.place.name}'
+        f'stage {loaded.stage.name}'
     )
 
 

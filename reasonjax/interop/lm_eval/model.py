@@ -137,9 +137,9 @@ class Harness(TemplateLM):
             workdir, stage, trust=(*cls.trust, *([trust] if isinstance(trust, str) else trust))
         )
         # Before the parameters are there, so that a wrong option is an error at once.
-        harness = cls(opened.run, None, stage=opened.place.name, **options)
+        harness = cls(opened.run, None, stage=opened.stage.name, **options)
         loaded = opened.load()
-        harness._params, harness._origin = loaded.params, (loaded.place.name, loaded.step)
+        harness._params, harness._origin = loaded.params, (loaded.stage.name, loaded.step)
         return harness
 
     @classmethod
