@@ -36,8 +36,8 @@ PROGRAMS = {
     'sample',
     'train',
 }
-LINES = 14_100
-FILE_LINES = 560
+LINES = 12_800
+FILE_LINES = 400
 
 
 def imports(path: pathlib.Path) -> set[str]:

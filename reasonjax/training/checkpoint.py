@@ -18,7 +18,6 @@ renames, deletes and writes JSON.
 
 import contextlib
 import json
-import logging
 import os
 import pathlib
 import shutil
@@ -32,7 +31,7 @@ from reasonjax.errors import UserError
 from reasonjax.files import put_aside
 from reasonjax.parallel import processes
 from reasonjax.training import checkpoint_files as files
-from reasonjax.training.checkpoint_files import LISTED
+from reasonjax.training.checkpoint_manager import open_manager, read_arrays
 from reasonjax.training.checkpoint_trees import (
     abstract,
     check_meta,
@@ -41,8 +40,6 @@ from reasonjax.training.checkpoint_trees import (
     split_arrays,
     static_fields,
 )
-
-ARRAYS = ('params', 'train', 'memory')
 
 
 class Remembers(Protocol):
@@ -83,7 +80,7 @@ class Checkpoints:
         self._sound: set[int] = set()  # steps whose bytes have been read and compared
         self._under_way = 0
         processes.on_main(self._tidy)
-        self._manager = _manager(self._folder, self, cleanup=True)
+        self._manager = open_manager(self._folder, self.kept, self.seal, cleanup=True)
 
     def steps(self) -> list[int]:
         """The steps there are, in order; a save under way is waited for."""
@@ -207,7 +204,7 @@ class Checkpoints:
         """
         if step is None:
             step = self.latest()
-        step = _choose(self._folder, self.steps(), step)
+        step = files.choose_step(self._folder, self.steps(), step)
         where = self._folder / str(step)
         files.refuse(where, self._damage(step))
         record = processes.on_main(lambda: files.read_record(where))
@@ -222,7 +219,7 @@ class Checkpoints:
             if wants is not None and name not in record:
                 what = {'data': 'data position', 'memory': 'state of the method'}[name]
                 raise UserError(f'{where} holds no {what}, so a run cannot be resumed from it.')
-        found = _read(self._manager, step, wanted)
+        found = read_arrays(self._manager, step, wanted)
         if data is not None:
             with _position(where, 'data position'):
                 data.set_state(record['data'])
@@ -337,16 +334,16 @@ def load_params(
     """
     folder = _absolute(folder)
     if step is None:
-        step = _newest(folder)
+        step = files.newest_step(folder)
     else:
-        step = _choose(folder, _there(folder), step)
+        step = files.choose_step(folder, files.existing_steps(folder), step)
         files.refuse(folder / str(step), files.damage_all(folder / str(step)))
     where = folder / str(step)
     record = processes.on_main(lambda: files.read_record(where))
-    with _manager(folder, None, cleanup=False) as manager:
+    with open_manager(folder, cleanup=False) as manager:
         wanted = {'params': abstract(params)}
         compare(where, manager.item_metadata(step), wanted, record['static'], cast=True)
-        return _read(manager, step, wanted)['params'], record['meta'], step
+        return read_arrays(manager, step, wanted)['params'], record['meta'], step
 
 
 def read_meta(folder: str | os.PathLike) -> dict[str, Any]:
@@ -360,47 +357,6 @@ def read_meta(folder: str | os.PathLike) -> dict[str, Any]:
         return {}
 
     return processes.on_main(read)
-
-
-def _newest(folder: pathlib.Path) -> int:
-    steps = _there(folder)
-    if not steps:
-        _choose(folder, steps, None)
-    for step in reversed(steps):
-        wrong = files.damage_all(folder / str(step))
-        if not wrong:
-            return step
-        if processes.is_main():
-            print(
-                f'warning: {files.damaged(folder / str(step), wrong)} Looking for an earlier one.',
-                file=sys.stderr,
-            )
-    raise UserError(f'every checkpoint in {folder} is damaged: {", ".join(map(str, steps))}.')
-
-
-def _there(folder: pathlib.Path) -> list[int]:
-    def listed() -> list[int]:
-        if not folder.is_dir():
-            raise UserError(f'no checkpoint: there is no folder {folder}.')
-        return files.steps(folder)
-
-    return processes.on_main(listed)
-
-
-def _choose(folder: pathlib.Path, steps: list[int], step: int | None) -> int:
-    if not steps:
-        names = sorted(path.name for path in folder.iterdir())
-        there = (
-            ', '.join(names[:LISTED]) + (', ...' if len(names) > LISTED else '')
-            if names
-            else 'nothing'
-        )
-        raise UserError(f'no complete checkpoint in {folder}; there is: {there}.')
-    if step not in steps:
-        raise UserError(
-            f'no checkpoint of step {step} in {folder}; there are: {", ".join(map(str, steps))}.'
-        )
-    return step
 
 
 def _absolute(folder: str | os.PathLike) -> pathlib.Path:
@@ -420,63 +376,3 @@ def _position(where: pathlib.Path, what: str) -> Iterator[None]:
             f'{where}: its {what} is damaged, or that of another version of reasonjax '
             f'({type(error).__name__}).'
         ) from error
-
-
-class _Quiet(logging.Filter):
-    """Drops what Orbax reports of its own progress (dozens of lines for each save), and tracebacks
-    of what it also raises."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        # asyncio reports the failed writes that Orbax did not wait for, having met another.
-        theirs = (
-            'orbax' in record.getMessage()
-            if record.name == 'asyncio'
-            else f'{os.sep}orbax{os.sep}' in record.pathname
-        )
-        return not theirs or (record.levelno >= logging.WARNING and not record.exc_info)
-
-
-_QUIET = _Quiet()
-
-
-class _Policy:
-    """Which checkpoints stay, as Orbax asks for it."""
-
-    def __init__(self, owner: Checkpoints):
-        self._owner = owner
-
-    def should_preserve(self, checkpoints: list, *, context: Any) -> list[bool]:
-        del context
-        kept = self._owner.kept([one.step for one in checkpoints])
-        return [one.step in kept for one in checkpoints]
-
-
-def _manager(
-    folder: pathlib.Path, owner: Checkpoints | None, *, cleanup: bool
-) -> ocp.CheckpointManager:
-    # absl shows information by default once its flags are parsed. The same filter object is added
-    # only once.
-    for name in ('absl', 'asyncio'):
-        logging.getLogger(name).addFilter(_QUIET)
-    policy = ocp.checkpoint_managers.LatestN(None) if owner is None else _Policy(owner)
-    return ocp.CheckpointManager(
-        folder,
-        options=ocp.CheckpointManagerOptions(
-            preservation_policy=policy,
-            cleanup_tmp_directories=cleanup,
-            create=False,
-            async_options=ocp.AsyncOptions(post_finalization_callback=owner and owner.seal),
-        ),
-        item_handlers={name: ocp.StandardCheckpointHandler() for name in ARRAYS}
-        | {'meta': ocp.JsonCheckpointHandler()},
-    )
-
-
-def _read(manager: ocp.CheckpointManager, step: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    if not wanted:
-        return {}
-    parts = ocp.args.Composite(
-        **{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
-    )
-    restored = manager.restore(step, args=parts)
-    return {name: restored[name] for name in wanted}

@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -163,3 +164,53 @@ def aside(folder: pathlib.Path) -> list[str]:
 def _sha256(path: pathlib.Path) -> str:
     with path.open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def newest_step(folder: pathlib.Path) -> int:
+    """Returns the newest step that is not damaged; names those that are passed over on standard
+    error.
+
+    Raises:
+      UserError: there is none.
+    """
+    steps = existing_steps(folder)
+    if not steps:
+        choose_step(folder, steps, None)
+    for step in reversed(steps):
+        wrong = damage_all(folder / str(step))
+        if not wrong:
+            return step
+        if processes.is_main():
+            print(
+                f'warning: {damaged(folder / str(step), wrong)} Looking for an earlier one.',
+                file=sys.stderr,
+            )
+    raise UserError(f'every checkpoint in {folder} is damaged: {", ".join(map(str, steps))}.')
+
+
+def existing_steps(folder: pathlib.Path) -> list[int]:
+    """Returns the steps of a folder; raises UserError where there is no such folder."""
+
+    def listed() -> list[int]:
+        if not folder.is_dir():
+            raise UserError(f'no checkpoint: there is no folder {folder}.')
+        return steps(folder)
+
+    return processes.on_main(listed)
+
+
+def choose_step(folder: pathlib.Path, steps: list[int], step: int | None) -> int:
+    """Returns `step`; raises UserError where it is none of `steps`, and says which there are."""
+    if not steps:
+        names = sorted(path.name for path in folder.iterdir())
+        there = (
+            ', '.join(names[:LISTED]) + (', ...' if len(names) > LISTED else '')
+            if names
+            else 'nothing'
+        )
+        raise UserError(f'no complete checkpoint in {folder}; there is: {there}.')
+    if step not in steps:
+        raise UserError(
+            f'no checkpoint of step {step} in {folder}; there are: {", ".join(map(str, steps))}.'
+        )
+    return step

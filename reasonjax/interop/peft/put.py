@@ -45,11 +45,11 @@ def put_adapter(params: Any, adapter: Adapter) -> Any:
         parts, index, problem = _place(module, dense)
         if not problem:
             shape = sum(dense[p].shape[-1] for p in parts), dense[parts[0]].shape[-2]
-            found = pair.b.shape[0], pair.a.shape[1]
+            size = pair.b.shape[0], pair.a.shape[1]
             problem = (
                 ''
-                if _fits(parts[0], found, shape)
-                else f'expected {list(shape)}, found {list(found)}'
+                if _fits(parts[0], size, shape)
+                else f'expected {list(shape)}, found {list(size)}'
             )
         if problem:
             problems.append(f'{one_line(module, 120)}: {problem}')
@@ -106,11 +106,11 @@ def _place(module: str, dense: Mapping[str, Any]) -> tuple[tuple[str, ...], tupl
     return parts, index, ''
 
 
-def _fits(leaf: str, found: tuple[int, int], shape: tuple[int, int]) -> bool:
+def _fits(leaf: str, actual: tuple[int, int], shape: tuple[int, int]) -> bool:
     tokens = {'embed': 1, 'head': 0}.get(leaf)
     return all(
         size - (GROWN if axis == tokens else 0) <= f <= size
-        for axis, (f, size) in enumerate(zip(found, shape, strict=True))
+        for axis, (f, size) in enumerate(zip(actual, shape, strict=True))
     )
 
 
