@@ -159,9 +159,9 @@ def base(kind: Any) -> Any:
 def _fault(value: Any, kind: Any, default: Any) -> tuple[str, ...]:
     """What is wrong, and the nearest choice; nothing where nothing is."""
     # A user may annotate with more than bounds.
-    of, bound = (
-        base(kind),
-        next((x for x in getattr(kind, '__metadata__', ()) if isinstance(x, Range | Choice)), None),
+    of = base(kind)
+    bound = next(
+        (x for x in getattr(kind, '__metadata__', ()) if isinstance(x, Range | Choice)), None
     )
     if of in (int, float):
         bound = bound or Range(-INFINITY, INFINITY)
@@ -173,11 +173,9 @@ def _fault(value: Any, kind: Any, default: Any) -> tuple[str, ...]:
         known = bound.values if bound else ()
         if not isinstance(value, str):
             return (f'must be a text{f", one of {_listed(known)}" if known else ""}', '')
-        return (
-            ('unknown', f'.{nearest(value, known)} Known: {_listed(known)}')
-            if known and value not in known
-            else ()
-        )
+        if known and value not in known:
+            return ('unknown', f'.{nearest(value, known)} Known: {_listed(known)}')
+        return ()
     if typing.get_origin(of) is tuple and typing.get_args(of)[1:] == (...,):
         if not isinstance(value, tuple | list):
             return ('must be a list, in brackets', '')
@@ -209,20 +207,16 @@ def _number_fault(value: Any, of: type, bound: Range) -> str:
         return '' if (low is None or value >= low) and value <= high else bound.text()
     number, single = _single(value)
     if math.isinf(number):
-        return (
-            ''
-            if number in (bound.low, bound.high)
-            else ', '.join(filter(None, ('finite', bound.text())))
-        )
+        if number in (bound.low, bound.high):
+            return ''
+        return ', '.join(filter(None, ('finite', bound.text())))
     if math.isinf(single) and (bound.high if number > 0 else bound.low) is None:
         return f'at {"most" if number > 0 else "least"} {math.copysign(SINGLE[1], number):.8g}, which is what float32 holds'
     within = bound.low is None or (single > bound.low if bound.above else number >= bound.low)
     within &= bound.high is None or (single < bound.high if bound.below else number <= bound.high)
-    return (
-        ''
-        if within
-        else bound.text() + (', also in float32' if _within_as_it_is(number, bound) else '')
-    )
+    if within:
+        return ''
+    return bound.text() + (', also in float32' if _within_as_it_is(number, bound) else '')
 
 
 def _written(end: float) -> str:
@@ -302,16 +296,12 @@ def shown(value: Any) -> str:
     try:
         text = repr(value) if isinstance(value, str) else str(value)
     except ValueError:  # Python's limit on the digits of an integer
-        return (
-            f'a number of about {int(value.bit_length() * math.log10(2)) + 1} digits'
-            if isinstance(value, int)
-            else type(value).__name__
-        )
-    return (
-        text
-        if len(text) <= LONGEST
-        else f'{text[: LONGEST // 2]}...{text[-LONGEST // 6 :]} ({len(text)} characters)'
-    )
+        if isinstance(value, int):
+            return f'a number of about {int(value.bit_length() * math.log10(2)) + 1} digits'
+        return type(value).__name__
+    if len(text) <= LONGEST:
+        return text
+    return f'{text[: LONGEST // 2]}...{text[-LONGEST // 6 :]} ({len(text)} characters)'
 
 
 def check(value: Any, kind: Any, key: str, default: Any = NOTHING) -> None:

@@ -245,11 +245,9 @@ def check_order(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
         if message['role'] != 'tool':
             made = message.get('tool_calls', ())
             names = [call.get('function', call)['name'] for call in made]
-            calls, results, differ = (
-                [call.get('id', '') for call in made],
-                [],
-                len({*names}) == len(names),
-            )
+            calls = [call.get('id', '') for call in made]
+            results = []
+            differ = len({*names}) == len(names)
             continue
         results.append(message.get('tool_call_id', ''))
         is_known = all(results) and set(results) <= set(calls)

@@ -138,11 +138,9 @@ def _with(columns: Mapping[str, Any], row: dict[str, Any], where: str) -> dict[s
                 f'{where}: column "{name}" is {one_line(repr(row[name]), 80)}, but its folder is '
                 f'called {name}={value}'
             )
-    return (
-        {**row, **{name: value for name, value in columns.items() if name not in row}}
-        if columns
-        else row
-    )
+    if columns:
+        return {**row, **{name: value for name, value in columns.items() if name not in row}}
+    return row
 
 
 def parquet(*, path: str, limit: AtLeast(1) | None = None) -> Source:

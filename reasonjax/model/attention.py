@@ -79,11 +79,9 @@ def earlier(
     in its segment and not hidden."""
     ahead_SxT = time_1xS[0][:, None] - jnp.arange(segments_BxT.shape[1])
     mask_BxSxT = (ahead_SxT >= 0) & (segments_BxS[:, :, None] == segments_BxT[:, None, :])
-    return (
-        mask_BxSxT
-        if attend_BxT is None
-        else mask_BxSxT & (attend_BxT[:, None, :] | (ahead_SxT == 0))
-    )
+    if attend_BxT is None:
+        return mask_BxSxT
+    return mask_BxSxT & (attend_BxT[:, None, :] | (ahead_SxT == 0))
 
 
 def in_chunks(

@@ -196,18 +196,14 @@ def _attend(
         if config.qk_norm == 'row' and name in 'qk':
             out = _norm(out, w[f'{name}_norm'], config)
         out = out.reshape(*x.shape[:2], number, config.head_dim)
-        return (
-            _norm(out, w[f'{name}_norm'], config)
-            if config.qk_norm == 'head' and name in 'qk'
-            else out
-        )
+        if config.qk_norm == 'head' and name in 'qk':
+            return _norm(out, w[f'{name}_norm'], config)
+        return out
 
     def inner(normed: jax.Array) -> tuple[jax.Array, Any]:
-        q, k, v = (
-            heads(normed, 'q', config.heads),
-            heads(normed, 'k', config.kv_heads),
-            heads(normed, 'v', config.kv_heads),
-        )
+        q = heads(normed, 'q', config.heads)
+        k = heads(normed, 'k', config.kv_heads)
+        v = heads(normed, 'v', config.kv_heads)
         out, new = attention(rotate(q, rotation), rotate(k, rotation), v, cache, local)
         out = named(out, 'attended')
         return _project(out.reshape(*x.shape[:2], config.heads * config.head_dim), w, 'o'), new
@@ -219,11 +215,9 @@ def _mlp(
     w: dict, config: ModelConfig, x: jax.Array, counted_BxT: jax.Array | None
 ) -> tuple[jax.Array, Routing | None]:
     def activate(x: jax.Array) -> jax.Array:
-        return (
-            jax.nn.silu(x)
-            if config.activation == 'silu'
-            else jax.nn.gelu(x, approximate=config.activation == 'gelu_tanh')
-        )
+        if config.activation == 'silu':
+            return jax.nn.silu(x)
+        return jax.nn.gelu(x, approximate=config.activation == 'gelu_tanh')
 
     # Computed again in the backward pass, as the norms are.
     @jax.checkpoint

@@ -20,11 +20,9 @@ class Rotation(NamedTuple):
 def longest(config: ModelConfig) -> int:
     """The longest sequence the positions are good for; 0 for no limit."""
     scaling = dict(config.rope_scaling)
-    return (
-        max(scaling['length'], scaling['original_max_position_embeddings'])
-        if 'length' in scaling
-        else config.max_positions
-    )
+    if 'length' in scaling:
+        return max(scaling['length'], scaling['original_max_position_embeddings'])
+    return config.max_positions
 
 
 def rotations(config: ModelConfig, positions_BxT: jax.Array) -> Rotation:

@@ -44,14 +44,12 @@ def specs(config: ModelConfig) -> dict:
     residual stream are scaled by 1/sqrt(2 layers) besides (GPT-2's rule), so that its variance does
     not grow with depth.
     """
-    D, L, F, H, K, d = (
-        config.dim,
-        config.layers,
-        config.mlp_dim,
-        config.heads,
-        config.kv_heads,
-        config.head_dim,
-    )
+    D = config.dim
+    L = config.layers
+    F = config.mlp_dim
+    H = config.heads
+    K = config.kv_heads
+    d = config.head_dim
     residual = 1 / math.sqrt(2 * L)
 
     def matrix(rows: int, columns: int, axes: tuple[str, str], scale: float = 1.0) -> Spec:

@@ -45,12 +45,10 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._stage, self._total, self._every, self._clock = printable(stage), total, every, clock
-        self._start, self._waiting, self._begun, self._over = (
-            start,
-            waiting,
-            clock(),
-            threading.Event(),
-        )
+        self._start = start
+        self._waiting = waiting
+        self._begun = clock()
+        self._over = threading.Event()
         self._stream = sys.stdout if stream is None else stream
         self._first: tuple[int, float] | None = None
         self._printed = -math.inf

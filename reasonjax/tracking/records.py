@@ -18,12 +18,10 @@ from reasonjax import files
 from reasonjax.errors import UserError
 from reasonjax.files import put_aside
 
-LOST, EXTRA, TABLES_LOST, STEPS_BEFORE = (
-    'records_lost',
-    'records_extra',
-    'completions_lost',
-    'steps_before',
-)
+LOST = 'records_lost'
+EXTRA = 'records_extra'
+TABLES_LOST = 'completions_lost'
+STEPS_BEFORE = 'steps_before'
 
 
 class Line(NamedTuple):

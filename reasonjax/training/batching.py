@@ -248,10 +248,8 @@ def packed(
         for s in range(shards)
     ]
     n = min(R, rounded_up(max(map(len, bins_of))))
-    source, places = (
-        np.full((shards, n, L), -1, np.int32),
-        np.full((len(length_B), C), -1, np.int32),
-    )
+    source = np.full((shards, n, L), -1, np.int32)
+    places = np.full((len(length_B), C), -1, np.int32)
     for s, bins in enumerate(bins_of):
         for i, rows in enumerate(bins):
             at = 0

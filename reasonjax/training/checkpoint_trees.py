@@ -89,11 +89,9 @@ def split_arrays(state: Any) -> tuple[Any, dict[str, np.ndarray]]:
 def join_arrays(plain: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """Puts back what `split_arrays` took out; tuples have become lists."""
     if isinstance(plain, dict):
-        return (
-            arrays[plain[_ARRAY]]
-            if _ARRAY in plain
-            else {name: join_arrays(value, arrays) for name, value in plain.items()}
-        )
+        if _ARRAY in plain:
+            return arrays[plain[_ARRAY]]
+        return {name: join_arrays(value, arrays) for name, value in plain.items()}
     if isinstance(plain, list):
         return [join_arrays(value, arrays) for value in plain]
     return plain

@@ -175,16 +175,12 @@ def check_mesh(run: Run, stage: Stage) -> None:
         return
     if 'num_prompts' in settings:
         rows = settings.num_prompts * settings.num_generations // settings.minibatches
-        text, length = (
-            'num_prompts x num_generations / minibatches',
-            settings.data.max_prompt_length + settings.max_completion_length,
-        )
+        text = 'num_prompts x num_generations / minibatches'
+        length = settings.data.max_prompt_length + settings.max_completion_length
     else:
         rows = settings.batch_size * rows_per_example(settings)
-        text, length = (
-            'batch_size' if rows == settings.batch_size else 'batch_size x 2',
-            settings.data.max_length,
-        )
+        text = 'batch_size' if rows == settings.batch_size else 'batch_size x 2'
+        length = settings.data.max_length
     if rows % settings.accumulation:
         best = divisor(rows, settings.accumulation)
         raise UserError(

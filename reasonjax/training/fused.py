@@ -74,10 +74,8 @@ def run(
         # stays in memory.
         reference = initial_params()
         initial_params = lambda: reference  # noqa: E731
-    data, watch = (
-        rollouts.open_data(run, stage, reward.rule.columns),
-        rollout_metrics.Watcher(stage.name),
-    )
+    data = rollouts.open_data(run, stage, reward.rule.columns)
+    watch = rollout_metrics.Watcher(stage.name)
     check_data(stage, data)
 
     def next_batches(step: int, params: Any, timers: Timers) -> StepInputs:

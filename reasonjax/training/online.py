@@ -62,18 +62,14 @@ def run(
     samplers.check(settings, stage.name)
     layout = layout_of(settings, run.mesh, stage.name)
     pack = Packer(layout)
-    updates, micro = (
-        settings.num_iterations * settings.minibatches,
-        settings.minibatches * settings.accumulation,
-    )
+    updates = settings.num_iterations * settings.minibatches
+    micro = settings.minibatches * settings.accumulation
     rows = settings.num_prompts * settings.num_generations
     width = settings.max_completion_length + (
         0 if layout.share_prompts else settings.data.max_prompt_length
     )
-    score, ahead = (
-        _compiled_score(run.model, run.mesh, (rows, width), micro, settings.temperature),
-        Ahead(),
-    )
+    score = _compiled_score(run.model, run.mesh, (rows, width), micro, settings.temperature)
+    ahead = Ahead()
 
     def lay_out(
         prompts: Prompts, rollout: Rollout, advantage_PxG: np.ndarray, extra: dict

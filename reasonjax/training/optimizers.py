@@ -76,8 +76,6 @@ def _decays(params: Any, no_decay: tuple[str, ...]) -> Any:
 def _clip_norm(
     optimizer: optax.GradientTransformation, clip_norm: float
 ) -> optax.GradientTransformation:
-    return (
-        optimizer
-        if clip_norm == float('inf')
-        else optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
-    )
+    if clip_norm == float('inf'):
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)

@@ -104,10 +104,8 @@ def trace_rollout_step(run: Run, settings: ml_collections.ConfigDict, name: str)
       settings: config of an online stage.
       name: of the stage, for messages.
     """
-    advantage, layout = (
-        configs.resolve(settings.advantage, 'advantage'),
-        layout_of(settings, run.mesh, name),
-    )
+    advantage = configs.resolve(settings.advantage, 'advantage')
+    layout = layout_of(settings, run.mesh, name)
 
     def weigh(total_PxG: jax.Array) -> tuple[jax.Array, dict]:
         valid_PxG = ~jnp.isnan(total_PxG)

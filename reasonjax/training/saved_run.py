@@ -229,11 +229,9 @@ def _why(workdir: pathlib.Path, error: OSError | ValueError) -> str:
         is_adapter = (workdir / 'adapter_config.json').is_file()
         return f'no {CONFIG}{"; it is a PEFT adapter, which `reasonjax.convert` merges into its base" if is_adapter else ""}'
     if isinstance(error, FileNotFoundError):
-        return (
-            'a link to nowhere'
-            if workdir.is_symlink()
-            else f'no such folder{files.nearest_name(workdir).rstrip(".").lower()}'
-        )
+        if workdir.is_symlink():
+            return 'a link to nowhere'
+        return f'no such folder{files.nearest_name(workdir).rstrip(".").lower()}'
     if isinstance(error, NotADirectoryError):
         return 'it is no folder'
     return files.reason(error) if isinstance(error, OSError) else str(error)

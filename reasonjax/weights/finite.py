@@ -85,8 +85,6 @@ def _all_finite(leaves: list[jax.Array], dtype: Any) -> list[jax.Array]:
 @functools.partial(jax.jit, static_argnames='dtype')
 def _row_counts(leaf: jax.Array, dtype: Any) -> jax.Array:
     # Of a row each: 32 bits do not count the elements of a large leaf.
-    return (
-        jnp.sum(~_is_finite(leaf, dtype), axis=-1, dtype=jnp.int32)
-        if leaf.ndim
-        else (~_is_finite(leaf, dtype)).astype(jnp.int32)
-    )
+    if leaf.ndim:
+        return jnp.sum(~_is_finite(leaf, dtype), axis=-1, dtype=jnp.int32)
+    return (~_is_finite(leaf, dtype)).astype(jnp.int32)

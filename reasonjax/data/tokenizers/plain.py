@@ -218,12 +218,10 @@ def sentencepiece(
             f'tokenizer.path: {file} has no end-of-sentence piece, so no answer could end'
         )
     size = processor.vocab_size()
-    pad_id, eos_id, bos_id, mask_id = (
-        processor.pad_id(),
-        processor.eos_id(),
-        processor.bos_id(),
-        processor.piece_to_id('<mask>'),
-    )
+    pad_id = processor.pad_id()
+    eos_id = processor.eos_id()
+    bos_id = processor.bos_id()
+    mask_id = processor.piece_to_id('<mask>')
     if pad_id < 0 or pad_id == eos_id:
         pad_id, size = size, size + 1
     if mask_id == processor.unk_id():
