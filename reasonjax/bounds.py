@@ -216,15 +216,14 @@ def _number_fault(value: Any, of: type, bound: Range) -> str:
     within &= bound.high is None or (single < bound.high if bound.below else number <= bound.high)
     if within:
         return ''
-    return bound.text() + (', also in float32' if _within_as_it_is(number, bound) else '')
+    as_it_is = (bound.low is None or number > bound.low) and (
+        bound.high is None or number < bound.high
+    )
+    return bound.text() + (', also in float32' if as_it_is else '')
 
 
 def _written(end: float) -> str:
     return str(end) if isinstance(end, int) else f'{end:.10g}'
-
-
-def _within_as_it_is(number: float, bound: Range) -> bool:
-    return (bound.low is None or number > bound.low) and (bound.high is None or number < bound.high)
 
 
 def _single(value: Any) -> tuple[float, float]:

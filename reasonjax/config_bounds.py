@@ -20,66 +20,30 @@ from reasonjax.bounds import (
     check,
 )
 
+# Names of whole numbers from 1 on, from 0 on, and of switches, for `LEAVES`.
+FROM_ONE = """
+    steps accumulation batch_size log_every keep_checkpoints num_prompts
+    num_generations num_iterations minibatches iterations_per_call max_length
+    max_prompt_length max_completion_length burst
+"""
+FROM_ZERO = """
+    eval_every checkpoint_every max_nonfinite max_rollbacks prompts_at_once
+    reward_workers max_per_prompt dynamic_sampling log_completions_every samples
+    min_tokens no_repeat_ngram_size top_k budget times slots cache_length halvings
+    prefill_chunk
+"""
+SWITCHES = """
+    packing on_device mask_truncated_completions share_prompts pipelined enabled
+    greedy
+"""
 # The leaves of stages, `evaluation`, `mesh` and `rollout` that are no function's knob, by name,
 # wherever they stand; configs/base.py says what each is.
 LEAVES = {
     'seed': Seed,
     **dict.fromkeys(('data', 'fsdp', 'expert', 'sequence', 'tensor'), AtLeast(-1)),
-    **dict.fromkeys(
-        (
-            'steps',
-            'accumulation',
-            'batch_size',
-            'log_every',
-            'keep_checkpoints',
-            'num_prompts',
-            'num_generations',
-            'num_iterations',
-            'minibatches',
-            'iterations_per_call',
-            'max_length',
-            'max_prompt_length',
-            'max_completion_length',
-            'burst',
-        ),
-        AtLeast(1),
-    ),
-    **dict.fromkeys(
-        (
-            'eval_every',
-            'checkpoint_every',
-            'max_nonfinite',
-            'max_rollbacks',
-            'prompts_at_once',
-            'reward_workers',
-            'max_per_prompt',
-            'dynamic_sampling',
-            'log_completions_every',
-            'samples',
-            'min_tokens',
-            'no_repeat_ngram_size',
-            'top_k',
-            'budget',
-            'times',
-            'slots',
-            'cache_length',
-            'halvings',
-            'prefill_chunk',
-        ),
-        AtLeast(0),
-    ),
-    **dict.fromkeys(
-        (
-            'packing',
-            'on_device',
-            'mask_truncated_completions',
-            'share_prompts',
-            'pipelined',
-            'enabled',
-            'greedy',
-        ),
-        bool,
-    ),
+    **dict.fromkeys(FROM_ONE.split(), AtLeast(1)),
+    **dict.fromkeys(FROM_ZERO.split(), AtLeast(0)),
+    **dict.fromkeys(SWITCHES.split(), bool),
     'token_limit': Counted,
     'time_limit': NonNegative,
     'spike_zscore': NonNegative,

@@ -12,17 +12,8 @@ from typing import Any
 import jax
 
 PACKAGES = (
-    'reasonjax',
-    'jax',
-    'jaxlib',
-    'flax',
-    'optax',
-    'orbax-checkpoint',
-    'grain',
-    'transformers',
-    'sentencepiece',
-    'numpy',
-)
+    'reasonjax jax jaxlib flax optax orbax-checkpoint grain transformers sentencepiece numpy'
+).split()
 
 
 def environment() -> dict[str, Any]:

@@ -111,7 +111,8 @@ class Progress:
             f'{name} {float(metrics[name]):.4g}' for name in ('reward', 'loss') if name in metrics
         ][:1]
         if 'tokens_per_second' in metrics:
-            shown.append(f'{_thousands(float(metrics["tokens_per_second"]))} tokens/s')
+            pace = float(metrics['tokens_per_second'])
+            shown.append(f'{pace / 1000:.1f}k tokens/s' if pace >= 1000 else f'{pace:.0f} tokens/s')
         done, since = step - self._first[0], now - self._first[1]
         left = f'{_duration(since / done * (self._total - step))} left' if done > 0 else ''
         self._text = '  '.join([*shown, left] if left else shown)
@@ -137,10 +138,6 @@ class _Live(rich.progress.ProgressColumn):
 
     def render(self, task: rich.progress.Task) -> rich.text.Text:
         return rich.text.Text(self._text())
-
-
-def _thousands(number: float) -> str:
-    return f'{number / 1000:.1f}k' if number >= 1000 else f'{number:.0f}'
 
 
 def _duration(seconds: float) -> str:
