@@ -36,7 +36,7 @@ PROGRAMS = {
     'sample',
     'train',
 }
-LINES = 12_800
+LINES = 13_000
 FILE_LINES = 400
 
 

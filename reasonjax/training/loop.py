@@ -56,7 +56,7 @@ def train(
 
     Args:
       run: what stages share.
-      stage: of this stage.
+      stage: which it is.
       initial_params: returns the parameters that the stage starts from; called at the start, and by
         a rollback to it. They are not changed, and only those that do not train are kept.
       source: of batches.
@@ -67,9 +67,9 @@ def train(
         goes on failing.
       Stopped: the program was asked to stop; everything is saved.
     """
-    settings = stage.config
-    check(settings, stage.name, evaluation is not None)
-    with Checkpoints(stage.folder / 'checkpoints', keep=settings.keep_checkpoints) as checkpoints:
+    check(stage.config, stage.name, evaluation is not None)
+    folder, keep = stage.folder / 'checkpoints', stage.config.keep_checkpoints
+    with Checkpoints(folder, keep=keep) as checkpoints:
         return _Training(run, stage, initial_params, source, evaluation, checkpoints).to_the_end()
 
 
@@ -123,9 +123,8 @@ class _Training:
                 self._conclude(self.begin, {'evaluate'})
             if self._limit_reached() or self.begin >= self.settings.steps:
                 self.last = self.begin
-            for step in range(
-                self.begin + self.source.steps, self.settings.steps + 1, self.source.steps
-            ):
+            together = self.source.steps
+            for step in range(self.begin + together, self.settings.steps + 1, together):
                 if step > self.last:
                     break
                 self._step(step)
@@ -135,9 +134,8 @@ class _Training:
         """Does a step, or as many as are dispatched together, of which this is the last."""
         self._dispatch(step - self.source.steps + 1)
         stop = stopping.asked()
-        due = functools.partial(
-            actions_due, step, self.settings, evaluating=self.evaluation is not None
-        )
+        evaluating = self.evaluation is not None
+        due = functools.partial(actions_due, step, self.settings, evaluating=evaluating)
         if stop or due(self.last) or self.source.record is not None or self._watchful():
             with self.timers('update'):
                 jax.block_until_ready(self.state)
@@ -154,8 +152,7 @@ class _Training:
             self.clock = time.perf_counter()
 
     def _dispatch(self, step: int) -> None:
-        """Starts a step, or several from this one on, and settles what came before while it
-        runs."""
+        """Starts a step, or several, and settles what came before while it runs."""
         fed = self.source.next(step, self._params(), self.timers)
         with self.timers('update'):
             start = self._start_updates if self.source.on_device is None else self._start_program
@@ -375,12 +372,8 @@ class _Training:
     def _start(self) -> tuple[State, Any, Any]:
         """The state before the first step, the frozen part, and which weights train."""
         # Handed on without a name, or the parameters would be here twice while they are placed.
-        return create_state(
-            self.run,
-            self.settings,
-            self.optimizer,
-            adapt(self.run, self.stage, self.initial_params()),
-        )
+        params = functools.partial(adapt, self.run, self.stage)
+        return create_state(self.run, self.settings, self.optimizer, params(self.initial_params()))
 
     def _limit_reached(self) -> bool:
         return limit_reached(self.settings, self.counters.num_tokens, self.stepped)
