@@ -193,14 +193,14 @@ def _fault(value: Any, kind: Any, default: Any) -> tuple[str, ...]:
 
 def _number_fault(value: Any, of: type, bound: Range) -> str:
     """What the value has to be, in words; '' where it is."""
-    whole = of is int
-    kind = numbers.Integral if whole else numbers.Real
-    what = ', '.join(filter(None, ('a whole number' if whole else 'a number', bound.text())))
+    integral = of is int
+    kind = numbers.Integral if integral else numbers.Real
+    what = ', '.join(filter(None, ('a whole number' if integral else 'a number', bound.text())))
     if isinstance(value, bool) or not isinstance(value, kind) or value != value:
         return what
     if value in bound.beside:
         return ''
-    if whole:
+    if integral:
         low, high = bound.low, LARGEST if bound.high is None else bound.high
         if value > high and bound.high is None:
             return f'at most {LARGEST}, which is what 32 bits hold'

@@ -234,11 +234,11 @@ def _function_node(config: ml_collections.ConfigDict, key: str) -> tuple[Any, st
 def _rename(config: ml_collections.ConfigDict, key: str, value: str) -> None:
     """Names another function; knobs of the old one go, unless the new one has them too."""
     node_key = key.rpartition('.')[0]
-    found = _function_node(config, node_key) if node_key else None
-    if found is None:
+    function_node = _function_node(config, node_key) if node_key else None
+    if function_node is None:
         override(config, key, value)
         return
-    node, slot = found
+    node, slot = function_node
     schema = knobs(find(value, slot, node_key))
     kept = {
         k: v
@@ -270,10 +270,10 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
 def _default_is_none(config: ml_collections.ConfigDict, key: str) -> bool:
     """Whether a key is a knob whose default is None, so that None is a value of it."""
     node_key, _, knob = key.rpartition('.')
-    found = _function_node(config, node_key) if node_key else None
+    function_node = _function_node(config, node_key) if node_key else None
     return (
-        found is not None
-        and knobs(find(found[0]['name'], found[1], node_key)).get(knob, '') is None
+        function_node is not None
+        and knobs(find(function_node[0]['name'], function_node[1], node_key)).get(knob, '') is None
     )
 
 
@@ -305,8 +305,8 @@ def _parse(text: str, old: Any, key: str, may_be_none: bool) -> Any:
 
 def _like(value: Any, old: Any, text: str, key: str) -> Any:
     """Returns a value if it is of the type of `old`; an int may stand for a float."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if isinstance(old, float) and whole and abs(value) <= sys.float_info.max:
+    integral = isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(old, float) and integral and abs(value) <= sys.float_info.max:
         return float(value)
     if not isinstance(value, type(old)) or isinstance(value, bool) != isinstance(old, bool):
         text = text if len(text) <= bounds.LONGEST else bounds.shown(text)

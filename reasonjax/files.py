@@ -147,9 +147,9 @@ def parse_json(text: str, where: str, *, distinct: bool = False) -> Any:
         raise UserError(f'{where}: not usable JSON (nested too deeply).') from error
     except ValueError as error:  # Python's limit on the digits of an integer
         raise UserError(f'{where}: not usable JSON ({str(error).partition(";")[0]}).') from error
-    if _HALF.search(text) and (found := half_character(value)):
+    if _HALF.search(text) and (half := half_character(value)):
         raise UserError(
-            f'{where}: holds half a character ({found}, a lone surrogate), which no text can hold; '
+            f'{where}: holds half a character ({half}, a lone surrogate), which no text can hold; '
             'mend or drop it.'
         )
     return value

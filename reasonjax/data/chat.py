@@ -147,15 +147,15 @@ def _turn(chat: Conversation, k: int, tokenizer: Tokenizer, may_continue: bool) 
         before = [*messages[:-1], _together(messages[-1], last)] if continues else [*messages, last]
         return _said(chat._replace(messages=before), head, last, tokenizer)
 
-    said, rest = rendered(answer)
-    _check_thoughts(answer, said, k + 1)
-    what = message_marks.left_out(answer, said, lambda marked: rendered(marked)[0])
+    learnt, rest = rendered(answer)
+    _check_thoughts(answer, learnt, k + 1)
+    what = message_marks.left_out(answer, learnt, lambda marked: rendered(marked)[0])
     if what:
         raise UserError(
             f'message {k + 1} (assistant): the chat template leaves out {what}, so it would not be '
             f'learnt; {_way(what)}'
         )
-    return Turn(head, said, rest)
+    return Turn(head, learnt, rest)
 
 
 def _together(begun: Message, more: Message) -> Message:
@@ -242,17 +242,17 @@ def _document(run: Sequence[Turn], tokenizer: Tokenizer) -> Document:
     """
     ids, weights, done = [], [], ''
     for turn in run:
-        told = (
+        context_ids = (
             tokenizer.encode_more(turn.head[len(done) :], done)
             if done
             else tokenizer.encode(turn.head)
         )
-        said = tokenizer.encode_more(turn.said, turn.head)
+        answer_ids = tokenizer.encode_more(turn.said, turn.head)
         done = turn.head + turn.said
-        if turn is run[-1] and said[-1] not in tokenizer.eos_ids:
-            said.append(tokenizer.eos_ids[0])
-        ids += told + said
-        weights += [0] * len(told) + [1] * len(said)
+        if turn is run[-1] and answer_ids[-1] not in tokenizer.eos_ids:
+            answer_ids.append(tokenizer.eos_ids[0])
+        ids += context_ids + answer_ids
+        weights += [0] * len(context_ids) + [1] * len(answer_ids)
     rest = tokenizer.encode_more(run[-1].rest, done)
     return document(ids + rest, weights + [0] * len(rest))
 
@@ -275,11 +275,13 @@ def _check_answer(message: Message, number: int, tokenizer: Tokenizer) -> None:
         )
 
 
-def _check_thoughts(message: Message, said: str, number: int) -> None:
+def _check_thoughts(message: Message, answer_text: str, number: int) -> None:
     """Stops thoughts that spell the tag with which the template closes them: what follows would
     count as said."""
     is_spelt = any(_CLOSING in message.get(key, '') for key in THOUGHTS)
-    if is_spelt and said.count(_CLOSING) > sum(text.count(_CLOSING) for text in _texts(message)):
+    if is_spelt and answer_text.count(_CLOSING) > sum(
+        text.count(_CLOSING) for text in _texts(message)
+    ):
         raise UserError(
             f'message {number} (assistant): its thoughts spell {_CLOSING}, with which the template '
             'closes them; take it out'

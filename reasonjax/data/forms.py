@@ -71,7 +71,7 @@ def renderer(
             return [_unpaired(example, tokenizer)]
         if form == 'stepwise':
             return [_stepwise(example, tokenizer, step_separator)]
-        return [(made,) for made in render.demonstration(example, tokenizer)]
+        return [(document,) for document in render.demonstration(example, tokenizer)]
 
     return rendered
 
@@ -94,7 +94,7 @@ def check(form: str, example: Example) -> None:
         form == 'demonstration' and is_demonstration and 'unpaired' not in others
     ):
         return
-    found = f'columns found: {listing(example)}'
+    columns_found = f'columns found: {listing(example)}'
     if others:
         way = (
             f', or add the transform {_TO_DEMONSTRATION[others[0]]}'
@@ -102,13 +102,13 @@ def check(form: str, example: Example) -> None:
             else ''
         )
         raise UserError(
-            f'{found}; they make a row of data.form="{others[0]}", not of "{form}": set '
+            f'{columns_found}; they make a row of data.form="{others[0]}", not of "{form}": set '
             f'data.form{way}'
         )
     if form != 'demonstration':
         fits = '; they make a row of data.form="demonstration"' if is_demonstration else ''
         raise UserError(
-            f'data.form="{form}" needs the columns {" and ".join(_COLUMNS[form])}; {found}{fits}'
+            f'data.form="{form}" needs the columns {" and ".join(_COLUMNS[form])}; {columns_found}{fits}'
         )
 
 
@@ -122,8 +122,8 @@ def _preference(example: Example, tokenizer: Tokenizer) -> Rows:
 
 def _unpaired(example: Example, tokenizer: Tokenizer) -> Rows:
     prompt, completion = render.column(example, 'prompt'), render.column(example, 'completion')
-    made = _one(example, prompt, completion, 'completion', tokenizer)
-    return (made.marked(label=_truth(example['label'], 'label')),)
+    document = _one(example, prompt, completion, 'completion', tokenizer)
+    return (document.marked(label=_truth(example['label'], 'label')),)
 
 
 def _one(example: Example, prompt: Any, answer: Any, name: str, tokenizer: Tokenizer) -> Document:

@@ -172,23 +172,23 @@ def _forms(message: Message) -> Iterator[Form]:
 
 def in_form(message: Message, form: Form) -> Message:
     """Returns a message in a form."""
-    made, content = dict(message), message.get('content')
+    changed, content = dict(message), message.get('content')
     if form.content == 'missing':
-        made.pop('content', None)
+        changed.pop('content', None)
     elif form.content in ('empty', 'null'):
-        made['content'] = '' if form.content == 'empty' else None
+        changed['content'] = '' if form.content == 'empty' else None
     elif form.content in ('text', 'parts'):
         text = (
             json.dumps(content, ensure_ascii=False)
             if isinstance(content, Mapping)
             else words(message)
         )
-        made['content'] = text if form.content == 'text' else [{'type': 'text', 'text': text}]
-    if form.thoughts and form.thoughts not in made:
-        made[form.thoughts] = made.pop(next(key for key in THOUGHTS if key in made))
-    if 'tool_calls' in made:
-        made['tool_calls'] = [_call_in_form(call, form) for call in made['tool_calls']]
-    return made
+        changed['content'] = text if form.content == 'text' else [{'type': 'text', 'text': text}]
+    if form.thoughts and form.thoughts not in changed:
+        changed[form.thoughts] = changed.pop(next(key for key in THOUGHTS if key in changed))
+    if 'tool_calls' in changed:
+        changed['tool_calls'] = [_call_in_form(call, form) for call in changed['tool_calls']]
+    return changed
 
 
 def _call_in_form(call: Mapping[str, Any], form: Form) -> Mapping[str, Any]:
@@ -209,23 +209,25 @@ def _with_marks(message: Message) -> Message:
     """The same keys, with a mark for every text. A third part or call is taken to be as the
     second."""
     marks = (f'{MARK}{i}' for i in range(10))
-    made: dict[str, Any] = {'role': message['role']}
+    changed: dict[str, Any] = {'role': message['role']}
     content = message.get('content')
     if isinstance(content, str):
-        made['content'] = next(marks) if content.strip() else ''
+        changed['content'] = next(marks) if content.strip() else ''
     elif isinstance(content, Mapping):
-        made['content'] = {next(marks): next(marks)}
+        changed['content'] = {next(marks): next(marks)}
     elif content is not None:
-        made['content'] = [{'type': 'text', 'text': next(marks)} for _ in content[:2]]
+        changed['content'] = [{'type': 'text', 'text': next(marks)} for _ in content[:2]]
     if message['role'] == 'assistant':
-        made |= {
+        changed |= {
             key: next(marks) if message[key].strip() else '' for key in THOUGHTS if key in message
         }
     if 'tool_calls' in message:
-        made['tool_calls'] = [_call_with_marks(call, marks) for call in message['tool_calls'][:2]]
+        changed['tool_calls'] = [
+            _call_with_marks(call, marks) for call in message['tool_calls'][:2]
+        ]
     if message['role'] == 'tool':
-        made |= {key: _RESULT[key] for key in ('name', 'tool_call_id') if key in message}
-    return made
+        changed |= {key: _RESULT[key] for key in ('name', 'tool_call_id') if key in message}
+    return changed
 
 
 def _call_with_marks(call: Mapping[str, Any], marks: Iterator[str]) -> Mapping[str, Any]:
@@ -243,9 +245,9 @@ def check_order(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
     differ = True  # the names of the functions
     for number, message in enumerate(messages, 1):
         if message['role'] != 'tool':
-            made = message.get('tool_calls', ())
-            names = [call.get('function', call)['name'] for call in made]
-            calls = [call.get('id', '') for call in made]
+            tool_calls = message.get('tool_calls', ())
+            names = [call.get('function', call)['name'] for call in tool_calls]
+            calls = [call.get('id', '') for call in tool_calls]
             results = []
             differ = len({*names}) == len(names)
             continue

@@ -46,8 +46,8 @@ def left_out(message: Message, text: str, again: Callable[[Message], str]) -> st
         is_plain and text.lstrip().startswith(words(message).strip())
     ):
         return ''
-    made, marks = marked(message, 0)
-    return missing(marks, again(made))
+    changed, marks = marked(message, 0)
+    return missing(marks, again(changed))
 
 
 def missing(marks: Sequence[Mark], text: str, parts: bool = True) -> str:
@@ -98,7 +98,7 @@ def marked(message: Message, number: int) -> tuple[Message, list[Mark]]:
         message: in the form in which it is to be rendered.
         number: tells its marks from those of other messages.
     """
-    made, marks, start = dict(message), [], f'{MARK}{number}n'
+    changed, marks, start = dict(message), [], f'{MARK}{number}n'
 
     def put(text: str, what: str, mark: str) -> str:
         text, count = _CUTS.subn(mark, text)
@@ -107,12 +107,12 @@ def marked(message: Message, number: int) -> tuple[Message, list[Mark]]:
 
     content = message.get('content')
     if isinstance(content, str) and content.strip():
-        made['content'] = put(content, CONTENT, f'{start}c')
+        changed['content'] = put(content, CONTENT, f'{start}c')
     elif isinstance(content, Mapping):
-        made['content'] = {**content, f'{start}c': f'{start}c'}
+        changed['content'] = {**content, f'{start}c': f'{start}c'}
         marks.append(Mark(CONTENT, f'{start}c', 2))
     elif isinstance(content, list | tuple):
-        made['content'] = [
+        changed['content'] = [
             {**part, 'text': put(part['text'], f'part {i} of its content', f'{start}p{i}z')}
             if part['text'].strip()
             else part
@@ -120,13 +120,13 @@ def marked(message: Message, number: int) -> tuple[Message, list[Mark]]:
         ]
     for key in THOUGHTS:
         if message['role'] == 'assistant' and message.get(key, '').strip():
-            made[key] = put(message[key], 'its thoughts', f'{start}t')
+            changed[key] = put(message[key], 'its thoughts', f'{start}t')
     if 'tool_calls' in message:
-        made['tool_calls'] = [
+        changed['tool_calls'] = [
             _marked_call(call, i, f'{start}f{i}', marks)
             for i, call in enumerate(message['tool_calls'], 1)
         ]
-    return made, marks
+    return changed, marks
 
 
 def _marked_call(

@@ -149,9 +149,9 @@ def transformed(
             rng = np.random.Generator(
                 np.random.Philox(key=[seed, index], counter=[0, 0, 0, number])
             )
-            examples = [made for example in examples for made in transform(example, rng)]
-        rendered = [(example, made) for example in examples for made in measure.render(example)]
-        kept = [(example, made) for example, made in rendered if measure.fits(made)]
+            examples = [new for example in examples for new in transform(example, rng)]
+        rendered = [(example, new) for example in examples for new in measure.render(example)]
+        kept = [(example, new) for example, new in rendered if measure.fits(new)]
         dropped_keys = sum(map(measure.unread, examples))
     except UserError as error:
         raise UserError(f'{source.where(row)}: {error}') from error

@@ -80,19 +80,19 @@ class Program(NamedTuple):
     def work(self, run: Run) -> list[Work]:
         """What one device does, phase by phase."""
         dtype, devices = run.model.compute_dtype, run.mesh.size
-        found = [
+        works = [
             Work(flops.flops(p) / devices, flops.traffic(p, dtype, ways_of(mesh.shape)))
             for p, mesh in self.phases
         ]
-        return found[:-1] + [Work(found[-1].flops, found[-1].memory + self.more)]
+        return works[:-1] + [Work(works[-1].flops, works[-1].memory + self.more)]
 
 
 def ways_of(sizes: Mapping[str, int]) -> dict[str, int]:
     """Logical axis -> over how many devices it is split where products are computed; weights are
     gathered along 'embed' first."""
     ways = {
-        axis: math.prod(sizes[m] for m in found)
-        for axis, found in layout.RULES.items()
+        axis: math.prod(sizes[m] for m in axes)
+        for axis, axes in layout.RULES.items()
         if axis and axis not in ('embed', 'time')
     }
     # Tokens are split over rows and over time.
@@ -124,15 +124,15 @@ def planned_stage(config: ml_collections.ConfigDict, name: str = '') -> Stage:
     Raises:
       UserError: no such stage, or none that trains.
     """
-    found = {p.name: p for p in stages_of(config, pathlib.Path()) if p.config.kind in PROGRAMS}
-    if not found:
+    stages = {p.name: p for p in stages_of(config, pathlib.Path()) if p.config.kind in PROGRAMS}
+    if not stages:
         raise UserError(
             f'config.stages: none of {listing(config.stages)} trains, so there is nothing to plan.'
         )
     if name:
-        check_choice(f'--stage {name}: no such training stage', name, found, 'Stages')
-    online_ones = [p for p in found.values() if KINDS[p.config.kind].samples]
-    return found[name] if name else (online_ones or list(found.values()))[-1]
+        check_choice(f'--stage {name}: no such training stage', name, stages, 'Stages')
+    online_ones = [p for p in stages.values() if KINDS[p.config.kind].samples]
+    return stages[name] if name else (online_ones or list(stages.values()))[-1]
 
 
 class StagePrograms(StageShapes):
@@ -309,8 +309,8 @@ class StagePrograms(StageShapes):
         parts = c.num_prompts // at_once(c)
         forwards = [
             *(
-                [(p, times * parts) for p, times in found]
-                for found in (self._prefilled(), self._decoded())
+                [(p, times * parts) for p, times in phase]
+                for phase in (self._prefilled(), self._decoded())
             ),
             *scored,
         ]

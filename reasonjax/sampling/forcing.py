@@ -105,8 +105,8 @@ class Thinking:
     def init(self, rows: int) -> dict[str, jax.Array]:
         """`over`: no longer thinking; `used`: extensions so far; `extending`, `closing`: the place
         in the span that is being put, or 0."""
-        whole = {name: jnp.zeros(rows, jnp.int32) for name in ('used', 'extending', 'closing')}
-        return whole | {'over': jnp.zeros(rows, bool)}
+        counts = {name: jnp.zeros(rows, jnp.int32) for name in ('used', 'extending', 'closing')}
+        return counts | {'over': jnp.zeros(rows, bool)}
 
     def __call__(
         self, drawn_R: jax.Array, state: Progress, memory: dict[str, jax.Array]

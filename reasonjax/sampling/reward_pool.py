@@ -300,8 +300,8 @@ class RewardPool:
 
     def _refuse(self, call: _Call, outcome: Outcome, data: Mapping, group: int, first: int) -> None:
         """Raises the first failure that the run must not survive."""
-        whole = isinstance(outcome, Failure)
-        for row, failure in [(call.rows[0], outcome)] if whole else zip(call.rows, outcome):
+        failed = isinstance(outcome, Failure)
+        for row, failure in [(call.rows[0], outcome)] if failed else zip(call.rows, outcome):
             if not isinstance(failure, Failure) or (
                 failure.kind != 'config' and self._on_error == 'drop'
             ):
@@ -310,7 +310,7 @@ class RewardPool:
                 raise UserError(f'rewards.{call.name}: {failure.text}')
             number = first + row
             where = f'sample {number} (prompt {number // group}, generation {number % group})'
-            if whole and len(call.rows) > 1:
+            if failed and len(call.rows) > 1:
                 where = f'{where}, called together with {len(call.rows) - 1} more of its prompt; one by one they pass'
             raise UserError(
                 f'rewards.{call.name}: {reward_functions.describe(self._specs[call.name].target)} '

@@ -179,8 +179,8 @@ def decode(
     )
     # All at once: for a few rows at a time they would take as long as the rest of a draw.
     uniform = None if sampling.temperature == 0 else _uniforms(key, prompts['index'], G, C)
-    whole = _drawn(fixed, _Jobs(prompts, tuple(read), uniform, G, C), rows)
-    return jax.tree.map(lambda x: x.reshape(P, G, *x.shape[1:]), whole)
+    rollout = _drawn(fixed, _Jobs(prompts, tuple(read), uniform, G, C), rows)
+    return jax.tree.map(lambda x: x.reshape(P, G, *x.shape[1:]), rollout)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,12 +39,12 @@ def completions(rollout: Rollout, tokenizer: Tokenizer) -> list[list[Completion]
         )
     tokens_PxGxC, length_PxG = np.asarray(rollout.tokens), np.asarray(rollout.length)
     terminated_PxG = np.asarray(rollout.terminated)
-    found = []
+    groups = []
     for p in range(len(tokens_PxGxC)):
         group = []
         for g in range(tokens_PxGxC.shape[1]):
             length, terminated = int(length_PxG[p, g]), bool(terminated_PxG[p, g])
             ids = tokens_PxGxC[p, g, :length].tolist()
             group.append(Completion(tokenizer.decode(ids), ids, length, terminated))
-        found.append(group)
-    return found
+        groups.append(group)
+    return groups

@@ -241,6 +241,6 @@ class Timers:
 
     def take(self) -> dict[str, float]:
         """Returns {'time/<phase>': seconds} since the last call, and starts again from nothing."""
-        taken = {f'time/{phase}': seconds for phase, seconds in self.seconds.items()}
+        seconds_of_phases = {f'time/{phase}': seconds for phase, seconds in self.seconds.items()}
         self.seconds = {}
-        return taken
+        return seconds_of_phases

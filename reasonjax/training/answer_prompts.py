@@ -50,8 +50,8 @@ def run(options: argparse.Namespace) -> None:
     sampling = settings(of_run, **{name: getattr(options, name) for name in names})
     batches = open_prompts(of_run, prompts, options.batch_size)
     for prompt, group in draw(of_run, opened.load().params, batches, sampling, options.seed):
-        for found in group:
-            _show(prompt, found, options)
+        for answer in group:
+            _show(prompt, answer, options)
 
 
 def settings(
@@ -212,21 +212,25 @@ def _completion(c: Any, rollout: Rollout, i: int, g: int, of_run: Run) -> dict:
     }
 
 
-def _show(prompt: Any, found: dict, options: argparse.Namespace) -> None:
+def _show(prompt: Any, answer: dict, options: argparse.Namespace) -> None:
     if options.jsonl:
-        kept = found if options.logprobs else {name: found[name] for name in ('text', 'terminated')}
+        kept = (
+            answer if options.logprobs else {name: answer[name] for name in ('text', 'terminated')}
+        )
         print(printable_json(json.dumps({'prompt': prompt} | kept, ensure_ascii=False)), flush=True)
         return
-    cut = '' if found['terminated'] else '  [cut at the limit]'
+    cut = '' if answer['terminated'] else '  [cut at the limit]'
     print(
         printable(
-            f'{prompt}{found["text"]}{cut}' if isinstance(prompt, str) else f'{found["text"]}{cut}'
+            f'{prompt}{answer["text"]}{cut}'
+            if isinstance(prompt, str)
+            else f'{answer["text"]}{cut}'
         ),
         flush=True,
     )
     if options.logprobs:
-        tokens = zip(found['tokens'], found['logprobs'], strict=True)
+        tokens = zip(answer['tokens'], answer['logprobs'], strict=True)
         print(
             '  ' + ' '.join(f'{printable(token) or "<end>"}:{value:.3f}' for token, value in tokens)
         )
-        print(f'  log p = {found["logprob"]:.4f}')
+        print(f'  log p = {answer["logprob"]:.4f}')

@@ -219,7 +219,7 @@ class Checkpoints:
             if wants is not None and name not in record:
                 what = {'data': 'data position', 'memory': 'state of the method'}[name]
                 raise UserError(f'{where} holds no {what}, so a run cannot be resumed from it.')
-        found = read_arrays(self._manager, step, wanted)
+        loaded = read_arrays(self._manager, step, wanted)
         if data is not None:
             with _position(where, 'data position'):
                 data.set_state(record['data'])
@@ -234,7 +234,7 @@ class Checkpoints:
             )
             with _position(where, 'state of the method'):
                 memory.set_state(join_arrays(record['memory'], arrays))
-        return Restored(found.get('params'), found.get('train'), record['meta'], step)
+        return Restored(loaded.get('params'), loaded.get('train'), record['meta'], step)
 
     def wait(self) -> None:
         """Waits until the save under way is complete; raises a UserError where it could not be
@@ -269,13 +269,13 @@ class Checkpoints:
                 f'warning: {path} is no folder. Put aside as {put_aside(path, files.STRAY).name}.',
                 file=sys.stderr,
             )
-        whole, retained = [], set()
+        complete, retained = [], set()
         for step in reversed(files.steps(self._folder)):
             wrong = files.damage(self._folder / str(step), read=False)
             if not wrong:
                 retained = retained or set(files.read_record(self._folder / str(step))['retained'])
-                whole.append(step)
-            elif self._keep is not None and len(whole) >= self._keep and step not in retained:
+                complete.append(step)
+            elif self._keep is not None and len(complete) >= self._keep and step not in retained:
                 shutil.rmtree(self._folder / str(step))
             else:
                 self._put_aside(step, wrong)
@@ -305,10 +305,10 @@ class Checkpoints:
         except (OSError, ValueError) as error:  # tensorstore raises ValueError for everything
             if processes.is_main():
                 files.sweep(self._folder)
-            whole = ', '.join(map(str, files.steps(self._folder))) or 'none yet'
+            complete = ', '.join(map(str, files.steps(self._folder))) or 'none yet'
             raise UserError(
                 f'cannot write checkpoint {self._folder / str(self._under_way)}: '
-                f'{files.reason(error)}. Whole checkpoints there: {whole}. '
+                f'{files.reason(error)}. Whole checkpoints there: {complete}. '
                 'Make room, or mend what else is wrong, and give the same command again: it goes '
                 'on from the newest.'
             ) from error

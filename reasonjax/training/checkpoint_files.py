@@ -124,10 +124,10 @@ def damage(folder: pathlib.Path, *, read: bool, share: tuple[int, int] = (0, 1))
 
 def damage_all(folder: pathlib.Path) -> list[str]:
     """`damage`, every file read, as all processes together find; each reads a part."""
-    found = processes.gather(
+    lists = processes.gather(
         damage(folder, read=True, share=(jax.process_index(), jax.process_count()))
     )
-    return sorted({text for texts in found for text in texts})
+    return sorted({text for texts in lists for text in texts})
 
 
 def damaged(folder: pathlib.Path, wrong: list[str]) -> str:
@@ -146,8 +146,8 @@ def reason(error: Exception) -> str:
     """Why a file could not be written, in the words of the system where it says why."""
     code = error.errno if isinstance(error, OSError) else None
     if code is None:
-        found = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's way
-        code = int(found[1]) if found else None
+        match = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's way
+        code = int(match[1]) if match else None
     return os.strerror(code) if code else str(error).splitlines()[0]
 
 

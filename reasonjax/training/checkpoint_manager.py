@@ -17,12 +17,12 @@ class _Quiet(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         # asyncio reports the failed writes that Orbax did not wait for, having met another.
-        theirs = (
+        from_orbax = (
             'orbax' in record.getMessage()
             if record.name == 'asyncio'
             else f'{os.sep}orbax{os.sep}' in record.pathname
         )
-        return not theirs or (record.levelno >= logging.WARNING and not record.exc_info)
+        return not from_orbax or (record.levelno >= logging.WARNING and not record.exc_info)
 
 
 _QUIET = _Quiet()

@@ -38,14 +38,14 @@ def static_fields(tree: Any) -> dict[str, dict[str, Any]]:
     Static fields are part of a node's type for jax and absent from a checkpoint's arrays: a
     quantised weight of block 32 would otherwise be restored into one of block 16 without a word.
     """
-    found = {}
+    fields_of = {}
 
     def visit(path: str, node: Any) -> None:
         # Everything but the node itself counts as a leaf: this is one level of the tree.
         children = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)[0]
         names = [_name(keys) for keys, _ in children]
         if dataclasses.is_dataclass(node) and '' not in names:
-            found[path] = {'kind': type(node).__name__} | {
+            fields_of[path] = {'kind': type(node).__name__} | {
                 field.name: _plain(getattr(node, field.name))
                 for field in dataclasses.fields(node)
                 if field.name not in names
@@ -55,7 +55,7 @@ def static_fields(tree: Any) -> dict[str, dict[str, Any]]:
                 visit(f'{path}/{name}' if path else name, child)
 
     visit('', tree)
-    return found
+    return fields_of
 
 
 def _plain(value: Any) -> Any:
@@ -155,18 +155,18 @@ def compare(
             if name in have and not _fits(leaf, have[name], cast)
         ]
     expected = json.loads(json.dumps(static_fields(wanted)))
-    found = {path: fields for path, fields in static.items() if path.split('/')[0] in wanted}
-    for path in sorted(expected.keys() & found.keys()):
+    saved = {path: fields for path, fields in static.items() if path.split('/')[0] in wanted}
+    for path in sorted(expected.keys() & saved.keys()):
         differ += [
-            f'{path}.{name}: expected {expected[path].get(name)!r}, found {found[path].get(name)!r}'
-            for name in sorted(expected[path].keys() | found[path].keys())
-            if expected[path].get(name) != found[path].get(name)
+            f'{path}.{name}: expected {expected[path].get(name)!r}, found {saved[path].get(name)!r}'
+            for name in sorted(expected[path].keys() | saved[path].keys())
+            if expected[path].get(name) != saved[path].get(name)
         ]
     # A node of one side only shows in its leaves, unless both sides have leaves of those names.
     differ += [
         f'{path}: expected {expected.get(path, {}).get("kind", "a plain array or container")}, '
-        f'found {found.get(path, {}).get("kind", "a plain array or container")}'
-        for path in sorted(expected.keys() ^ found.keys())
+        f'found {saved.get(path, {}).get("kind", "a plain array or container")}'
+        for path in sorted(expected.keys() ^ saved.keys())
     ]
     if differ or missing or extra:
         lines = (

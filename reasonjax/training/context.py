@@ -260,9 +260,9 @@ def data_functions(run: Run, data: ml_collections.ConfigDict) -> tuple[Source, l
     }
     name = path.removeprefix('stage:')
     check_choice(f'config: data.source.path="{path}": no such stage', name, names, 'Stages')
-    found = data.copy_and_resolve_references().unlock()
-    found.source.path = str(names[name])
-    return _data_functions(found)
+    resolved = data.copy_and_resolve_references().unlock()
+    resolved.source.path = str(names[name])
+    return _data_functions(resolved)
 
 
 def _data_functions(data: ml_collections.ConfigDict) -> tuple[Source, list]:

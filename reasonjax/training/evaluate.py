@@ -181,35 +181,40 @@ def metric_names(c: ml_collections.ConfigDict) -> set[str]:
     )
 
 
-def summarise(found: Evaluation) -> dict:
+def summarise(evaluation: Evaluation) -> dict:
     """Accuracies with 95 % intervals, and lengths.
 
     `accuracy` is greedy, `sampled_accuracy` the mean over samples; intervals are over problems (see
     `statistics.interval`). `mean_length` is in tokens, of the samples where there are any: greedy
     answers follow whichever habit is in the majority, so their length says less.
     """
-    result = {'problems': len(found.rows), 'dropped_overlong': found.dropped}
-    if found.greedy:
-        correct = [a.verdict['correct'] for a in found.greedy]
+    result = {'problems': len(evaluation.rows), 'dropped_overlong': evaluation.dropped}
+    if evaluation.greedy:
+        correct = [a.verdict['correct'] for a in evaluation.greedy]
         result |= {
             'accuracy': float(np.mean(correct)),
             'ci95': statistics.wilson(sum(correct), len(correct)),
         }
-        result |= {'greedy_length': float(np.mean([a.completion.length for a in found.greedy]))}
-    if found.sampled:
+        result |= {
+            'greedy_length': float(np.mean([a.completion.length for a in evaluation.greedy]))
+        }
+    if evaluation.sampled:
         shares = [
-            float(np.mean([a.verdict['correct'] for a in answers])) for answers in found.sampled
+            float(np.mean([a.verdict['correct'] for a in answers]))
+            for answers in evaluation.sampled
         ]
         result |= {
             'sampled_accuracy': float(np.mean(shares)),
             'sampled_ci95': statistics.interval(shares),
         }
-    every = [a for answers in found.sampled for a in answers] or found.greedy
+    every = [a for answers in evaluation.sampled for a in answers] or evaluation.greedy
     result['mean_length'] = float(np.mean([a.completion.length for a in every]))
     result['clipped_ratio'] = float(np.mean([not a.completion.terminated for a in every]))
     for reading in ('strict', 'flexible'):
         if reading in every[0].verdict:
-            result[reading] = float(np.mean([a.verdict[reading] for a in (found.greedy or every)]))
+            result[reading] = float(
+                np.mean([a.verdict[reading] for a in (evaluation.greedy or every)])
+            )
     return result
 
 
@@ -225,9 +230,9 @@ def as_metrics(summary: dict) -> dict:
     return metrics
 
 
-def examples(found: Evaluation) -> list[dict]:
+def examples(evaluation: Evaluation) -> list[dict]:
     """The first few problems with the greedy (else the first sampled) answer, for the report."""
-    answers = found.greedy or [a[0] for a in found.sampled]
+    answers = evaluation.greedy or [a[0] for a in evaluation.sampled]
     return [
         {
             'prompt': row['prompt'],
@@ -235,5 +240,5 @@ def examples(found: Evaluation) -> list[dict]:
             'answer': a.completion.text,
             'correct': bool(a.verdict['correct']),
         }
-        for row, a in list(zip(found.rows, answers, strict=True))[:SHOWN]
+        for row, a in list(zip(evaluation.rows, answers, strict=True))[:SHOWN]
     ]

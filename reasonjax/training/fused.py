@@ -255,8 +255,8 @@ def reward_of(run: Run, stage: Stage) -> Reward:
 
 def _bound(node: Mapping) -> tuple[Callable, dict]:
     """A reward function and all its knobs."""
-    found = configs.resolve({name: x for name, x in node.items() if name != 'weight'}, 'rewards')
-    return found.func, configs.knobs(found.func) | found.keywords
+    function = configs.resolve({name: x for name, x in node.items() if name != 'weight'}, 'rewards')
+    return function.func, configs.knobs(function.func) | function.keywords
 
 
 def _shown(node: Mapping) -> str:

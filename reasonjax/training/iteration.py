@@ -115,10 +115,10 @@ def make_iterations(
     ) -> tuple[State, Any]:
         number = len(jax.tree.leaves(given)[0])
         if number == 1:
-            state, found = iteration(
+            state, results = iteration(
                 state, frozen, fixed, jax.tree.map(lambda x: x[0], given), seed, first
             )
-            return state, jax.tree.map(lambda x: x[None], found)
+            return state, jax.tree.map(lambda x: x[None], results)
 
         def body(state: State, this: tuple) -> tuple[State, Any]:
             given, step = this
@@ -132,20 +132,20 @@ def make_iterations(
 def fetch(on_device: OnDeviceSource, first: int, host: list, device: tuple) -> list[Measured]:
     """What came of the steps from `first` on: `device` is what the program of `make_iterations`
     returned, `host` is of its `StepInputs`."""
-    (metrics, seen), found = jax.device_get(device[:2]), []
+    (metrics, seen), results = jax.device_get(device[:2]), []
     kept = functools.cache(lambda: jax.device_get(device[2]))
     for i, known in enumerate(host):
         known_metrics, tokens = on_device.report(
             first + i, known, _at(seen, i), lambda i=i: _at(kept(), i)
         )
-        found.append(
+        results.append(
             Measured(
                 first + i,
                 {name: float(np.mean(x[i])) for name, x in metrics.items()} | known_metrics,
                 tokens,
             )
         )
-    return found
+    return results
 
 
 def _at(tree: Any, i: int) -> Any:

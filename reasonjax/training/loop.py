@@ -196,10 +196,10 @@ class _Training:
         writes them down."""
         if self.pending is None:
             return
-        found, self.pending = self.pending(), None
+        steps, self.pending = self.pending(), None
         seconds, self.clock = time.perf_counter() - self.clock, time.perf_counter()
-        for measured in found:
-            self._count(measured, seconds / len(found), last=measured is found[-1])
+        for measured in steps:
+            self._count(measured, seconds / len(steps), last=measured is steps[-1])
 
     def _count(self, measured: Measured, seconds: float, last: bool) -> None:
         """Counts a step and writes it down; `last` of those that were dispatched together."""

@@ -78,10 +78,10 @@ def _encoded(value: Any, column: str) -> Any:
     if kind is tuple:
         return {'__tuple__': [_encoded(x, column) for x in value]}
     if kind is dict:
-        found = {name: _encoded(x, column or str(name)) for name, x in value.items()}
+        encoded = {name: _encoded(x, column or str(name)) for name, x in value.items()}
         if all(type(name) is str and name not in _TAGS for name in value):
-            return found
-        return {'__items__': [[_encoded(name, column), found[name]] for name in value]}
+            return encoded
+        return {'__items__': [[_encoded(name, column), encoded[name]] for name in value]}
     if kind is bytes:
         return {'__bytes__': _letters(value)}
     if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:

@@ -296,11 +296,13 @@ class Rollouts:
             with timers('generate'):
                 rollouts.append(concat_rollouts(processes.fetch(parts)))
             begin, first = time.perf_counter(), len(texts)
-            said = completions(rollouts[-1], self._run.tokenizer)
-            texts += said
+            answers = completions(rollouts[-1], self._run.tokenizer)
+            texts += answers
             given = rendered and rendered[first : len(texts)]
             rewards.append(
-                score_completions(self._pool, rows[first : len(texts)], said, first, columns, given)
+                score_completions(
+                    self._pool, rows[first : len(texts)], answers, first, columns, given
+                )
             )
             end = time.perf_counter()
             hidden = 0.0 if self._sampling is None else self._sampling.within(begin, end)

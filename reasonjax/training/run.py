@@ -224,13 +224,13 @@ def initial(run: Run) -> Any:
     return _fitting(run, *trained(workdir, stage, run.trust))
 
 
-def _fitting(run: Run, theirs: Run, params: Any) -> Any:
+def _fitting(run: Run, other: Run, params: Any) -> Any:
     """Another run's parameters, adapters merged, if they are a model of this run's shape and
     vocabulary."""
-    if theirs.tokenizer.fingerprint() != run.tokenizer.fingerprint():
+    if other.tokenizer.fingerprint() != run.tokenizer.fingerprint():
         raise UserError(
-            f'config.init: {theirs.workdir} was trained with another tokenizer '
-            f'({theirs.config.tokenizer.name}); use the same settings, '
+            f'config.init: {other.workdir} was trained with another tokenizer '
+            f'({other.config.tokenizer.name}); use the same settings, '
             'or name its vocabulary file in config.tokenizer.path.'
         )
     dense, wanted = jax.jit(merge_tree)(params), abstract_params(run, -1)
@@ -256,7 +256,7 @@ def _fitting(run: Run, theirs: Run, params: Any) -> Any:
     )
     finite.check(
         fitting,
-        f'config.init: {theirs.workdir}, in {run.model.param_dtype}',
+        f'config.init: {other.workdir}, in {run.model.param_dtype}',
         dtype=run.model.compute_dtype,
     )
     return fitting
@@ -299,8 +299,8 @@ def summary_of(results: list[dict]) -> dict:
         {
             'prompt': first['prompt'],
             'solution': first['solution'],
-            'answers': {name: theirs[i]['answer'] for name, theirs in shown},
-            'correct': {name: theirs[i]['correct'] for name, theirs in shown},
+            'answers': {name: answers[i]['answer'] for name, answers in shown},
+            'correct': {name: answers[i]['correct'] for name, answers in shown},
         }
         for i, first in enumerate(shown[0][1] if shown else [])
     ]

@@ -91,7 +91,7 @@ def wanted(text: str, samples: int) -> list[int]:
     return ks
 
 
-def scores(found: evaluate.Evaluation, ks: list[int]) -> dict:
+def scores(evaluation: evaluate.Evaluation, ks: list[int]) -> dict:
     """pass@k (Chen et al. 2021, arXiv:2107.03374, unbiased) and maj@k (Wang et al. 2022,
     arXiv:2203.11171).
 
@@ -102,9 +102,9 @@ def scores(found: evaluate.Evaluation, ks: list[int]) -> dict:
     for k in ks:
         passed = [
             statistics.pass_at_k(len(a), sum(x.verdict['correct'] for x in a), k)
-            for a in found.sampled
+            for a in evaluation.sampled
         ]
-        voted = [_majority_correct(answers[:k]) for answers in found.sampled]
+        voted = [_majority_correct(answers[:k]) for answers in evaluation.sampled]
         for name, values in ((f'pass@{k}', passed), (f'maj@{k}', voted)):
             result[name] = float(np.mean(values))
             result[f'{name}_ci95'] = statistics.interval(values)
@@ -135,16 +135,16 @@ def check_output(path: pathlib.Path) -> None:
         ) from error
 
 
-def list_answers(found: evaluate.Evaluation) -> list[dict]:
+def list_answers(evaluation: evaluate.Evaluation) -> list[dict]:
     """Returns one dict per answer: problem, prompt, solution, how it was drawn, completion,
     verdict."""
-    drawn = [('greedy', answer) for answer in found.greedy]
-    drawn += [('sampled', answer) for answers in found.sampled for answer in answers]
+    drawn = [('greedy', answer) for answer in evaluation.greedy]
+    drawn += [('sampled', answer) for answers in evaluation.sampled for answer in answers]
     return [
         {
             'problem': answer.problem,
-            'prompt': found.rows[answer.problem]['prompt'],
-            'solution': found.rows[answer.problem].get('solution'),
+            'prompt': evaluation.rows[answer.problem]['prompt'],
+            'solution': evaluation.rows[answer.problem].get('solution'),
             'decoding': decoding,
             'completion': answer.completion.text,
             'length': answer.completion.length,
@@ -155,11 +155,11 @@ def list_answers(found: evaluate.Evaluation) -> list[dict]:
     ]
 
 
-def write_answers(found: evaluate.Evaluation, path: pathlib.Path) -> None:
+def write_answers(evaluation: evaluate.Evaluation, path: pathlib.Path) -> None:
     """Writes what `list_answers` returns as JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('w', encoding='utf-8') as file:
-        for answer in list_answers(found):
+        for answer in list_answers(evaluation):
             file.write(json.dumps(answer, ensure_ascii=False) + '\n')
 
 

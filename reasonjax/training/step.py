@@ -144,11 +144,11 @@ def make_update(
         scored = []
 
         def scoring(batch: Mapping[str, jax.Array], **named: Any) -> Scored:
-            found = score(
+            result = score(
                 combine(trainable, frozen), config, batch, **{'temperature': temperature} | named
             )
-            scored.append((batch, found))
-            return found
+            scored.append((batch, result))
+            return result
 
         loss, metrics = objective(scoring, batch, key)
         if config.experts and scored:

@@ -29,8 +29,8 @@ def create_state(run: Run, settings: Any, optimizer: Any, params: Any) -> tuple[
     trainable, frozen = partition(params, chosen)
     window = settings.spike_window if settings.spike_zscore else 0
     homes = partition(placed, chosen)[0]
-    whole = meshes.replicated(run.mesh)
-    return create(trainable, optimizer, homes, whole, spike_window=window), frozen, chosen
+    everywhere = meshes.replicated(run.mesh)
+    return create(trainable, optimizer, homes, everywhere, spike_window=window), frozen, chosen
 
 
 def build_update(

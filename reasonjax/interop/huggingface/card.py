@@ -118,15 +118,15 @@ def _lineage(workdir: pathlib.Path, stage: str) -> list[Made]:
     return runs
 
 
-def _stages(made: Made) -> list:
+def _stages(run: Made) -> list:
     """Its stages, up to the one that counts."""
-    every = stages_of(made.config, made.workdir)
+    every = stages_of(run.config, run.workdir)
     names = [stage.name for stage in every]
-    return every[: names.index(made.stage) + 1] if made.stage in names else every
+    return every[: names.index(run.stage) + 1] if run.stage in names else every
 
 
-def _front_matter(folder: Folder | None, made: Sequence[Made], adapter: bool) -> str:
-    stages = [stage for run in made for stage in _stages(run)]
+def _front_matter(folder: Folder | None, runs: Sequence[Made], adapter: bool) -> str:
+    stages = [stage for run in runs for stage in _stages(run)]
     adapters = [
         stage.config.adapter.name
         for stage in stages
@@ -158,9 +158,9 @@ def _license(folder: Folder) -> dict[str, str]:
     return dict(re.findall(r'^(license(?:_name|_link)?): *(\S.*)$', front, re.MULTILINE))
 
 
-def _results(made: Sequence[Made]) -> list[str]:
+def _results(runs: Sequence[Made]) -> list[str]:
     rows = []
-    for run in made:
+    for run in runs:
         for stage in _stages(run):
             record = _json(stage.folder / 'done.json')
             if 'accuracy' in record or 'sampled_accuracy' in record:
@@ -176,16 +176,16 @@ def _results(made: Sequence[Made]) -> list[str]:
                 )
     if not rows:
         return ['## Results', 'No stage was evaluated.']
-    task = ', '.join(dict.fromkeys(_call(run.config.evaluation.task) for run in made))
+    task = ', '.join(dict.fromkeys(_call(run.config.evaluation.task) for run in runs))
     heads = ['after stage', 'greedy [95 %]', 'sampled [95 %]', 'mean length, tokens', 'problems']
     return ['## Results', f'Task: `{task}`. Intervals are over problems.', _table(heads, rows)]
 
 
-def _told(made: Made) -> list[str]:
+def _told(run: Made) -> list[str]:
     """Stages, data, seed, environment and config of one run."""
-    config = made.config
-    rows = [[stage.name, *_stage_row(stage.config)] for stage in _stages(made)]
-    environment = _json(made.workdir / 'environment.json')
+    config = run.config
+    rows = [[stage.name, *_stage_row(stage.config)] for stage in _stages(run)]
+    environment = _json(run.workdir / 'environment.json')
     facts = [f'- seed: {config.seed}', f'- started from: {config.init or "fresh parameters"}']
     if 'command' in environment:
         facts.append(f'- command: `{environment["command"]}`')
@@ -200,7 +200,7 @@ def _told(made: Made) -> list[str]:
     resolved = f'<details><summary>Config, resolved</summary>\n\n```json\n{configs.to_json(config)}\n```\n\n</details>'
     heads = ['stage', 'kind', 'steps', 'data', 'objective', 'rewards', 'adapter', 'trained']
     return [
-        f'### Run {made.workdir.resolve().name}',
+        f'### Run {run.workdir.resolve().name}',
         _table(heads, rows),
         '\n'.join(facts),
         resolved,

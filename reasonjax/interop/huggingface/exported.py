@@ -131,20 +131,20 @@ def differing(
     names = []
     for done, name in enumerate(wanted, 1):
         with safetensors.safe_open(stored[name].file, framework='numpy') as content:
-            theirs = content.get_tensor(name)
+            written = content.get_tensor(name)
         tensor = wanted[name].tensor
         leaf = leaves[tensor.parts[0]]
         dtype = jax.eval_shape(merge, leaf).dtype
-        ours, theirs = _as_stored(wanted[name], leaves, dtype), theirs.astype(dtype)
+        expected, written = _as_stored(wanted[name], leaves, dtype), written.astype(dtype)
         if isinstance(leaf, Quantised):
             # Columns are quantised each for itself, so parts that are fused in the file need not be
             # taken apart.
-            theirs = (
-                np.asarray(leaf.rounded(theirs.T)).T
+            written = (
+                np.asarray(leaf.rounded(written.T)).T
                 if tensor.transposed
-                else np.asarray(leaf.rounded(theirs))
+                else np.asarray(leaf.rounded(written))
             )
-        names += [] if np.array_equal(ours, theirs) else [name]
+        names += [] if np.array_equal(expected, written) else [name]
         report(done, len(wanted))
     return names
 
@@ -189,8 +189,8 @@ def transformers_config(family: Family, config: ModelConfig, like: dict | None =
         if config.kinds == back.kinds
         else [f'attention_pattern={config.kinds} would become {back.kinds}']
     )
-    ours, theirs = (dict(c.rope_scaling) | {'length': 0} for c in (config, back))
-    differ += [] if ours == theirs else [f'rope_scaling={ours} would become {theirs}']
+    scaling, read = (dict(c.rope_scaling) | {'length': 0} for c in (config, back))
+    differ += [] if scaling == read else [f'rope_scaling={scaling} would become {read}']
     if differ:
         raise UserError(f'{family.architecture} cannot hold this model: ' + '; '.join(differ))
     return written

@@ -121,15 +121,13 @@ def _split(b: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
 def _check_copies(adapter: Adapter, named: Mapping[str, Any]) -> None:
     """Holds weights of the base that a file repeats against the base: embeddings that were trained
     or resized would be lost."""
-    for module, theirs in adapter.copies.items():
+    for module, copy in adapter.copies.items():
         leaf = next((part for part in _table().get(module, ()) if part in named), None)
-        ours = None if leaf is None else named[leaf]
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(ours)):
+        base = None if leaf is None else named[leaf]
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(base)):
             continue
-        known = None if ours is None else merge(ours) if leaf == 'embed' else merge(ours).T
-        if known is None or not jnp.array_equal(
-            known[: len(theirs)], jnp.asarray(theirs, known.dtype)
-        ):
+        known = None if base is None else merge(base) if leaf == 'embed' else merge(base).T
+        if known is None or not jnp.array_equal(known[: len(copy)], jnp.asarray(copy, known.dtype)):
             raise UserError(
                 f'{adapter.path / WEIGHTS}: {module}{COPY} is not the weight of this model: the '
                 'adapter is of another base, or of one '

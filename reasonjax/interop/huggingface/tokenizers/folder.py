@@ -68,9 +68,9 @@ class HuggingFace:
         )
         if marks:
             start = before[marks[-1].start() :]
-            told, ids = self.encode(start), self.encode(start + text)
-            if ids[: len(told)] == told:
-                return ids[len(told) :]
+            start_ids, ids = self.encode(start), self.encode(start + text)
+            if ids[: len(start_ids)] == start_ids:
+                return ids[len(start_ids) :]
         return continued(self.encode, text)
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -156,10 +156,10 @@ def turn_end(tokenizer: Any, path: str) -> int | None:
     if text is None:
         # A template that refuses a plain exchange says so when it is used.
         return None
-    _, said, after = text.rpartition(MARK)
+    _, mark, after = text.rpartition(MARK)
     added = tokenizer.get_added_vocab()
     ends = [token for token in added if token and after.lstrip().startswith(token)]
-    return added[max(ends, key=len)] if said and ends else None
+    return added[max(ends, key=len)] if mark and ends else None
 
 
 def _rendered(tokenizer: Any, path: str, messages: Sequence[Message], **options: Any) -> str:
