@@ -46,7 +46,7 @@ class Range:
     beside: tuple[float, ...] = ()
 
     def text(self) -> str:
-        """The range in words, '' where all numbers are within it."""
+        """Describes the range in words; '' where all numbers are within it."""
         low, high = (
             None if end is None or math.isinf(end) else _written(end)
             for end in (self.low, self.high)
@@ -85,22 +85,22 @@ def Real(
     below: bool = False,
     beside: tuple = (),
 ) -> Any:
-    """The type of a number within a range; see `Range`."""
+    """Returns the type of a number within a range; see `Range`."""
     return Annotated[float, Range(low, high, above, below, beside)]
 
 
 def AtLeast(low: int) -> Any:
-    """The type of a whole number from `low` on, as far as 32 bits go."""
+    """Returns the type of a whole number of at least `low` that fits in 32 bits."""
     return Annotated[int, Range(low)]
 
 
 def Between(low: int, high: int) -> Any:
-    """The type of a whole number from `low` to `high`, both included."""
+    """Returns the type of a whole number from `low` to `high`, both included."""
     return Annotated[int, Range(low, high)]
 
 
 def OneOf(*values: str) -> Any:
-    """The type of a text out of a closed set."""
+    """Returns the type of a text that is one of `values`."""
     return Annotated[str, Choice(values)]
 
 
@@ -152,12 +152,12 @@ def fault(value: Any, kind: Any, default: Any = NOTHING) -> str:
 
 
 def base(kind: Any) -> Any:
-    """A type without its bound."""
+    """Strips the bound from a type."""
     return typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
 
 
 def _fault(value: Any, kind: Any, default: Any) -> tuple[str, ...]:
-    """What is wrong, and the nearest choice; nothing where nothing is."""
+    """Returns what is wrong with a value and a hint at the nearest choice; () where nothing is."""
     # A user may annotate with more than bounds.
     of = base(kind)
     bound = next(
@@ -192,7 +192,7 @@ def _fault(value: Any, kind: Any, default: Any) -> tuple[str, ...]:
 
 
 def _number_fault(value: Any, of: type, bound: Range) -> str:
-    """What the value has to be, in words; '' where it is."""
+    """Describes what a number has to be; '' where the value is within its bound."""
     integral = of is int
     kind = numbers.Integral if integral else numbers.Real
     what = ', '.join(filter(None, ('a whole number' if integral else 'a number', bound.text())))
@@ -227,8 +227,7 @@ def _written(end: float) -> str:
 
 
 def _single(value: Any) -> tuple[float, float]:
-    """A number as float64, and as float32 holds it: what is too small is 0, what is too large
-    infinite."""
+    """Returns a number as float64 and as float32: what is too small is 0, too large infinite."""
     try:
         number = float(value)
     except OverflowError:
@@ -242,7 +241,7 @@ def _single(value: Any) -> tuple[float, float]:
 
 
 def _hint(value: Any, of: type, bound: Range, default: Any) -> str:
-    """The nearest choice, where there is one."""
+    """Suggests the nearest value within the bound, else the default; '' where neither fits."""
 
     def fits(x: Any) -> bool:
         return x is not NOTHING and x is not None and not _number_fault(x, of, bound)
@@ -274,8 +273,7 @@ def _clamped(number: float, of: type, bound: Range) -> float:
 
 
 def parse_number(text: str, of: type) -> Any:
-    """The number that a text writes, or the text where it writes none (also one of more digits than
-    Python reads)."""
+    """Parses a number; returns the text where it is none or has more digits than Python reads."""
     try:
         return of(text)
     except (ValueError, OverflowError):
@@ -291,7 +289,7 @@ def _is_union(kind: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value as messages show it, shortened where it is long."""
+    """Formats a value for messages, shortened where it is long."""
     try:
         text = repr(value) if isinstance(value, str) else str(value)
     except ValueError:  # Python's limit on the digits of an integer
@@ -312,7 +310,7 @@ def check(value: Any, kind: Any, key: str, default: Any = NOTHING) -> None:
 
 
 def kinds(function: Callable) -> dict[str, tuple[Any, Any]]:
-    """The types and the defaults of a function's knobs, its keyword-only parameters, by name."""
+    """Returns types and defaults of a function's knobs (its keyword-only parameters), by name."""
     try:
         signature = inspect.signature(function, eval_str=True)
     # of a user's function: types that exist for type checkers only
@@ -357,10 +355,10 @@ def flag(kind: Any) -> Callable[[str], Any]:
 
 
 def read(text: Any, kind: Any, key: str) -> Any:
-    """The number that a text writes.
+    """Parses a number and checks it against its bound.
 
     Raises:
-      UserError: it writes none, or one that is not within its bound.
+      UserError: the text is no number, or one outside its bound.
     """
     value = parse_number(text, base(kind)) if isinstance(text, str) else text
     check(value, kind, key)

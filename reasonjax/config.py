@@ -81,7 +81,7 @@ def _nodes(
 
 
 def names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-    """The names of all functions of a config."""
+    """Lists the names of all functions of a config."""
     return tuple(container[index]['name'] for _, _, container, index in _nodes(config))
 
 
@@ -221,8 +221,7 @@ def _set(config: Any, parts: list[str | int], value: Any) -> None:
 
 
 def _function_node(config: ml_collections.ConfigDict, key: str) -> tuple[Any, str] | None:
-    """The function node that `key` leads to and its slot, or None where it leads to something
-    else."""
+    """Finds the function node that `key` leads to, and its slot; None where there is none."""
     slot = next((p for p in reversed(_parts(key)) if p in SLOTS), None)
     if slot is None:
         return None
@@ -232,7 +231,7 @@ def _function_node(config: ml_collections.ConfigDict, key: str) -> tuple[Any, st
 
 
 def _rename(config: ml_collections.ConfigDict, key: str, value: str) -> None:
-    """Names another function; knobs of the old one go, unless the new one has them too."""
+    """Replaces the name of a function; knobs that the new function lacks are dropped."""
     node_key = key.rpartition('.')[0]
     function_node = _function_node(config, node_key) if node_key else None
     if function_node is None:
@@ -268,7 +267,7 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
 
 
 def _default_is_none(config: ml_collections.ConfigDict, key: str) -> bool:
-    """Whether a key is a knob whose default is None, so that None is a value of it."""
+    """Returns whether a key is a knob whose default is None, so that None is a valid value."""
     node_key, _, knob = key.rpartition('.')
     function_node = _function_node(config, node_key) if node_key else None
     return (
@@ -349,8 +348,8 @@ def _plain(value: Any) -> Any:
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
-    """The resolved config as JSON, keys in order; infinities as JSON's usual extension
-    `Infinity`."""
+    """Returns the resolved config as JSON, keys sorted. Infinities become `Infinity`, JSON's usual
+    extension."""
     return json.dumps(_plain(config), indent=2, sort_keys=True)
 
 

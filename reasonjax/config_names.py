@@ -98,7 +98,7 @@ def find(name: str, slot: str, key: str, trust: Sequence[str] | None = None) -> 
 
 
 def _choices(slot: str) -> dict[str, Callable]:
-    """The functions of a slot, by name."""
+    """Returns the functions of a slot, by name."""
     choices = {}
     for module_name in SLOTS[slot]:
         choices |= functions(importlib.import_module(module_name))
@@ -127,7 +127,7 @@ def model_source(scheme: str) -> types.ModuleType:
 
 
 def functions(module: Any) -> dict[str, Callable]:
-    """The public functions of a slot's module, by name."""
+    """Returns the public functions of a slot's module, by name."""
     return {
         name: value
         for name, value in vars(module).items()
@@ -138,7 +138,6 @@ def functions(module: Any) -> dict[str, Callable]:
 
 
 def knobs(function: Callable) -> dict[str, Any]:
-    """The keyword-only parameters of a function with their defaults (`REQUIRED` where it must be
-    given)."""
+    """Returns a function's keyword-only parameters with their defaults (`REQUIRED` for none)."""
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}

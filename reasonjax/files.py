@@ -65,8 +65,7 @@ def open_file(file: str | os.PathLike) -> BinaryIO:
 
 
 def is_pointer(start: bytes) -> bool:
-    """Whether a file that begins so is a pointer of Git LFS: what a clone holds where LFS is not
-    installed."""
+    """Returns whether a file begins as a Git LFS pointer, as clones without LFS have it."""
     return start.startswith(b'version https://git-lfs')
 
 

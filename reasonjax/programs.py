@@ -242,8 +242,8 @@ def give_back_freed_memory() -> None:
 
 
 def has_large_steps(config: Any) -> bool:
-    """Whether training on whole batches of long rows is all that a config asks for; what draws
-    samples compiles more and holds less."""
+    """Returns whether all stages of a config train on whole batches of long rows. A stage that
+    draws samples compiles more and holds less."""
     from reasonjax.training.kinds import KINDS
 
     # What the stages are is checked later.

@@ -23,7 +23,7 @@ class Context(NamedTuple):
 
 
 def needed(objective: Callable) -> frozenset[str]:
-    """Names the optional batch fields that an objective will read, given its knobs.
+    """Lists the optional batch fields that an objective will read, given its knobs.
 
     Args:
       objective: a function of `reasonjax.methods.objectives` or one's own, bare or with knobs bound
@@ -42,7 +42,7 @@ def needed(objective: Callable) -> frozenset[str]:
 
 
 def forms(objective: Callable) -> tuple[str, ...]:
-    """Names the forms of rows (`reasonjax.data.forms`) that an objective reads.
+    """Lists the forms of rows (`reasonjax.data.forms`) that an objective reads.
 
     An objective that knows of rejected answers, labels or steps says so in a function attribute
     `forms`. One without it is taken to learn whatever has a weight, so it reads demonstrations

@@ -12,7 +12,7 @@ STREAMS = {'init': 0, 'adapter': 1, 'update': 2, 'rollout': 3, 'evaluate': 4}
 
 
 def key(seed: int, stage: int, step: int, stream: str) -> jax.Array:
-    """The key of one use of randomness.
+    """Derives the key of one use of randomness.
 
     Args:
       seed: `config.seed`.
@@ -27,5 +27,5 @@ def key(seed: int, stage: int, step: int, stream: str) -> jax.Array:
 
 
 def host_seed(seed: int, stage: int) -> int:
-    """A 31-bit seed for the data order of a stage."""
+    """Derives a 31-bit seed for the data order of a stage."""
     return int(np.random.SeedSequence([seed, stage]).generate_state(1)[0] >> 1)

@@ -61,7 +61,7 @@ class Min:
 
 
 def mean(x: jax.Array, weights: jax.Array | None = None) -> Mean:
-    """The mean of `x`, weighted by `weights` of the same shape where given."""
+    """Averages `x`, weighted by `weights` of the same shape where given."""
     if weights is None:
         return Mean(jnp.sum(x, dtype=jnp.float32), jnp.asarray(x.size, jnp.float32))
     return Mean(

@@ -41,8 +41,8 @@ class Program(NamedTuple):
 
 
 def _integers(*shapes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    """Float32 arrays of small whole numbers: products and short sums are exact, in bfloat16 and
-    TF32 units too."""
+    """Draws float32 arrays of small whole numbers. Products and short sums of them are exact, in
+    bfloat16 and TF32 units too."""
     rng = np.random.default_rng(0)
     return tuple(rng.integers(-8, 9, shape).astype(np.float32) for shape in shapes)
 

@@ -30,8 +30,7 @@ def causal(
     attend_BxT: jax.Array | None = None,
     keep: bool = False,
 ) -> Attention:
-    """Self-attention of each token to itself and earlier tokens of its own segment, of a local
-    layer within the window.
+    """Builds causal self-attention within segments; a local layer attends within its window.
 
     The backward pass computes scores again. With `config.attention_chunk` queries are taken a chunk
     at a time, so that [B, H, chunk, T] scores exist at once. Where T is split over devices, each
@@ -75,8 +74,8 @@ def earlier(
     segments_BxT: jax.Array,
     attend_BxT: jax.Array | None,
 ) -> jax.Array:
-    """Which of a row's T places a query at these places sees [B, S, T]: itself, and what is earlier
-    in its segment and not hidden."""
+    """Returns the mask [B, S, T] of the keys each query sees: itself, and earlier ones of its
+    segment that are not hidden."""
     ahead_SxT = time_1xS[0][:, None] - jnp.arange(segments_BxT.shape[1])
     mask_BxSxT = (ahead_SxT >= 0) & (segments_BxS[:, :, None] == segments_BxT[:, None, :])
     if attend_BxT is None:
@@ -164,7 +163,7 @@ def _rows(
     v_BxKxTxd: jax.Array,
     seen_BxSxT: jax.Array,
 ) -> jax.Array:
-    """Attention of queries [B, S, H, d] to the keys that they see: [B, S, H, d]."""
+    """Computes the attention of queries [B, S, H, d] to the keys that they see: [B, S, H, d]."""
     B, S, H, d = q.shape
     K = k_BxKxdxT.shape[1]
     # Key heads lead and their query heads share rows: on CPU these products take half the time of
@@ -219,8 +218,11 @@ def _softmax_forward(
 def _softmax_backward(
     scale: float, cap: float, kept: tuple, d_out: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    """With weights w / total of scores s: d w_t = d_out v_t, d s_t = w_t (d w_t - sum_u w_u d w_u),
-    and the sum is d_out out."""
+    """Computes the gradients of queries, keys and values.
+
+    With weights w / total of scores s: d w_t = d_out v_t, d s_t = w_t (d w_t - sum_u w_u d w_u),
+    and the sum is d_out out.
+    """
     q, k, v, seen, out, largest, total = kept
     # Else the compiler would see that they are the forward pass's, and keep those.
     q, k, seen = jax.lax.optimization_barrier((q, k, seen))
@@ -264,7 +266,7 @@ def _masked(scores_BxKxNxT: jax.Array, seen_BxSxT: jax.Array) -> jax.Array:
 
 
 def scaling(config: ModelConfig) -> tuple[float, float]:
-    """The factor of products of queries and keys, and the cap of the scores; 0 for none."""
+    """Returns the factor of query-key products and the cap of the scores (0 for none)."""
     return config.query_scale or config.head_dim**-0.5, config.attention_softcap
 
 
@@ -276,8 +278,8 @@ def scaled(products: jax.Array, scale: float, cap: float) -> jax.Array:
 
 
 def seen_by(config: ModelConfig, mask: jax.Array, distance: jax.Array, local: Any) -> jax.Array:
-    """The mask, of a local layer without what lies beyond the window; `local` is a bool, or an
-    array of one where layers are scanned."""
+    """Limits a mask to the window in a local layer. `local` is a bool, or an array of one where
+    layers are scanned."""
     if local is False:
         return mask
     near = distance < config.window

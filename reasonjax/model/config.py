@@ -227,7 +227,7 @@ def check_fields(model: Mapping[str, Any]) -> None:
 
 
 def frozen(scaling: Mapping[str, Any] | tuple) -> tuple[tuple[str, Any], ...]:
-    """A named function with its knobs, hashable."""
+    """Converts the name and the knobs of a function to a hashable tuple of pairs."""
     return tuple(
         (name, tuple(value) if isinstance(value, list) else value)
         for name, value in sorted(dict(scaling).items())
@@ -322,5 +322,6 @@ def _check_layers(config: ModelConfig) -> None:
 
 
 def to_dict(config: ModelConfig) -> dict[str, Any]:
-    """The fields as JSON holds them, for checkpoints and configs; `from_config` takes them back."""
+    """Returns the fields in the form JSON takes, for checkpoints and configs; `from_config` reads
+    them back."""
     return dataclasses.asdict(config) | {'rope_scaling': dict(config.rope_scaling)}

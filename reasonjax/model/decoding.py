@@ -58,7 +58,7 @@ def stored(k_BxTxKxd: jax.Array, v_BxTxKxd: jax.Array, int8: bool = False) -> Ca
 
 
 def empty(config: ModelConfig, rows: int, length: int, int8: bool = False) -> Cache:
-    """Room for `length` positions of each row."""
+    """Builds an empty cache with room for `length` positions in each row."""
     shape, dtype = (rows, config.kv_heads), jnp.int8 if int8 else jnp.dtype(config.compute_dtype)
     scales = (jnp.zeros((*shape, length)), jnp.zeros((*shape, length))) if int8 else (None, None)
     return Cache(
@@ -69,8 +69,7 @@ def empty(config: ModelConfig, rows: int, length: int, int8: bool = False) -> Ca
 
 
 def each(function: Callable, cache: Cache, *others: Cache) -> Cache:
-    """`function(part, *parts of the others, axis of time)` of every part of a cache that there
-    is."""
+    """Applies `function(part, *parts of the others, axis of time)` to each part of a cache."""
     return Cache(
         *(
             None if parts[0] is None else function(*parts)
@@ -80,15 +79,14 @@ def each(function: Callable, cache: Cache, *others: Cache) -> Cache:
 
 
 def placed(cache: Cache) -> Cache:
-    """Where a cache stays: rows split over devices as those of a batch, heads as those of the
-    weights that make them."""
+    """Constrains a cache's sharding: rows as those of a batch, heads as those of the weights."""
     return each(
         lambda x, axis: layout.constrain(x, 'batch', 'kv_heads', *[None] * (x.ndim - 2)), cache
     )
 
 
 def grown(cache: Cache, length: int) -> Cache:
-    """The same cache with room for more positions."""
+    """Pads a cache with zeros, to room for `length` positions."""
     return each(
         lambda x, axis: jnp.pad(
             x, [(0, length - x.shape[a] if a == axis else 0) for a in range(x.ndim)]
@@ -118,8 +116,7 @@ def written(cache: Cache, new: Cache, index: jax.Array) -> Cache:
 def decode(
     config: ModelConfig, prompt: list[Cache], prompt_mask_PxTp: jax.Array, index: jax.Array
 ) -> Attention:
-    """One new token per row: attention over the row's prompt and its own cache, one softmax over
-    both.
+    """Builds attention of one new token per row to its prompt and its own cache, in one softmax.
 
     Args:
       config: the model's shape.
@@ -146,7 +143,7 @@ def decode(
         q_BxKxRxd = q.reshape(B, K, R, d)
 
         def shared(x_BxKxRxn: jax.Array) -> jax.Array:
-            """The rows of a prompt in one product: [P, K, G * R, n]."""
+            """Merges the rows of each prompt into one product: [P, K, G * R, n]."""
             return x_BxKxRxn.reshape(P, G, K, R, -1).swapaxes(1, 2).reshape(P, K, G * R, -1)
 
         def apart(x_PxKxGRxn: jax.Array) -> jax.Array:
@@ -175,8 +172,7 @@ def decode(
 
 
 def resumed(config: ModelConfig, segments_BxT: jax.Array, start: jax.Array) -> Attention:
-    """Attention of a chunk of S tokens to all T positions of their rows up to their own, in their
-    own segment.
+    """Builds attention of a chunk of S tokens to their rows' T positions, causal within segments.
 
     Args:
       config: the model's shape.
@@ -209,7 +205,7 @@ def resumed(config: ModelConfig, segments_BxT: jax.Array, start: jax.Array) -> A
 
 
 def _rounded(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-    """int8 along one axis, and what to multiply it by."""
+    """Rounds an array to int8 along one axis; returns the codes and their scales."""
     x = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(x), axis=axis, keepdims=True) / 127
     rounded = jnp.round(x / jnp.where(scale == 0, 1.0, scale)).astype(jnp.int8)

@@ -41,7 +41,7 @@ def mixture(
     activate: Callable,
     counted_BxT: jax.Array | None,
 ) -> tuple:
-    """The mixture of one layer.
+    """Computes the mixture of experts of one layer.
 
     Args:
       w: `router` [D, E], `up` and `gate` [E, D, F], `down` [E, F, D].
@@ -133,8 +133,8 @@ def _run(
     up: jax.Array,
     down: jax.Array,
 ) -> jax.Array:
-    """The weighted sum of the picked experts that are here: [B, T, D]; a pick outside 0 ..
-    len(gate) - 1 is elsewhere, adds nothing."""
+    """Computes the weighted sum [B, T, D] of the picked experts among those given. A pick outside 0
+    .. len(gate) - 1 is elsewhere and adds nothing."""
     B, T, D = x_BxTxD.shape
     k = pick_BxTxK.shape[-1]
     pick_M = pick_BxTxK.reshape(-1)
@@ -157,7 +157,7 @@ def _run(
 def penalty(
     config: ModelConfig, routing: Routing, tokens_B: jax.Array, step_tokens: jax.Array
 ) -> tuple[jax.Array, dict]:
-    """What the router adds to a step's loss, and its metrics; each a mean over layers.
+    """Computes the router's terms of a step's loss, and its metrics; each is a mean over layers.
 
       balance  of a row of n tokens: E sum_e (picks_e / n) (shares_e / n), which is k at best and
                E k at worst (Fedus et al. 2021, arXiv:2101.03961, equation 4, for k picks); the mean

@@ -116,8 +116,8 @@ def forward(
 
 
 def logits(params: dict, config: ModelConfig, hidden: jax.Array) -> jax.Array:
-    """Float32 logits [..., V] of hidden states [..., D]; PAD gets -1e9, in training and in sampling
-    alike."""
+    """Computes float32 logits [..., V] of hidden states [..., D]. PAD gets -1e9, in training and in
+    sampling alike."""
     # Products of the compute dtype, but not rounded to it: in bfloat16 that would move log-probs by
     # hundredths.
     out = (
@@ -143,8 +143,8 @@ def unstack(layers: Any, number: int) -> list:
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
-    """x / rms(x) * (offset + scale) over the last axis, in float32, in the dtype of x at last
-    (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+    """Computes x / rms(x) * (offset + scale) over the last axis in float32, returned in the dtype
+    of x (Zhang & Sennrich 2019, arXiv:1910.07467)."""
 
     # The backward pass computes it again from x: what it would otherwise keep costs more to write
     # and read than to compute.
@@ -162,8 +162,8 @@ def _norm(x: jax.Array, scale: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def _of_layer(values: tuple, layer: Any) -> Any:
-    """What holds for a layer: a Python value where all layers are alike or `layer` is a number, an
-    array where layers are scanned."""
+    """Picks the value of a layer. It is a Python value where all layers are alike or `layer` is a
+    number, an array where layers are scanned."""
     if len(set(values)) == 1:
         return values[0]
     return values[layer] if isinstance(layer, int) else jnp.asarray(values)[layer]

@@ -52,7 +52,7 @@ class Shards(NamedTuple):
     places: jax.Array | None
 
     def join(self, of_prompts: jax.Array, of_bins: jax.Array) -> jax.Array:
-        """[S * p, Tp, ...] and [S * n, L, ...] -> [S, p * Tp + n * L, ...]."""
+        """Joins prompts [S * p, Tp, ...] and bins [S * n, L, ...] into [S, p * Tp + n * L, ...]."""
         S = len(self.prompt_of_bin)
         return jnp.concatenate(
             [x.reshape(S, -1, *x.shape[2:]) for x in (of_prompts, of_bins)], axis=1
@@ -65,7 +65,7 @@ class Shards(NamedTuple):
         return x[:, :at].reshape(*prompts, *x.shape[2:]), x[:, at:].reshape(*bins, *x.shape[2:])
 
     def for_bins(self, of_prompts: jax.Array) -> jax.Array:
-        """[S * p, ...] -> [S * n, ...]: to each bin what belongs to its prompt."""
+        """Gives each bin the values of its prompt: [S * p, ...] -> [S * n, ...]."""
         S, n = self.prompt_of_bin.shape
         x = of_prompts.reshape(S, -1, *of_prompts.shape[1:])
         if x.shape[1] == 1:
@@ -75,7 +75,7 @@ class Shards(NamedTuple):
         return x.reshape(S * n, *x.shape[2:])
 
     def for_rows(self, of_bins: jax.Array) -> jax.Array:
-        """[S * n, L] -> [B, C], zero at padding."""
+        """Rearranges values of bins [S * n, L] into rows [B, C], zero at padding."""
         if self.places is None:
             return jnp.where(self.segments > 0, of_bins, jnp.zeros((), of_bins.dtype))
         return _picked(of_bins, self.places, len(self.prompt_of_bin)).reshape(self.places.shape)
@@ -134,14 +134,14 @@ def shards_of(batch: Mapping[str, jax.Array]) -> Shards:
 
 
 def units(batch: Mapping[str, jax.Array], together: int = 1) -> int:
-    """How many parts of a batch have to stay whole: shards, or prompts with their completions, or
-    else `together` rows each."""
+    """Counts the parts of a batch that have to stay together: shards, or prompts with completions,
+    or else `together` rows each."""
     name = next((name for name in ('packed_from', 'prompt_tokens') if name in batch), None)
     return len(batch[name]) if name else len(batch['tokens']) // together
 
 
 def tokens_of_rows(batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Tokens of each row's sequence [B] float32, its prompt's included."""
+    """Counts the tokens of each row's sequence, its prompt included: [B] float32."""
     tokens_B = jnp.sum(batch['segments'] > 0, axis=1, dtype=jnp.float32)
     if 'prompt_segments' not in batch:
         return tokens_B
@@ -190,8 +190,7 @@ def score(
 
 
 def attention(config: ModelConfig, shards: Shards) -> Attention:
-    """Self-attention of shards: prompts are causal, and a bin's tokens see their prompt besides
-    what is before them in their segment.
+    """Builds self-attention of shards: causal in prompts; a bin's tokens also see their prompt.
 
     Scores of a prompt are [Tp, Tp], those of a bin [L, Tp + L]; of either, a block or
     `config.attention_chunk` rows exist at a time.
@@ -242,16 +241,16 @@ def attention(config: ModelConfig, shards: Shards) -> Attention:
 
 
 def _picked(x: jax.Array, places: jax.Array, S: int) -> jax.Array:
-    """What x [S * a, b] has at `places` [S * c, d] of its shard, counted through its a * b; zero
-    (False) where they are negative."""
+    """Gathers values of x [S * a, b] at `places` [S * c, d]. Places count through the a * b of
+    their shard; where negative, the value is zero (False)."""
     index = places.reshape(S, -1)
     picked = jnp.take_along_axis(x.reshape(S, -1), jnp.maximum(index, 0), axis=1)
     return jnp.where(index < 0, jnp.zeros((), x.dtype), picked).reshape(places.shape)
 
 
 def _counted(shards: Shards, B: int) -> jax.Array:
-    """Which tokens of a shard belong to each of its rows [S, B / S, p * Tp + n * L]; those of a
-    prompt to several."""
+    """Marks the tokens that belong to each row of a shard [S, B / S, p * Tp + n * L]; those of a
+    prompt belong to several."""
     S, prompts = len(shards.prompt_of_bin), shards.of_prompt[1] > 0
     R, p = B // S, len(prompts) // S
     rows = jnp.arange(R)

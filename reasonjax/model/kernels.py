@@ -172,7 +172,7 @@ def _by_segments(
 
 
 def _block(length: int) -> int:
-    """The largest block that pads a length to hardly more, an eighth at most, than the smallest."""
+    """Returns the largest block that pads a length by an eighth more than the smallest, at most."""
     sizes = {block: -(-length // block) * block for block in BLOCKS}
     return next(block for block, size in sizes.items() if 8 * size <= 9 * sizes[BLOCKS[-1]])
 

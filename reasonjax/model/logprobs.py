@@ -65,7 +65,7 @@ def _chunk_scores(
 
 
 def distribution_scores(logits_xV: jax.Array, targets: jax.Array) -> Scored:
-    """Log-prob of each target, entropy and hit under softmax(logits): shapes [..., V] and [...].
+    """Scores targets [...] under softmax(logits [..., V]): log-prob, entropy and hit, each [...].
     The sampler records with it too."""
     # The maximum is there for the softmax; an argmax would be another pass, and on CPU the slowest
     # of all.
@@ -91,7 +91,9 @@ def _kept(logits_xV: jax.Array, targets: jax.Array) -> tuple[tuple[jax.Array, ja
 
 
 def _back(kept: tuple, gradients: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-    """With p = softmax(z) and entropy H: d log p_t = 1_t - p, d H = -p (log p + H). One pass over
+    """Computes the gradient of logits from those of log-probs and entropies.
+
+    With p = softmax(z) and entropy H: d log p_t = 1_t - p, d H = -p (log p + H). One pass over
     [..., V], and nothing of that size kept but the logits.
     """
     logits_xV, targets, normaliser, entropy = kept

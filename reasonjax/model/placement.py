@@ -17,7 +17,7 @@ from reasonjax.weights.linear import is_weight
 
 
 def shardings(specs: Any, params: Any, mesh: Mesh) -> Any:
-    """Where each array of a parameter tree lives.
+    """Returns the sharding of each array of a parameter tree.
 
     Args:
       specs: the spec tree.
@@ -104,8 +104,8 @@ def nearest_shapes(
     lengths: Mapping[str, int],
     number: int = 2,
 ) -> list[dict[str, int]]:
-    """The meshes of as many devices that divide everything, nearest first: by the factors in which
-    their axes differ."""
+    """Finds meshes over the same number of devices that divide everything, nearest first: by the
+    factors in which their axes differ."""
     devices = math.prod(sizes.values())
     divisors = [d for d in range(1, devices + 1) if devices % d == 0]
     # Experts are an axis only of a model that has some.

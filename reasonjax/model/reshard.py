@@ -49,8 +49,7 @@ def moved(specs: Any, params: Any, mesh: Mesh, dtype: Any) -> Any:
 
 
 def _shared(shape: tuple[int, ...], home: NamedSharding, mesh: Mesh) -> NamedSharding:
-    """The final place, with a dimension that is whole there split over all mesh axes that nothing
-    is split over."""
+    """Returns the final sharding with the largest unsplit dimension split over all unused axes."""
     spec = [
         _split_over(entry, mesh) for entry in (*home.spec, *(None,) * (len(shape) - len(home.spec)))
     ]
@@ -68,6 +67,6 @@ def _shared(shape: tuple[int, ...], home: NamedSharding, mesh: Mesh) -> NamedSha
 
 
 def _split_over(entry: Any, mesh: Mesh) -> tuple[str, ...]:
-    """The mesh axes of a dimension that are more than one device long."""
+    """Returns the mesh axes of a dimension that are more than one device long."""
     axes = entry if isinstance(entry, tuple) else (entry,)
     return tuple(axis for axis in axes if axis is not None and mesh.shape[axis] > 1)

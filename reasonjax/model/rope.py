@@ -18,13 +18,12 @@ Frequencies = tuple[np.ndarray, float]
 
 
 def none(theta: float, width: int) -> Frequencies:
-    """theta^(-2 i / width) (Su et al. 2021, arXiv:2104.09864)."""
+    """Computes the plain frequencies theta^(-2 i / width) (Su et al. 2021, arXiv:2104.09864)."""
     return theta ** (-np.arange(0, width, 2, dtype=np.float64) / width), 1.0
 
 
 def linear(theta: float, width: int, *, factor: Positive) -> Frequencies:
-    """Position interpolation (Chen et al. 2023, arXiv:2306.15595): positions are divided by
-    `factor`."""
+    """Interpolates positions, dividing by `factor` (Chen et al. 2023, arXiv:2306.15595)."""
     return none(theta, width)[0] / factor, 1.0
 
 
@@ -36,8 +35,8 @@ def dynamic(
     original_max_position_embeddings: AtLeast(1),
     length: AtLeast(0) = 0,
 ) -> Frequencies:
-    """NTK-aware scaling of the base for a sequence of `length` tokens; up to the original length
-    nothing changes.
+    """Scales the base for a sequence of `length` tokens (NTK-aware), if it exceeds the original
+    length.
 
     Args:
       theta: base.
@@ -62,7 +61,7 @@ def llama3(
     high_freq_factor: Positive = 4.0,
     original_max_position_embeddings: AtLeast(1) = 8192,
 ) -> Frequencies:
-    """Llama 3.1: long waves are interpolated, short ones kept, those between blended
+    """Interpolates long waves, keeps short ones and blends those between, as Llama 3.1 does
     (arXiv:2407.21783, section 3.4.3).
 
     Raises:
@@ -88,8 +87,8 @@ def yarn(
     mscale_all_dim: NonNegative = 0.0,
     truncate: bool = True,
 ) -> Frequencies:
-    """YaRN (Peng et al. 2023, arXiv:2309.00071): a ramp over dimensions from kept to interpolated,
-    and warmer attention.
+    """Ramps over dimensions from kept to interpolated, with warmer attention: YaRN (Peng et al.
+    2023, arXiv:2309.00071).
 
     Args:
       theta: base.
@@ -143,8 +142,8 @@ def longrope(
     attention_factor: Positive | None = None,
     length: AtLeast(0) = 0,
 ) -> Frequencies:
-    """LongRoPE (Ding et al. 2024, arXiv:2402.13753): every dimension has its own divisor, one set
-    for short and one for long contexts.
+    """Divides each dimension by its own factor, one set for short and one for long contexts:
+    LongRoPE (Ding et al. 2024, arXiv:2402.13753).
 
     Args:
       theta: base.

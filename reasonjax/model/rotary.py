@@ -18,7 +18,7 @@ class Rotation(NamedTuple):
 
 
 def longest(config: ModelConfig) -> int:
-    """The longest sequence the positions are good for; 0 for no limit."""
+    """Returns the longest sequence that the positions are good for; 0 for no limit."""
     scaling = dict(config.rope_scaling)
     if 'length' in scaling:
         return max(scaling['length'], scaling['original_max_position_embeddings'])
@@ -26,7 +26,7 @@ def longest(config: ModelConfig) -> int:
 
 
 def rotations(config: ModelConfig, positions_BxT: jax.Array) -> Rotation:
-    """The rotation of every table the model has (`config.rope_tables`), stacked in front."""
+    """Computes the rotation of each table of the model (`config.rope_tables`), stacked in front."""
     tables = [frequencies(config, table) for table in config.rope_tables]
     frequency_Nxd = jnp.asarray(np.stack([f for f, _ in tables]), jnp.float32)
     factor_N = jnp.asarray([factor for _, factor in tables], jnp.float32)[:, None, None, None, None]

@@ -38,7 +38,7 @@ def is_spec(node: Any) -> bool:
 
 
 def specs(config: ModelConfig) -> dict:
-    """The spec tree of a model.
+    """Builds the spec tree of a model.
 
     Fresh matrices are normal with standard deviation 1/sqrt(fan-in); those that write into the
     residual stream are scaled by 1/sqrt(2 layers) besides (GPT-2's rule), so that its variance does
@@ -115,7 +115,7 @@ def _biases(matrices: dict[str, Spec], names: tuple[str, ...]) -> dict[str, Spec
 
 
 def abstract(tree: Any, dtype: Any) -> Any:
-    """Shapes and dtypes of the parameters, without values."""
+    """Returns the shapes and dtypes of the parameters, without values."""
     return jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(dtype)), tree, is_leaf=is_spec
     )
@@ -137,5 +137,5 @@ def initialise(tree: Any, key: jax.Array, dtype: Any) -> Any:
 
 
 def count(tree: Any) -> int:
-    """Number of parameters."""
+    """Counts the parameters."""
     return sum(math.prod(s.shape) for s in jax.tree.leaves(tree, is_leaf=is_spec))

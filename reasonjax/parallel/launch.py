@@ -16,7 +16,7 @@ DETECT = 'REASONJAX_DISTRIBUTED'
 
 
 def settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """What `jax.distributed.initialize` is to be called with.
+    """Returns the arguments to call `jax.distributed.initialize` with.
 
     Args:
       flags: `coordinator` ('HOST:PORT'), `num_processes`, `process_id`: None or absent leaves one

@@ -40,7 +40,7 @@ RULES: dict[str | None, tuple[str, ...]] = {
 def partition_spec(
     axes: tuple[str | None, ...], shape: tuple[int, ...], sizes: Mapping[str, int]
 ) -> PartitionSpec:
-    """Mesh axes of an array with these logical axes.
+    """Returns the mesh axes of an array with these logical axes.
 
     Args:
       axes: a key of `RULES` for each dimension.
@@ -74,13 +74,13 @@ def on(mesh: Any, function: Callable) -> Callable:
 
 
 def size(*mesh_axes: str) -> int:
-    """Number of devices along mesh axes of the mesh that is being traced under; 1 without one."""
+    """Counts the devices along axes of the mesh that is being traced under; 1 without a mesh."""
     sizes = jax.sharding.get_abstract_mesh().shape
     return math.prod(sizes.get(axis, 1) for axis in mesh_axes)
 
 
 def platform() -> str:
-    """What the program that is being traced is for: 'cpu', 'gpu', 'tpu'."""
+    """Returns the platform that the traced program is for: 'cpu', 'gpu' or 'tpu'."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
@@ -96,8 +96,8 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def split_time(x_BxT: jax.Array, number: int) -> jax.Array:
-    """[B, T, ...] -> [number, B, S, ...], S >= T / number: zeros fill up, and each device of
-    `sequence` has an equal part of each piece."""
+    """Splits time into pieces: [B, T, ...] -> [number, B, S, ...], S >= T / number. Zeros fill up,
+    and each device of `sequence` has an equal part of each piece."""
     B, T, *rest = x_BxT.shape
     ways = size('sequence') if T % size('sequence') == 0 else 1
     each = -(-T // ways // number)

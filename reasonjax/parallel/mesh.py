@@ -59,8 +59,8 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence | None = None) -> Mesh
 
 
 def reshaped(mesh: Mesh, shape: Mapping[str, int], key: str) -> Mesh:
-    """A mesh of other sizes over the same devices in the same order, so that one program may use
-    both; the same where all sizes are 0."""
+    """Builds a mesh of other sizes over the same devices in the same order. Hence one
+    program may use both. Where all sizes are 0, returns `mesh` itself."""
     if not any(shape.values()):
         return mesh
     sizes = _sizes({axis: size or 1 for axis, size in shape.items()}, mesh.size, key)
@@ -86,17 +86,17 @@ def _sizes(shape: Mapping[str, int], number: int, key: str) -> dict[str, int]:
 
 
 def placed(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    """Where an array with these logical axes lives; see `layout.partition_spec`."""
+    """Returns the sharding of an array with these logical axes; see `layout.partition_spec`."""
     return NamedSharding(mesh, partition_spec(axes, shape, mesh.shape))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """Returns the sharding that keeps a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def filled(number: int, mesh: Mesh) -> int:
-    """The least number of rows, not less than `number`, that divides over the devices."""
+    """Rounds a number of rows up to a multiple of the devices that rows are split over."""
     ways = math.prod(mesh.shape[axis] for axis in ROWS)
     return -(-number // ways) * ways
 
@@ -124,7 +124,7 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict:
 
 
 def batch_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    """Where an array of a batch lives."""
+    """Returns the sharding of an array of a batch."""
     return placed(('batch', 'time', *(None,) * len(shape))[: len(shape)], shape, mesh)
 
 

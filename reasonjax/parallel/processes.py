@@ -69,27 +69,27 @@ def start(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ)
 
 
 def label() -> str:
-    """'process 1 of 4', for messages; '' where there is one."""
+    """Returns 'process 1 of 4', for messages; '' where there is one."""
     # Asked first, because the number of processes starts the backend.
     several = jax.distributed.is_initialized() and jax.process_count() > 1
     return f'process {jax.process_index()} of {jax.process_count()}' if several else ''
 
 
 def is_main() -> bool:
-    """Whether this process writes the files of the run."""
+    """Returns whether this process writes the files of the run."""
     return jax.process_index() == 0
 
 
 def share(number: int) -> slice:
-    """This process's part of `number` things: contiguous, in the order of the processes, sizes
-    equal but for one."""
+    """Returns this process's slice of `number` things: contiguous, in the order of the processes,
+    sizes equal within one."""
     index, count = jax.process_index(), jax.process_count()
     return slice(number * index // count, number * (index + 1) // count)
 
 
 def gather(value: Any) -> list[Any]:
-    """What every process has, in the order of the processes: any value that pickles; small, since
-    all devices hold all of it."""
+    """Gathers a value from every process, in the order of the processes. Values have to pickle, and
+    to be small, since every device holds all of them."""
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(pickle.dumps((jax.process_index(), value)), np.uint8)
@@ -104,12 +104,12 @@ def gather(value: Any) -> list[Any]:
 
 
 def agree(flag: bool) -> bool:
-    """Whether any process says so."""
+    """Returns whether `flag` is true in any process."""
     return any(gather(bool(flag)))
 
 
 def fetch(tree: Any) -> Any:
-    """Device arrays as NumPy arrays, whole in every process.
+    """Copies device arrays to NumPy arrays, whole in every process.
 
     What other processes hold is gathered by a program of its own. Asking the program that computes
     it for whole results would let the compiler compute it whole, on every device: a rollout's loop,

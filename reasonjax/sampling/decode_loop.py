@@ -72,7 +72,7 @@ class RowView(NamedTuple):
 
 
 def of_rows(read: PromptCache, prompt_R: jax.Array) -> PromptCache:
-    """The prompts of each row."""
+    """Gathers the prompt caches of rows, given each row's prompt [R]."""
     return PromptCache(
         [taken(cache, prompt_R) for cache in read.cache],
         read.mask[prompt_R],
@@ -89,7 +89,7 @@ def run(
 
 
 def grown(s: Progress, length: int) -> Progress:
-    """Own caches with room for `length` tokens."""
+    """Extends the rows' own caches to room for `length` tokens."""
     return s.replace(
         own=jax.tree.map(
             lambda cache: decoding.placed(decoding.grown(cache, length)), s.own, is_leaf=is_cache
@@ -143,8 +143,8 @@ def advance(fixed: DecodeConstants, view: RowView, s: Progress) -> Progress:
 def _put(
     fixed: DecodeConstants, token_R: jax.Array, s: Progress
 ) -> tuple[jax.Array, jax.Array, tuple]:
-    """What forcings make of the drawn tokens, in turn: tokens, whether they were put, and what each
-    remembers."""
+    """Applies forcings in turn to drawn tokens. Returns the tokens [R], whether each was forced
+    [R], and the memory of each forcing."""
     forced_R, memory = jnp.zeros_like(s.done), []
     for force, remembered in zip(fixed.sampling.forcing, s.memory, strict=True):
         put_R, after = force(token_R, s, remembered)

@@ -21,34 +21,34 @@ class Distribution(NamedTuple):
     total: jax.Array
 
     def logprob(self, tokens_B: jax.Array) -> jax.Array:
-        """[B] float32, log-probability of each row's token in nats."""
+        """Returns the log-prob of each row's token in nats: [B] float32."""
         return jnp.take_along_axis(self.below, tokens_B[:, None], axis=-1)[:, 0] - jnp.log(
             self.total
         )
 
     def entropy(self) -> jax.Array:
-        """[B] float32, in nats. Both terms are positive, so that nothing cancels."""
+        """Computes each row's entropy in nats: [B] float32. Both terms are positive, so that
+        nothing cancels."""
         return jnp.log(self.total) - jnp.sum(self.mass * self.below, axis=-1) / self.total
 
 
 def distribution(logits_BxV: jax.Array) -> Distribution:
-    """The distribution that float32 logits stand for."""
+    """Builds the distribution that float32 logits [B, V] stand for."""
     below = logits_BxV - jnp.max(logits_BxV, axis=-1, keepdims=True)
     mass = jnp.exp(below)
     return Distribution(below, mass, jnp.sum(mass, axis=-1))
 
 
 def uniforms(keys_B: jax.Array) -> jax.Array:
-    """[B, 2] float32 in [0, 1), multiples of 2**-24: two for each row's key."""
+    """Draws two numbers from each row's key: [B, 2] float32 in [0, 1), multiples of 2**-24."""
     bits = jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32))(keys_B)
     return (bits >> 8).astype(jnp.float32) * 2.0**-24
 
 
 def draw(mass_BxV: jax.Array, uniform_Bx2: jax.Array) -> jax.Array:
-    """One token per row, with probability in proportion to its mass; one without mass is never
-    drawn.
+    """Draws one token per row in proportion to its mass; a token without mass is never drawn.
 
-    The inverse of the distribution function, in two levels: a block of about sqrt(V) tokens by the
+    Inverts the distribution function in two levels: a block of about sqrt(V) tokens by the
     first number, a token of it by the second. A sum over a large vocabulary in float32 would be too
     coarse for rare tokens; a block's is not, and the second number is spread over the block alone.
 
@@ -69,7 +69,7 @@ def draw(mass_BxV: jax.Array, uniform_Bx2: jax.Array) -> jax.Array:
 
 
 def _chosen(mass_BxN: jax.Array, uniform_B: jax.Array) -> jax.Array:
-    """The first whose cumulated mass exceeds the share `uniform_B` of the whole."""
+    """Returns the first index whose cumulated mass exceeds the share `uniform_B` of the total."""
     up_to_BxN = jnp.cumsum(mass_BxN, axis=-1)
     beyond_BxN = up_to_BxN > uniform_B[:, None] * up_to_BxN[:, -1:]
     # Cumulated in some other order than one by one, rounding can show a step where no mass is: such

@@ -21,11 +21,11 @@ class Forcing(Protocol):
     """What the sampler asks of a forcing."""
 
     def init(self, rows: int) -> Any:
-        """The memory of fresh rows."""
+        """Builds the memory of fresh rows."""
         ...
 
     def __call__(self, drawn_R: jax.Array, state: Progress, memory: Any) -> tuple[jax.Array, Any]:
-        """The tokens to put, -1 for none, and the memory after this token."""
+        """Returns the tokens to force (-1 for none) and the memory after this token."""
         ...
 
 
@@ -103,8 +103,11 @@ class Thinking:
             raise UserError(f'thinking: times={self.times} needs the tokens of the extension.')
 
     def init(self, rows: int) -> dict[str, jax.Array]:
-        """`over`: no longer thinking; `used`: extensions so far; `extending`, `closing`: the place
-        in the span that is being put, or 0."""
+        """Builds the memory of fresh rows.
+
+        `over`: no longer thinking; `used`: extensions so far; `extending`, `closing`: the place in
+        the span that is being forced, or 0.
+        """
         counts = {name: jnp.zeros(rows, jnp.int32) for name in ('used', 'extending', 'closing')}
         return counts | {'over': jnp.zeros(rows, bool)}
 
@@ -128,7 +131,7 @@ class Thinking:
 
 
 def _next(place_R: jax.Array, tokens: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """The token at this place of a span, counted from 1 (-1 at 0), and the place after it."""
+    """Returns the token at a place of a span, counted from 1 (-1 at 0), and the next place."""
     if not tokens:
         return jnp.full_like(place_R, -1), place_R
     put_R = jnp.asarray((-1, *tokens), jnp.int32)[place_R]

@@ -73,14 +73,14 @@ class NoRepeatNgram:
 
 
 def so_far(state: Progress) -> jax.Array:
-    """[R, Tp + C] int32: the tokens of prompt and completion, adjacent; -1 in front of the prompt
-    and behind what has been produced."""
+    """Joins the tokens of prompt and completion so far: [R, Tp + C] int32. The two are
+    adjacent; -1 stands before the prompt and after the last token drawn."""
     produced = jnp.arange(state.tokens.shape[1]) < state.step[:, None]
     return jnp.concatenate([state.prompt, jnp.where(produced, state.tokens, -1)], axis=1)
 
 
 def _marked(logits_RxV: jax.Array, tokens_RxN: jax.Array) -> jax.Array:
-    """[R, V] bool, which tokens are among those of the row; -1 is none."""
+    """Marks the vocabulary's tokens that occur in each row: [R, V] bool; -1 is no token."""
     R, V = logits_RxV.shape
     tokens_RxN = jnp.where(tokens_RxN < 0, V, tokens_RxN)
     return jnp.zeros((R, V), bool).at[jnp.arange(R)[:, None], tokens_RxN].set(True, mode='drop')

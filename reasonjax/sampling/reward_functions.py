@@ -91,7 +91,7 @@ def load(spec: RewardSpec, key: str) -> RewardSpec:
 
 
 def describe(function: Callable) -> str:
-    """How messages call a function."""
+    """Returns the name of a function as messages show it."""
     return f'{getattr(function, "__module__", "?")}.{getattr(function, "__qualname__", None) or show(function)}'
 
 
@@ -125,7 +125,7 @@ def _read_parameters(spec: RewardSpec, key: str) -> list[inspect.Parameter]:
 
 
 def list_parameters(spec: RewardSpec, key: str) -> set[str]:
-    """The parameters that a function has by name, knobs included."""
+    """Lists the parameters that a function has by name, knobs included."""
     return {
         p.name
         for p in _read_parameters(spec, key)
@@ -134,7 +134,7 @@ def list_parameters(spec: RewardSpec, key: str) -> set[str]:
 
 
 def list_required(spec: RewardSpec, key: str) -> set[str]:
-    """The columns that a function cannot do without."""
+    """Lists the columns that a function cannot do without."""
     needs = set(spec.target.needs(**spec.knobs)) if hasattr(spec.target, 'needs') else set()
     without = {
         p.name
@@ -155,10 +155,10 @@ def _list_knobs(spec: RewardSpec, key: str) -> set[str]:
 
 
 def select_columns(spec: RewardSpec, data: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """The columns that a function takes of those there are.
+    """Selects the columns of `data` that a function takes.
 
     Raises:
-      UserError: one that it needs is missing, or one has the name of a knob.
+      UserError: a needed column is missing, or a column has the name of a knob.
     """
     for name in sorted(_list_knobs(spec, key) & set(data)):
         raise _clash(spec, key, name)
@@ -179,7 +179,7 @@ def _clash(spec: RewardSpec, key: str, name: str) -> UserError:
 def missing_column(
     spec: RewardSpec, key: str, name: str, names: Iterable[str], where: str = ''
 ) -> UserError:
-    """The error of a function whose column is not there."""
+    """Builds the error for a column that a function needs and the data lack."""
     names = list(map(str, names))
     hint = '' if name in names else nearest(name, names)
     return UserError(

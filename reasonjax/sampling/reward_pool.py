@@ -51,7 +51,7 @@ class Rewards(NamedTuple):
 
 
 def concat_rewards(parts: Sequence[Rewards]) -> Rewards:
-    """The rewards of parts of a batch, as those of the batch."""
+    """Concatenates the rewards of the parts of a batch."""
     return Rewards(
         parts[0].names,
         np.concatenate([part.values for part in parts]),
@@ -133,7 +133,7 @@ class RewardPool:
         )
 
     def reads(self, column: str) -> bool:
-        """Whether some function has a parameter of that name."""
+        """Returns whether some function has a parameter named `column`."""
         return any(
             column in reward_functions.list_parameters(spec, f'rewards.{name}')
             for name, spec in self._specs.items()
@@ -284,7 +284,7 @@ class RewardPool:
         return [outcomes[i] for i in range(len(calls))]
 
     def _failure(self, call: _Call, error: BaseException) -> Failure:
-        """Why a worker has not survived a call."""
+        """Explains why a worker did not survive a call."""
         if isinstance(error, TimeoutError):
             limit = len(call.rows) * self._time_limit
             return Failure('timeouts', f'did not finish within {limit:g} s')
@@ -350,7 +350,7 @@ class RewardPool:
 
 
 def _is_divisible(call: _Call, outcome: Outcome) -> bool:
-    """Whether a call has failed as a whole, so that its samples are to be called one by one."""
+    """Returns whether a call failed as a whole, so that its samples are to be called one by one."""
     return isinstance(outcome, Failure) and outcome.kind != 'config' and len(call.rows) > 1
 
 

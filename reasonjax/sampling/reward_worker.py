@@ -117,7 +117,7 @@ def _limit_memory(size: int) -> None:
 
 
 def _measure_memory() -> int:
-    """Bytes that the limit counts."""
+    """Measures the memory that the limit counts, in bytes; 0 where the system is not Linux."""
     if sys.platform != 'linux':
         return 0
     with open('/proc/self/statm') as file:
@@ -171,7 +171,7 @@ def _end_with_parent() -> None:
 
 
 def ready() -> None:
-    """A task that does nothing, to start the workers early."""
+    """Does nothing: a task that starts the workers early."""
 
 
 def work(name: str, samples: int, columns: bytes) -> Outcome:
@@ -232,7 +232,7 @@ _NO_MEMORY = Failure('errors', 'ran out of memory')
 
 
 def describe(error: BaseException) -> str:
-    """The text of an exception, whatever its own `__str__` does."""
+    """Returns the text of an exception, whatever its own `__str__` does."""
     try:
         text = str(error)
     except BaseException as second:  # noqa: B036, of others' code

@@ -202,7 +202,7 @@ class _Jobs:
         return jnp.minimum(job_R, self.number - 1) // self.G
 
     def begin(self, fixed: decode_loop.DecodeConstants, job_R: jax.Array) -> dict[str, Any]:
-        """The state of rows at the start of these."""
+        """Builds the state of rows at the start of the completions `job_R`."""
         prompt_R = self.prompt_of(job_R)
         text_PxTp = jnp.where(self.prompts['segments'] > 0, self.prompts['tokens'], -1)
         shape = self.C, max(map(len, fixed.sampling.stop), default=0), fixed.pad
@@ -216,7 +216,7 @@ class _Jobs:
         )
 
     def whole(self) -> decode_loop.RowView:
-        """Of a row for each, in order: the rows of a prompt share it."""
+        """Returns the view of one row per completion, in order; the rows of a prompt share it."""
         start, first = (
             tuple(jnp.repeat(getattr(one, name), self.G) for one in self.read)
             for name in ('start', 'first')
@@ -224,7 +224,7 @@ class _Jobs:
         return decode_loop.RowView(self.read, start, first, self.uniform)
 
     def view(self, s: Progress) -> decode_loop.RowView:
-        """Of rows that may be at any of them."""
+        """Returns the view of rows that may be at any completion."""
         read = tuple(decode_loop.of_rows(one, self.prompt_of(s.job)) for one in self.read)
         uniform = (
             None if self.uniform is None else self.uniform[jnp.minimum(s.job, self.number - 1)]
@@ -235,7 +235,7 @@ class _Jobs:
 
 
 def _drawn(fixed: decode_loop.DecodeConstants, jobs: _Jobs, rows: int) -> Rollout:
-    """All completions [N, C], by so many rows, fewer at the end."""
+    """Draws all completions [N, C] in `rows` rows at a time, fewer towards the end."""
     sampling, lengths = fixed.sampling, fixed.sampling.lengths()
     int8 = sampling.cache_dtype == 'int8'
     own = [
@@ -295,12 +295,12 @@ def _refilled(
 
 
 def _more(s: Progress, enough: int) -> jax.Array:
-    """Whether more rows than these have not ended."""
+    """Returns whether more than `enough` rows have not ended."""
     return jnp.sum(~s.done) > enough
 
 
 def _processors(sampling: Sampling) -> tuple[Processor, ...]:
-    """Those that settings name, in the order of transformers."""
+    """Builds the logits processors that the settings ask for, in the order of transformers."""
     wanted = {
         limits.RepetitionPenalty(sampling.repetition_penalty): sampling.repetition_penalty != 1,
         limits.NoRepeatNgram(sampling.no_repeat_ngram_size): sampling.no_repeat_ngram_size > 0,
@@ -334,8 +334,8 @@ def _ready(params: dict, config: ModelConfig) -> tuple[dict, ModelConfig]:
 
 
 def _uniforms(key: jax.Array, index_P: jax.Array, G: int, C: int) -> jax.Array:
-    """[P * G, C, 2] float32: what the tokens are drawn by, counted by the prompt's number, the
-    sample's and the place."""
+    """Draws the uniform numbers of the tokens, [P * G, C, 2] float32, keyed by the numbers of
+    prompt, sample and place."""
 
     def under(keys: jax.Array, numbers: jax.Array) -> jax.Array:
         return jax.vmap(lambda k: jax.vmap(jax.random.fold_in, (None, 0))(k, numbers))(
@@ -351,7 +351,7 @@ def _uniforms(key: jax.Array, index_P: jax.Array, G: int, C: int) -> jax.Array:
 def _read_in_chunks(
     params: dict, config: ModelConfig, prompts: dict[str, jax.Array], chunk: int
 ) -> list[decoding.Cache]:
-    """The prompts' keys and values, computed a chunk of positions at a time."""
+    """Computes the prompts' keys and values, a chunk of positions at a time."""
     P, Tp = prompts['tokens'].shape
     number = -(-Tp // chunk)
     more = number * chunk - Tp

@@ -76,7 +76,7 @@ class Sampling:
             raise UserError(f'sampling.stop={self.stop}: must be sequences of at least one token.')
 
     def lengths(self) -> list[int]:
-        """How long the cache of completions is, in turn: the last is C."""
+        """Lists the lengths that the cache of completions has in turn: the last is C."""
         lengths = [self.cache_length or self.max_tokens]
         while lengths[-1] < self.max_tokens:
             lengths.append(2 * lengths[-1])

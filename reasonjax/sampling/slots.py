@@ -82,14 +82,14 @@ def fresh(
     shape: tuple,
     forcing: tuple,
 ) -> dict[str, Any]:
-    """All of `Progress` at the start of these completions but `time` and `own`.
+    """Builds all fields of `Progress` but `time` and `own`, at the start of completions `job_R`.
 
     Args:
       first: [R] int32, the tokens to feed: the last of each prompt.
       prompt_RxTp: int32, the prompts, -1 in front.
-      job_R: int32; those from `number` on are none.
+      job_R: int32; numbers from `number` on are no completions.
       number: of completions.
-      shape: (C, n, PAD): longest completion, longest stop sequence, the token behind a completion.
+      shape: (C, n, PAD): longest completion, longest stop sequence, the token after a completion.
       forcing: see `rollout.forcing`.
     """
     R, (C, n, pad) = len(job_R), shape
@@ -110,7 +110,7 @@ def fresh(
 
 
 def nothing(number: int, C: int, pad: int, forced: bool) -> Rollout:
-    """Room for completions [N, C]."""
+    """Allocates the results of N completions: arrays [N, C]."""
     return Rollout(
         tokens=jnp.full((number, C), pad, jnp.int32),
         logprob=jnp.zeros((number, C)),
@@ -122,13 +122,13 @@ def nothing(number: int, C: int, pad: int, forced: bool) -> Rollout:
 
 
 def completions(s: Progress) -> Rollout:
-    """What the rows hold: arrays [R, C]."""
+    """Returns what the rows hold: arrays [R, C]."""
     return Rollout(s.tokens, s.logprob, s.entropy, s.step, s.terminated, s.forced)
 
 
 def collected(results: Rollout, s: Progress) -> Rollout:
-    """The results with the completions of rows that have ended, each in its place; rows without one
-    write nothing."""
+    """Writes the completions of rows that have ended into the results, each in its place. Rows
+    without one write nothing."""
     number = len(results.length)
     to_R = jnp.where(s.done, s.job, number)
     return jax.tree.map(lambda all_, x: all_.at[to_R].set(x, mode='drop'), results, completions(s))
@@ -149,8 +149,8 @@ def next_jobs(s: Progress, following: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def replaced(s: Progress, new: dict[str, Any]) -> Progress:
-    """Rows that have ended, with a fresh state; their caches need none, because places from `step`
-    on are not attended to."""
+    """Replaces rows that have ended by fresh ones. Their caches stay, because places from `step` on
+    are not attended to."""
     old = {name: getattr(s, name) for name in new}
 
     def of_ended(fresh_Rx: jax.Array, old_Rx: jax.Array) -> jax.Array:
@@ -160,8 +160,7 @@ def replaced(s: Progress, new: dict[str, Any]) -> Progress:
 
 
 def together(s: Progress, rows: int) -> Progress:
-    """The first `rows` of those that have not ended, in their order, and as many others as are
-    needed."""
+    """Keeps `rows` rows: those that have not ended, in order, then as many others as needed."""
     order = jnp.argsort(s.done, stable=True)[:rows]
     own = jax.tree.map(lambda cache: taken(cache, order), s.own, is_leaf=is_cache)
     rest = s.replace(own=None, time=None)
@@ -169,7 +168,7 @@ def together(s: Progress, rows: int) -> Progress:
 
 
 def taken(cache: decoding.Cache, rows: jax.Array) -> decoding.Cache:
-    """Rows of a cache, where caches stay."""
+    """Returns the given rows of a cache, sharded as caches are."""
     return decoding.placed(decoding.each(lambda x, axis: x[rows], cache))
 
 

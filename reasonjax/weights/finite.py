@@ -49,7 +49,7 @@ def check(params: Any, where: str, advice: str = '', dtype: Any = None) -> None:
 
 
 def unsound(params: Any, dtype: Any = None) -> dict[str, int]:
-    """The leaves with elements that are not finite, and how many; see `check`."""
+    """Counts the non-finite elements of each leaf that has any, by name; see `check`."""
     leaves = _floating(params)
     # Counted only where there are any: the first pass is one number a leaf.
     fine = processes.fetch(_all_finite(list(leaves.values()), dtype)) if leaves else ()
@@ -61,7 +61,7 @@ def unsound(params: Any, dtype: Any = None) -> dict[str, int]:
 
 
 def listed(parts: Sequence[str]) -> str:
-    """The first of the parts, and how many more there are."""
+    """Joins the first of the parts, and says how many more there are."""
     more = [f'and {len(parts) - LISTED} more'] if len(parts) > LISTED else []
     return ', '.join([*parts[:LISTED], *more])
 

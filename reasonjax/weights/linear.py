@@ -33,24 +33,24 @@ class Weight(abc.ABC):
 
     @abc.abstractmethod
     def apply(self, x_NxD: jax.Array) -> jax.Array:
-        """x @ W, for W of shape [D, F]: returns [N, F]."""
+        """Computes x @ W, for W of shape [D, F]: returns [N, F]."""
 
     @abc.abstractmethod
     def apply_transposed(self, x_NxF: jax.Array) -> jax.Array:
-        """x @ W.T: returns [N, D]."""
+        """Computes x @ W.T: returns [N, D]."""
 
     @abc.abstractmethod
     def take(self, ids: jax.Array, dtype: Any) -> jax.Array:
-        """Rows of W by integer ids of any shape: returns [..., F]."""
+        """Looks up rows of W by integer ids of any shape: returns [..., F]."""
 
     @abc.abstractmethod
     def merge(self) -> jax.Array:
-        """The dense array this node stands for."""
+        """Returns the dense array that this node stands for."""
 
     @abc.abstractmethod
     def axes(self, of_dense: Axes) -> 'Weight':
-        """The logical axes of each part, in a node of this kind, given those of the dense array
-        (the layer axis included)."""
+        """Returns the logical axes of each part in a node of this kind. `of_dense` are those of the
+        dense array (the layer axis included)."""
 
 
 @jax.tree_util.register_dataclass
@@ -105,7 +105,7 @@ class LowRank(Weight):
 
 
 def matmul(x_NxD: jax.Array, w: Any, dtype: Any = None) -> jax.Array:
-    """x @ W of operands in the dtype of x, for a leaf of shape [D, F]; the result in `dtype`, by
+    """Computes x @ W in the dtype of x, for a leaf of shape [D, F]. The result is in `dtype`, by
     default that of x."""
     if isinstance(w, Weight):
         return w.apply(x_NxD).astype(dtype or x_NxD.dtype)
@@ -116,7 +116,7 @@ def matmul(x_NxD: jax.Array, w: Any, dtype: Any = None) -> jax.Array:
 
 
 def matmul_transposed(x_NxF: jax.Array, w: Any, dtype: Any = None) -> jax.Array:
-    """x @ W.T, as `matmul`."""
+    """Computes x @ W.T with the dtypes of `matmul`."""
     if isinstance(w, Weight):
         return w.apply_transposed(x_NxF).astype(dtype or x_NxF.dtype)
     w = w.astype(x_NxF.dtype)
@@ -126,9 +126,10 @@ def matmul_transposed(x_NxF: jax.Array, w: Any, dtype: Any = None) -> jax.Array:
 
 
 def _worth_turning(x: jax.Array, rows: int, columns: int) -> bool:
-    """Whether a weight with more rows than columns is turned round before it is used: its gradient
-    then comes as a product with fewer rows than columns, which on CPU takes two thirds of the time
-    of the other. A copy of the weight is worth it where there are many tokens.
+    """Returns whether transposing a weight before use pays: on CPU, with more rows than columns.
+
+    The gradient then comes as a product with fewer rows than columns, which takes two thirds of the
+    time of the other. A copy of the weight is worth it where there are many tokens.
     """
     return rows > columns and x.ndim == 2 and 4 * len(x) >= rows and layout.platform() == 'cpu'
 
@@ -148,9 +149,11 @@ def unembed(x: jax.Array, w: Any, dtype: Any = None) -> jax.Array:
 
 
 def _rows(x: jax.Array) -> jax.Array:
-    """[..., D] -> [N, D]: on CPU the backward pass of a [B, T, D] product transposes, at twice the
-    time. Left as it is where T is split over devices as B is: the two could be merged only after
-    gathering them.
+    """Flattens [..., D] to [N, D].
+
+    On CPU the backward pass of a [B, T, D] product transposes, at twice the time. Where T is split
+    over devices as B is, the array is left as it is: the two could be merged only after gathering
+    them.
     """
     return x if layout.size('sequence') > 1 else x.reshape(-1, x.shape[-1])
 
@@ -182,7 +185,7 @@ def embed(ids: jax.Array, w: Any, dtype: Any) -> jax.Array:
 
 
 def merge(w: Any) -> jax.Array:
-    """The dense array of a leaf."""
+    """Returns the dense array of a leaf."""
     return w.merge() if isinstance(w, Weight) else w
 
 

@@ -13,25 +13,24 @@ from reasonjax.weights.linear import is_weight
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """The name of a leaf, 'layers/attention/q/a': the language of filters, weight decay and error
-    messages."""
+    """Names a leaf as filters, weight decay and error messages do, say 'layers/attention/q/a'."""
     return '/'.join(str(getattr(p, 'key', getattr(p, 'name', getattr(p, 'idx', p)))) for p in path)
 
 
 def names(tree: Any) -> list[str]:
-    """Names of all array leaves, in tree order."""
+    """Lists the names of all array leaves, in tree order."""
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def match(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a leaf's name matches one of the shell-style patterns ('layers/*/q/*'; '*' crosses
+    """Returns whether a leaf's name matches a shell-style pattern ('layers/*/q/*'; '*' crosses
     '/')."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def constants(tree: Any) -> Any:
-    """A tree of bool of the same structure: whether a leaf is a constant of its node, such as the
-    codes of a quantised weight."""
+    """Marks the leaves that are constants of their node, such as the codes of a quantised weight.
+    The result is a tree of bool of the same structure."""
 
     def of_node(node: Any) -> Any:
         children = jax.tree.map(constants, node, is_leaf=lambda x: x is not node)

@@ -80,7 +80,7 @@ class Quantised(Weight):
         return self.dense(self.absmax.dtype)
 
     def dense(self, dtype: Any) -> jax.Array:
-        """The array [..., D, F] this node stands for; computed in float32, rounded once."""
+        """Computes the dense array [..., D, F] of this node in float32, rounded once."""
         *stack, blocks, columns = self.absmax.shape
         codes = self.codes.reshape(*stack, blocks, -1, columns)
         if self.format == 'nf4':
@@ -95,7 +95,7 @@ class Quantised(Weight):
         return _nf4_levels(codes) * absmax
 
     def rounded(self, w: jax.Array) -> jax.Array:
-        """What another dense array would become, in its dtype, if it were kept as this one is."""
+        """Returns another dense array as quantisation in this format leaves it, in its dtype."""
         return quantise(w, self.format, self.block).merge()
 
     def axes(self, of_dense: Axes) -> 'Quantised':

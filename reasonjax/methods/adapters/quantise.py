@@ -103,7 +103,7 @@ def _check_block(rows: Mapping[str, int], block: int, step: int) -> None:
 
 @functools.partial(jax.jit, static_argnames=('format', 'block'))
 def _of_stack(w: jax.Array, format: str, block: int) -> quantised.Quantised:
-    """Layer by layer, so that what is worked out on the way takes the memory of one."""
+    """Quantises a stack layer by layer, so that intermediate results take the memory of one."""
     if w.ndim == 2:
         return quantised.quantise(w, format, block)
     return jax.lax.map(lambda layer: quantised.quantise(layer, format, block), w)

@@ -16,7 +16,7 @@ LAYERS = ('layers/attention/*', 'layers/mlp/*')
 def chosen(
     params: Any, patterns: Sequence[str], *, knob: str, adapted: str, refusal: str
 ) -> dict[str, Any]:
-    """The matrices whose names match a pattern, by name; a stack of layers is one.
+    """Finds the matrices whose names match a pattern, by name; a stack of layers counts as one.
 
     Args:
       params: parameter tree, or its shapes.
@@ -52,7 +52,7 @@ def chosen(
 
 
 def replaced(params: Any, leaves: Mapping[str, Any]) -> Any:
-    """The tree with these leaves, by name, in the place of its own."""
+    """Returns the tree with the given leaves, by name, in place of its own."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaves.get(partition.path_name(path), leaf), params, is_leaf=is_weight
     )

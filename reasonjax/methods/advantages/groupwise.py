@@ -18,8 +18,8 @@ def group_relative(
     scale_rewards: OneOf(*SCALES) = 'group',
     epsilon: PositiveFraction = 1e-4,
 ) -> tuple[jax.Array, dict]:
-    """A = (r - mean of the prompt's valid rewards) / (std + epsilon): GRPO's (arXiv 2402.03300), in
-    TRL's form.
+    """Computes A = (r - mean of the prompt's valid rewards) / (std + epsilon), as GRPO does (arXiv
+    2402.03300), in TRL's form.
 
     The standard deviation divides by n - 1 and ignores invalid samples. A prompt whose rewards are
     all equal gets advantages of exactly 0.
@@ -34,10 +34,9 @@ def group_relative(
 
     Returns:
       [P, G] float32, and metrics: `reward`, the mean of all valid ones; `reward_std`, the mean over
-        prompts of the
-      deviation within; `frac_reward_zero_std`, the share of prompts that teach nothing as all
-      rewards are equal; `frac_group_unscored`, the share of those that teach nothing as fewer than
-      two samples are valid.
+      prompts of the deviation within; `frac_reward_zero_std`, the share of prompts that teach
+      nothing as all rewards are equal; `frac_group_unscored`, the share of those that teach nothing
+      as fewer than two samples are valid.
 
     Raises:
       UserError: G < 2, or unknown `scale_rewards`.

@@ -30,8 +30,7 @@ def masked_thought(
     replace_rate: Fraction = 0.0,
     drop_mask: bool = False,
 ) -> tuple[dict, dict]:
-    """Masked thought: hides a growing share of the response from the model that predicts it (arXiv
-    2403.02178).
+    """Hides a growing share of the response from the model: masked thought (arXiv 2403.02178).
 
     At step s of S each response token, the final EOS included, is selected independently with
     probability p_s = rate * min(1, s / (warmup * S + 1)) and read as a mask token. The loss stays
@@ -58,8 +57,7 @@ def masked_thought(
 
     Returns:
       The batch with `inputs` (and `attend`), and metrics: `mask_rate`, p_s; `masked_fraction`, the
-        share of response
-      tokens selected.
+      share of response tokens selected.
 
     Raises:
       UserError: a knob out of range, or a mask token is needed and the tokenizer has none.

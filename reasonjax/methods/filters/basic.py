@@ -10,7 +10,7 @@ from reasonjax.weights import partition
 
 
 def _by_name(params: Any, wanted: Callable[[str], bool]) -> Any:
-    """What is wanted by name, but for the constants of nodes."""
+    """Marks the leaves whose names are wanted, except constants of nodes."""
 
     def one(path: Any, constant: bool) -> bool:
         return not constant and wanted(partition.path_name(path))
@@ -19,7 +19,7 @@ def _by_name(params: Any, wanted: Callable[[str], bool]) -> Any:
 
 
 def all(specs: Any, params: Any) -> Any:
-    """Everything trains but what is quantised, and the scales of low-rank pairs."""
+    """Trains everything except quantised weights and the scales of low-rank pairs."""
     return _by_name(params, lambda name: True)
 
 
@@ -52,7 +52,7 @@ def paths(
 
 
 def lora(specs: Any, params: Any) -> Any:
-    """Only the factors A and B of low-rank leaves train; of a pair over a pair, the outer one.
+    """Trains only the factors A and B of low-rank leaves; of a pair over a pair, the outer one.
 
     Raises:
       UserError: the parameters have no low-rank leaf.

@@ -22,15 +22,15 @@ def importance_weights(
     clip_max: float | None,
     clip_min: float | None,
 ) -> tuple[jax.Array | None, dict]:
-    """How much more likely each token was at the start of the step than when it was sampled, kept
-    within bounds.
+    """Computes how much likelier each token was at the start of the step than when it was sampled,
+    kept within bounds.
 
         ratio   r = exp(log p_old - log p_sampled) of each token, or of the row: exp(sum_t(log p_old - log p_sampled))
         weight  *_truncate  clip(r, clip_min, clip_max)
                 *_mask      r where clip_min <= r <= clip_max, else 0
 
-    exp stays what it is at 40 nats beyond them (`sums.bounded_exp`): an approximation that only
-    shows without `clip_max`.
+    Beyond 40 nats exp stays constant (`sums.bounded_exp`): an approximation that only shows without
+    `clip_max`.
 
     These are TRL's `vllm_importance_sampling_{mode,clip_max,clip_min}`; token_truncate is truncated
     importance sampling ("Your Efficient RL Framework Secretly Brings You Off-Policy RL Training",
@@ -50,9 +50,8 @@ def importance_weights(
     Returns:
       [B, T] (a row's own weight is repeated), or None where nothing is to be corrected; and
       metrics: `sampling/importance_sampling_ratio/{min,mean,max}` of the weights, over tokens (in
-        sequence modes over rows), and
-      `sampling/importance_sampling_ratio/clip_ratio`, the share of them whose ratio was out of
-      bounds.
+      sequence modes over rows), and `sampling/importance_sampling_ratio/clip_ratio`, the share of
+      weights whose ratio was out of bounds.
 
     Raises:
       UserError: an unknown choice, bounds that leave out 1, or no `logprob_sampled`.

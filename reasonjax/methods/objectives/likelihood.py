@@ -10,7 +10,7 @@ from reasonjax.methods.objectives.sums import or_one, row_sums
 
 
 def nll(score: Callable, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, dict]:
-    """Negative log-likelihood per unit of token weight, in nats: -sum(w log p) / step_weight.
+    """Computes the negative log-likelihood per token weight, in nats: -sum(w log p) / step_weight.
 
     With weights of 0 and 1 this is the mean cross-entropy over all target tokens of the optimiser
     step, however it is split; 0 where no token has a weight.

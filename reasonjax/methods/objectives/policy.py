@@ -30,8 +30,8 @@ def clipped_policy_gradient(
     importance_sampling_clip_max: Real(1, INFINITY) | None = 3.0,
     importance_sampling_clip_min: Fraction | None = None,
 ) -> tuple[jax.Array, dict]:
-    """Clipped surrogate with token or sequence ratios, four normalisations, off-policy weights and
-    an optional KL penalty.
+    """Computes the clipped surrogate with token or sequence ratios, four normalisations, off-policy
+    weights and an optional KL penalty.
 
     With m = `weights`, A = `advantage` and s = log p - log p_old per token (temperature-scaled
     log-probs throughout):
@@ -48,7 +48,7 @@ def clipped_policy_gradient(
                         (depends on their split)
                dr_grpo  sum(m l) / (rows x max_completion_length)
 
-    Where s, its mean or d is above 40 nats, exp stays what it is at 40 (`sums.bounded_exp`): an
+    Where s, its mean or d is above 40 nats, exp stays constant (`sums.bounded_exp`): an
     approximation, of ratios that no two policies of one run have.
 
     These are the definitions of TRL's GRPOTrainer, where m is a mask. A row without weights adds
@@ -82,7 +82,7 @@ def clipped_policy_gradient(
     Returns:
       The contribution of this micro-batch, a float32 scalar, and metrics: `policy_loss`; `entropy`
       and `kl`, means over tokens, in nats; `clip_ratio/{low,high,region}_mean`, the share of tokens
-      (sequences, at that level) whose ratio is beyond the bound that its advantage minds;
+      (sequences, at that level) whose ratio is beyond the bound that applies to its advantage;
       `clip_ratio/low_min` and `clip_ratio/high_max`, the extremes of that share among sequences.
       Rows without weights are no sequences here. `sampling/sampling_logp_difference/{mean,max}` say
       how far the sampler's log-probs are from the current policy's; those of `correction` say how

@@ -17,10 +17,10 @@ def row_sums(x_BxT: jax.Array, weights_BxT: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def bounded_exp(x: jax.Array) -> jax.Array:
-    """exp(x), its growth stopped at x = `LARGEST`: no value and no gradient is infinite, so that
+    """Computes exp(x), constant beyond x = `LARGEST`. No value and no gradient is infinite, so that
     none times an advantage of 0 is nan.
 
-    Up to there it is exp, value and gradient. Beyond, both stay what they are there: an
+    Up to `LARGEST`, value and gradient are those of exp. Beyond, both stay constant: an
     approximation that keeps the direction of the gradient, where a plain clip would drop it.
     """
     return jnp.exp(jnp.minimum(x, LARGEST))
@@ -35,7 +35,7 @@ def _(primals: tuple, tangents: tuple) -> tuple:
 
 @jax.custom_jvp
 def bounded_expm1(x: jax.Array) -> jax.Array:
-    """exp(x) - 1, exact near 0, with the bound of `bounded_exp`."""
+    """Computes exp(x) - 1, exact near 0 and bounded as `bounded_exp` is."""
     return jnp.expm1(jnp.minimum(x, LARGEST))
 
 

@@ -20,8 +20,7 @@ def accuracy(
     require_termination: bool = False,
     **kwargs,
 ) -> list[float | None]:
-    r"""1.0 where the answer found in a completion is the solution, else 0.0; None where the row has
-    no solution.
+    r"""Scores 1.0 where a completion's answer is the solution, else 0.0; None without a solution.
 
     Args:
       prompts: not read.

@@ -31,8 +31,8 @@ def format(
     pattern: str = THINK,
     **kwargs,
 ) -> list[float]:
-    """1.0 where the whole completion matches a regular expression (the dot matches newlines too),
-    else 0.0.
+    """Scores 1.0 where a regular expression matches the whole completion, else 0.0. The dot matches
+    newlines too.
 
     The default pattern asks for one `<think>...</think>` at the very start. Many chat templates
     write the `<think>` themselves, at the end of the prompt: it then counts as the completion's.

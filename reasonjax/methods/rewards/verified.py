@@ -18,7 +18,7 @@ def verified(
     task: str,
     **columns: Any,
 ) -> list[float | None]:
-    """1.0 where a task's own rule, its `verify`, finds a completion correct, else 0.0; None where
+    """Scores 1.0 where a task's own rule, its `verify`, accepts a completion, else 0.0. None where
     the row lacks what the rule reads.
 
     Args:

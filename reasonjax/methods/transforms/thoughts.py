@@ -54,8 +54,8 @@ def drop_thoughts(example: Example, rng: np.random.Generator) -> Iterable[dict[s
 def _changed(
     example: Example, change: Callable[[Mapping[str, Any], str], dict[str, Any]]
 ) -> dict[str, Any]:
-    """The row with every assistant's message that has a thought changed; `change` gets the message
-    and the key of the thought."""
+    """Changes every assistant message of a row that has a thought. `change` gets the message and
+    the key of the thought."""
     changed = dict(example)
     for column in COLUMNS:
         if is_chat(changed.get(column)):
