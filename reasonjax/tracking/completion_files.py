@@ -81,7 +81,7 @@ def count_files(folder: pathlib.Path, stage: str, upto: int) -> int:
     """Counts the files that a stage has written up to a step, and takes out its rows from those of
     later steps.
 
-    A file that cannot be read is put aside, and named on standard error.
+    A file that cannot be read is renamed, and named on standard error.
     """
     if not folder.is_dir():
         return 0
@@ -114,8 +114,8 @@ def count_files(folder: pathlib.Path, stage: str, upto: int) -> int:
 
 
 def _joined(others: list[dict[str, Any]], table: Any) -> Any:
-    """The rows that another stage wrote, and a table; a column that is a number here and text there
-    becomes text."""
+    """Concatenates the rows of another stage and an Arrow table. A column with numbers in one and
+    text in the other becomes text."""
     import pyarrow as pa
 
     try:
@@ -131,8 +131,7 @@ def _joined(others: list[dict[str, Any]], table: Any) -> Any:
 
 
 def column(values: Sequence[Any]) -> Any:
-    """An Arrow column of what rows hold: truth values, numbers, or text, in which anything else is
-    written as JSON."""
+    """Builds an Arrow column of truth values, numbers or text; other values become JSON text."""
     import pyarrow as pa
 
     plain = [
@@ -154,8 +153,8 @@ def column(values: Sequence[Any]) -> Any:
 
 
 def _text(value: Any) -> str:
-    """Text as it is, anything else as JSON, dates and the like as Python shows them; half a
-    character, which no file holds, is escaped."""
+    """Converts a value to text: text unchanged, anything else as JSON. Dates and the like are
+    written as Python shows them; a lone surrogate, which no file can hold, is escaped."""
     if not isinstance(value, str):
         try:
             value = json.dumps(value, ensure_ascii=False, default=str)

@@ -17,7 +17,7 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices and cores: what is needed to make sense of a timing. Touches the
+    """Returns versions, devices and cores: what is needed to make sense of a timing. Touches the
     devices."""
     devices = jax.devices()
     versions = {}

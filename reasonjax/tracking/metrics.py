@@ -56,7 +56,7 @@ class Writer:
 
         Args:
             stage: the stage that starts.
-            step: the step of the checkpoint it goes on from; None where it starts anew, which drops
+            step: the step of the checkpoint it resumes from; None where it starts anew, which drops
               step 0 as well.
             known: what `written` was when that checkpoint was saved. What is missing is said on
                 standard error and in a record.
@@ -75,8 +75,8 @@ class Writer:
         self._compare(stage, last, known, kept)
 
     def confirm(self, stage: str, step: int, known: Mapping[str, int]) -> None:
-        """Holds the records of a stage that is done, with its last step, against what `written` was
-        then; as `resume`."""
+        """Compares the records of a finished stage with what `written` was at its last step.
+        Reports what is missing as `resume` does."""
         if self._active:
             self._compare(stage, step, known, records.mend(self.path))
 
@@ -96,8 +96,7 @@ class Writer:
             self._written[stage]['completions'] += wrong.get(records.TABLES_LOST, 0)
 
     def written(self, stage: str) -> dict[str, int]:
-        """How many records and tables of completions a stage has written so far, which its
-        checkpoint is to know."""
+        """Returns the numbers of records and completion tables that a stage has written so far."""
         return dict(self._written.get(stage, {}))
 
     def write(
@@ -106,8 +105,8 @@ class Writer:
         """Appends one record, `{"stage", "step", **metrics}`; metrics are numbers (or arrays of
         one), text or None.
 
-        With `once` it is left out where just this record is there: a run that was killed right
-        after it goes on here.
+        With `once`, a record that is there already is not written again: the run may have been
+        killed right after writing it.
         """
         if not self._active:
             return
@@ -171,7 +170,7 @@ class Writer:
     def environment(self) -> dict[str, Any]:
         """Writes what `environment` returns to `environment.json`, and returns it.
 
-        Where the run was begun, or went on, in others, they are kept under `earlier`.
+        Other environments in which the run was started or resumed are kept under `earlier`.
         """
         now, path = environment(), self._workdir / 'environment.json'
         if self._active:
@@ -198,8 +197,8 @@ class Writer:
         self.close()
 
     def _event_file(self, stage: str) -> BinaryIO:
-        """The open TensorBoard file of a stage; a resumed stage tells it to drop what comes
-        later."""
+        """Returns the open TensorBoard file of a stage. That of a resumed stage begins with an
+        event that has TensorBoard drop later steps."""
         if stage not in self._events:
             folder = self._workdir / 'tensorboard' / stage
             folder.mkdir(parents=True, exist_ok=True)
@@ -215,7 +214,7 @@ class Writer:
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`; see `records.read`."""
+    """Reads the records of a `metrics.jsonl`; see `records.read`."""
     return records.read(pathlib.Path(path))
 
 

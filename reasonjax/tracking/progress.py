@@ -27,7 +27,7 @@ class Progress:
 
     Args:
         stage, total: its name and its last step.
-        start: the step it goes on from.
+        start: the step it resumes from.
         waiting: for what, before the first step.
         stream: where to; None is standard output.
         every, clock: seconds between plain lines, and what tells the time.
@@ -80,7 +80,7 @@ class Progress:
             self._bar.stop()
 
     def text(self) -> str:
-        """What stands behind the number of steps now."""
+        """Returns the text beside the number of steps: what is waited for, or the metrics."""
         if self._first is None and self._waiting:
             return f'{self._waiting} {_duration(self._clock() - self._begun)}'
         return self._text

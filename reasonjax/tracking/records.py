@@ -1,5 +1,5 @@
 """What a run has written down, held against what its checkpoints know of it: nothing goes missing
-without a word.
+unnoticed.
 
 A checkpoint knows how many records its stage had written. What cannot be given back is said on
 standard error and in a record of `metrics.jsonl`: `records_lost` records stood where this one
@@ -32,7 +32,7 @@ class Line(NamedTuple):
 
 
 def weight(record: Mapping[str, Any]) -> int:
-    """For how many of the records that a stage wrote this one stands."""
+    """Returns how many of the records that a stage wrote a record stands for, usually 1."""
     if LOST in record or EXTRA in record:
         return record.get(LOST, 0) - record.get(EXTRA, 0)
     return 0 if TABLES_LOST in record or STEPS_BEFORE in record else 1
@@ -69,8 +69,7 @@ def _is_record(value: Any) -> bool:
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, in order; a last line that was cut off by a kill is left
-    out.
+    """Reads the records of a `metrics.jsonl`, in order; skips a last line that a kill cut off.
 
     Raises:
       UserError: no such file, or a damaged line.
@@ -86,8 +85,8 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def mend(path: pathlib.Path) -> list[Line]:
-    """Reads a `metrics.jsonl` that is going to be written on, if there is one; moves damaged lines
-    to a file beside it, and says so.
+    """Reads a `metrics.jsonl`, if there is one, before it is appended to. Moves damaged lines to a
+    file beside it, and says so.
 
     Raises:
       UserError: it is no file.
@@ -122,13 +121,13 @@ def mend(path: pathlib.Path) -> list[Line]:
 
 
 def write(path: pathlib.Path, lines: Sequence[Line]) -> None:
-    """Writes these records in the place of those there are."""
+    """Replaces the content of a `metrics.jsonl` by these records."""
     files.write_text(path, ''.join(f'{line.text}\n' for line in lines))
 
 
 def environments(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The environments that a run was in, the latest first, from its `environment.json`; a damaged
-    one is put aside, and named."""
+    """Reads the environments of a run from its `environment.json`, the latest first. A damaged file
+    is renamed, with a warning."""
     if not path.is_file():
         return []
     try:
@@ -145,7 +144,7 @@ def environments(path: pathlib.Path) -> list[dict[str, Any]]:
 def missing(
     lines: Sequence[Line], tables: int, stage: str, step: int, known: Mapping[str, int]
 ) -> dict[str, int]:
-    """What a stage's records lack of what its checkpoint knows; {} where all is there.
+    """Returns what is lost or extra in a stage's records, by its checkpoint; {} if nothing is.
 
     Args:
       lines: those of the stage, up to the step.
@@ -169,7 +168,7 @@ def missing(
 
 
 def complain(path: pathlib.Path, stage: str, step: int, wrong: Mapping[str, int]) -> None:
-    """Says on standard error what `missing` found."""
+    """Prints what `missing` returned to standard error."""
     of = f'of stage {stage} up to step {step}'
     texts = {
         LOST: f'{wrong.get(LOST)} records {of} are gone (the file was shortened, deleted or '
@@ -185,7 +184,7 @@ def complain(path: pathlib.Path, stage: str, step: int, wrong: Mapping[str, int]
 
 
 def scalar(value: Any) -> Any:
-    """A number of any library as a Python number; booleans become 0 or 1, text and None stay."""
+    """Converts a number of any library to Python's; booleans become 0 or 1, text and None stay."""
     if value is None or isinstance(value, str):
         return value
     if hasattr(value, 'item'):

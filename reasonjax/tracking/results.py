@@ -14,8 +14,7 @@ from reasonjax.terminal import printable
 
 
 def percent(value: float | None, interval: Sequence[float] | None = None) -> str:
-    """An accuracy between 0 and 1 with its interval as '48.1 % [45.0, 51.2]'; '-' where there is
-    none."""
+    """Formats an accuracy in [0, 1] with its interval, as '48.1 % [45.0, 51.2]'; None as '-'."""
     if value is None:
         return '-'
     text = f'{100 * value:.1f} %'

@@ -23,7 +23,7 @@ def _message(field: int, content: bytes) -> bytes:
 
 
 def event(step: int, field: int, content: bytes) -> bytes:
-    """An Event: wall_time (field 1, a double), step (field 2), and `content` as `field`."""
+    """Encodes an Event: wall_time (field 1, a double), step (field 2), and `content` as `field`."""
     return (
         struct.pack('<Bd', 1 << 3 | 1, time.time())
         + _varint(2 << 3)
@@ -33,7 +33,7 @@ def event(step: int, field: int, content: bytes) -> bytes:
 
 
 def summary(scalars: Mapping[str, float]) -> bytes:
-    """A Summary: one Value of tag (field 1) and simple_value (field 2, a float) for each scalar."""
+    """Encodes a Summary: per scalar a Value of tag (field 1) and simple_value (field 2, float)."""
     return b''.join(
         _message(1, _message(1, tag.encode()) + struct.pack('<Bf', 2 << 3 | 5, value))
         for tag, value in scalars.items()
@@ -42,7 +42,7 @@ def summary(scalars: Mapping[str, float]) -> bytes:
 
 @functools.cache
 def _crc_table() -> tuple[int, ...]:
-    """CRC-32C (Castagnoli), reflected polynomial 0x82F63B78, by byte."""
+    """Computes the table of CRC-32C (Castagnoli, reflected polynomial 0x82F63B78), by byte."""
     table = []
     for byte in range(256):
         for _ in range(8):

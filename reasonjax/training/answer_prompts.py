@@ -83,8 +83,7 @@ def as_messages(prompts: Sequence[str | list]) -> list[list]:
 
 
 def read_prompts(options: argparse.Namespace) -> Iterator[str | list]:
-    """Prompts from the arguments, else from the file, else from standard input; empty lines are no
-    prompts."""
+    """Yields prompts from the arguments, else the file, else standard input; skips blank lines."""
     if options.prompts and options.file:
         raise UserError('prompts as arguments and in --file: give one of them.')
     if options.prompts:
@@ -115,8 +114,8 @@ def _in_file(path: pathlib.Path) -> Iterator[str | list]:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """The lines of a text, as an editor numbers them: other characters that Python splits at are
-    part of a prompt."""
+    """Yields the lines of a text that are not blank, split as an editor does. Other characters that
+    Python splits at are part of a prompt."""
     return (
         line for line in text.replace('\r\n', '\n').replace('\r', '\n').split('\n') if line.strip()
     )
@@ -139,10 +138,10 @@ def sample(
 
 
 def open_prompts(of_run: Run, prompts: list, batch_size: int) -> pipeline.Evaluation:
-    """The prompts in batches, encoded.
+    """Encodes prompts and groups them into batches.
 
     Raises:
-      UserError: one that the tokenizer or its chat template refuses.
+      UserError: a prompt that the tokenizer or its chat template refuses.
     """
     rows = sources.memory(rows=[{'prompt': prompt} for prompt in prompts], label='prompts')
     size = meshes.filled(min(batch_size, len(prompts)), of_run.rollout_mesh)
@@ -157,7 +156,7 @@ def open_prompts(of_run: Run, prompts: list, batch_size: int) -> pipeline.Evalua
 def draw(
     of_run: Run, params: Any, batches: pipeline.Evaluation, sampling: Sampling, seed: int
 ) -> Iterator[tuple[Any, list[dict]]]:
-    """Yields what `sample` does, of prompts that `open_prompts` has made batches of."""
+    """Yields what `sample` does, for batches made by `open_prompts`."""
     program = sampler(of_run, sampling)
     key = randomness.key(seed, 0, 0, 'rollout')
     for batch in batches:
@@ -185,7 +184,7 @@ def draw(
 
 
 def _length(number: int, prompt: Any, of_run: Run) -> int:
-    """Tokens of a prompt; see `sample` for what it raises."""
+    """Counts the tokens of a prompt; raises UserError as `sample` does."""
     try:
         tokens = len(render.prompt({'prompt': prompt}, of_run.tokenizer))
     except UserError as error:

@@ -58,7 +58,7 @@ class BatchSource(NamedTuple):
 
 
 def dropped(data: Any) -> dict[str, int]:
-    """The rows that an iterator has dropped so far, by reason."""
+    """Returns how many rows an iterator has dropped so far, by reason."""
     return {
         f'data/{name}': value for name, value in data.counters.items() if name.startswith('dropped')
     }

@@ -167,8 +167,8 @@ def shapes(
 
 
 def minibatches(batch: Batch, settings: Mapping[str, Any]) -> list[Batch]:
-    """The batches of each update: `minibatches` parts, whole groups each, gone over
-    `num_iterations` times."""
+    """Returns the batch of each update. A batch is split into `minibatches` parts of whole groups,
+    and all parts are used `num_iterations` times."""
     number, limit = settings.minibatches, jnp.asarray(settings.max_completion_length, jnp.float32)
     parts = [batch]
     if number > 1:
@@ -226,11 +226,11 @@ class Packer:
 def packed(
     length_B: np.ndarray, C: int, shards: int, prompts: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where the tokens of rows go, and what places in bins hold.
+    """Packs rows into bins; returns the token that each place holds and the place of each token.
 
     Args:
       length_B: tokens of each row.
-      C: its width.
+      C: width of a row.
       shards: S, packed apart.
       prompts: each with B / prompts adjacent rows.
 
@@ -283,7 +283,7 @@ def best_fit(lengths: np.ndarray, room: int) -> list[list[int]]:
 
 
 def bin_length(longest: int, C: int) -> int:
-    """The smallest of C, C / 2, C / 4, ..., rounded up, that holds the longest completion."""
+    """Returns the least of C, C / 2, C / 4, ..., rounded up, that holds the longest completion."""
     length = C
     while (half := -(-length // 2)) >= max(longest, SHORTEST):
         length = half
@@ -291,8 +291,8 @@ def bin_length(longest: int, C: int) -> int:
 
 
 def rounded_up(number: int) -> int:
-    """The next of few numbers: 1, 2, ..., 8, 10, 12, 15, 18, 22, ..., from 4 on each at most a
-    quarter above the one before."""
+    """Rounds up to one of few numbers: 1, 2, ..., 8, 10, 12, 15, 18, 22, ... From 4 on, each is at
+    most a quarter above the one before."""
     step = 1
     while step < number:
         step = max(step + 1, int(step * RATIO))

@@ -25,8 +25,8 @@ def say(settings: Mapping[str, Any], name: str, trainable: Any, updates: int) ->
 
 
 def _rounded(trainable: Any) -> Iterator[str]:
-    """Weights of few bits lose small updates: nothing here keeps a copy of more bits, or rounds at
-    random."""
+    """Yields a caution where weights have so few bits that small updates are lost. Nothing here
+    keeps a copy of more bits, or rounds at random."""
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(trainable)}
     for dtype in sorted((dtype for dtype in dtypes if jnp.finfo(dtype).bits < 32), key=str):
         yield (
@@ -37,8 +37,8 @@ def _rounded(trainable: Any) -> Iterator[str]:
 
 
 def _rising(settings: Mapping[str, Any], updates: int) -> Iterator[str]:
-    """A stage that ends before its learning rate has risen; one of two steps is only a trial, as
-    `--smoke` is."""
+    """Yields a caution where a stage ends before its learning rate has risen. A stage of one or two
+    steps is only a trial, as with `--smoke`."""
     steps = settings.learning_rate.get('warmup_steps', 0)
     if steps > updates and settings.steps > 2:
         yield f'has {updates} updates and learning_rate.warmup_steps={steps}: its learning rate ends at {updates / steps:.0%} of its peak.'

@@ -68,7 +68,7 @@ class Checkpoints:
 
     Args:
         folder: where they live; made if it does not exist. What a killed run left half-written or
-            half-deleted is removed, and what is damaged otherwise is put aside under another name,
+            half-deleted is removed, and what is damaged otherwise is renamed,
             so a program that only reads uses `load_params`.
         keep: how many of the newest to keep, besides those that `retain` names; None keeps all.
     """
@@ -83,21 +83,20 @@ class Checkpoints:
         self._manager = open_manager(self._folder, self.kept, self.seal, cleanup=True)
 
     def steps(self) -> list[int]:
-        """The steps there are, in order; a save under way is waited for."""
+        """Returns the steps that have a checkpoint, in order; waits for a save under way."""
         self.wait()
         return processes.on_main(lambda: files.steps(self._folder))
 
     def latest(self, upto: int | None = None) -> int | None:
-        """The newest step whose files are as they were written, or None where there is no
-        checkpoint.
+        """Returns the newest step that is not damaged, or None where there is no checkpoint.
 
-        A damaged one is named on standard error and put aside.
+        A damaged checkpoint is named on standard error and renamed.
 
         Args:
             upto: pass over newer ones.
 
         Raises:
-            UserError: all that there ever were are damaged.
+            UserError: all checkpoints are damaged.
         """
         for step in reversed([step for step in self.steps() if upto is None or step <= upto]):
             wrong = self._damage(step)
@@ -115,11 +114,11 @@ class Checkpoints:
         return None
 
     def retain(self, steps: Iterable[int]) -> None:
-        """Names the steps that stay however old they get; replaces those named before."""
+        """Sets which steps are kept however old they get; replaces those set before."""
         self._retained = frozenset(steps)
 
     def kept(self, steps: list[int]) -> set[int]:
-        """Those of `steps` that stay."""
+        """Returns which of `steps` are kept: the newest, and those that `retain` names."""
         return set(steps if self._keep is None else sorted(steps)[-self._keep :]) | self._retained
 
     def save(
@@ -256,13 +255,12 @@ class Checkpoints:
         self.close()
 
     def seal(self) -> None:
-        """What the writer calls when all files of the save under way are there, before it renames
-        their folder."""
+        """Writes the checksums of the save under way. The writer calls this when all files are
+        there, before it renames their folder."""
         files.write_sums(files.writing(self._folder, self._under_way))
 
     def _tidy(self) -> None:
-        """Removes folders whose deletion was cut short, and puts others that lack something
-        aside."""
+        """Removes folders whose deletion was cut short, and renames others that lack something."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in files.strays(self._folder):
             print(
@@ -288,8 +286,8 @@ class Checkpoints:
         )
 
     def _damage(self, step: int) -> list[str]:
-        """What is wrong with a step, as all processes together find; each reads a part of the
-        files."""
+        """Returns what is wrong with a checkpoint, as all processes find together. Each reads a
+        part of the files."""
         if step in self._sound:
             return []
         wrong = files.damage_all(self._folder / str(step))
@@ -317,7 +315,7 @@ class Checkpoints:
 def load_params(
     folder: str | os.PathLike, params: Any, *, step: int | None = None
 ) -> tuple[Any, dict[str, Any], int]:
-    """Reads only the parameters, for example of a run that is still going on. Nothing in the folder
+    """Reads only the parameters, for example of a run that is still training. Nothing in the folder
     is changed.
 
     Args:
@@ -347,7 +345,7 @@ def load_params(
 
 
 def read_meta(folder: str | os.PathLike) -> dict[str, Any]:
-    """The `meta` of the newest checkpoint that has a readable one; empty where there is none."""
+    """Reads the `meta` of the newest checkpoint that has a readable one; {} where there is none."""
     folder = _absolute(folder)
 
     def read() -> dict[str, Any]:
@@ -365,8 +363,7 @@ def _absolute(folder: str | os.PathLike) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _position(where: pathlib.Path, what: str) -> Iterator[None]:
-    """Names the checkpoint where a state that it holds is of another form than the one that is
-    set."""
+    """Turns an error from a state of another form into a UserError that names the checkpoint."""
     try:
         yield
     except UserError:

@@ -1,8 +1,8 @@
-"""The files of a checkpoint: a checksum of each, what is wrong with a damaged folder, and putting
-one aside.
+"""The files of a checkpoint: a checksum of each, what is wrong with a damaged folder, and
+which steps are sound.
 
 A folder is named by its step alone (`120`) once it is whole. Other names are not checkpoints:
-`120.orbax-checkpoint-tmp` is being written, `120.damaged` was put aside.
+`120.orbax-checkpoint-tmp` is being written, `120.damaged` was renamed.
 """
 
 import hashlib
@@ -32,23 +32,23 @@ _THREADS = min(8, os.cpu_count() or 1)
 
 
 def steps(folder: pathlib.Path) -> list[int]:
-    """The steps that have a folder, in order; other names ('007', '12.old'), and files, are none of
-    ours."""
+    """Returns the steps that have a folder, in order. Files and other names ('007', '12.old') are
+    ignored."""
     return sorted(
         int(path.name) for path in folder.iterdir() if _STEP.fullmatch(path.name) and path.is_dir()
     )
 
 
 def strays(folder: pathlib.Path) -> list[pathlib.Path]:
-    """What has the name of a step and is no folder, so that a checkpoint of that step could not be
-    written."""
+    """Returns paths that are named like a step but are not folders. A checkpoint of such a step
+    cannot be written."""
     return sorted(
         path for path in folder.iterdir() if _STEP.fullmatch(path.name) and not path.is_dir()
     )
 
 
 def writing(folder: pathlib.Path, step: int) -> pathlib.Path:
-    """Where a step is while it is being written."""
+    """Returns the folder in which a step is while it is being written."""
     temporary = folder / f'{step}{_WRITING}'
     # Where the file system cannot rename a folder, Orbax writes in place.
     return temporary if temporary.is_dir() else folder / str(step)
@@ -81,12 +81,12 @@ def write_sums(folder: pathlib.Path) -> None:
 
 
 def damage(folder: pathlib.Path, *, read: bool, share: tuple[int, int] = (0, 1)) -> list[str]:
-    """What is wrong with a checkpoint: one text per file, nothing where all is well.
+    """Returns what is wrong with a checkpoint: one text per file, none where all is well.
 
     Args:
       folder: of one step.
-      read: whether to read every file and compare its checksum; without, only the record, and of
-        the others whether they are there and as long as they were.
+      read: whether to read every file and compare its checksum; otherwise only the record is
+        read, and the others are compared by length.
       share: (index, number) of the process, where several divide the files.
 
     Returns:
@@ -123,7 +123,7 @@ def damage(folder: pathlib.Path, *, read: bool, share: tuple[int, int] = (0, 1))
 
 
 def damage_all(folder: pathlib.Path) -> list[str]:
-    """`damage`, every file read, as all processes together find; each reads a part."""
+    """Runs `damage` on every file of a checkpoint, each process on a part; joins the results."""
     lists = processes.gather(
         damage(folder, read=True, share=(jax.process_index(), jax.process_count()))
     )
@@ -131,7 +131,7 @@ def damage_all(folder: pathlib.Path) -> list[str]:
 
 
 def damaged(folder: pathlib.Path, wrong: list[str]) -> str:
-    """The sentence that names a damaged checkpoint and what is wrong with it."""
+    """Returns the sentence that names a damaged checkpoint and what is wrong with it."""
     more = f' and {len(wrong) - LISTED} files more' if len(wrong) > LISTED else ''
     return f'checkpoint {folder} is damaged: {"; ".join(wrong[:LISTED])}{more}.'
 
@@ -143,7 +143,7 @@ def refuse(folder: pathlib.Path, wrong: list[str]) -> None:
 
 
 def reason(error: Exception) -> str:
-    """Why a file could not be written, in the words of the system where it says why."""
+    """Returns why a file could not be written, in the words of the system where it says why."""
     code = error.errno if isinstance(error, OSError) else None
     if code is None:
         match = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's way
@@ -152,12 +152,12 @@ def reason(error: Exception) -> str:
 
 
 def read_record(folder: pathlib.Path) -> dict:
-    """The JSON of a checkpoint whose bytes have been compared."""
+    """Reads the JSON record of a checkpoint whose checksums have been compared."""
     return files.json_object(folder / RECORD)
 
 
 def aside(folder: pathlib.Path) -> list[str]:
-    """The names of what was put aside."""
+    """Returns the names under which damaged checkpoints of a folder are kept."""
     return sorted(path.name for path in folder.glob(f'*{files.DAMAGED}*'))
 
 

@@ -19,8 +19,7 @@ _ARRAY = '__array__'
 
 
 def abstract(tree: Any) -> Any:
-    """Arrays become `jax.ShapeDtypeStruct` with their sharding; a leaf without one goes to the
-    default device."""
+    """Replaces arrays by `jax.ShapeDtypeStruct` with their sharding, else the default device's."""
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def one(leaf: Any) -> Any:
@@ -32,11 +31,11 @@ def abstract(tree: Any) -> Any:
 
 
 def static_fields(tree: Any) -> dict[str, dict[str, Any]]:
-    """The kind and the static fields of every dataclass node, as JSON: `{path: {'kind': ..., field:
-    value}}`.
+    """Returns the kind and the static fields of every dataclass node, as JSON. The form is
+    `{path: {'kind': ..., field: value}}`.
 
     Static fields are part of a node's type for jax and absent from a checkpoint's arrays: a
-    quantised weight of block 32 would otherwise be restored into one of block 16 without a word.
+    quantised weight of block 32 would otherwise be restored into one of block 16 unnoticed.
     """
     fields_of = {}
 
@@ -59,7 +58,7 @@ def static_fields(tree: Any) -> dict[str, dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """A static field as JSON; memory addresses are dropped, because they differ from run to run."""
+    """Converts a static field to JSON without memory addresses, which differ from run to run."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, tuple | list):
@@ -98,7 +97,7 @@ def join_arrays(plain: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 
 
 def _name(keys: Iterable[Any]) -> str:
-    """A path of the tree as 'layers/attention/0', the same for attributes, keys and positions."""
+    """Formats a path of the tree as 'layers/attention/0', whether attributes, keys or positions."""
     return jax.tree_util.keystr(tuple(keys), simple=True, separator='/')
 
 
@@ -190,8 +189,8 @@ def _section(title: str, entries: list[str]) -> list[str]:
 
 
 def _stored(leaf: Any) -> tuple[tuple[int, ...], Any]:
-    """The shape and dtype under which a leaf is stored: a typed key as its data, a Python number as
-    a scalar."""
+    """Returns the shape and dtype with which a leaf is stored. A typed key is stored as its data, a
+    Python number as a scalar."""
     if hasattr(leaf, 'dtype') and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     return tuple(getattr(leaf, 'shape', ())), getattr(leaf, 'dtype', None)

@@ -1,5 +1,5 @@
-"""Whose a workdir is: the config that its results belong to, what of it may change while the run
-goes on, and which stages are done.
+"""Whose a workdir is: the config that its results belong to, what of it may change when the run
+is resumed, and which stages are done.
 
 Checkpoints, parts and `done.json` carry a fingerprint of the config, so that what they are of is
 known where `config.json` is gone.
@@ -33,8 +33,8 @@ STATE = 'state'  # of a `done.json`: what a run that goes on has to know, and it
 
 
 def fingerprint(config: ml_collections.ConfigDict) -> str:
-    """Returns a hash of all that stays the same while a run goes on: everything but the devices and
-    the steps of the stages."""
+    """Returns a hash of the settings that a resumed run may not change. These are all but the
+    devices and the steps of the stages."""
     plain = json.loads(configs.to_json(config))
     plain.pop('mesh', None)
     plain.get('rollout', {}).pop('mesh', None)
@@ -96,7 +96,7 @@ def finished(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
 
 
 def read_done(stage: Stage) -> dict[str, Any] | None:
-    """Returns the result of a stage; None where it is not done. One that is damaged is put aside:
+    """Returns the result of a stage, or None where it is not done. A damaged result is renamed, and
     the stage is concluded once more."""
     path = stage.folder / DONE
     if not os.path.lexists(path):
@@ -116,7 +116,7 @@ def read_done(stage: Stage) -> dict[str, Any] | None:
 
 
 def _is_result(done: Mapping[str, Any], name: str) -> bool:
-    """Whether it is what a stage of this name has ended with, as far as this program reads it."""
+    """Returns whether `done` is the result of the stage `name`, as far as this program reads it."""
     state, examples = done.get(STATE), done.get('examples', [])
     numbers = [
         done.get(key)
@@ -152,7 +152,7 @@ def digest(path: pathlib.Path) -> str:
 def report_length(
     run: Run, stage: Stage, before: int, *, begin: int, update: int, updates: int
 ) -> None:
-    """Says in a record and on the screen what another number of steps than until now means; see
+    """Reports in a record and on the screen what a changed number of steps means. See
     `describe_length`."""
     steps = stage.config.steps
     run.writer.write(stage.name, begin, {'steps': steps, STEPS_BEFORE: before}, once=True)
@@ -170,14 +170,13 @@ def describe_length(
     update: int,
     updates: int,
 ) -> str:
-    """Returns the sentence that says what another number of steps changes for a training stage that
-    goes on.
+    """Returns the sentence that says what a changed number of steps means for a resumed stage.
 
     Args:
       config: of the run.
       stage: of the run.
       before: its steps until now.
-      begin: the step it goes on from.
+      begin: the step it resumes from.
       update: of the optimiser, that is next.
       updates: in a step.
     """
@@ -204,7 +203,7 @@ def describe_length(
 
 
 def _before(path: pathlib.Path, used: bool) -> ml_collections.ConfigDict | None:
-    """The config that is there; None where there is none, or where a damaged one was put aside."""
+    """Reads the config of a workdir; None where there is none, or a damaged one was renamed."""
     if not path.is_file():
         if path.exists() or path.is_symlink():
             raise UserError(f'{path} is no file; give another --workdir.')
@@ -230,8 +229,8 @@ def _before(path: pathlib.Path, used: bool) -> ml_collections.ConfigDict | None:
 
 
 def _results(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Everything that a run of some config has produced there: results, folders of checkpoints that
-    have any, parts."""
+    """Returns the paths of all that a run has produced in a workdir. These are results, folders of
+    checkpoints that have any, and parts."""
     checkpoints = [folder for folder in workdir.glob('stages/*/checkpoints') if _has_any(folder)]
     return [*workdir.glob(f'stages/*/{DONE}'), *checkpoints, *workdir.glob('stages/*/parts/*.json')]
 
@@ -257,7 +256,7 @@ def _recognise(path: pathlib.Path, ours: str, results: Sequence[pathlib.Path]) -
 
 
 def _mark(result: pathlib.Path) -> str:
-    """The fingerprint that a result carries; '' where it has none, or cannot be read."""
+    """Returns the fingerprint in a result; '' where it has none, or cannot be read."""
     try:
         if result.is_dir():
             return str(read_meta(result).get('config', ''))
@@ -269,11 +268,11 @@ def _mark(result: pathlib.Path) -> str:
 
 
 def _allow_steps(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Has a finished stage go on whose steps were raised.
+    """Reopens a finished stage whose steps were raised.
 
     Raises:
-      UserError: a later stage has used what it ended with, or it has done more steps than it is to
-        have.
+      UserError: a later stage has started from its result, or it has done more steps than it is
+        to have.
     """
     every = stages_of(config, workdir)
     for stage in every:
@@ -306,7 +305,7 @@ def _allow_steps(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
 
 
 def _begun(stage: Stage) -> bool:
-    """Whether a stage has left anything that depends on what it was given."""
+    """Returns whether a stage has left anything that depends on its input."""
     folder = stage.folder
     return (
         (folder / DONE).is_file()
@@ -316,7 +315,7 @@ def _begun(stage: Stage) -> bool:
 
 
 def _plain_numbers(value: Any) -> Any:
-    """The same with 1.0 as 1: a config that is written otherwise is not another one."""
+    """Replaces floats such as 1.0 by integers, so that equal configs compare as equal."""
     if isinstance(value, Mapping):
         return {name: _plain_numbers(entry) for name, entry in value.items()}
     if isinstance(value, list):

@@ -50,7 +50,7 @@ def run(
     Rows hold every column of the prompt's row, `completion` (the sampled text) and `reward`. Where
     the prompt is messages, so is the completion, and `completion_ids` are the tokens as they were
     drawn, which a later stage learns. Each step is a part file, written whole, so a stopped stage
-    goes on with the next one; the draws are counted and do not change. A part that is damaged is
+    resumes with the next one; the draws are counted and do not change. A part that is damaged is
     drawn again.
 
     Where `steps` is less than what is done already, the stage ends with that.
@@ -124,7 +124,7 @@ def run(
 
 
 def check(config: ml_collections.ConfigDict, name: str) -> None:
-    """Nothing but what all stages share can be wrong with the settings of such a stage."""
+    """Does nothing: only what all stages share can be wrong with a stage that collects."""
 
 
 def check_columns(row: Mapping[str, Any]) -> None:
@@ -149,7 +149,7 @@ def _json(value: Any) -> str:
 
 
 def _jsonable(value: Any) -> Any:
-    """What `json` does not know, of what sources give."""
+    """Converts values of data sources that `json` cannot write, such as dates and arrays."""
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, decimal.Decimal | uuid.UUID | np.datetime64):
@@ -160,7 +160,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def _learnable(prompt: Any, completion: Completion) -> dict[str, Any]:
-    """The columns that make a row of a prompt and its completion."""
+    """Returns the columns that make a row to train on from a prompt and its completion."""
     if isinstance(prompt, str):
         return {'completion': completion.text}
     return {
@@ -170,7 +170,7 @@ def _learnable(prompt: Any, completion: Completion) -> dict[str, Any]:
 
 
 def _done(parts: pathlib.Path) -> dict[int, dict]:
-    """The parts that have been written, by step, without their rows."""
+    """Reads the parts that have been written, by step, without their rows; renames damaged ones."""
     parts.mkdir(parents=True, exist_ok=True)
     done = {}
     for path in sorted(path for path in parts.iterdir() if PART.fullmatch(path.name)):

@@ -45,8 +45,8 @@ class Ahead:
 
 
 def shapes_of(tree: Any) -> Any:
-    """The shapes of arrays, with shardings where they are placed (an array that is not goes where
-    the others are)."""
+    """Returns the shapes of arrays, with shardings where they are placed. An array that is not
+    placed goes where the others are."""
 
     def of(x: jax.Array) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding if x.committed else None)

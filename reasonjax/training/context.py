@@ -194,13 +194,13 @@ def check_mesh(run: Run, stage: Stage) -> None:
 
 
 def at_once(settings: ml_collections.ConfigDict) -> int:
-    """Prompts that are sampled at the same time."""
+    """Returns how many prompts are sampled at the same time."""
     return settings.prompts_at_once or settings.num_prompts
 
 
 def rows_per_example(settings: ml_collections.ConfigDict) -> int:
-    """Adjacent rows of a supervised batch that belong together: of a preference, the chosen answer
-    and the rejected one."""
+    """Returns how many adjacent rows of a supervised batch belong together. A preference has two,
+    the chosen answer and the rejected one."""
     return 2 if settings.data.form == 'preference' else 1
 
 
@@ -229,7 +229,7 @@ def check_lengths(config: ml_collections.ConfigDict, model: ModelConfig) -> None
 
 
 def training_texts(config: ml_collections.ConfigDict) -> Iterator[str]:
-    """Every text that the first stage with data trains on: what a vocabulary is learnt from."""
+    """Yields every text that the first stage with data trains on, to learn a vocabulary from."""
     stage = next((config[name] for name in config.stages if 'data' in config[name]), None)
     if stage is None:
         raise UserError(
@@ -248,7 +248,8 @@ def training_texts(config: ml_collections.ConfigDict) -> Iterator[str]:
 
 
 def data_functions(run: Run, data: ml_collections.ConfigDict) -> tuple[Source, list]:
-    """The source (a task's problems, where it names a task) and the transforms of a stage's `data`.
+    """Returns the source and the transforms of a stage's `data`. Where that names a task, the
+    source is the task's problems.
 
     A path 'stage:NAME' means the dataset that the stage of that name has written.
     """
@@ -297,15 +298,15 @@ def _drawer(model: ModelConfig, mesh: jax.sharding.Mesh) -> Callable[[jax.Array]
 
 
 def adapt(run: Run, stage: Stage, params: Any) -> Any:
-    """Puts the adapter of a stage over the parameters; under `eval_shape` it tells the structure
+    """Puts the adapter of a stage over the parameters. Under `eval_shape` this gives the structure
     they have after it."""
     adapter = configs.resolve(stage.config.adapter, 'adapter')
     return adapter(params, randomness.key(run.config.seed, stage.number, 0, 'adapter'))
 
 
 def abstract_params(run: Run, upto: int) -> Any:
-    """Shapes and shardings of the parameters as stage `upto` leaves them, adapters of all stages so
-    far included."""
+    """Returns shapes and shardings of the parameters as stage `upto` leaves them. Adapters of all
+    stages so far are included."""
     params = spec.abstract(run.specs, run.model.param_dtype)
     for stage in stages_of(run.config, run.workdir)[: upto + 1]:
         if 'adapter' in stage.config:

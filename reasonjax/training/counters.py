@@ -64,7 +64,7 @@ class Counters:
             self.proven = self.newest
 
     def retained(self, rolling_back: bool) -> set[int]:
-        """Steps whose checkpoints must stay: the best, and the one that a rollback would need."""
+        """Returns the steps whose checkpoints must stay: the best, and the target of a rollback."""
         return {
             step
             for step in (self.proven if rolling_back else None, self.best and self.best['step'])
@@ -98,8 +98,8 @@ def read_counts(
 
 
 def limit_reached(stage: Any, tokens: float, seconds: float) -> bool:
-    """Whether a stage has reached a limit of tokens, or of seconds of its steps, that it has. All
-    processes ask, and hear the same."""
+    """Returns whether a stage has reached its limit of tokens or of seconds of its steps. All
+    processes call this, and get the same answer."""
     late = 0 < stage.get('time_limit', 0) <= seconds
     # Clocks differ between processes; tokens do not.
     return (
@@ -110,8 +110,8 @@ def limit_reached(stage: Any, tokens: float, seconds: float) -> bool:
 
 
 def actions_due(step: int, stage: Any, last: int, *, evaluating: bool = True) -> set[str]:
-    """What follows a step: an evaluation, a checkpoint; the last step is always saved, and
-    evaluated when the stage is over."""
+    """Returns which of 'evaluate' and 'save' are due after a step. The last step is always saved,
+    and evaluated when the stage is over."""
     every = {'evaluate': stage.eval_every, 'save': stage.checkpoint_every}
     due = {name for name, period in every.items() if period and step % period == 0}
     if step == last or not evaluating:
@@ -122,7 +122,7 @@ def actions_due(step: int, stage: Any, last: int, *, evaluating: bool = True) ->
 def update_best(
     before: dict[str, Any] | None, step: int, measured: Mapping[str, Any], stage: Any, name: str
 ) -> dict[str, Any] | None:
-    """The best evaluation after one more at `step`: the later one has to be strictly better.
+    """Returns the best evaluation after one more at `step`, which has to be strictly better to win.
 
     Args:
       before: the best so far.

@@ -169,8 +169,8 @@ def check_settings(c: ml_collections.ConfigDict) -> None:
 
 
 def metric_names(c: ml_collections.ConfigDict) -> set[str]:
-    """The names of the metrics that an evaluation with these settings gives; `eval_strict` and
-    `eval_flexible` if the task has them."""
+    """Returns the names of the metrics that an evaluation with these settings gives. `eval_strict`
+    and `eval_flexible` are among them, which only some tasks have."""
     answer = Answer(
         0, Completion('', [], 0, True), {'correct': True, 'strict': True, 'flexible': True}
     )
@@ -182,7 +182,7 @@ def metric_names(c: ml_collections.ConfigDict) -> set[str]:
 
 
 def summarise(evaluation: Evaluation) -> dict:
-    """Accuracies with 95 % intervals, and lengths.
+    """Computes accuracies with 95 % intervals, and lengths.
 
     `accuracy` is greedy, `sampled_accuracy` the mean over samples; intervals are over problems (see
     `statistics.interval`). `mean_length` is in tokens, of the samples where there are any: greedy
@@ -219,7 +219,7 @@ def summarise(evaluation: Evaluation) -> dict:
 
 
 def as_metrics(summary: dict) -> dict:
-    """The summary under the names metrics have."""
+    """Returns a summary as metrics, under the names that metrics have."""
     metrics = {
         f'eval_{name}': value for name, value in summary.items() if not name.endswith('ci95')
     }
@@ -231,7 +231,7 @@ def as_metrics(summary: dict) -> dict:
 
 
 def examples(evaluation: Evaluation) -> list[dict]:
-    """The first few problems with the greedy (else the first sampled) answer, for the report."""
+    """Returns the first few problems with their greedy (else first sampled) answers, to show."""
     answers = evaluation.greedy or [a[0] for a in evaluation.sampled]
     return [
         {

@@ -98,8 +98,8 @@ def run(
 
 
 def make_produce(run: Run, stage: Stage, reward: Reward) -> Callable:
-    """What `iteration.OnDeviceSource` calls `produce`, of an online stage: `(params, reference,
-    given, key) -> (batches, seen, kept)`."""
+    """Builds the `produce` of `iteration.OnDeviceSource` for an online stage. It is
+    `(params, reference, given, key) -> (batches, seen, kept)`."""
     settings, name = stage.config, stage.name
     generate, how = make_generate(run, settings, name), trace_rollout_step(run, settings, name)
 
@@ -134,8 +134,8 @@ def make_produce(run: Run, stage: Stage, reward: Reward) -> Callable:
 def arrays(
     drawn: Sequence[Mapping], rule: TokenRule, mesh: jax.sharding.Mesh
 ) -> dict[str, dict[str, jax.Array]]:
-    """Batches of prompts, one a step, as `produce` takes them: the first axis over steps, the
-    second over prompts."""
+    """Stacks batches of prompts, one a step, as `produce` takes them. The first axis is over steps,
+    the second over prompts."""
     prompts = [
         {name: x[name] for name in TEXT} | {'index': np.arange(len(x['rows']))} for x in drawn
     ]
@@ -170,8 +170,8 @@ def report(
     seen: dict,
     kept: Callable[[], dict],
 ) -> tuple[dict[str, float], int]:
-    """The metrics of a step, those of `online`, and its tokens; writes the table of completions
-    where it is due."""
+    """Returns the metrics of a step, those of `online`, and its number of tokens. Writes the table
+    of completions where it is due."""
     settings, values = stage.config, seen['reward'].reshape(-1, 1).astype(np.float64)
     none = np.isnan(values)
     counts = {f'rewards/{reward.name}/{kind}': 0 for kind in ('errors', 'timeouts', 'nan')}
@@ -207,7 +207,7 @@ def report(
 
 
 def reward_of(run: Run, stage: Stage) -> Reward:
-    """The reward of a stage as its task checks it on tokens.
+    """Returns the reward of a stage as its task checks it on tokens.
 
     Raises:
       UserError: the problems are of no task with such a rule, the stage has other rewards, or the
@@ -254,7 +254,7 @@ def reward_of(run: Run, stage: Stage) -> Reward:
 
 
 def _bound(node: Mapping) -> tuple[Callable, dict]:
-    """A reward function and all its knobs."""
+    """Returns a reward function and all its knobs."""
     function = configs.resolve({name: x for name, x in node.items() if name != 'weight'}, 'rewards')
     return function.func, configs.knobs(function.func) | function.keywords
 

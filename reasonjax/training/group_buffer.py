@@ -74,7 +74,7 @@ class GroupBuffer:
         return self._pipelined or self._most > 1
 
     def next(self, step: int, params: Any, timers: Timers) -> StepGroups:
-        """What step number `step`, which starts from `params`, trains on.
+        """Returns the groups that step number `step`, starting from `params`, trains on.
 
         Raises:
           UserError: a reward function fails, or no sample got a reward; rows that no checkpoint can
@@ -114,8 +114,7 @@ class GroupBuffer:
         self._carried = carried and rollout_state.from_state(carried, self._rollouts)
 
     def _labels(self, step: int) -> Iterator[tuple[int, int]]:
-        """What the rollouts that this step starts are counted by: each differs from those of every
-        other step."""
+        """Returns labels for the rollouts that a step starts, all unlike those of other steps."""
         if not self._pipelined:
             return ((step, number) for number in itertools.count())
         # Those started ahead are the next step's, and so was number 0 of this one, but for the
@@ -126,7 +125,7 @@ class GroupBuffer:
     def _one(
         self, step: int, params: Any, timers: Timers, labels: Iterator[tuple[int, int]]
     ) -> ScoredRollout:
-        """The next rollout on the host."""
+        """Returns the next scored rollout, on the host."""
         if not self._pipelined:
             return self._rollouts.draw(step, params, timers, next(labels)[1])
         wanted = 2 if step < self._steps else 1

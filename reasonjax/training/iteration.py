@@ -23,7 +23,7 @@ class OnDeviceSource(NamedTuple):
         `seen` goes to the host at every step, `kept` only where it is asked for.
       fixed: arrays that `produce` reads besides, the same at every step.
       report: `(step, host, seen, kept) -> (metrics, tokens)`, on the host, in the order of the
-        steps: `host` is what the feed has put aside for the step, `seen` is fetched, `kept()`
+        steps: `host` is what the feed has kept for the step, `seen` is fetched, `kept()`
         fetches.
       iterations: steps that a call of the program does.
     """
@@ -130,8 +130,8 @@ def make_iterations(
 
 
 def fetch(on_device: OnDeviceSource, first: int, host: list, device: tuple) -> list[Measured]:
-    """What came of the steps from `first` on: `device` is what the program of `make_iterations`
-    returned, `host` is of its `StepInputs`."""
+    """Fetches the results of the steps from `first` on. `device` is what the program of
+    `make_iterations` returned, `host` is from its `StepInputs`."""
     (metrics, seen), results = jax.device_get(device[:2]), []
     kept = functools.cache(lambda: jax.device_get(device[2]))
     for i, known in enumerate(host):

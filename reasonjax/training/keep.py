@@ -36,4 +36,4 @@ def run(
 
 
 def check(config: ml_collections.ConfigDict, name: str) -> None:
-    """Nothing of such a stage can be wrong."""
+    """Does nothing: a stage that keeps the parameters has no settings that can be wrong."""

@@ -104,8 +104,8 @@ def _own_tokenizer(tokenizer: ml_collections.ConfigDict) -> bool:
 
 
 def _rows(config: ml_collections.ConfigDict) -> int:
-    """Rows of the embedding: the folder's, and one more for PAD and the mask each where the
-    tokenizer puts them behind its tokens."""
+    """Returns the number of rows of the embedding of a pretrained model. It is `vocab_size`, and
+    one more each for PAD and the mask where the tokenizer gives them ids after all others."""
     rows = config.model.vocab_size
     if config.tokenizer.name == 'sentencepiece' and not config.tokenizer.path:
         raise UserError(

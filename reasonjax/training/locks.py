@@ -30,10 +30,10 @@ _HELD = (errno.EAGAIN, errno.EACCES)
 
 @contextlib.contextmanager
 def hold(folder: str | os.PathLike, file: str | os.PathLike = '') -> Iterator[None]:
-    """Holds the lock of a folder within it; of a run of several processes the first one does, for
-    all.
+    """Holds the lock of a folder within the context. In a run of several processes the first one
+    does, for all.
 
-    Where the file system has no locks, says so on standard error and goes on.
+    Where the file system has no locks, says so on standard error and continues.
 
     Args:
       folder: that is going to be written; exists, unless `file` is given.
@@ -110,7 +110,7 @@ def _same(descriptor: int, path: pathlib.Path) -> bool:
 
 
 def _holder(descriptor: int) -> str:
-    """Who holds a lock, as its file says; the file may be empty yet."""
+    """Returns who holds a lock, as its file says; the file may be empty yet."""
     for _ in range(10):
         try:
             holder = json.loads(os.pread(descriptor, 2**16, 0))

@@ -64,7 +64,7 @@ def train(
 
     Raises:
       UserError: settings that cannot work, a checkpoint that cannot be written, or a stage that
-        goes on failing.
+        keeps failing.
       Stopped: the program was asked to stop; everything is saved.
     """
     check(stage.config, stage.name, evaluation is not None)
@@ -112,7 +112,7 @@ class _Training:
         self.compiled, self.stepped = False, 0.0
 
     def to_the_end(self) -> StageResult:
-        """Goes on from the newest checkpoint."""
+        """Trains from the newest checkpoint to the end of the stage."""
         unevaluated = self._resume()
         if not self.begin:
             cautions.say(self.settings, self.stage.name, self.state.trainable, self.total_updates)
@@ -238,8 +238,8 @@ class _Training:
             raise UserError(text)
 
     def _watchful(self) -> bool:
-        """Whether each step is to be settled at once, so that a rollback always comes before the
-        same step, and a limit ends the stage."""
+        """Returns whether each step is to be settled at once. Then a rollback always comes before
+        the same step, and a limit ends the stage."""
         return (
             self.limited
             or self.settings.max_rollbacks > 0
@@ -256,7 +256,7 @@ class _Training:
             self._save(step, regular=best or bool(every and step % every == 0))
 
     def _evaluate(self, step: int, due: set[str]) -> bool:
-        """Evaluates; returns whether that makes this the checkpoint to keep."""
+        """Evaluates; returns whether this makes the step's checkpoint the one to keep."""
         try:
             with self.timers('evaluate'):
                 summary = evaluate.summarise(self.evaluation(self._params()))
@@ -341,8 +341,8 @@ class _Training:
         return bool(meta.get('unevaluated') or was_last) and begin < steps
 
     def _restore(self, step: int, **position: Any) -> dict:
-        """Puts the parameters, the optimiser and the step's own count of a checkpoint in place of
-        those there are. Returns its `meta`."""
+        """Replaces the parameters, the optimiser and the step's own count by those of a checkpoint.
+        Returns its `meta`."""
         params, train = abstract(self._params()), abstract(_rest(self.state))
         # Given up first: there may not be room for both.
         jax.tree.map(lambda x: x.delete(), self.state)
@@ -370,7 +370,7 @@ class _Training:
             print(describe_rollback(self.stage.name, step, *counts), file=sys.stderr)
 
     def _start(self) -> tuple[State, Any, Any]:
-        """The state before the first step, the frozen part, and which weights train."""
+        """Returns the state before the first step, the frozen part, and which weights train."""
         # Handed on without a name, or the parameters would be here twice while they are placed.
         params = functools.partial(adapt, self.run, self.stage)
         return create_state(self.run, self.settings, self.optimizer, params(self.initial_params()))

@@ -28,7 +28,8 @@ def adamw(
     clip_norm: PositiveOrInfinite = float('inf'),
     mu_dtype: OneOf('', *MOMENTS) = '',
 ) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) after clipping the global gradient norm.
+    """Builds AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101). The global gradient norm is
+    clipped first.
 
     Args:
       learning_rate: schedule.
@@ -63,7 +64,7 @@ def sgd(
     momentum: BelowOne = 0.0,
     clip_norm: PositiveOrInfinite = float('inf'),
 ) -> optax.GradientTransformation:
-    """Gradient descent after clipping; `momentum` 0 is plain."""
+    """Builds gradient descent after clipping the global norm; `momentum` 0 is plain SGD."""
     return _clip_norm(optax.sgd(learning_rate, momentum=momentum or None), clip_norm)
 
 

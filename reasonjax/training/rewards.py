@@ -12,7 +12,7 @@ from reasonjax.sampling.text import Completion
 
 
 def reward_specs(settings: Mapping[str, Any]) -> dict[str, RewardSpec]:
-    """The reward functions of a stage, knobs bound."""
+    """Returns the reward functions of a stage, with their knobs bound."""
     return {
         key: RewardSpec(
             configs.resolve(node, 'rewards', f'rewards.{key}'), weight=node.get('weight', 1.0)
@@ -67,14 +67,14 @@ def score_completions(
 
 
 def list_columns(pool: RewardPool, rows: list[dict]) -> frozenset[str]:
-    """What reward functions are given of these rows: every column that one of them has, and those
-    that a function cannot do without."""
+    """Returns the columns that reward functions are given. These are all that any of the rows has,
+    and those that a function cannot do without."""
     return pool.required.union(*rows) - {*reward_functions.RESERVED, *reward_functions.WITHHELD}
 
 
 def render_prompts(prompts: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
-    """The prompts of a batch as the model was given them: a text as it is, of a conversation what
-    the chat template has made of it."""
+    """Returns the prompts of a batch as the model was given them. A text is unchanged, a
+    conversation is as the chat template renders it."""
     return [
         row['prompt']
         if isinstance(row['prompt'], str)

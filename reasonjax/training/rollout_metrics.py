@@ -53,7 +53,7 @@ class Watcher:
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
-    """Lengths under TRL's names."""
+    """Computes the metrics of completion lengths, under TRL's names."""
     length, ended = rollout.length.ravel(), rollout.terminated.ravel()
     functions = {'mean': np.mean, 'min': np.min, 'max': np.max}
     metrics = {f'completions/{name}_length': float(of(length)) for name, of in functions.items()}
@@ -66,7 +66,7 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
 
 
 def reward_metrics(rewards: Rewards) -> dict[str, float]:
-    """Mean and deviation of each reward, and the samples each lost."""
+    """Computes the mean and standard deviation of each reward, and the samples each lost."""
     metrics: dict[str, float] = dict(rewards.counts)
     for name, values in zip(rewards.names, rewards.values.T, strict=True):
         kept = values[~np.isnan(values)]
@@ -76,7 +76,7 @@ def reward_metrics(rewards: Rewards) -> dict[str, float]:
 
 
 def rows_of(scored: ScoredRollout, advantage_PxG: np.ndarray) -> list[dict]:
-    """The completions table: one row per sample, with its rewards and its advantage."""
+    """Builds the completions table: one row per sample, with its rewards and its advantage."""
     flat = [
         (row, c)
         for row, group in zip(scored.prompts['rows'], scored.texts, strict=True)

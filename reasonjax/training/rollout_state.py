@@ -21,8 +21,8 @@ _TAGS = ('__tuple__', '__bytes__', '__array__', '__scalar__', '__items__')
 
 
 def to_state(held: PendingRollout | ScoredRollout) -> dict[str, Any]:
-    """A state of plain values and arrays; waits for a rollout that is in flight. Called by all
-    processes together."""
+    """Converts a rollout to a state of plain values and arrays; waits for one that is in flight.
+    Called by all processes together."""
     prompts = {name: x for name, x in held.prompts.items() if name != 'rows'}
     state = {'rows': rows_to_json(held.prompts['rows']), 'prompts': prompts, 'rewards': None}
     if isinstance(held, PendingRollout):
@@ -56,7 +56,8 @@ def _arrays(rollout: Rollout) -> dict[str, np.ndarray | None]:
 
 
 def rows_to_json(rows: list[dict]) -> str:
-    """Rows as JSON, types included: tuples, bytes, NumPy arrays and scalars beside what JSON knows.
+    """Encodes rows as JSON, types included. Besides what JSON has, rows may hold tuples, bytes,
+    NumPy arrays and scalars.
 
     Raises:
       UserError: a column holds something else.
@@ -65,7 +66,7 @@ def rows_to_json(rows: list[dict]) -> str:
 
 
 def rows_from_json(text: str) -> list[dict]:
-    """The rows that `rows_to_json` was given."""
+    """Decodes the rows that `rows_to_json` encoded."""
     return [_decoded(row) for row in json.loads(text)]
 
 

@@ -65,8 +65,8 @@ class ScoredRollout(NamedTuple):
 
 
 def select_groups(scored: ScoredRollout, index: np.ndarray) -> ScoredRollout:
-    """The prompts of these numbers, in this order. What reward functions failed on is counted where
-    it was drawn, not here."""
+    """Selects the prompts at `index`, in that order, with their groups. Failures of reward
+    functions are counted where the prompts were drawn, not here."""
     P, G = scored.total_PxG.shape
     rewards = scored.rewards
     values = rewards.values.reshape(P, G, -1)[index].reshape(len(index) * G, -1)
@@ -88,7 +88,7 @@ def select_groups(scored: ScoredRollout, index: np.ndarray) -> ScoredRollout:
 
 
 def concat_groups(parts: Sequence[ScoredRollout]) -> ScoredRollout:
-    """The prompts of all, in order."""
+    """Concatenates the prompts of scored rollouts, with their groups, in order."""
     if len(parts) == 1:
         return parts[0]
 
@@ -108,7 +108,7 @@ def concat_groups(parts: Sequence[ScoredRollout]) -> ScoredRollout:
 def open_data(
     run: Run, stage: Stage, check: Callable[[dict], Any] = lambda row: None
 ) -> pipeline.Batches:
-    """The prompts a stage samples from.
+    """Opens the iterator over the prompts that a stage samples from.
 
     Args:
       run: what stages share.
@@ -153,8 +153,8 @@ def _check_columns(
     transforms: Sequence[stream.Transform],
     seed: int,
 ) -> None:
-    """Raises UserError where a reward function needs a column that no row has a value in. It reads
-    rows until it has seen one in each."""
+    """Raises UserError where a reward function needs a column that no row has a value in. Reads
+    rows until every such column has had a value."""
     needed = {
         name: key
         for key, spec in functions.items()
@@ -189,7 +189,7 @@ def _check_columns(
 
 
 def is_unknown(row: Mapping[str, Any], column: str) -> bool:
-    """Whether a row has nothing in a column."""
+    """Returns whether a row has no value in a column: missing, None or ''."""
     value = row.get(column)
     return value is None or (isinstance(value, str) and not value)
 
@@ -206,7 +206,7 @@ class _Ending:
         self._at = time.perf_counter()
 
     def within(self, begin: float, end: float) -> float:
-        """Seconds from `begin` to `end` in which it was not there yet."""
+        """Returns the seconds from `begin` to `end` in which the array was not computed yet."""
         return min(max(self._at, begin), end) - begin
 
 
@@ -329,7 +329,7 @@ class Rollouts:
     def restored(
         self, prompts: dict, rollout: Rollout, rewards: Rewards | None, steps: np.ndarray
     ) -> PendingRollout | ScoredRollout:
-        """What a checkpoint held: a rollout in flight, or one that has its rewards."""
+        """Rebuilds what a checkpoint held: a rollout in flight, or one that has its rewards."""
         if rewards is None:
             return PendingRollout(prompts, [rollout], int(steps[0]))
         return ScoredRollout(
@@ -353,5 +353,5 @@ def open_rollouts(
 
 
 def concat_rollouts(parts: list[Rollout]) -> Rollout:
-    """Parts of a rollout, on the host, as one."""
+    """Concatenates parts of a rollout, on the host, into one."""
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: np.concatenate(x), *parts)

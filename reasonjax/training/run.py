@@ -169,8 +169,8 @@ class InitialParams:
 
 
 def load_initial_params(run: Run, stage: Stage, evaluation: Callable | None) -> Any:
-    """Parameters as a stage finds them: those of the last stage before it that saved some, else
-    those `config.init` names.
+    """Returns the parameters that a stage starts from. They are the last that a stage before it
+    saved, else those that `config.init` names.
 
     Where the last checkpoint of that stage is damaged, what followed the one before is done again.
     """
@@ -203,8 +203,8 @@ def load_initial_params(run: Run, stage: Stage, evaluation: Callable | None) -> 
 
 
 def initial(run: Run) -> Any:
-    """Parameters before the first stage: fresh, of a Hugging Face folder, or of another run, its
-    adapters merged.
+    """Returns the parameters before the first stage. They are fresh, of a Hugging Face folder, or
+    of another run, its adapters merged.
 
     Raises:
       UserError: no such folder or run, or a model of another shape.
@@ -225,8 +225,8 @@ def initial(run: Run) -> Any:
 
 
 def _fitting(run: Run, other: Run, params: Any) -> Any:
-    """Another run's parameters, adapters merged, if they are a model of this run's shape and
-    vocabulary."""
+    """Returns another run's parameters, adapters merged, placed as this run's. Raises UserError
+    where the shape of the model or the vocabulary differs."""
     if other.tokenizer.fingerprint() != run.tokenizer.fingerprint():
         raise UserError(
             f'config.init: {other.workdir} was trained with another tokenizer '
@@ -291,8 +291,7 @@ def _run_stage(
 
 
 def summary_of(results: list[dict]) -> dict:
-    """What `summary.json` holds: per stage its results, and per problem the answers of all
-    stages."""
+    """Builds `summary.json`: results per stage, and per problem the answers of all stages."""
     stages = [{k: v for k, v in r.items() if k not in ('examples', claims.STATE)} for r in results]
     shown = [(r['name'], r['examples']) for r in results if 'examples' in r]
     examples = [
@@ -324,7 +323,7 @@ def show(summary: dict) -> None:
 
 
 def _excerpt(text: Any) -> str:
-    """What fits a terminal; the report has all of it."""
+    """Shortens a text to what fits a terminal; the report has all of it."""
     text = str(text)
     return (
         text if len(text) <= SHOWN else f'{text[:SHOWN]} [and {len(text) - SHOWN} characters more]'

@@ -176,8 +176,8 @@ def _compiled(
 
 
 def on_rollout_mesh(run: Run, function: Callable) -> Callable:
-    """A function whose first argument are the parameters, to be traced under the mesh for sampling;
-    inside, they are moved there."""
+    """Wraps a function of parameters so that it is traced under the mesh for sampling. The
+    parameters are its first argument; inside, they are moved there."""
     return _moving(run.model, run.mesh, run.rollout_mesh, function)
 
 

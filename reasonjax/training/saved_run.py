@@ -158,7 +158,7 @@ def saved(workdir: str | os.PathLike, stage: str = '', trust: Sequence[str] = ()
 def trained(
     workdir: str | os.PathLike, stage: str = '', trust: Sequence[str] = ()
 ) -> tuple[Run, Any]:
-    """The run and the parameters of `saved`."""
+    """Opens a run's workdir; returns the run and the parameters of a stage, see `saved`."""
     opened = saved(workdir, stage, trust=trust)
     return opened.run, opened.params
 
@@ -263,7 +263,7 @@ def blaming(path: pathlib.Path) -> Iterator[None]:
 def _readable(
     config: ml_collections.ConfigDict, evaluating: bool, trust: Sequence[str]
 ) -> ml_collections.ConfigDict:
-    """A copy with nothing but what a reader needs: no function that it does not call."""
+    """Returns a copy of a config without the functions that a reader does not call."""
     known = {*SHAPE, 'rollout', *config.stages}
     copy = ml_collections.ConfigDict({key: value for key, value in config.items() if key in known})
     evaluating = evaluating or _is_allowed(copy.evaluation, trust)
@@ -274,7 +274,7 @@ def _readable(
 
 
 def _is_allowed(group: ml_collections.ConfigDict, trust: Sequence[str]) -> bool:
-    """Whether a group of a config names only functions that may be called."""
+    """Returns whether a group of a config names only functions that may be called."""
     try:
         configs.complete(ml_collections.ConfigDict(group.to_dict()), trust)
     except (UserError, TypeError, ValueError, AttributeError, LookupError):
@@ -300,8 +300,8 @@ def _no_texts() -> NoReturn:
 
 
 def _on_these_devices(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config of a run that is only read: where its mesh does not fit the devices, weights are
-    split over all there are."""
+    """Makes the mesh of a config fit the devices, for a run that is only read. Where it does not
+    fit, weights are split over all there are."""
     try:
         meshes.make_mesh(config.mesh)
     except UserError:
@@ -311,7 +311,7 @@ def _on_these_devices(config: ml_collections.ConfigDict) -> ml_collections.Confi
 
 
 def _best_step(stage: Stage) -> int:
-    """The step of the checkpoint that is best so far by the stage's `keep_best`."""
+    """Returns the step of the checkpoint that is best so far by the stage's `keep_best`."""
     done = stage.folder / 'done.json'
     counted = (
         files.json_object(done)

@@ -10,15 +10,15 @@ Rate = Real(0, 1e4)
 
 
 def constant(steps: int, *, peak: Rate, warmup_steps: AtLeast(0) = 0) -> optax.Schedule:
-    """`peak` throughout, after a linear rise from 0 over `warmup_steps`."""
+    """Builds a constant schedule: `peak`, after a linear rise from 0 over `warmup_steps`."""
     return _after_warmup(optax.constant_schedule(peak), peak, warmup_steps)
 
 
 def cosine(
     steps: int, *, peak: Rate, warmup_steps: AtLeast(0) = 0, final_fraction: Fraction = 0.0
 ) -> optax.Schedule:
-    """Half a cosine from `peak` to `final_fraction * peak`, reached as the stage ends (Loshchilov &
-    Hutter 2017, arXiv:1608.03983)."""
+    """Builds half a cosine from `peak` to `final_fraction * peak`, reached as the stage ends
+    (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
     decay = optax.cosine_decay_schedule(peak, max(1, steps - warmup_steps), alpha=final_fraction)
     return _after_warmup(decay, peak, warmup_steps)
 
@@ -26,7 +26,7 @@ def cosine(
 def linear(
     steps: int, *, peak: Rate, warmup_steps: AtLeast(0) = 0, final_fraction: Fraction = 0.0
 ) -> optax.Schedule:
-    """A straight line from `peak` to `final_fraction * peak`, reached as the stage ends."""
+    """Builds a straight line from `peak` to `final_fraction * peak`, reached as the stage ends."""
     decay = optax.linear_schedule(peak, peak * final_fraction, max(1, steps - warmup_steps))
     return _after_warmup(decay, peak, warmup_steps)
 

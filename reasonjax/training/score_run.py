@@ -74,7 +74,7 @@ def results(asked: Asked, evaluated: evaluate.Evaluation) -> dict:
 
 
 def wanted(text: str, samples: int) -> list[int]:
-    """The values of k asked for.
+    """Reads the values of k from the text of --k; without any, they are 1 and `samples`.
 
     Raises:
       UserError: not numbers, or more than there are samples.
@@ -92,7 +92,7 @@ def wanted(text: str, samples: int) -> list[int]:
 
 
 def scores(evaluation: evaluate.Evaluation, ks: list[int]) -> dict:
-    """pass@k (Chen et al. 2021, arXiv:2107.03374, unbiased) and maj@k (Wang et al. 2022,
+    """Computes pass@k (Chen et al. 2021, arXiv:2107.03374, unbiased) and maj@k (Wang et al. 2022,
     arXiv:2203.11171).
 
     Intervals are over problems (see `statistics.interval`). maj@k votes over the first k samples;

@@ -25,19 +25,19 @@ class Window:
 
 
 def empty(size: int) -> Window:
-    """A window of `size` norms with none in it."""
+    """Creates a window for `size` norms, with none in it."""
     return Window(jnp.zeros(size, jnp.float32), jnp.zeros((), jnp.int32))
 
 
 def is_spike(window: Window, norm: jax.Array, zscore: float) -> jax.Array:
-    """Whether `norm` [] lies more than `zscore` standard deviations above the window's mean; never
-    before the window is full."""
+    """Returns whether `norm` [] is over `zscore` standard deviations above the window's mean. False
+    until the window is full."""
     limit = jnp.mean(window.norms_W) + zscore * jnp.std(window.norms_W)
     return (window.seen >= len(window.norms_W)) & (norm > limit)
 
 
 def put(window: Window, norm: jax.Array, accepted: jax.Array) -> Window:
-    """The window with one more norm, where it is accepted."""
+    """Returns the window with one more norm [] where that is accepted, else unchanged."""
     norms_W = window.norms_W.at[window.seen % len(window.norms_W)].set(norm)
     return Window(
         jnp.where(accepted, norms_W, window.norms_W), window.seen + accepted.astype(jnp.int32)

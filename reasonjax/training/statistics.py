@@ -10,7 +10,7 @@ from reasonjax.errors import UserError
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval for a proportion (Wilson 1927); `(0, 1)` where nothing was counted.
+    """Computes Wilson's 95 % score interval for a proportion (Wilson 1927); `(0, 1)` for no trials.
 
     Args:
       successes: how many of the n trials succeeded.
@@ -31,7 +31,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased estimate of pass@k: 1 - C(n-c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374,
+    """Estimates pass@k without bias: 1 - C(n-c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374,
     equation 1).
 
     Args:
@@ -50,22 +50,22 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def majority_vote(answers: Sequence[Hashable | None]) -> Hashable | None:
-    """The most frequent answer, among equals the first to occur; None (no answer) only where there
-    is nothing else."""
+    """Returns the most frequent answer, among equals the first to occur. None (no answer) wins only
+    where there is nothing else."""
     counts = Counter(answer for answer in answers if answer is not None)
     return counts.most_common(1)[0][0] if counts else None
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """A 95 % interval of a mean of shares: Wilson's where every value is 0 or 1, else a
-    bootstrap."""
+    """Computes a 95 % interval of a mean of shares in [0, 1]. It is Wilson's where every value is 0
+    or 1, else a bootstrap."""
     if all(value in (0, 1) for value in values):
         return wilson(round(sum(values)), len(values))
     return bootstrap_mean(values, 0)
 
 
 def bootstrap_mean(values: Sequence[float], seed: int) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean, 95 % of 2,000 resamples (Efron 1979).
+    """Computes a percentile bootstrap interval of a mean, 95 % of 2,000 resamples (Efron 1979).
 
     Args:
       values: at least one number.

@@ -46,7 +46,7 @@ def create(
     *,
     spike_window: int = 0,
 ) -> State:
-    """The state before the first step.
+    """Creates the state before the first step, placed on the mesh.
 
     Args:
       trainable: the part of the parameters that trains; copied, because the step donates its state.
@@ -63,7 +63,7 @@ def create(
 
 
 def fresh(trainable: Any, optimizer: optax.GradientTransformation, spike_window: int) -> State:
-    """The state before the first step, of arrays or under `eval_shape`; see `create`."""
+    """Builds the state before the first step, of arrays or under `eval_shape`; see `create`."""
     return State(
         jnp.zeros((), jnp.int32),
         trainable,
@@ -80,8 +80,8 @@ def shardings(
     *,
     spike_window: int = 0,
 ) -> State:
-    """Where a state lives, moments with their parameters; the arguments are those of `create`,
-    `trainable` may be shapes."""
+    """Returns the shardings of a state, moments with their parameters. The arguments are those of
+    `create`; `trainable` may be shapes."""
     moments = jax.eval_shape(optimizer.init, trainable)
     homes = optax.tree_map_params(
         optimizer, lambda _, s: s, moments, placed, transform_non_params=lambda _: replicated
@@ -260,8 +260,8 @@ def make_score(
 
 
 def _split(x: jax.Array, micro: int, together: int) -> jax.Array:
-    """[B, ...] -> [micro, B / micro, ...]; strided, so that each micro-batch has rows of every
-    shard of the batch axis."""
+    """Splits rows into micro-batches: [B, ...] -> [micro, B / micro, ...]. The split is strided, so
+    that each micro-batch has rows of every shard of the batch axis."""
     number = x.shape[0] // together
     if number % micro:
         kind = 'rows' if together == 1 else f'groups of {together} rows'

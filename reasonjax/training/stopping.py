@@ -30,8 +30,8 @@ _request = _Request()
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Within it, the first SIGTERM or SIGINT is a request. Does nothing outside the main thread,
-    which alone receives signals."""
+    """Takes the first SIGTERM or SIGINT within the context as a request to stop. Does nothing
+    outside the main thread, which alone receives signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -45,14 +45,14 @@ def listening() -> Iterator[None]:
 
 
 def asked() -> bool:
-    """Whether any process has been asked to stop; every process calls it at the same point and gets
-    the same answer."""
+    """Returns whether any process has been asked to stop. Every process calls this at the same
+    point and gets the same answer."""
     return processes.agree(bool(_request.name))
 
 
 def point(where: str) -> None:
-    """Raises `Stopped` if it was asked for. All that was done before this point is on disk, or will
-    be done again.
+    """Raises `Stopped` if a stop was asked for. All that was done before this point is on disk, or
+    will be done again.
 
     Args:
       where: for the message: 'stage collect, step 3'.

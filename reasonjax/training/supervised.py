@@ -49,7 +49,7 @@ def run(
 
 
 def open_data(run: Run, stage: Stage) -> pipeline.Batches:
-    """The batches the stage trains on."""
+    """Opens the iterator over the batches that a stage trains on."""
     settings = stage.config
     source, transforms = data_functions(run, settings.data)
     return pipeline.supervised(

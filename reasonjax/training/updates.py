@@ -36,8 +36,8 @@ def create_state(run: Run, settings: Any, optimizer: Any, params: Any) -> tuple[
 def build_update(
     run: Run, settings: Any, source: BatchSource, optimizer: Any, updates: int
 ) -> Callable:
-    """The update of a stage as its config says, see `step.make_update`; `updates` are those of the
-    whole settings."""
+    """Builds the update of a stage as its config says; see `step.make_update`. `updates` is how
+    many the stage has in all."""
     context = Context(
         updates, run.tokenizer.pad_id, run.tokenizer.mask_id, run.tokenizer.vocab_size
     )
