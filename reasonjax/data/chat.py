@@ -39,7 +39,7 @@ class Turn(NamedTuple):
     Attributes:
         head: the text before it, which the model is given.
         said: the answer, up to and with the token that ends it.
-        rest: what the template writes behind that (a newline, mostly), which is never generated.
+        rest: what the template writes after that (a newline, mostly), which is never generated.
     """
 
     head: str
@@ -122,8 +122,8 @@ def _fitted(chat: Conversation, tokenizer: Tokenizer) -> Conversation:
 
 
 def _head(chat: Conversation, upto: int, tokenizer: Tokenizer, may_continue: bool = True) -> str:
-    """What the model is given when it is to go on after `upto` messages: with the last, where that
-    is its own and it may continue it."""
+    """Renders the first `upto` messages and the generation prompt: what the model is given. With
+    `may_continue`, an assistant's last message is left open instead."""
     is_open = may_continue and chat.messages[upto - 1]['role'] == 'assistant'
     if is_open and (
         chat.messages[upto - 1].get('tool_calls') or not words(chat.messages[upto - 1]).strip()
@@ -177,7 +177,7 @@ def _way(what: str) -> str:
 
 
 def _said(chat: Conversation, head: str, answer: Message, tokenizer: Tokenizer) -> tuple[str, str]:
-    """What the last message adds to a head, and what the template writes behind it."""
+    """Renders the last message; returns the answer up to its end token, and the text after that."""
     number = len(chat.messages)
     text = tokenizer.chat_text(chat.messages, False, **chat.options)
     if text.startswith(head) and text != head:
@@ -202,8 +202,7 @@ def _said(chat: Conversation, head: str, answer: Message, tokenizer: Tokenizer) 
 
 
 def _ended(chat: Conversation, text: str, answer: Message, tokenizer: Tokenizer) -> tuple[str, str]:
-    """Cuts what follows a head behind the first token that ends an answer; adds that token where
-    only a next turn brings it."""
+    """Splits an answer after its end token, which is added where only a next turn writes it."""
     start = max(0, message_marks.position(answer, text, 0))
     ends = [text.find(end, start) + len(end) for end in _ends(tokenizer) if end in text[start:]]
     if ends:
@@ -215,9 +214,8 @@ def _ended(chat: Conversation, text: str, answer: Message, tokenizer: Tokenizer)
 
 @functools.lru_cache(maxsize=256)
 def _opening(tokenizer: Tokenizer, called: bool, has_tools: bool, variables: str) -> str:
-    """What a template that ends no answer writes behind one when the next turn follows, as far as
-    its first token if that is an EOS: the model has to say it. '' for a template that writes none.
-    """
+    """Returns the EOS that opens the next turn, with the white space before it; '' where none does.
+    Where a template does not end answers itself, the model has to say this EOS."""
     options = message_forms.sample_options(has_tools, variables)
     try:
         messages = message_forms.fitted(message_forms.exchange(called), tokenizer, options)
@@ -237,9 +235,8 @@ def _opening(tokenizer: Tokenizer, called: bool, has_tools: bool, variables: str
 
 
 def _document(run: Sequence[Turn], tokenizer: Tokenizer) -> Document:
-    """Tokenises piece by piece, so that the ids before an answer are those the sampler is given,
-    whatever merges the tokenizer would make across the border.
-    """
+    """Tokenises a run of turns piece by piece. So the ids before an answer are those the sampler is
+    given, whatever merges the tokenizer would make across the border."""
     ids, weights, done = [], [], ''
     for turn in run:
         context_ids = (
@@ -276,7 +273,7 @@ def _check_answer(message: Message, number: int, tokenizer: Tokenizer) -> None:
 
 
 def _check_thoughts(message: Message, answer_text: str, number: int) -> None:
-    """Stops thoughts that spell the tag with which the template closes them: what follows would
+    """Raises UserError where thoughts spell the tag that closes them. The text after that tag would
     count as said."""
     is_spelt = any(_CLOSING in message.get(key, '') for key in THOUGHTS)
     if is_spelt and answer_text.count(_CLOSING) > sum(
@@ -296,8 +293,8 @@ def _check_heard(
     may_continue: bool = True,
     learnt: Sequence[int] = (),
 ) -> None:
-    """Stops a conversation of which the template, without a word, leaves out something before the
-    answer (`learnt` is seen to)."""
+    """Raises UserError where the template silently leaves out something before the answer. The
+    messages `learnt` are checked elsewhere."""
     missing = [name for name in tool_names(chat.options['tools']) if name not in text]
     if missing:
         raise UserError(
@@ -352,13 +349,12 @@ def _roles(chat: Conversation) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _ends(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """The tokens that end an answer, as text. White space is none: it may be part of other tokens
-    too."""
+    """Returns the texts of tokens that end an answer, but for white space, which is ambiguous."""
     return tuple(text for text in map(tokenizer.token, tokenizer.eos_ids) if not text.isspace())
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text within a message."""
+    """Yields every text within a message."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list | tuple):

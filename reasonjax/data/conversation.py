@@ -52,12 +52,12 @@ def conversation(
 
 
 def _parsed(value: Any, name: str) -> Any:
-    """A column that tables of fixed types hold as JSON."""
+    """Parses a column that tables of fixed types hold as JSON text; returns others as they are."""
     return parse_json(value, f'column "{name}", which is text') if isinstance(value, str) else value
 
 
 def _without_nulls(value: Any) -> Any:
-    """Takes out the keys without a value that a table gives to every schema since one has them."""
+    """Drops the null keys that a table gives to every schema because one has them."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list | tuple) else value

@@ -172,7 +172,7 @@ def _stepwise(example: Example, tokenizer: Tokenizer, separator: str) -> Rows:
 
 
 def _plain(step: Any, number: int) -> list[Mapping[str, Any]]:
-    """The messages of a step, of which only the words are read."""
+    """Returns the messages of a step; raises UserError where they hold more than answers' words."""
     messages = checked(step, 'completions')
     for message in messages:
         if message['role'] != 'assistant' or any(

@@ -79,15 +79,14 @@ def fitted(
 
 
 def settings(options: Mapping[str, Any]) -> tuple[bool, str]:
-    """Returns what a form may depend on, of what the template is given: whether there are tools,
-    and its variables as JSON."""
+    """Returns what a form may depend on: whether there are tools, and the variables as JSON."""
     return bool(options.get('tools')), json.dumps(
         options.get('template_kwargs') or {}, sort_keys=True, default=str
     )
 
 
 def sample_options(has_tools: bool, variables: str) -> dict[str, Any]:
-    """Returns options with these settings."""
+    """Returns template options: a sample tool if `has_tools`, and the variables that JSON gives."""
     return {'tools': [_TOOL] if has_tools else None, 'template_kwargs': json.loads(variables)}
 
 
@@ -131,8 +130,8 @@ def form_of(tokenizer: Tokenizer, kind: str, has_tools: bool, variables: str) ->
 
 
 def _tried(message: Message, tokenizer: Tokenizer, options: Mapping[str, Any]) -> tuple[str, str]:
-    """The text of a message where it may stand, and that of what stands before; '' where the
-    template refuses it."""
+    """Renders a message within a suitable conversation, and the question of that conversation
+    alone. Both are '' where the template refuses the message."""
 
     def rendered(messages: list[Message]) -> str:
         return tokenizer.chat_text(messages, messages[-1]['role'] != 'assistant', **options)
@@ -171,7 +170,7 @@ def _forms(message: Message) -> Iterator[Form]:
 
 
 def in_form(message: Message, form: Form) -> Message:
-    """Returns a message in a form."""
+    """Rewrites a message in the given form."""
     changed, content = dict(message), message.get('content')
     if form.content == 'missing':
         changed.pop('content', None)
@@ -206,8 +205,8 @@ def _call_in_form(call: Mapping[str, Any], form: Form) -> Mapping[str, Any]:
 
 
 def _with_marks(message: Message) -> Message:
-    """The same keys, with a mark for every text. A third part or call is taken to be as the
-    second."""
+    """Replaces every text of a message by a mark. Parts and calls after the second are left out:
+    they are assumed to be like the second."""
     marks = (f'{MARK}{i}' for i in range(10))
     changed: dict[str, Any] = {'role': message['role']}
     content = message.get('content')
@@ -267,8 +266,8 @@ def check_order(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _links(tokenizer: Tokenizer, differ: bool, named: bool) -> bool:
-    """Whether the template writes which call a result belongs to: its id, or its function where
-    these differ."""
+    """Returns whether the template writes which call a result belongs to: its id, or its function
+    where functions differ."""
     functions = {
         'reasonjx1': 'reasonjaxtool',
         'reasonjx2': 'reasonjaxother' if differ else 'reasonjaxtool',
@@ -293,8 +292,7 @@ def _links(tokenizer: Tokenizer, differ: bool, named: bool) -> bool:
 
 
 def check_roles(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
-    """Raises UserError where the template writes what a role of one's own says, and not who says
-    it."""
+    """Raises UserError where the template writes what a custom role says, but not that role."""
     for number, message in enumerate(messages, 1):
         if message['role'] not in ROLES and not _names(tokenizer, message['role']):
             raise UserError(
@@ -320,8 +318,8 @@ def check_thoughts(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _names(tokenizer: Tokenizer, role: str) -> bool:
-    """Whether a message of this role differs from an answer, and from text behind the message
-    before it; so if it is refused."""
+    """Returns whether the template tells a role's messages from answers and the message before.
+    True also where the template refuses or leaves out such messages."""
 
     def text(*between: Message) -> str:
         try:
@@ -339,7 +337,7 @@ def _names(tokenizer: Tokenizer, role: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def reads(tokenizer: Tokenizer, role: str, key: str) -> bool:
-    """Whether the chat template writes what messages of this role have under this key."""
+    """Returns whether the chat template writes what messages of a role have under a key."""
     kinds = [{'role': role, 'content': MARK}]
     if role == 'assistant':
         kinds.append(exchange(called=True)[1])

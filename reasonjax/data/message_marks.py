@@ -32,7 +32,7 @@ class Mark(NamedTuple):
 
 
 def left_out(message: Message, text: str, again: Callable[[Message], str]) -> str:
-    """Names what an answer says and its rendering lacks; '' for nothing.
+    """Names the part of an answer that its rendering lacks; '' for none.
 
     Args:
         message: in the form in which it was rendered.
@@ -51,7 +51,7 @@ def left_out(message: Message, text: str, again: Callable[[Message], str]) -> st
 
 
 def missing(marks: Sequence[Mark], text: str, parts: bool = True) -> str:
-    """Names the first piece of a message that a text lacks, all of it or a part; '' for none.
+    """Names the first piece of a message that a text lacks, entirely or in part; '' for none.
 
     Args:
         marks: of the message.
@@ -66,16 +66,14 @@ def missing(marks: Sequence[Mark], text: str, parts: bool = True) -> str:
 
 
 def is_telling(message: Message) -> bool:
-    """Whether a text that has all that a message says, word for word, can be taken to have it from
-    there."""
+    """Returns whether a message's words, where a text has them, must come from the message."""
     if message.get('tool_calls') or isinstance(message.get('content'), Mapping):
         return False
     return all(not piece or len(piece) >= _TELLING for piece in _pieces(message))
 
 
 def position(message: Message, text: str, start: int) -> int:
-    """Returns where all that a message says ends, word for word, in a text from `start` on; -1
-    where it is not there."""
+    """Returns where a message's words end in a text, from `start` on; -1 where they are missing."""
     for piece in _pieces(message):
         start = text.find(piece, start)
         if start < 0:

@@ -36,7 +36,7 @@ _UNREADABLE = {
 
 
 def is_chat(value: Any) -> bool:
-    """Whether a column holds messages rather than text: a non-empty list of mappings."""
+    """Returns whether a column holds messages rather than text: a non-empty list of mappings."""
     return (
         isinstance(value, list | tuple)
         and len(value) > 0
@@ -45,8 +45,7 @@ def is_chat(value: Any) -> bool:
 
 
 def words(message: Message) -> str:
-    """The content of a message as one text, whether it is given as one, as a list of text parts or
-    as an object; '' for none.
+    """Returns the content of a message (text, text parts or an object) as one text; '' for none.
 
     Raises:
         UserError: a part that is not text.
@@ -72,8 +71,8 @@ def words(message: Message) -> str:
 def checked(
     messages: Sequence[Message], name: str, tools: Sequence[Mapping[str, Any]] | None = None
 ) -> list[Message]:
-    """Checks messages and takes out what a table fills in: keys without a value, empty lists of
-    calls, second copies of thoughts, arguments without a value that their tool does not know.
+    """Checks messages and drops what a table fills in: keys without a value, empty lists of calls,
+    second copies of thoughts, arguments without a value that their tool does not know.
 
     Args:
         messages: mappings.
@@ -167,8 +166,7 @@ def _checked(message: Message, where: str, known: Mapping[str, Any]) -> Message:
 
 
 def _content(message: Message, where: str) -> Any:
-    """Text, a list of text parts, or for the result of a tool an object; other JSON values of a
-    tool become their text."""
+    """Returns a message's content: text, text parts or, of a tool, an object (or JSON text)."""
     content, is_result = message['content'], message['role'] == 'tool'
     if isinstance(content, str) or (is_result and isinstance(content, Mapping)):
         return content

@@ -94,8 +94,7 @@ def answered(
 
 
 def _sampled(example: Example, before: Any, answer: Any, tokenizer: Tokenizer) -> Document:
-    """The prompt as it is asked, and behind it the tokens that were drawn: no template would write
-    them as they were."""
+    """Renders a prompt, and the sampled tokens as they were drawn: a template may write others."""
     _, prompt_ids = asked({**example, 'prompt': before}, tokenizer)
     ids = example['completion_ids']
     if (
@@ -121,7 +120,7 @@ def prompt(example: Example, tokenizer: Tokenizer) -> np.ndarray:
     """Renders the prompt of an example for generation: [BOS] prompt, or the chat template with its
     generation prompt.
 
-    A conversation that ends with an assistant's message is left open there, for the model to go on.
+    A conversation that ends with an assistant's message is left open there, to be continued.
 
     Returns:
         [T] int32 ids, T >= 1.

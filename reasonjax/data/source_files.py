@@ -138,8 +138,8 @@ def _of_folder(folder: pathlib.Path, path: str, kind: str) -> list[File]:
 def _check_all(
     path: str, chosen: Sequence[pathlib.Path], files: Sequence[pathlib.Path], kind: str
 ) -> None:
-    """Raises UserError where a folder has rows in other files too; .json beside lines is more often
-    settings, and left out."""
+    """Raises UserError where a folder has rows in other files too. Files .json beside JSON lines
+    are ignored, since they mostly hold settings."""
     endings = [
         ending
         for ending in ENDINGS[kind]
@@ -155,12 +155,12 @@ def _check_all(
 
 
 def _is_partition(entry: pathlib.Path) -> bool:
-    """Whether an entry of a folder is itself one, of the rows that have one value in a column."""
+    """Returns whether an entry of a folder is a partition: a folder 'column=value'."""
     return '=' in entry.name and entry.is_dir()
 
 
 def _within(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files of a folder 'column=value', and of those in it."""
+    """Lists the files of a partition 'column=value', and those of the partitions within."""
     entries = [entry for entry in folder.iterdir() if not entry.name.startswith(('.', '_'))]
     return [
         file for entry in entries for file in (_within(entry) if _is_partition(entry) else [entry])
@@ -168,8 +168,8 @@ def _within(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _with_columns(files: Sequence[pathlib.Path], fixed: int) -> list[File]:
-    """Adds the columns that the parts of paths after the first `fixed` state; numbers where all
-    values of a column are."""
+    """Adds the columns that folders after the first `fixed` parts of paths state. They are numbers
+    where all values of a column are."""
     stated = [_stated(file, fixed) for file in files]
     texts: dict[str, list[str]] = {}
     for columns in stated:
@@ -210,7 +210,7 @@ def _stated(file: pathlib.Path, fixed: int) -> dict[str, str]:
 
 
 def content(file: pathlib.Path) -> bytes:
-    """Reads a file, unpacked if it is packed by gzip.
+    """Reads a file, and unpacks it if it is packed by gzip.
 
     Raises:
         UserError: it cannot be read, is damaged, or would be far larger than any data of its size.

@@ -103,8 +103,8 @@ def jsonl(*, path: str, limit: AtLeast(1) | None = None) -> Source:
 
 
 def _values(content: bytes, file: pathlib.Path) -> Iterator[tuple[int, Any]]:
-    """Yields the values of a file with their numbers: of a list its entries, else for each line
-    what parses it."""
+    """Yields the values of a file with their numbers. The values are the entries of a list, else
+    for each line a function that parses it."""
     content = content.removeprefix(b'\xef\xbb\xbf')
     if '.json' in (suffix.lower() for suffix in file.suffixes) and content.lstrip()[:1] == b'[':
         listed = files.parse_json(files.decode(content, str(file)), str(file), distinct=True)
@@ -314,7 +314,7 @@ def _rows(table: Any, file: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _without_gaps(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Takes the keys out of nested values that a table had to fill; a column itself may be null."""
+    """Drops the null keys that a table gives to nested values; a column itself may be null."""
 
     def filled(value: Any) -> Any:
         if isinstance(value, Mapping):

@@ -122,7 +122,7 @@ class Measure:
             raise UserError(f'data.overlong: expected "error" or "drop", got {self.overlong!r}')
 
     def fits(self, rendered: Any) -> bool:
-        """Whether it is short enough; False where it is to be dropped."""
+        """Returns whether a rendered example fits the limit; raises UserError where it has to."""
         length = self.length(rendered)
         if length > self.limit and self.overlong == 'error':
             raise UserError(
@@ -223,7 +223,7 @@ class _ExamplesIterator(grain.DatasetIterator):
 def examples(
     source: Source, transforms: Sequence[Transform], measure: Measure, seed: int, shuffle: bool
 ) -> Examples:
-    """The endless stream of everything that rows are rendered to.
+    """Builds the endless stream of rendered examples.
 
     Raises:
         UserError: a seed out of range at once; a bad row, or none that leaves anything, when it is
@@ -261,7 +261,7 @@ def examples(
 
 
 def nothing_left(source: Source, counters: Mapping[str, int], measure: Measure) -> str:
-    """What errors say where every row was dropped or made nothing."""
+    """Returns the error message for a source of which every row was dropped or gave no example."""
     return (
         f'{source!r}: no example is left: of {counters["rows"]} rows read, '
         f'{counters["dropped_overlong"]} examples '
@@ -272,7 +272,7 @@ def nothing_left(source: Source, counters: Mapping[str, int], measure: Measure) 
 
 
 def fingerprint(source: Source, settings: Sequence[Any]) -> str:
-    """Tells streams apart that a saved position must not be carried between."""
+    """Returns a text that differs between streams that must not share a saved position."""
     return ' '.join(map(str, [source.fingerprint(), *settings]))
 
 

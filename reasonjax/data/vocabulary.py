@@ -69,7 +69,7 @@ def train_sentencepiece(texts: Iterable[str], path: pathlib.Path, vocab_size: in
 
 
 def _size(text: str) -> int:
-    """Bytes of a text."""
+    """Returns the number of bytes of a text in UTF-8."""
     try:
         return len(text.encode())
     except UnicodeEncodeError as error:

@@ -77,7 +77,7 @@ class Problems:
 
 
 def problem(a: int, b: int, k: int, worked: bool) -> dict:
-    """The row of a + b, k digits each."""
+    """Builds the row of the problem a + b, both of k digits."""
     solution = f'{a + b:0{k + 1}d}'
     return {
         'prompt': f'{a:0{k}d}+{b:0{k}d}=',
@@ -89,13 +89,13 @@ def problem(a: int, b: int, k: int, worked: bool) -> dict:
 
 
 def draw(rng: np.random.Generator, level: int, *, answer_only: float) -> dict:
-    """A problem of `level` digits."""
+    """Draws a problem of `level` digits."""
     a, b = rng.integers(10**level, size=2).tolist()
     return problem(a, b, level, worked=rng.random() >= answer_only)
 
 
 def key(row: dict) -> str:
-    """What makes a problem: its two numbers, whichever comes first."""
+    """Returns what identifies a problem: its two numbers, in either order."""
     return '+'.join(sorted(row['prompt'].removesuffix('=').split('+')))
 
 
@@ -121,7 +121,7 @@ def addition(
     granularity: Between(0, 1) | None = None,
     disjoint: bool = False,
 ) -> Task:
-    """Addition of two numbers of k digits.
+    """Builds the task of adding two numbers of k digits.
 
     The splits draw from separate random streams. There are only 100 pairs of one digit and 10^4 of
     two, so those recur between splits; among the 10^8 pairs of four digits that is rare. Report

@@ -18,7 +18,7 @@ _BASE = re.compile(r'\d_\{?\d')
 
 
 def same_expression(a: Value, b: Value) -> bool:
-    """Whether two answers mean the same of which at least one is an expression.
+    """Returns whether two answers, at least one of them an expression, mean the same.
 
     Numbers are compared exactly, before the library is asked: it rounds to six decimals what it
     takes for floats, and takes differences below 1e-15 for none, so that it finds 1/2006! and
@@ -60,8 +60,7 @@ def _text(value: Value) -> str:
 
 
 def _told_apart(a: str, b: str) -> bool:
-    """Whether two texts differ in what the library does not look at: the base of a number, capital
-    and small letters."""
+    """Returns whether texts differ in what the library ignores: base of a number, letter case."""
     letters = [set(_LETTER.findall(text)) for text in (a, b)]
     lowered = [{letter.lower() for letter in names} for names in letters]
     return bool(_BASE.search(a)) != bool(_BASE.search(b)) or (
@@ -97,7 +96,7 @@ def _same_number(x: Any, y: Any) -> bool | None:
 
 
 def _rational(value: Any) -> Any:
-    """Decimals as they were written: a float would be the nearest of its precision."""
+    """Replaces the floats of an expression by the exact fractions that their decimals write."""
     return value.xreplace(
         {number: sympy.Rational(str(number)) for number in value.atoms(sympy.Float)}
     )

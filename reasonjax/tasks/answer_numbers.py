@@ -27,7 +27,7 @@ class Number(NamedTuple):
 
 
 def same_amount(a: Number, b: Number) -> bool:
-    """Whether two numbers are equal; a percentage also where it equals what it means."""
+    """Returns whether two numbers are equal; a percentage also where it equals what it means."""
     if a.amount == b.amount:
         return True
     if a.percent == b.percent:
@@ -100,8 +100,7 @@ def read_number(text: str) -> Number | None:
 
 
 def _read_amount(text: str, start: int, money: bool) -> tuple[Fraction | Huge, int] | None:
-    """Reads a number without its sign from a place in the text on. Returns it, and where it
-    ends."""
+    """Reads an unsigned number from `start` on; returns the number and where it ends, or None."""
     mixed = _MIXED.match(text, start)
     if mixed and (part := _read_fraction(text, mixed.end())):
         return (int(mixed[1]) + part[0], part[1]) if 0 <= part[0] < 1 else None

@@ -176,8 +176,7 @@ def _is_picture(character: str) -> bool:
 
 
 def _joined(match: re.Match) -> str:
-    """LaTeX's `{,}` is a comma within a number: before three digits one of thousands, else a
-    decimal one."""
+    """Replaces LaTeX's `{,}` in a number: by a comma before three digits, else by a point."""
     first, *others = match[0].split('{,}')
     if all(len(other) == 3 for other in others) and len(first) <= 3 and first[0] != '0':
         return ','.join((first, *others))
@@ -205,8 +204,7 @@ _WORD = re.compile(r'(?<![^\W\d_])(?<!\\)[^\W\d_]{3,}|^no$', re.I)
 
 
 def simplify_expression(text: str) -> str:
-    """Returns what is left of an expression, or of words, when it comes to comparing: no spaces,
-    one way to write each construct.
+    """Returns an expression, or words, in the one spelling that is compared.
 
     Args:
       text: as `simplify_answer` returns it.

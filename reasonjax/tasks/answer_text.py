@@ -91,8 +91,7 @@ def find_answer(text: str) -> str | None:
 
 
 def find_answer_of_solution(text: str) -> str:
-    """Returns the answer of a reference solution: of one that is worked out or a sentence its
-    answer, else all of it."""
+    """Returns the answer of a reference solution, or all of one that is an answer itself."""
     text = _tagged(text).strip()
     boxed = find_last_boxed(text)
     if boxed is not None:
@@ -109,8 +108,7 @@ def find_answer_of_solution(text: str) -> str:
 
 
 def _tagged(text: str) -> str:
-    """What stands in the last `<answer>` that holds something, which may lack its end; else all of
-    the text."""
+    """Returns the content of the last non-empty `<answer>`, closed or not, or else all text."""
     start, last = None, None
     for tag in _TAG.finditer(text):
         if not tag[1]:
@@ -123,8 +121,7 @@ def _tagged(text: str) -> str:
 
 
 def _without_remark(text: str) -> str:
-    """Drops parentheses at the end that explain the number before them, as against those that
-    belong to a formula."""
+    """Drops parentheses at the end that explain the number before them; those of a formula stay."""
     tail = text[-400:]
     remark = _REMARK.search(tail)
     if remark is None:
@@ -141,7 +138,7 @@ def _without_remark(text: str) -> str:
 
 
 def find_last_boxed(text: str) -> str | None:
-    """Returns what stands in the last box that is closed, however it is spelled."""
+    """Returns the content of the last closed box, in any spelling; None where there is none."""
     # One pass with a stack of open braces: a model that repeats an unclosed box must not make this
     # quadratic.
     opened, last = [], None
@@ -164,7 +161,7 @@ def _last(matches: Iterator[re.Match]) -> re.Match | None:
 
 
 def _is_value(value: Value) -> bool:
-    """Whether it is more than words."""
+    """Returns whether a value is more than words."""
     if isinstance(value, Named):
         return _is_value(value.value)
     if isinstance(value, Group):
@@ -177,7 +174,7 @@ def _is_short(text: str) -> bool:
 
 
 def _stated(text: str) -> str | None:
-    """What the completion says the answer is."""
+    """Returns what a completion says the answer is; None where it does not say."""
     hashes = next(filter(_is_answer, reversed(list(_HASHES.finditer(text))[-_TRIES:])), None)
     lowered, at = text.lower(), len(text)
     if len(lowered) != len(text):  # some letters have no lower case of one character
@@ -196,7 +193,7 @@ def _stated(text: str) -> str | None:
 
 
 def _is_answer(hashes: re.Match) -> bool:
-    """Whether an answer follows, and not the title of a section."""
+    """Returns whether an answer follows the hashes, and not the title of a section."""
     is_last = not hashes.string[hashes.end() :].strip()
     return (
         bool(hashes[1].strip())
@@ -206,8 +203,7 @@ def _is_answer(hashes: re.Match) -> bool:
 
 
 def _phrase(text: str, start: int) -> str:
-    """The first sentence from there on, on the next line where the rest of this one is empty or
-    announces it."""
+    """Returns the first sentence from `start` on, skipping lines that are empty or end in ':'."""
     for line in text[start : start + LONGEST].split('\n')[:6]:
         line = line.strip().lstrip(':*_ ').strip()
         ends = (end.start() for end in _SENTENCE_END.finditer(line))
@@ -220,7 +216,7 @@ def _phrase(text: str, start: int) -> str:
 
 
 def _is_outside(line: str, at: int) -> bool:
-    """Whether a place is in no formula and no braces."""
+    """Returns whether a position in a line is in no formula and no braces."""
     before = line[:at]
     return before.count('{') <= before.count('}') and (
         before.count('$') % 2 == 0 or line.count('$') % 2 == 1
@@ -228,8 +224,8 @@ def _is_outside(line: str, at: int) -> bool:
 
 
 def _without_sentence(phrase: str) -> str:
-    """The answer in a phrase: all of it where that is a value or has no number in it, else the
-    number that the sentence is about."""
+    """Returns the answer in a phrase: all of the phrase where it is a value or has no number, else
+    the number that the sentence is about."""
     phrase = _without_remark(phrase.strip())
     value = read_value(phrase)
     if (choice := _CHOICE.match(phrase)) and not any(map(str.isdigit, phrase)):
@@ -253,7 +249,7 @@ def _is_sentence(text: str) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    """Words of a language, as against names of variables and of LaTeX."""
+    """Lists the words of natural language in a text, without names of variables and of LaTeX."""
     words = re.findall(r'(?<![A-Za-z0-9\\{])[A-Za-z]{2,}', text)
     return [
         word
@@ -263,8 +259,7 @@ def _words(text: str) -> list[str]:
 
 
 def _conclusion(text: str) -> str:
-    """The last side of a calculation, written as a chain of equations; an equation of variables is
-    an answer as it is."""
+    """Returns the last side of a chain of equations; an equation of variables stays as it is."""
     sides = _EQUALS.split(text)
     if len(sides) < 2 or _is_value(read_value(text)):
         return text
@@ -306,8 +301,8 @@ def _last_line(text: str) -> str | None:
 
 
 def _last_number(text: str) -> str | None:
-    """The last number, with the formula or the words that make it one; a formula without number
-    only at the very end."""
+    """Returns the last number, with the formula or the words that belong to it. A formula without a
+    number counts only at the very end."""
     text = _joined_characters(text).rstrip()
     at = next((i for i in range(len(text) - 1, -1, -1) if text[i].isdigit()), -1)
     formula = _last(_MATHS.finditer(text, max(0, len(text) - _WINDOW)))
@@ -333,8 +328,7 @@ def _last_number(text: str) -> str | None:
 
 
 def _joined_characters(text: str) -> str:
-    """Like `simplify_characters`, but spaces that hold the digits of a number together do not part
-    words."""
+    """Simplifies characters after putting commas for the special spaces that separate thousands."""
     if text.isascii():
         return text
     return simplify_characters(re.sub('(?<=\\d)[\u00a0\u2007\u2009\u202f](?=\\d{3})', ',', text))
@@ -368,7 +362,7 @@ def _in_prose(window: str) -> str | None:
 
 
 def _bare(word: str) -> str:
-    """A word without what surrounds it in a sentence."""
+    """Strips from a word what surrounds it in a sentence, such as quotes and unmatched brackets."""
     word = re.sub(r'^[=:>~"\'*_`#]+|^->|^-+>', '', word.strip('"\'*_`'))
     word = re.sub(r'[.,;:?!"\'*_`]+$', '', word)
     word = re.sub(r'^[A-Za-z]+:(?=\S)', '', word)
@@ -383,7 +377,7 @@ def _bare(word: str) -> str:
 
 
 def _with_unit(number: str, following: list[str], written: str) -> str:
-    """Adds the words behind a number that say what it counts, as far as the sentence goes."""
+    """Appends the words after a number that say what it counts, up to the end of the sentence."""
     best = number
     if re.search(r'[.,;:?!)]$', written.rstrip('"\'*_')):
         return best

@@ -74,7 +74,7 @@ _MOST_WORDS = 10
 
 
 class Suffix(NamedTuple):
-    """What stands behind a number.
+    """What follows a number.
 
     Attributes:
       scale: the number is to be multiplied by it.
@@ -88,8 +88,7 @@ class Suffix(NamedTuple):
 
 
 def read_suffix(text: str) -> Suffix | None:
-    """Reads what stands behind a number; None where that is no unit and no word, so that the number
-    is a part of something else."""
+    """Reads the unit or words after a number; None where the number is part of something else."""
     ordinal = _ORDINAL.match(text)
     if ordinal:
         text = text[ordinal.end() :]
@@ -135,7 +134,7 @@ def read_suffix(text: str) -> Suffix | None:
 
 
 def _unit(tokens: list[str]) -> tuple[str, int]:
-    """Returns the unit that the first tokens are ('' for none), and how many these are."""
+    """Returns the unit that the first tokens spell ('' for none), and how many tokens do."""
     unit, at = '', 0
     while at < len(tokens):
         power = _POWERS.get(tokens[at], '')

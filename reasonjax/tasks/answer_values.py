@@ -57,14 +57,14 @@ Value = Number | Group | Named | Words
 
 @functools.lru_cache(8192)
 def read_value(text: str) -> Value:
-    """Reads an answer; see above. Any text has a value."""
+    """Reads an answer by the rules of this module; any text has a value."""
     if len(text) > LONGEST:
         return Words(text.strip(), text)
     return _read(simplify_answer(text), 0)
 
 
 def same_value(a: Value, b: Value, same_words: Callable[[Value, Value], bool]) -> bool:
-    """Whether two values are equal.
+    """Returns whether two values are equal.
 
     Args:
       a, b: in either order.
@@ -90,8 +90,7 @@ def same_value(a: Value, b: Value, same_words: Callable[[Value, Value], bool]) -
 
 
 def same_spelling(a: Value, b: Value) -> bool:
-    """What `same_value` compares words with: two words are equal where they are written alike, and
-    no words equal a number."""
+    """Returns whether two values are words written alike; compares words for `same_value`."""
     return isinstance(a, Words) and isinstance(b, Words) and a.text == b.text
 
 
@@ -191,7 +190,7 @@ def _bracketed(text: str, depth: int) -> Value:
 
 
 def _flat(items: Sequence[Value]) -> tuple:
-    """Two values that one element stands for (`1 \\pm 2`) are two elements."""
+    """Flattens unordered groups among the items, such as the two values of `1 \\pm 2`."""
     flat = []
     for item in items:
         flat.extend(item.items if isinstance(item, Group) and item.kind == '{}' else [item])
@@ -199,13 +198,12 @@ def _flat(items: Sequence[Value]) -> tuple:
 
 
 def _depths(text: str) -> int:
-    """How many brackets are open at the end."""
+    """Returns how many brackets are open at the end of a text."""
     return sum((c in _OPENING) - (c in _CLOSING) for c in text)
 
 
 def _closed_at(text: str) -> int:
-    """Where the bracket at the start is closed, by whatever closes one: intervals mix them; -1 for
-    nowhere."""
+    """Returns where the bracket at the start is closed, by any kind (as in intervals); else -1."""
     depth = 0
     for i, character in enumerate(text):
         depth += (character in _OPENING) - (character in _CLOSING)
@@ -215,8 +213,8 @@ def _closed_at(text: str) -> int:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Splits where no bracket is open. A comma that can be one of thousands separates nothing where
-    others have a space behind them."""
+    """Splits a text at separators outside of brackets. A comma that may separate thousands is none
+    where other commas have a space after them."""
     spaced = separator == ',' and ', ' in text
     parts, depth, start, i = [], 0, 0, 0
     while i < len(text):

@@ -55,7 +55,7 @@ def extract(text: str, how: str) -> str | None:
 
     Args:
       text: a completion, or a reference answer.
-      how: 'answer' wherever a model may have put it: in a box, behind 'the answer is', in bold, at
+      how: 'answer' wherever a model may have put it: in a box, after 'the answer is', in bold, at
         the end (see `answer_text`); 'strict' the number after the first '#### ' (GSM8K's own form);
         'flexible' the last thing that looks like a number, by the expression with which
         lm-evaluation-harness reads GSM8K (so that scores compare: two or more of `$0-9.,` count,
@@ -74,8 +74,8 @@ def extract(text: str, how: str) -> str | None:
 
 
 def same_answer(a: str, b: str) -> bool:
-    """Whether two answers mean the same: numbers exactly and in every spelling, lists, sets,
-    tuples, intervals, words.
+    """Returns whether two answers mean the same: numbers, lists, sets, tuples, intervals or words.
+    Numbers are compared exactly and in every spelling.
 
     50% equals both 50, as GSM8K and MATH have it, and 0.5; without the sign, 50 and 0.5 differ.
     Units count where both state one. See `answer_values` for all rules.
@@ -89,12 +89,11 @@ def _number(text: str) -> decimal.Decimal | None:
 
 
 def same_number(a: str, b: str) -> bool:
-    """Whether two texts are the same number, |a - b| < 1e-4, apart from commas, dollar signs,
-    blanks and a final dot.
+    """Returns whether two texts are the same number, |a - b| < 1e-4.
 
-    Where either is no plain decimal number: whether the stripped texts are equal. It goes with the
-    extractors that read as lm-evaluation-harness does; `same_answer` knows what else a number can
-    look like.
+    Commas, dollar signs, blanks and a final dot are ignored. Where either is no plain decimal
+    number, the stripped texts are compared. This goes with the extractors that read as
+    lm-evaluation-harness does; `same_answer` knows what else a number can look like.
     """
     x, y = _number(a), _number(b)
     if x is None or y is None:
@@ -103,16 +102,16 @@ def same_number(a: str, b: str) -> bool:
 
 
 def same_text(a: str, b: str) -> bool:
-    """Whether two texts are equal, character by character."""
+    """Returns whether two texts are equal, character by character."""
     return a == b
 
 
 def same_mathematics(a: str, b: str) -> bool:
-    r"""`same_answer`, and expressions (LaTeX or plain) are equal too where math-verify can show it:
-    x + 1 and 1 + x.
+    r"""Returns whether two answers mean the same, as `same_answer` does, or as math-verify can show
+    of expressions (LaTeX or plain): x + 1 and 1 + x.
 
-    Numbers, sets, tuples and intervals are told apart as in `same_answer`; the library is asked
-    about what is in them only. It has no time limit of its own (the library's relies on alarm
+    Numbers, sets, tuples and intervals are distinguished as in `same_answer`; the library compares
+    only what is in them. It has no time limit of its own (the library's relies on alarm
     signals, which work in main threads only): call it where a hang can be killed, as the reward
     pool does.
 
@@ -312,7 +311,7 @@ def _candidates(text: str, how: str, equality: str) -> Iterator[str]:
 
 
 def _plain(answer: str) -> Iterator[str]:
-    """A number with an exponent, written out."""
+    """Yields a number that may have an exponent, written out; nothing for other texts."""
     try:
         yield _number_text(decimal.Decimal(answer))
     except (decimal.InvalidOperation, UserError):
@@ -320,7 +319,7 @@ def _plain(answer: str) -> Iterator[str]:
 
 
 def _unpacked(text: str) -> str:
-    """The answer in a JSON object that is given as text; any other text as it is."""
+    """Returns the answer in a JSON object that is given as text; any other text as it is."""
     if not (text.startswith('{') and text.rstrip().endswith('}')):
         return text
     try:

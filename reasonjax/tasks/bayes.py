@@ -68,7 +68,7 @@ class World:
 
 @functools.lru_cache(maxsize=16)
 def world(*, nodes: int, edges: int, net_seed: int, shape: str, pairs: int) -> World:
-    """The world that these knobs of `bayes` mean."""
+    """Builds the world of a `bayes` task from the knobs of the task."""
     nets = []
     for stream in (0, 1):
         rng = np.random.Generator(np.random.Philox(key=[net_seed, stream]))
@@ -99,12 +99,12 @@ def world(*, nodes: int, edges: int, net_seed: int, shape: str, pairs: int) -> W
 
 
 def name(i: int) -> str:
-    """A variable, as strings name it."""
+    """Returns the name of variable i in the strings: two digits."""
     return f'{i:02d}'
 
 
 def show(values: dict[int, int] | list[int], variables: list[int]) -> str:
-    """Variables and their values, as strings write them."""
+    """Writes variables and their values in the form of the strings."""
     return ''.join(f'{name(i)}={values[i]},' for i in variables)
 
 
@@ -190,7 +190,7 @@ class Pairs(Generated):
     def _negative(
         self, rng: np.random.Generator, target: int, given: int, size: int
     ) -> list[str] | None:
-        """As many other variables that do not d-separate the two; None where none were found."""
+        """Draws `size` other variables that do not d-separate the two; None where this fails."""
         parents, distance = self.world.net.parents, self.world.distance
         others = [j for j in range(len(parents)) if j not in (target, given)]
         for _ in range(TRIES if size else 0):
@@ -217,8 +217,8 @@ def bayes(
     radius: OneOf(*CHOICES['radius']) = 'geometric',
     scaffold: OneOf(*CHOICES['scaffold']) = 'minimal',
 ) -> Task:
-    """The value of a variable of a Bayes net, given that of another; prompts and completions stand
-    at the top of this file.
+    """Builds the task of giving the value of a variable of a Bayes net, given that of another.
+    Prompts and completions stand at the top of this file.
 
     Rows of 'validation' and 'test' ask for each variable of each held-out pair, given each value of
     the other. They hold `solution`, the likelier value; `probability` of 1 given the evidence, and

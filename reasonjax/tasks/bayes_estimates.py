@@ -22,7 +22,7 @@ Problems = Sequence[Mapping[str, Any]]
 
 
 def direct(problems: Problems, probability_of: ProbabilityOf) -> np.ndarray:
-    """The answer at once: float64 [N]."""
+    """Estimates the answers given at once, right after the prompts: float64 [N]."""
     return np.asarray(probability_of([f'{row["prompt"]}#' for row in problems]), np.float64)
 
 
@@ -34,8 +34,8 @@ def scaffolded(
     samples: int = 10,
     scaffold: str = 'scaffold',
 ) -> np.ndarray:
-    """The answer behind other variables, which are named to the model, and whose values it draws
-    one after the other.
+    """Estimates the answers given after other variables, whose values the model draws. The
+    variables are named to the model one after the other.
 
     Args:
       problems: N rows.
@@ -100,7 +100,7 @@ def free(
     *,
     samples: int = 10,
 ) -> tuple[np.ndarray, float]:
-    """The answer behind whatever the model says first, up to its '#'.
+    """Estimates the answers given after whatever the model says first, up to its '#'.
 
     Args:
       problems: N rows.
@@ -131,8 +131,7 @@ def free(
 
 
 def error(problems: Problems, estimates: np.ndarray) -> float:
-    """Mean squared error to the exact conditional probability, over the problems that have an
-    estimate."""
+    """Returns the mean squared error to the exact probability, over problems with an estimate."""
     return float(np.nanmean((estimates - np.array([row['probability'] for row in problems])) ** 2))
 
 
@@ -144,7 +143,7 @@ def score(
     sample: Callable[[Sequence[str]], Sequence[str]] | None = None,
     samples: int = 10,
 ) -> dict[str, float]:
-    """What reasoning gains a model.
+    """Measures what a model gains by reasoning.
 
     Args:
       problems: rows of a held-out split.

@@ -16,7 +16,7 @@ Adjacent = Mapping[int, set[int]]
 
 
 def skeleton(parents: Parents) -> dict[int, set[int]]:
-    """The neighbours of each node, whichever way the edge points."""
+    """Returns the neighbours of each node, whichever way the edge points."""
     adjacent = {i: set() for i in range(len(parents))}
     for child, above in enumerate(parents):
         for parent in above:
@@ -26,7 +26,7 @@ def skeleton(parents: Parents) -> dict[int, set[int]]:
 
 
 def distances(parents: Parents) -> np.ndarray:
-    """[N, N] int: edges between two nodes, whichever way they point; N where there is no path."""
+    """Counts edges between any two nodes, whichever way they point: [N, N] int, N for no path."""
     adjacent, N = skeleton(parents), len(parents)
     distance_NxN = np.full((N, N), N)
     for start in range(N):
@@ -41,7 +41,7 @@ def distances(parents: Parents) -> np.ndarray:
 
 
 def order(parents: Parents) -> list[int]:
-    """The nodes, every one after its parents."""
+    """Sorts the nodes so that each comes after its parents."""
     placed, done = [], set()
     while len(placed) < len(parents):
         ready = [i for i in range(len(parents)) if i not in done and done.issuperset(parents[i])]
@@ -51,7 +51,7 @@ def order(parents: Parents) -> list[int]:
 
 
 def ancestors(parents: Parents, nodes: Iterable[int]) -> set[int]:
-    """The nodes, their parents, the parents of those, and so on."""
+    """Returns the given nodes and all their ancestors."""
     above, waiting = set(), list(nodes)
     while waiting:
         node = waiting.pop()
@@ -62,8 +62,8 @@ def ancestors(parents: Parents, nodes: Iterable[int]) -> set[int]:
 
 
 def moral(parents: Parents, nodes: Collection[int]) -> dict[int, set[int]]:
-    """The moral graph of some nodes that hold their own ancestors: edges lose their direction,
-    parents of one child are joined."""
+    """Builds the moral graph of nodes, whose ancestors must be among them. Edges lose their
+    direction, parents of one child are joined."""
     adjacent = {i: set() for i in nodes}
     for child in nodes:
         family = (child, *parents[child])
@@ -73,7 +73,7 @@ def moral(parents: Parents, nodes: Collection[int]) -> dict[int, set[int]]:
 
 
 def separated(parents: Parents, x: int, y: int, by: Collection[int]) -> bool:
-    """Whether nodes `by` d-separate x and y."""
+    """Returns whether the nodes `by` d-separate x and y."""
     adjacent = moral(parents, ancestors(parents, {x, y, *by}))
     seen, waiting = {x, *by}, [x]
     while waiting:
@@ -84,8 +84,8 @@ def separated(parents: Parents, x: int, y: int, by: Collection[int]) -> bool:
 
 
 def cut(adjacent: Adjacent, sources: Collection[int], sink: int) -> set[int]:
-    """The smallest set of other nodes that parts all sources from the sink; of several, the one
-    nearest the sources.
+    """Returns the smallest set of other nodes that separates all sources from the sink. Of several,
+    the one nearest the sources.
 
     Unit flow through each node (Menger). No source may be a neighbour of the sink.
     """
@@ -117,12 +117,12 @@ def cut(adjacent: Adjacent, sources: Collection[int], sink: int) -> set[int]:
 
 
 def separators(parents: Parents, x: int, y: int) -> list[set[int]]:
-    """Sets of nodes, from x to y, each of which d-separates what lies before it from y; x and y are
-    no neighbours.
+    """Finds sets of nodes, from x to y, each of which d-separates what lies before it from y. The
+    two may not be neighbours.
 
     The first is the smallest that d-separates x and y, the nearest to x of its size. Each further
-    one is the smallest that parts the one before it from y; the last holds a neighbour of y in the
-    moral graph. No set where x and y are d-separated as they are.
+    one is the smallest that separates the one before it from y; the last holds a neighbour of y in
+    the moral graph. No set where x and y are d-separated already.
     """
     adjacent, separating, sources = moral(parents, ancestors(parents, {x, y})), [], {x}
     while not any(y in adjacent[source] for source in sources):

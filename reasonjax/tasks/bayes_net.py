@@ -32,14 +32,14 @@ class Net:
         return bayes_graph.order(self.parents)
 
     def draw(self, rng: np.random.Generator) -> list[int]:
-        """The values of all variables, drawn together."""
+        """Draws the values of all variables together."""
         uniform, values = rng.random(len(self.parents)).tolist(), [0] * len(self.parents)
         for i in self.order:
             values[i] = int(uniform[i] < self.tables[i][tuple(values[j] for j in self.parents[i])])
         return values
 
     def probability(self, query: Sequence[int], evidence: Mapping[int, int]) -> np.ndarray:
-        """p(query | evidence), exactly.
+        """Computes p(query | evidence), exactly.
 
         Args:
           query: n variables.
@@ -69,8 +69,8 @@ class Net:
         return joint / joint.sum()
 
     def _factor(self, i: int, evidence: Mapping[int, int]) -> tuple[tuple[int, ...], np.ndarray]:
-        """p(i | its parents) with the evidence put in: the variables that are left, and an axis for
-        each."""
+        """Returns p(i | its parents) given evidence: variables left, and a table with their
+        axes."""
         family = (*self.parents[i], i)
         table = np.stack([1 - self.tables[i], self.tables[i]], axis=-1)
         return tuple(j for j in family if j not in evidence), table[
@@ -81,8 +81,8 @@ class Net:
 def _product(
     factors: Sequence[tuple[tuple[int, ...], np.ndarray]], kept: tuple[int, ...]
 ) -> tuple[tuple[int, ...], np.ndarray]:
-    """The product of factors, summed over all variables but those that are kept, with an axis for
-    each of these, in their order."""
+    """Multiplies factors and sums over all variables but those in `kept`. Returns `kept`, and the
+    table with an axis for each of these, in their order."""
     scope = (*kept, *sorted(set().union(*(variables for variables, _ in factors)) - set(kept)))
     if len(scope) > MAX_FACTOR:
         raise UserError(
@@ -98,8 +98,8 @@ def _product(
 
 
 def random_net(rng: np.random.Generator, nodes: int, edges: int) -> Net:
-    """Random edges in a random order of the variables; p(root) ~ U(0, 1), every other entry of a
-    table ~ Beta(0.2, 0.2).
+    """Draws a net with random edges in a random order of the variables. p(root) ~ U(0, 1), every
+    other entry of a table ~ Beta(0.2, 0.2).
 
     Raises:
       UserError: more edges than pairs, or a variable with more than 12 parents.
@@ -123,8 +123,7 @@ def random_net(rng: np.random.Generator, nodes: int, edges: int) -> Net:
 
 
 def chain_net(rng: np.random.Generator, nodes: int) -> Net:
-    """Variable 0 is a root, and each other one has the one before it as its parent; tables as in
-    `random_net`."""
+    """Draws a chain: variable 0 is a root, and i - 1 the parent of i; tables as in `random_net`."""
     return _with_tables(rng, [[i - 1] if i else [] for i in range(nodes)])
 
 
@@ -139,6 +138,6 @@ def _with_tables(rng: np.random.Generator, parents: Sequence[Sequence[int]]) -> 
 
 
 def mutual_information(joint: np.ndarray) -> float:
-    """Of two binary variables, in nats, from their joint distribution [2, 2]."""
+    """Returns the mutual information, in nats, of two binary variables from p(a, b) [2, 2]."""
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     return float((joint * np.log(joint / independent)).sum())

@@ -63,7 +63,7 @@ def trace(expression: str, granularity: int, restate: bool = False) -> tuple[str
 
 
 def draw(rng: np.random.Generator, level: int, *, granularity: int, restate: bool) -> dict:
-    """A problem of `level` operations."""
+    """Draws a problem of `level` operations."""
     digits = rng.integers(10, size=level + 1).tolist()
     operations = [list(OPERATIONS)[i] for i in rng.integers(len(OPERATIONS), size=level).tolist()]
     expression = ''.join(
@@ -74,7 +74,7 @@ def draw(rng: np.random.Generator, level: int, *, granularity: int, restate: boo
 
 
 def key(row: dict) -> str:
-    """What makes a problem: its expression."""
+    """Returns what identifies a problem: its expression."""
     return row['prompt']
 
 
@@ -87,7 +87,8 @@ def chain(
     granularity: Between(0, 2) = 1,
     restate: bool = False,
 ) -> Task:
-    """Chained arithmetic modulo 10. Problems out of distribution are those of higher levels.
+    """Builds the task of chained arithmetic modulo 10. Problems out of distribution are those of
+    higher levels.
 
     There are only 300 problems of one operation and 9000 of two: a long split holds them several
     times, other splits never.

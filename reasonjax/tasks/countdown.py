@@ -50,7 +50,7 @@ class Attempt(NamedTuple):
 
 
 def written(attempt: Attempt) -> str:
-    """The expression of an attempt."""
+    """Writes the expression of an attempt."""
     return ''.join(map('{}{}'.format, ('', *attempt.operations), attempt.numbers))
 
 
@@ -70,8 +70,8 @@ def working(attempts: Sequence[Attempt], granularity: int) -> str:
 
 
 def attempt(rng: np.random.Generator, numbers: Sequence[int], operations: str) -> Attempt | None:
-    """The numbers in random order with random operations, among those that stay with whole numbers
-    from 0; None where none does."""
+    """Draws an attempt: the numbers in random order, with random operations. Operations are among
+    those that stay with whole numbers from 0; None where none does."""
     first, *others = order = rng.permutation(numbers).tolist()
     done, results, value = [], [], first
     for x in others:
@@ -89,7 +89,7 @@ def attempt(rng: np.random.Generator, numbers: Sequence[int], operations: str) -
 
 
 def _applied(operation: str, a: Fraction, b: Fraction | int) -> Fraction:
-    """Raises ZeroDivisionError where b is 0 and divides."""
+    """Applies an operation to a and b; raises ZeroDivisionError where b is 0 and divides."""
     return {'+': a.__add__, '-': a.__sub__, '*': a.__mul__, '/': a.__truediv__}[operation](b)
 
 
@@ -103,7 +103,7 @@ def draw(
     attempts: int,
     granularity: int,
 ) -> dict:
-    """A problem of `level` numbers: that of a random expression."""
+    """Draws a problem of `level` numbers, whose target is the value of a random expression."""
     for _ in range(TRIES):
         numbers = rng.integers(1, largest + 1, size=level).tolist()
         right = attempt(rng, numbers, operations)
@@ -152,7 +152,7 @@ def parsed(prompt: str) -> tuple[list[int], int]:
 
 
 def key(row: dict) -> str:
-    """What makes a problem: its numbers, in whatever order, and its target."""
+    """Returns what identifies a problem: its numbers, in any order, and its target."""
     numbers, target = parsed(row['prompt'])
     return f'{sorted(numbers)}>{target}'
 
@@ -163,8 +163,8 @@ def _each_once(texts: Sequence[str], numbers: Sequence[int]) -> bool:
 
 
 def reaches(expression: str, numbers: Sequence[int], target: int) -> bool:
-    """Whether an expression, worked out from the left, uses each of the numbers exactly once and
-    comes to the target, exactly.
+    """Returns whether an expression uses each number exactly once and comes to the target, exactly.
+    The expression is worked out from the left.
 
     Any text may be given: what is no such expression ('', spaces, signs, parentheses, other digits
     than 0-9) is wrong.
@@ -184,8 +184,8 @@ def reaches(expression: str, numbers: Sequence[int], target: int) -> bool:
 
 
 def solves(expression: str, numbers: Sequence[int], target: int) -> bool:
-    """Whether an expression with usual precedence and parentheses uses each number exactly once and
-    equals the target, exactly.
+    """Returns whether an expression uses each number exactly once and equals the target, exactly.
+    The expression has usual precedence and parentheses.
 
     Spaces may stand between its parts; an '=' may not, nor a sign that is no operation between two
     parts. Any text may be given, of any length: it is read in one pass, without recursion, and no
@@ -203,7 +203,7 @@ def solves(expression: str, numbers: Sequence[int], target: int) -> bool:
     values, waiting, operand = [], [], True  # `operand`: a number or '(' has to come next
 
     def settle(least: int) -> None:
-        """Applies what waits and binds at least so strongly, back to the last '('."""
+        """Applies the waiting operations of rank `least` or higher, back to the last '('."""
         while waiting and rank.get(waiting[-1], 0) >= least:
             b, a = values.pop(), values.pop()
             values.append(_applied(waiting.pop(), a, b))
@@ -233,8 +233,8 @@ def solves(expression: str, numbers: Sequence[int], target: int) -> bool:
 
 
 def verify(completion: str, row: dict, terminated: bool) -> dict:
-    """Right iff an expression that `reaches` the target of the row's prompt follows the first '#',
-    and then the end of sequence."""
+    """Marks a completion right iff its answer `reaches` the row's target, and the text ends there.
+    The answer is all that follows the first '#'."""
     _, mark, answer = completion.partition('#')
     return {
         'correct': terminated and bool(mark) and reaches(answer, *parsed(row['prompt'])),
@@ -246,7 +246,7 @@ verify.reads = ('prompt',)
 
 
 def on_tokens(tokenizer: Any, max_tokens: int) -> TokenRule:
-    """`verify`, for the tokens of this tokenizer."""
+    """Builds the rule that marks tokens of a tokenizer as `verify` marks their text."""
     from reasonjax.tasks.on_tokens_countdown import expression_after  # not above: it imports jax
 
     return expression_after('#', tokenizer)
@@ -267,7 +267,7 @@ def countdown(
     largest_target: Between(1, MAX_TARGET) = 99,
     attempts: Between(1, 1000) = 4,
 ) -> Task:
-    """Countdown: numbers and a target that a random expression of them comes to.
+    """Builds the task Countdown: numbers and a target that a random expression of them comes to.
 
     With the defaults there are 1860 problems of three numbers and 19226 of four, and a random
     attempt is right one time in 10 and in 29.
@@ -286,7 +286,7 @@ def countdown(
       operations: those that demonstrations use, among + - * /. An answer may use all four.
       largest: numbers are drawn from 1 to this, at most 999.
       largest_target: targets are from 1 to this, at most 999999.
-      attempts: at most so many in a demonstration, the right one included.
+      attempts: at most this many in a demonstration, the right one included.
 
     Raises:
       UserError: a value out of range, or, where a row is asked for, no problem with such numbers

@@ -8,7 +8,7 @@ from reasonjax.tasks.answers import write_solution
 
 
 def verify(completion: str, row: dict, terminated: bool) -> dict:
-    """Right iff exactly the row's solution follows the first '#', and then the end of sequence."""
+    """Marks a completion right iff the first '#' is followed by exactly the solution and EOS."""
     _, mark, answer = completion.partition('#')
     return {
         'correct': terminated and bool(mark) and answer == write_solution(row['solution']),
@@ -20,7 +20,7 @@ verify.reads = ('solution',)
 
 
 def on_tokens(tokenizer: Any, max_tokens: int) -> TokenRule:
-    """`verify`, for the tokens of this tokenizer."""
+    """Builds the rule that marks tokens of a tokenizer as `verify` marks their text."""
     from reasonjax.tasks.on_tokens import answer_after  # not above: it imports jax
 
     return answer_after('#', tokenizer, max_tokens)

@@ -94,5 +94,5 @@ class Generated:
 
 
 def part(name: str, key: str) -> int:
-    """Which of ten equal parts of all problems one belongs to."""
+    """Returns which of ten equal parts of all problems a problem belongs to, from 0 to 9."""
     return int.from_bytes(hashlib.sha256(f'{name}:{key}'.encode()).digest()[:8]) % 10

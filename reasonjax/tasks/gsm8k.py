@@ -21,7 +21,7 @@ STOPS = re.compile(r'Question:|</s>|<\|im_end\|>')  # likewise
 def rows_to_prompt(
     question: str, answer: str, *, template: str = TEMPLATE, keep_calculator: bool = False
 ) -> dict:
-    """Makes a GSM8K row a prompt, a worked answer and the number to be found.
+    """Turns a GSM8K row into a prompt, a worked answer and the number that is asked for.
 
     Args:
       question: the problem.
@@ -82,8 +82,8 @@ class Rows:
 
 
 def verify(completion: str, row: dict, terminated: bool) -> dict:
-    """Marks a completion both ways, exactly as lm-evaluation-harness's task gsm8k does; `correct`
-    is `strict`.
+    """Marks a completion in two ways, exactly as lm-evaluation-harness's task gsm8k does. The
+    result `correct` is `strict`.
 
     `strict`: the first '#### number', the form of the data set's own answers, is the solution.
     `flexible`: the last number of the text is. Numbers are compared as they are written, apart from
@@ -121,13 +121,13 @@ def gsm8k(
     limit: AtLeast(1) | None = None,
     keep_calculator: bool = False,
 ) -> Task:
-    """GSM8K from `{path}/{split}.jsonl` (columns `question` and `answer`).
+    """Builds the task GSM8K from `{path}/{split}.jsonl` (columns `question` and `answer`).
 
     Args:
       path: folder; '' means the folder `gsm8k` in the folder that the environment variable
         REASONJAX_DATA names.
       split: file name without '.jsonl'.
-      limit: only the first so many rows; None means all.
+      limit: only the first `limit` rows; None means all.
       keep_calculator: keep the `<<48/2=24>>` annotations in the demonstrations.
 
     Raises:

@@ -66,8 +66,8 @@ class Puzzle(NamedTuple):
 def written(
     statement: tuple, roles: str, known: Sequence[bool | None] = (None,) * MAX_PEOPLE
 ) -> str:
-    """A statement in characters; claims about people whose role is known (True: tells the truth)
-    are 1 or 0.
+    """Writes a statement in characters; 1 or 0 for claims about people whose role is known. A known
+    role is True for those who tell the truth.
 
     Raises:
       UserError: a connective within a connective, for which there is no notation.
@@ -98,7 +98,7 @@ def _read(text: str, roles: str) -> tuple:
 
 
 def parsed(prompt: str) -> Puzzle:
-    """Reads a prompt.
+    """Reads the puzzle in a prompt.
 
     Raises:
       UserError: it is not one of this task.
@@ -152,7 +152,7 @@ def _claim(statement: tuple, roles: str, known: Sequence[bool | None], granulari
 
 
 def _value(statement: tuple, known: Sequence[bool | None]) -> str:
-    """'1' or '0' where those without a role cannot change it, else ''."""
+    """Returns '1' or '0' where the known roles settle the value of a statement, else ''."""
     people = len(known)
     knight, everything = tables(people)
     possible = everything
@@ -164,7 +164,7 @@ def _value(statement: tuple, known: Sequence[bool | None]) -> str:
 
 
 def row_of(puzzle: Puzzle, solution: Sequence[bool], granularity: int) -> dict:
-    """The row of a puzzle with its only solution (True: tells the truth)."""
+    """Builds the row of a puzzle with its only solution (True: tells the truth)."""
     statements = ''.join(
         f',{i + 1}:{written(puzzle.statements[i], puzzle.roles)}' for i in puzzle.order
     )
@@ -178,20 +178,21 @@ def row_of(puzzle: Puzzle, solution: Sequence[bool], granularity: int) -> dict:
 
 
 def draw(rng: np.random.Generator, level: int, *, granularity: int) -> dict:
-    """A puzzle of `level` people."""
+    """Draws a puzzle of `level` people."""
     statements, solution = sample_puzzle(rng, level)
     return row_of(Puzzle(ROLES[0], tuple(range(level)), statements), solution, granularity)
 
 
 def key(row: dict) -> str:
-    """What makes a problem: what each person says, whatever the order and the letters."""
+    """Returns what identifies a problem: each person's statement, whatever the order and
+    letters."""
     return str(parsed(row['prompt']).statements)
 
 
 def perturbed(
     row: dict, kind: str, rng: np.random.Generator, *, granularity: int = 1
 ) -> dict | None:
-    """A row much like this one.
+    """Draws a row that differs a little from a given one.
 
     Args:
       row: of `knights`, or of this function.
@@ -232,8 +233,7 @@ def perturbed(
 
 
 def limem(solved: Sequence[bool], solved_perturbed: Sequence[bool]) -> dict[str, float]:
-    """How much of what is solved is memorised: solved, but not where the problem is a little
-    different.
+    """Measures memorisation: what is solved, but not where the problem is a little different.
 
     With accuracy Acc the share solved, and consistency CR the share of those whose perturbed
     problem is solved too: LiMem = Acc (1 - CR), Xie et al. 2024.
@@ -270,8 +270,8 @@ def knights(
     seed: Seed = 0,
     granularity: Between(0, 3) = 1,
 ) -> Task:
-    """Knights and Knaves with exactly one solution. There are 399 puzzles of two people, and very
-    many of three and more.
+    """Builds the task Knights and Knaves, of puzzles with exactly one solution. There are 399
+    puzzles of two people, and very many of three and more.
 
     Args:
       split: 'train' (demonstrations), 'prompts' (problems for reinforcement), 'validation' or

@@ -26,13 +26,13 @@ TRIES = 1000
 
 @functools.cache
 def tables(people: int) -> tuple[tuple[int, ...], int]:
-    """For each person the assignments in which they are a knight; and all assignments."""
+    """Returns for each person the assignments that make them a knight, and all assignments."""
     knight = tuple(sum(1 << b for b in range(1 << people) if b >> i & 1) for i in range(people))
     return knight, (1 << (1 << people)) - 1
 
 
 def truth(statement: tuple, people: int) -> int:
-    """The assignments in which a statement is true."""
+    """Returns the set of assignments in which a statement is true."""
     knight, everything = tables(people)
     kind, *parts = statement
     if kind == 'telling-truth':
@@ -50,8 +50,8 @@ def truth(statement: tuple, people: int) -> int:
 
 
 def solutions(puzzle: Sequence[tuple]) -> list[tuple[bool, ...]]:
-    """All assignments (True: knight) in which everyone's statement is true iff they are a
-    knight."""
+    """Lists the assignments (True: knight) in which people's statements are true iff they are
+    knights."""
     people = len(puzzle)
     knight, everything = tables(people)
     possible = everything
@@ -65,7 +65,7 @@ def solutions(puzzle: Sequence[tuple]) -> list[tuple[bool, ...]]:
 
 
 def sample_leaf(rng: np.random.Generator, person: int, people: int) -> tuple:
-    """A claim about one person's role; never 'I am lying'."""
+    """Draws a claim about one person's role; never 'I am lying'."""
     while True:
         leaf = (LEAVES[rng.integers(2)], int(rng.integers(people)))
         if leaf != ('lying', person):
@@ -75,8 +75,8 @@ def sample_leaf(rng: np.random.Generator, person: int, people: int) -> tuple:
 def sample_statement(
     rng: np.random.Generator, person: int, people: int, depth: int = DEPTH, width: int = WIDTH
 ) -> tuple:
-    """Something that `person` may say: a die of six decides (0 leaf, 1 not, 2 and, 3 or, 4 ->, 5
-    <=>), and at depth 1 it is a leaf.
+    """Draws a statement of a person: a leaf at depth 1, else as a die of six decides (0 leaf, 1
+    not, 2 and, 3 or, 4 ->, 5 <=>).
 
     The parts of a connective differ from each other; 'and' and 'or' have from two to `width` of
     them.
@@ -96,7 +96,7 @@ def sample_statement(
 
 
 def sample_puzzle(rng: np.random.Generator, people: int) -> tuple[tuple, tuple[bool, ...]]:
-    """A puzzle with exactly one solution, and the solution."""
+    """Draws a puzzle with exactly one solution; returns the puzzle and the solution."""
     for _ in range(TRIES):
         puzzle = tuple(sample_statement(rng, person, people) for person in range(people))
         if len(answers := solutions(puzzle)) == 1:
@@ -107,7 +107,7 @@ def sample_puzzle(rng: np.random.Generator, people: int) -> tuple[tuple, tuple[b
 
 
 def mentioned(statement: tuple) -> Iterator[int]:
-    """The people a statement speaks of, from the left, as often as it does."""
+    """Yields the people that a statement speaks of, from the left, as often as it does."""
     if statement[0] in LEAVES:
         yield statement[1]
     else:
@@ -116,7 +116,7 @@ def mentioned(statement: tuple) -> Iterator[int]:
 
 
 def reasoning(puzzle: Sequence[tuple]) -> list[tuple]:
-    """How the released code solves a puzzle: a search in depth, written as steps.
+    """Solves a puzzle as the released code does: a depth-first search, written as steps.
 
     People are looked at from person 0 on; whom a claim mentions is next, once its speaker has a
     role. Each is a knight if that contradicts no claim, else a knave; if that does too, the search
@@ -177,7 +177,7 @@ def reasoning(puzzle: Sequence[tuple]) -> list[tuple]:
 
 
 def replace_leaf(statement: tuple, place: int, leaf: tuple) -> tuple:
-    """The statement with its leaf number `place`, from the left, replaced."""
+    """Replaces the leaf number `place`, from the left, of a statement."""
     if statement[0] in LEAVES:
         return leaf if place == 0 else statement
     parts = []
@@ -188,7 +188,7 @@ def replace_leaf(statement: tuple, place: int, leaf: tuple) -> tuple:
 
 
 def distinct(statement: tuple) -> bool:
-    """Whether the parts of every connective differ from each other."""
+    """Returns whether the parts of every connective in a statement differ from each other."""
     parts = statement[1:]
     return statement[0] in LEAVES or (
         len(set(parts)) == len(parts) and all(distinct(part) for part in parts)
@@ -198,7 +198,7 @@ def distinct(statement: tuple) -> bool:
 def resample(
     rng: np.random.Generator, puzzle: tuple, kind: str
 ) -> tuple[tuple, tuple[bool, ...]] | None:
-    """The puzzle with one part drawn anew, and its only solution, which is not the one it had.
+    """Draws one part of a puzzle anew; returns the puzzle and its only solution, which is new.
 
     Args:
       rng: of the draws.
@@ -226,7 +226,7 @@ def _other_statements(rng: np.random.Generator, puzzle: tuple) -> Iterator[tuple
 
 
 def _other_leaves(rng: np.random.Generator, puzzle: tuple) -> Iterator[tuple[int, tuple]]:
-    """Every change of one leaf, in random order."""
+    """Yields every change of one leaf of a puzzle, in random order."""
     people = range(len(puzzle))
     leaves = [(kind, about) for kind in LEAVES for about in people]
     changes = [

@@ -17,8 +17,9 @@ from reasonjax.tasks.answers import write_solution
 
 
 def answer_after(marker: str, tokenizer: Tokenizer, max_tokens: int) -> TokenRule:
-    """1 where exactly the characters of the row's `solution` follow the first `marker`, and then
-    the end of sequence, else 0; nan where the row has no solution.
+    """Builds the rule of an exact answer: 1 where it is right, 0 where not, nan without solution.
+    Right are completions in which exactly the characters of the row's `solution` follow the first
+    `marker`, and then the end of sequence.
 
     What decoding drops (padding, mask) is passed over here too, so that the rule says of tokens
     what it says of their text.
@@ -69,7 +70,7 @@ def answer_after(marker: str, tokenizer: Tokenizer, max_tokens: int) -> TokenRul
 
 
 def character_ids(tokenizer: Tokenizer) -> tuple[dict[str, int], list[int]]:
-    """The id of each character, and the ids that decoding drops.
+    """Returns the id of each character, and the ids that decoding drops.
 
     Raises:
       UserError: a token that is not one character, or a character that is two tokens: then other

@@ -50,8 +50,9 @@ class State(NamedTuple):
 
 
 def expression_after(marker: str, tokenizer: Tokenizer) -> TokenRule:
-    """1 where an expression that `countdown.reaches` the row's target follows the first `marker`,
-    and then the end of sequence; else 0.
+    """Builds Countdown's rule: 1 where an expression that reaches the target is the answer, else 0.
+    The answer is what follows the first `marker`, up to the end of sequence; see
+    `countdown.reaches`.
 
     What decoding drops (padding, mask) is passed over, so that the rule says of tokens what
     `countdown.verify` says of their text.
@@ -106,7 +107,7 @@ def expression_after(marker: str, tokenizer: Tokenizer) -> TokenRule:
 
 
 def right(kinds: jax.Array, numbers_N: jax.Array, target: jax.Array) -> jax.Array:
-    """`countdown.reaches`, of characters.
+    """Marks expressions as `countdown.reaches` does, from the kinds of their characters.
 
     Args:
       kinds: [..., C] int32: a digit, 10 + place in OPERATIONS, `SKIPPED` or `OTHER`.
@@ -130,7 +131,7 @@ def right(kinds: jax.Array, numbers_N: jax.Array, target: jax.Array) -> jax.Arra
     )
 
     def taken(s: State) -> State:
-        """With the number that was read applied."""
+        """Returns the state with the number that was read applied."""
         equal_N = (numbers_N == s.value[..., None]) & ~s.used_N
         first_N = equal_N & (jnp.cumsum(equal_N, axis=-1) == 1)
         x_R = s.value[..., None].astype(jnp.uint32)

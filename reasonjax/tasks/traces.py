@@ -52,7 +52,7 @@ class Tape:
     Attributes:
       noise: draws the noise; None for none.
       intensity: probability with which a result is replaced.
-      dynamic: computation goes on from what was put in its place.
+      dynamic: computation continues from what was put in its place.
       lines: [result, expression with result, changed variable] of each operation.
       replaced: how many results were replaced.
     """
@@ -64,7 +64,7 @@ class Tape:
     replaced: int = 0
 
     def write(self, expression: str, result: int) -> 'Traced':
-        """Appends a line; returns what the program goes on with."""
+        """Appends a line; returns the integer with which the program continues."""
         printed = result
         if self.noise is not None and self.noise.random() < self.intensity:
             printed = perturbed(result, self.noise)
@@ -97,7 +97,7 @@ class Traced:
         return self.tape.write(f'{self}>{other}', max(self.value, other.value))
 
     def into(self, variable: str) -> 'Traced':
-        """Says which variable takes this result; to be called on the last one."""
+        """Records which variable takes this result; to be called on the last result."""
         self.tape.lines[-1][2] = variable
         return self
 
@@ -106,7 +106,7 @@ class Traced:
 
 
 def perturbed(value: int, rng: np.random.Generator) -> int:
-    """Another number: one random digit of a whole number, not negative, is changed."""
+    """Changes one random digit of a whole number, not negative."""
     digits = str(value)
     place = int(rng.integers(len(digits)))
     other = (int(digits[place]) + int(rng.integers(1, 10))) % 10
@@ -196,8 +196,8 @@ def traces(
     digits: Between(1, MAX_DIGITS) = 2,
     inputs: OneOf(*INPUTS) = 'magnitude',
 ) -> Task:
-    """A program over integers and its trace; programs, prompts and traces stand at the top of this
-    file.
+    """Builds the task of running a program over integers and writing its trace. Programs, prompts
+    and traces stand at the top of this file.
 
     Noise changes completions only: prompts and `solution` are those of the task without it, row by
     row, and rows with `contamination` or `intensity` 0 are equal to it. `noised` says how many
@@ -216,7 +216,7 @@ def traces(
       contamination: share of demonstrations that noise comes over; neutral 0.
       intensity: probability with which each result of those is replaced, by itself with one digit
         changed; neutral 0.
-      dynamic: the computation goes on from the replaced result; False only misprints it.
+      dynamic: the computation continues from the replaced result; False only misprints it.
       digits: most digits of a number in a list, 1 to 15 (of 'addition' the level says).
       inputs: 'magnitude' draws numbers evenly below 10^digits; 'length' first draws how many
         digits.
@@ -297,6 +297,6 @@ def traces(
 
 
 def _line(line: Sequence[str], granularity: int) -> str:
-    """A line of a trace as a granularity from 1 shows it."""
+    """Writes a line of a trace as a granularity from 1 shows it."""
     result, expression, variable = line
     return (result, expression, f'{variable}:{expression}')[granularity - 1]

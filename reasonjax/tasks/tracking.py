@@ -79,10 +79,10 @@ def _permutation(rng: np.random.Generator, n: int, *, group: int) -> tuple[str, 
 
 @functools.lru_cache
 def _primes(largest: int) -> tuple[int, ...]:
-    """The primes p = 3 (mod 4) up to `largest` that have as many digits as it has.
+    """Returns the primes p = 3 (mod 4) up to `largest` that have as many digits as `largest`.
 
-    For them squaring permutes the squares, so that the states do not run into 1 however long one
-    goes on.
+    For them squaring permutes the squares, so that the states never run into 1, however many
+    squarings follow.
     """
     smallest = 10 ** (len(str(largest)) - 1)
     return tuple(
@@ -110,8 +110,8 @@ def _squaring(
 
 
 def _base_of(prompt: str) -> str:
-    """The modulus and the first square: problems that share them are one, however often one
-    squares, for they share their states."""
+    """Returns what identifies a problem of squaring: the modulus and the first square. Problems
+    that differ only in the number of squarings share their states, and count as one."""
     r, p = prompt[1:].rstrip('=').rstrip('*').split(';')
     return f'{p}:{min(int(r), int(p) - int(r))}'
 
@@ -160,8 +160,8 @@ def tracking(
     group: Between(2, 9) = 5,
     prime: Between(7, 9999) = 997,
 ) -> Task:
-    """The state of a machine after n inputs; prompts, states and answers of each machine stand at
-    the top of this file.
+    """Builds the task of giving the state of a machine after n inputs. Prompts, states and answers
+    of each machine stand at the top of this file.
 
     A problem is its whole prompt, with the modulus or the size of the group. In `squaring` it is r
     and p alone, where r and p - r count as one: two problems that differ in the number of squarings

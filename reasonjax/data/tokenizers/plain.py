@@ -177,7 +177,7 @@ class SentencePiece:
 
 
 def trained_file(cache_dir: pathlib.Path, vocab_size: int) -> pathlib.Path:
-    """Where a trained vocabulary is kept."""
+    """Returns the path where a trained vocabulary of `vocab_size` pieces is kept."""
     return pathlib.Path(cache_dir) / f'sentencepiece_{vocab_size}.model'
 
 

@@ -98,17 +98,17 @@ def continued(encode: Callable[[str], list[int]], text: str) -> list[int]:
 
 
 def is_context_free(encode: Callable[[str], list[int]]) -> bool:
-    """Whether a text gets the same ids at the start and behind another one."""
+    """Returns whether a text gets the same ids at the start and after another text."""
     return encode('\na') == [*encode('\n'), *encode('a')]
 
 
 def specials(tokenizer: Tokenizer) -> set[int | None]:
-    """The ids that `decode` drops."""
+    """Returns the ids that `decode` drops: PAD, EOS, BOS and the mask."""
     return {tokenizer.pad_id, *tokenizer.eos_ids, tokenizer.bos_id, tokenizer.mask_id}
 
 
 def refuse_text(text: str, error: Exception) -> NoReturn:
-    """Raises the UserError that goes with what a tokenizer's library raised over a text."""
+    """Raises a UserError for a text over which a tokenizer's library raised an error."""
     if half := half_character(text):
         raise UserError(
             f'{shown(text)} holds half a character ({half}, a lone surrogate), which no tokenizer '
