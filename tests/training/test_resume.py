@@ -21,6 +21,7 @@ from small_runs import (
 )
 from toys import assert_trees_equal
 
+from reasonjax import train
 from reasonjax.data import pipeline
 from reasonjax.errors import UserError
 from reasonjax.reporting import report
@@ -225,7 +226,7 @@ def session_members(session: int) -> list[int]:
 @pytest.mark.skipif(
     not pathlib.Path('/proc/self/stat').exists(), reason='looks for left-over processes in /proc'
 )
-def test_kill_9(tmp_path, rewards):
+def test_kill_9(tmp_path, rewards, monkeypatch, capsys):
     """The program itself, killed by the system in each stage; nothing can tidy up, and no worker
     stays behind."""
     settings = {
@@ -246,16 +247,6 @@ def test_kill_9(tmp_path, rewards):
     command = ['--config', 'configs/quickstart.py', '--smoke', '--workdir', str(workdir)]
     command += [f'--config.{key}={value}' for key, value in settings.items()]
 
-    def started(*arguments: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, *arguments, *command],
-            cwd=ROOT,
-            start_new_session=True,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-
     for point, call, when in [
         # SFT: step 2 is being written in the background
         ('reasonjax.training.loop:Checkpoints.save', 2, 'after'),
@@ -263,7 +254,14 @@ def test_kill_9(tmp_path, rewards):
         # GRPO: the update of step 3 is running, step 2 is being saved
         ('reasonjax.training.loop:_Training._settle', 3, 'before'),
     ]:
-        process = started('-c', KILLED, point, str(call), when)
+        process = subprocess.Popen(
+            [sys.executable, '-c', KILLED, point, str(call), when, *command],
+            cwd=ROOT,
+            start_new_session=True,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         output = process.communicate(timeout=300)
         assert process.returncode == -signal.SIGKILL, output
         deadline = time.monotonic() + 30
@@ -272,9 +270,11 @@ def test_kill_9(tmp_path, rewards):
         for stray in left:
             os.kill(stray, signal.SIGKILL)
         assert not left, f'{point}: processes stay behind'
-    process = started('-m', 'reasonjax.train')
-    printed, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    # The rest in this process, which has the programs.
+    monkeypatch.chdir(ROOT)
+    capsys.readouterr()
+    assert train.main(command) == 0
+    printed = capsys.readouterr().out
     assert_same(workdir, tmp_path / 'alone')
     assert 'The same problem, answered by each stage' in printed and 'grpo' in printed
 
