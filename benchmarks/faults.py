@@ -319,7 +319,7 @@ def starved(runs: Runs, fault: Fault, workdir: pathlib.Path, rng: np.random.Gene
 
 @contextlib.contextmanager
 def small_disk(folder: pathlib.Path, size: int) -> Iterator[bool]:
-    """Mounts a disk of so many bytes over a folder, with what is in it; yields whether that is
+    """Mounts a disk of this many bytes over a folder, with what is in it; yields whether that is
     allowed."""
     copy = folder.with_suffix('.before')
     shutil.copytree(folder, copy)

@@ -5,12 +5,12 @@
     python -m benchmarks.peers --write docs --json FILE       puts it into docs/PERFORMANCE.md, and
                                                               the medians into a file
     python -m benchmarks.peers --only ours,trl --parts grpo   some of it
-    python -m benchmarks.peers --cores 2                      on so many cores
+    python -m benchmarks.peers --cores 2                      on this many cores
     python -m benchmarks.peers --quick                        does everything run? (hardly any work;
                                                               its numbers mean nothing)
 
 Systems take turns, each measurement is a fresh process, and each is kept in the folder: a run that
-was stopped goes on, and more `--rounds` add to what is there; `--fresh` begins anew, which a
+was stopped resumes, and more `--rounds` add to what is there; `--fresh` begins anew, which a
 changed program or machine needs. REASONJAX_DATA names the folder of public data (GSM8K); the first
 time, pip needs a network.
 """
@@ -140,7 +140,7 @@ def compare(given: argparse.Namespace, systems: Sequence[str], parts: Sequence[s
 
 
 def restrict(cores: int) -> None:
-    """Keeps this process, and those it starts, on so many cores."""
+    """Keeps this process, and those it starts, on this many cores."""
     if cores:
         there = sorted(os.sched_getaffinity(0))
         if cores > len(there):

@@ -180,7 +180,7 @@ def in_one_program(way: str, work: Work) -> Callable[[], list]:
 
 class Pinned:
     """Processes, each on a core of its own, that do their seeds' iterations when called; they
-    compile while the caller goes on."""
+    compile while the caller continues."""
 
     def __init__(
         self,

@@ -50,7 +50,7 @@ def addition_tokenizer() -> dict:
 def limits() -> dict:
     """What ends a stage before its `steps` are over."""
     return dict(
-        token_limit=0,  # the stage ends with the step that has read or drawn so many tokens; 0: off
+        token_limit=0,  # the stage ends with the step that has read or drawn this many tokens; 0: off
         # the same in seconds of its steps, without the first, which compiles; 0: off
         time_limit=0.0,
     )

@@ -66,7 +66,7 @@ def load_config(
 def run(
     config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, trust: Sequence[str] = ()
 ) -> dict:
-    """Runs the stages of a config that are not finished yet; a run that was broken off goes on.
+    """Runs the stages of a config that are not finished yet; a run that was stopped resumes.
 
     Args:
       config: what `load_config` returned.

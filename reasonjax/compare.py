@@ -8,7 +8,7 @@ from reasonjax.bounds import AtLeast, Between, flag
 EPILOG = """\
 A recipe is an id (configs/recipes/ID.py or configs/ID.py) or a path; ":ARGUMENT" goes to its get_config, and "@STAGE+STAGE" takes these of
 its stages only: grpo is a short SFT and then GRPO, grpo@grpo is GRPO alone. All start from one checkpoint a task and answer the same
-problems. What is done is not done again: give the same command to go on.
+problems. What is done is not done again: give the same command to resume.
 The workdir then holds report.html, table.csv, table.json, table.md, the figures, and a folder for each cell."""
 
 

@@ -133,7 +133,7 @@ def run_program(program: Callable[[], None], *, resumable: bool = False) -> int:
 
     Args:
       program: to run.
-      resumable: it goes on where it was when the same command is given again, and ends too early
+      resumable: it resumes when the same command is given again, and ends too early
         where nobody reads its output any more.
     """
     terminal.open_streams()
@@ -169,7 +169,7 @@ def run_program(program: Callable[[], None], *, resumable: bool = False) -> int:
 def _stopped(why: str) -> int:
     again = shlex.join(['python', *sys.orig_argv[1:]])
     print(
-        f'stopped: {why}. To go on, give the same command again:\n  {again}',
+        f'stopped: {why}. To resume, give the same command again:\n  {again}',
         file=sys.stderr,
         flush=True,
     )
@@ -252,7 +252,7 @@ def has_large_steps(config: Any) -> bool:
 
 
 def split_cpu(number: int) -> None:
-    """Has jax take this machine's CPU for so many devices. A program of several runs a copy on
+    """Has jax take this machine's CPU for this many devices. A program of several runs a copy on
     each: operations that one core does alone, as most of drawing a token from a small model, are
     then done by several cores at a time.
 

@@ -73,7 +73,7 @@ class OnTokens:
     Attributes:
       reward: the reward function that says the same of texts, as a config names it: `{'name': ...,
         **knobs}`.
-      build: `(tokenizer, max_tokens) -> TokenRule` for completions of up to so many tokens; raises
+      build: `(tokenizer, max_tokens) -> TokenRule` for completions of up to this many tokens; raises
         UserError where the rule cannot be checked on the tokens of this tokenizer.
     """
 

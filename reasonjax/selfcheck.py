@@ -1,6 +1,6 @@
 """A known-answer self-check of the backend, run at the start of every program.
 
-Some releases of the compiler return wrong numbers without a word (jaxlib 0.10.2 on CPU: a sum over
+Some releases of the compiler return wrong numbers silently (jaxlib 0.10.2 on CPU: a sum over
 the minor axis followed by any elementwise operation, once there are more than 32,768 outputs).
 Training then looks like a bad learning rate. So a few tiny programs of the kinds every step is made
 of are run first and compared with float64 NumPy.
@@ -140,6 +140,6 @@ def check(programs: Sequence[Program] = PROGRAMS) -> None:
             + '\n  '.join(wrong)
             + '\nTraining on this backend would be silently wrong. Install another release, for '
             'example '
-            'pip install "jax!=0.10.2" "jaxlib!=0.10.2", or run with --skip_selfcheck to go on at '
+            'pip install "jax!=0.10.2" "jaxlib!=0.10.2", or run with --skip_selfcheck to continue at '
             'your own risk.'
         )

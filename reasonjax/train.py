@@ -6,7 +6,7 @@ import sys
 EPILOG = """\
 Any leaf of the config can be set: --config.sft.steps=10  --config.sft.learning_rate.name=constant
 SIGTERM or Ctrl-C lets the step under way finish, saves, and exits with status 75; a second Ctrl-C ends the program at once.
-A run that was stopped, or killed, goes on where it was: give the same command again.
+A run that was stopped or killed resumes: give the same command again.
 The workdir then holds config.json, metrics.jsonl, tensorboard/, completions/, stages/ (checkpoints), summary.json and report.html."""
 
 
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         'quickstart',
     )
     parser.add_argument(
-        '--workdir', help='where results go and a stopped run goes on from (default: runs/CONFIG)'
+        '--workdir', help='where results go and a stopped run resumes from (default: runs/CONFIG)'
     )
     parser.add_argument(
         '--smoke', action='store_true', help='one layer, two steps a stage: does it run at all?'

@@ -66,7 +66,7 @@ def warm_up(spec: Spec) -> None:
 
 
 def run(spec: Spec) -> Cell:
-    """Runs a cell, or goes on with it; writes and returns its result, also where it fails.
+    """Runs a cell, or resumes it; writes and returns its result, also where it fails.
 
     Raises:
       Stopped: the program was asked to stop; the cell has no result then.

@@ -58,7 +58,7 @@ class Planned(NamedTuple):
             return results.read(folder / RESULT)
         except UserError as error:
             print(
-                f'warning: {error} Put aside as {put_aside(folder / RESULT).name}; the cell is run '
+                f'warning: {error} Renamed to {put_aside(folder / RESULT).name}; the cell is run '
                 'again.',
                 file=sys.stderr,
             )
@@ -319,7 +319,7 @@ def _answered(exam: pathlib.Path) -> bool:
     try:
         read_answers(exam)
     except UserError as error:
-        print(f'warning: {error} Put aside as {put_aside(exam).name}.', file=sys.stderr)
+        print(f'warning: {error} Renamed to {put_aside(exam).name}.', file=sys.stderr)
         return False
     return True
 

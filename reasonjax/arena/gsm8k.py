@@ -35,7 +35,7 @@ def gsm8k(*, split: str = 'train', size: int, seed: int = 0, path: str = '') -> 
     Args:
       split: 'train', 'prompts' (the same), 'validation' (a tenth of the training rows, none of the
         others) or 'test'.
-      size: at most so many rows.
+      size: at most this many rows.
       seed: not read: the rows are what they are.
       path: see `tasks.gsm8k`.
     """

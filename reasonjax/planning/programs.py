@@ -344,7 +344,7 @@ class StagePrograms(StageShapes):
         return weights + flops.attention(self.run.model, rows, length)
 
     def _read(self, rows: int) -> list[flops.Product]:
-        """The products of a forward pass over a batch of so many rows."""
+        """The products of a forward pass over a batch of this many rows."""
         if not self.layout.share_prompts:
             return self._products(rows, self.length)
         c, model = self.settings, self.run.model

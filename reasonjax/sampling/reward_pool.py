@@ -79,7 +79,7 @@ class RewardPool:
         on_error: str = 'raise',
         memory_limit: float = 4.0,
     ):
-        """Starts the workers, which import the functions while the caller goes on.
+        """Starts the workers, which import the functions while the caller continues.
 
         Args:
           functions: reward key -> what to run.

@@ -97,7 +97,7 @@ def count_files(folder: pathlib.Path, stage: str, upto: int) -> int:
         except (pa.ArrowException, OSError, KeyError) as error:
             reason = one_line(str(error))
             print(
-                f'warning: {path} cannot be read ({reason}). Put aside as {put_aside(path).name}.',
+                f'warning: {path} cannot be read ({reason}). Renamed to {put_aside(path).name}.',
                 file=sys.stderr,
             )
             continue

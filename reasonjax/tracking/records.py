@@ -78,7 +78,7 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     if damaged:
         more = f', and {len(damaged) - 1} more' if len(damaged) > 1 else ''
         raise UserError(
-            f'{path}:{damaged[0][0]}: is damaged, no record of a run{more}; a run that goes on '
+            f'{path}:{damaged[0][0]}: is damaged, no record of a run{more}; a run that resumes '
             'puts such lines aside.'
         )
     return [line.record for line in lines]
@@ -136,7 +136,7 @@ def environments(path: pathlib.Path) -> list[dict[str, Any]]:
         if not (isinstance(earlier, list) and all(isinstance(one, dict) for one in earlier)):
             raise UserError(f'{path}: "earlier" is no list of environments.')
     except UserError as error:
-        print(f'warning: {error} Put aside as {put_aside(path).name}.', file=sys.stderr)
+        print(f'warning: {error} Renamed to {put_aside(path).name}.', file=sys.stderr)
         return []
     return [latest, *earlier]
 
@@ -178,7 +178,7 @@ def complain(path: pathlib.Path, stage: str, step: int, wrong: Mapping[str, int]
     }
     for name in wrong:
         print(
-            f'warning: {path}: {texts[name]}; the run goes on, and a record there says so ({name}).',
+            f'warning: {path}: {texts[name]}; the run continues, and a record there says so ({name}).',
             file=sys.stderr,
         )
 

@@ -1,4 +1,4 @@
-"""Checkpoints of everything a stage needs to go on bit for bit: parameters, training state, data
+"""Checkpoints of everything a stage needs to resume bit for bit: parameters, training state, data
 position, method state, counters.
 
 Layout of a folder: `STEP/params`, `STEP/train`, `STEP/memory` (arrays, written by Orbax),
@@ -106,10 +106,9 @@ class Checkpoints:
             self._manager.reload()
         if upto is None and (names := processes.on_main(lambda: files.aside(self._folder))):
             raise UserError(
-                f'every checkpoint in {self._folder} is damaged ({", ".join(names)}), and starting '
-                'anew without a word is not what you '
-                'want. Put a copy back under the name of its step, or delete the folder to have '
-                'the stage start from its beginning.'
+                f'every checkpoint in {self._folder} is damaged ({", ".join(names)}), and a stage '
+                'never restarts silently. Put a copy back under the name of its step, or delete '
+                'the folder to have the stage start from its beginning.'
             )
         return None
 
@@ -171,7 +170,7 @@ class Checkpoints:
         self.wait()
         self._under_way = step
         with self._writing():
-            # Forced, because Orbax otherwise skips, without a word, a step before the newest one.
+            # Forced, because Orbax otherwise silently skips a step before the newest one.
             return self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore(
@@ -264,7 +263,7 @@ class Checkpoints:
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in files.strays(self._folder):
             print(
-                f'warning: {path} is no folder. Put aside as {put_aside(path, files.STRAY).name}.',
+                f'warning: {path} is no folder. Renamed to {put_aside(path, files.STRAY).name}.',
                 file=sys.stderr,
             )
         complete, retained = [], set()
@@ -281,7 +280,7 @@ class Checkpoints:
     def _put_aside(self, step: int, wrong: list[str]) -> None:
         where = self._folder / str(step)
         print(
-            f'warning: {files.damaged(where, wrong)} Put aside as {put_aside(where).name}.',
+            f'warning: {files.damaged(where, wrong)} Renamed to {put_aside(where).name}.',
             file=sys.stderr,
         )
 

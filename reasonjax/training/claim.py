@@ -27,9 +27,9 @@ from reasonjax.training.saved_run import CONFIG, check_shape
 
 DONE = 'done.json'
 LISTED = 12
-# what may change: a run goes on on whatever devices there are
+# what may change: a run resumes on whatever devices there are
 DEVICES = ('config.mesh.', 'config.rollout.mesh.')
-STATE = 'state'  # of a `done.json`: what a run that goes on has to know, and its user does not
+STATE = 'state'  # of a `done.json`: what a run that resumes has to know, and its user does not
 
 
 def fingerprint(config: ml_collections.ConfigDict) -> str:
@@ -108,7 +108,7 @@ def read_done(stage: Stage) -> dict[str, Any] | None:
     except UserError as error:
         aside = files.put_aside(path).name
         _warn(
-            f'{error} Put aside as {aside}; the stage goes on from its last checkpoint, and is '
+            f'{error} Renamed to {aside}; the stage resumes from its last checkpoint, and is '
             'concluded once more.'
         )
         return None
@@ -192,10 +192,10 @@ def describe_length(
     end = settings.steps * updates - 1
     if all(float(then(i)) == float(now(i)) for i in (update, update + updates, end)):
         return (
-            f'{text} goes on from step {begin}; the learning rate ({rate.name}) stays what it was.'
+            f'{text} resumes from step {begin}; the learning rate ({rate.name}) stays what it was.'
         )
     return (
-        f'{text} goes on from step {begin}; the learning rate ({rate.name}) follows the new length '
+        f'{text} resumes from step {begin}; the learning rate ({rate.name}) follows the new length '
         f'from here on: {float(now(update)):.4g} '
         f'at step {begin + 1} (it would have been {float(then(update)):.4g}), '
         f'{float(now(end)):.4g} at step {settings.steps}.'
@@ -218,7 +218,7 @@ def _before(path: pathlib.Path, used: bool) -> ml_collections.ConfigDict | None:
             raise UserError(
                 f'{error} It is not the {CONFIG} of a run: give another --workdir.'
             ) from error
-        _warn(f'{error} Put aside as {files.put_aside(path).name}.')
+        _warn(f'{error} Renamed to {files.put_aside(path).name}.')
         return None
     if 'stages' not in config:
         raise UserError(
@@ -292,14 +292,14 @@ def _allow_steps(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
         users = [later.name for later in every[stage.number + 1 :] if _begun(later)]
         if users:
             raise UserError(
-                f'{key}: stage {stage.name} is done, with step {last}, and {users[0]} goes on from '
+                f'{key}: stage {stage.name} is done, with step {last}, and {users[0]} starts from '
                 'there; its steps stay. Give another '
                 '--workdir, or have a new run start from this one '
                 '(config.init=checkpoint:WORKDIR:STAGE).'
             )
         (stage.folder / DONE).rename(stage.folder / f'done_{last}.json')
         print(
-            f'{key}: stage {stage.name} was done with step {last}, and goes on from there.',
+            f'{key}: stage {stage.name} was done with step {last}, and resumes from there.',
             flush=True,
         )
 

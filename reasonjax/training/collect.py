@@ -178,7 +178,7 @@ def _done(parts: pathlib.Path) -> dict[int, dict]:
             part = _read(path)
         except UserError as error:
             print(
-                f'warning: {error} Put aside as {put_aside(path).name}, and drawn again.',
+                f'warning: {error} Renamed to {put_aside(path).name}, and drawn again.',
                 file=sys.stderr,
             )
         else:

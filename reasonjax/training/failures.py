@@ -54,7 +54,7 @@ def describe_rollback(
     where = 'where the stage began' if target is None else f'the checkpoint of step {target}'
     return (
         f'warning: stage {name}, step {step}: loss or gradient was not finite {bad} steps in a '
-        f'row; weights and optimiser go back to {where}, and training goes on with step {step + 1} '
+        f'row; weights and optimiser go back to {where}, and training continues with step {step + 1} '
         f'and new data (rollback {rollbacks} of at most {most}). The learning rate is as it was '
         'then.'
     )

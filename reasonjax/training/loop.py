@@ -103,7 +103,7 @@ class _Training:
         self.pending: Callable[[], list[Measured]] | None = None
         self.failing = False  # the last steps were not finite, one more than are tolerated
         self.last = self.settings.steps  # the last step: an earlier one once a limit is reached
-        self.begin = 0  # the step that this process goes on from
+        self.begin = 0  # the step that this process resumes from
         self.mark = claim.fingerprint(run.config)
         self.limited = bool(
             self.settings.get('token_limit', 0) or self.settings.get('time_limit', 0)
@@ -264,7 +264,7 @@ class _Training:
             self._save(step, regular='save' in due, unevaluated=True)
             raise Stopped(f'{self._where(step)} is done and saved; {stop}') from None
         measured = evaluate.as_metrics(summary)
-        # Where this process goes on, another may have written it down before it was killed.
+        # Where this process resumes, another may have written it down before it was killed.
         self.run.writer.write(self.stage.name, step, measured, once=step == self.begin)
         before = self.counters.best
         self.counters.best = update_best(before, step, measured, self.settings, self.stage.name)

@@ -41,7 +41,7 @@ def from_state(state: dict[str, Any], rollouts: Rollouts) -> PendingRollout | Sc
     prompts = {name: state['prompts'][name] for name in TEXT}
     if error := misfit(held, ROLLOUT) or misfit(prompts, PROMPTS):
         raise UserError(
-            f'checkpoint: of a rollout that waits to be trained on, {error}; go on from an earlier '
+            f'checkpoint: of a rollout that waits to be trained on, {error}; resume from an earlier '
             'checkpoint, or with the version that saved it.'
         )
     rewards = state['rewards'] and Rewards(

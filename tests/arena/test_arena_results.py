@@ -120,7 +120,7 @@ def test_a_damaged_result_is_put_aside_and_the_cell_run_again(text, tmp_path, ca
     (tmp_path / RESULT).write_text(text)
     assert (
         planned.result is None
-        and 'Put aside as result.json.damaged; the cell is run again' in capsys.readouterr().err
+        and 'Renamed to result.json.damaged; the cell is run again' in capsys.readouterr().err
     )
     assert (
         not (tmp_path / RESULT).exists() and (tmp_path / 'result.json.damaged').read_text() == text
@@ -136,7 +136,7 @@ def test_a_damaged_exam_is_answered_again(text, tmp_path, capsys):
     (tmp_path / EXAM).write_text(text)
     assert (
         not compare._answered(tmp_path / EXAM)
-        and 'Put aside as exam.json.damaged' in capsys.readouterr().err
+        and 'Renamed to exam.json.damaged' in capsys.readouterr().err
     )
     assert not compare._answered(tmp_path / EXAM)
 

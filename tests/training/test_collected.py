@@ -1,5 +1,5 @@
 """What a stage has collected and was lost or damaged: drawn again, or joined again from its parts,
-and never missing without a word."""
+and never silently missing."""
 
 import shutil
 from types import SimpleNamespace

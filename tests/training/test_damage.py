@@ -116,7 +116,7 @@ def test_the_newest_is_named_and_the_one_before_is_used(name, folder, capsys):
         assert restored.step == 2 and restored.train['step'] == 2
         np.testing.assert_array_equal(restored.params['w'], PARAMS['w'])
         error = capsys.readouterr().err
-        assert error.count('is damaged') == 1 and 'Put aside as 3.damaged' in error
+        assert error.count('is damaged') == 1 and 'Renamed to 3.damaged' in error
         assert re.search(f'checkpoint {folder / "3"} is damaged: {words}', error)
         assert (
             sorted(
@@ -149,12 +149,12 @@ def test_where_all_are_damaged_nothing_starts_anew(folder, capsys):
         with checkpoint.Checkpoints(folder) as checkpoints:
             with pytest.raises(
                 UserError,
-                match=r'is damaged \(1.damaged, 2.damaged, 3.damaged\), and starting anew',
+                match=r'is damaged \(1.damaged, 2.damaged, 3.damaged\), and a stage never',
             ):
                 checkpoints.latest()
             with pytest.raises(UserError, match='is damaged'):
                 checkpoints.restore(params=PARAMS)
-    assert capsys.readouterr().err.count('Put aside') == 3
+    assert capsys.readouterr().err.count('Renamed to') == 3
     shutil.copytree(folder / '2.damaged', folder / '2')
     with checkpoint.Checkpoints(folder) as checkpoints, pytest.raises(UserError):
         checkpoints.latest()
@@ -175,7 +175,7 @@ def test_a_deletion_that_was_cut_short_is_finished(folder, capsys):
     largest(folder / '2').unlink()
     with checkpoint.Checkpoints(folder, keep=2) as checkpoints:
         assert checkpoints.steps() == [4, 5] and (folder / '2.damaged').is_dir()
-    assert 'Put aside' in capsys.readouterr().err
+    assert 'Renamed to' in capsys.readouterr().err
 
 
 def test_checksums_are_those_of_the_files(folder):

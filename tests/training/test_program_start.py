@@ -73,7 +73,7 @@ def test_output_that_nobody_reads_any_more(resumable, lines, flush):
     assert 'Traceback' not in error and 'Exception' not in error
     assert (
         error.startswith(
-            'stopped: nobody reads its output any more. To go on, give the same command again'
+            'stopped: nobody reads its output any more. To resume, give the same command again'
         )
         == resumable
     )

@@ -312,7 +312,7 @@ def test_smoke_lets_overrides_have_their_way(monkeypatch):
 
 def failing():
     raise selfcheck.BackendError(
-        'jaxlib 9 computes wrong numbers; run with --skip_selfcheck to go on'
+        'jaxlib 9 computes wrong numbers; run with --skip_selfcheck to continue'
     )
 
 

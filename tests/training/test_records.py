@@ -1,5 +1,5 @@
 """Records, results and configs that were lost or damaged: named, mended where they can be, and
-never missing without a word."""
+never silently missing."""
 
 import json
 import os
@@ -151,7 +151,7 @@ def test_records_that_cannot_be_written(what, work, capsys):
         UserError, match=f'metrics.jsonl: is {what}, so no record can be written there'
     ):
         run(config(), work)
-    assert 'the run goes on' not in capsys.readouterr().err
+    assert 'the run continues' not in capsys.readouterr().err
 
 
 def test_a_loss_is_noted_once(work, capsys):
@@ -275,7 +275,7 @@ def test_settings_are_not_mixed(damage, work, capsys):
         run(config(train__learning_rate__peak=0.5), work)
     assert '\n' not in str(error.value)
     assert {path: path.read_bytes() for path in before} == before
-    assert damage == 'gone' or 'Put aside as config.json.damaged' in capsys.readouterr().err
+    assert damage == 'gone' or 'Renamed to config.json.damaged' in capsys.readouterr().err
     run(config(), work)
     assert trained(work)[1]
 
@@ -357,7 +357,7 @@ def test_a_damaged_result_is_made_again(content, alone, tmp_path, capsys):
     path.write_text(content)
     (work / 'summary.json').write_text(content)
     run(config(), work)
-    assert 'Put aside as done.json.damaged' in capsys.readouterr().err
+    assert 'Renamed to done.json.damaged' in capsys.readouterr().err
     again = json.loads(path.read_text())
     assert {k: v for k, v in again.items() if k != 'seconds'} == {
         k: v for k, v in wanted.items() if k != 'seconds'
@@ -380,7 +380,7 @@ def test_what_has_the_name_of_a_result_is_put_aside(make, alone, tmp_path, capsy
     path.unlink()
     make(path)
     run(config(), work)
-    assert 'Put aside as done.json.damaged' in capsys.readouterr().err and path.is_file()
+    assert 'Renamed to done.json.damaged' in capsys.readouterr().err and path.is_file()
 
 
 def test_environments_add_up(tmp_path, monkeypatch, capsys):
@@ -398,7 +398,7 @@ def test_environments_add_up(tmp_path, monkeypatch, capsys):
     (tmp_path / 'environment.json').write_text('{"earlier": 3}')
     assert (
         write('4') == {'started': 'at 4', 'versions': '4'}
-        and 'Put aside as environment.json.damaged' in capsys.readouterr().err
+        and 'Renamed to environment.json.damaged' in capsys.readouterr().err
     )
 
 
@@ -439,7 +439,7 @@ def test_tables_of_completions_are_missed(loss, tmp_path, capsys):
             assert writer.written('grpo') == known
     error = capsys.readouterr().err
     assert error.count('1 tables of completions of stage grpo up to step 3 are gone') == 1
-    assert loss == 'gone' or 'Put aside as completions_00002.parquet.damaged' in error
+    assert loss == 'gone' or 'Renamed to completions_00002.parquet.damaged' in error
     assert [r for r in metrics.read(tmp_path / 'metrics.jsonl') if 'loss' not in r] == [
         {'stage': 'grpo', 'step': 3, 'completions_lost': 1}
     ]

@@ -307,7 +307,7 @@ def test_damaged_checkpoints(tmp_path, rewards, capfd):
         run(config, work)
     spoil(work / 'stages' / '00_warmup' / 'checkpoints' / '5')
     run(config, work)
-    said = [line for line in capfd.readouterr().err.splitlines() if 'Put aside' in line]
+    said = [line for line in capfd.readouterr().err.splitlines() if 'Renamed to' in line]
     assert [line.split(' is damaged')[0].rpartition('/')[2] for line in said] == ['4', '5']
     assert left_behind(work)['metrics'] == left_behind(alone)['metrics']
     assert_trees_equal(trained(work)[1], trained(alone)[1])

@@ -79,10 +79,10 @@ def test_a_finished_stage_goes_on(six, tmp_path, capsys):
     run(sft(6, train__checkpoint_every=2), tmp_path / 'run')
     printed = capsys.readouterr().out
     assert (
-        'config.train.steps: 3 -> 6: stage train was done with step 3, and goes on from there.'
+        'config.train.steps: 3 -> 6: stage train was done with step 3, and resumes from there.'
         in printed
     )
-    assert 'goes on from step 3; the learning rate (constant) stays what it was.' in printed
+    assert 'resumes from step 3; the learning rate (constant) stays what it was.' in printed
     assert_same(tmp_path / 'run', six, 6)
     assert [r for r in records(tmp_path / 'run') if 'steps_before' in r] == [
         {'stage': 'train', 'step': 3, 'steps': 6, 'steps_before': 3}
@@ -256,7 +256,7 @@ def test_a_stage_that_was_used_keeps_its_steps(later, tmp_path):
             run(two(1, 2), tmp_path)
     with pytest.raises(
         UserError,
-        match='config.pretrain.steps: 1 -> 4: stage pretrain is done, with step 1, and lora goes on',
+        match='config.pretrain.steps: 1 -> 4: stage pretrain is done, with step 1, and lora starts',
     ) as error:
         run(two(4, 2), tmp_path)
     assert 'its steps stay' in str(error.value)
@@ -312,7 +312,7 @@ def test_collecting_goes_on(tmp_path, rewards):
     assert_trees_equal(trained(tmp_path / 'run')[1], trained(tmp_path / 'alone')[1])
     with pytest.raises(
         UserError,
-        match='config.collect.steps: 3 -> 4: stage collect is done, with step 3, and resft goes on '
+        match='config.collect.steps: 3 -> 4: stage collect is done, with step 3, and resft starts '
         'from there',
     ):
         run(collecting(4), tmp_path / 'run')

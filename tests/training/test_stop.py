@@ -196,7 +196,7 @@ def test_sigterm(tmp_path):
     printed, error = process.communicate(timeout=120)
     assert process.returncode == Stopped.status == 75, error
     assert 'SIGTERM: finishing this step, then saving' in error and 'Traceback' not in error
-    assert 'is done and saved. To go on, give the same command again:\n  python -c' in error
+    assert 'is done and saved. To resume, give the same command again:\n  python -c' in error
     assert {r['step'] for r in records(tmp_path / 'work', 'train')} in ({1, 2, 3}, {1, 2, 3, 4})
     assert sorted(checkpoints(tmp_path / 'work')) in (['00_train/3'], ['00_train/4'])
     run(config, tmp_path / 'work')

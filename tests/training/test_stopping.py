@@ -68,7 +68,7 @@ def test_programs_say_how_to_go_on(capsys):
     assert programs.run_program(stop) == 75
     error = capsys.readouterr().err
     assert (
-        'stopped: stage sft: step 3 of 9 is done and saved. To go on, give the same command '
+        'stopped: stage sft: step 3 of 9 is done and saved. To resume, give the same command '
         'again:\n  python ' in error
     )
 

@@ -52,7 +52,7 @@ def check(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> str:
     if kind == 'PEFT adapter' and not (options.merge and options.base):
         raise UserError(
             f'{source} is a PEFT adapter: give --merge and --base FOLDER, the Hugging Face model '
-            'it is for, to merge the two. To go on '
+            'it is for, to merge the two. To continue '
             f"training it, set adapter=dict(name='peft', path='{source}') in a stage of a run with "
             'config.init=hf:FOLDER.'
         )
@@ -164,7 +164,7 @@ def _import_model(
     target: pathlib.Path,
 ) -> None:
     config = _keeping(source, options.dtype, overrides, options.config)
-    # A run that a kill left unfinished goes on; everything else that is there is left alone.
+    # A run that a kill left unfinished resumes; everything else that is there is left alone.
     begun = target / 'config.json'
     if not (
         begun.is_file()

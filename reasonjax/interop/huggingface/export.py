@@ -207,7 +207,7 @@ def unfinished(output: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def base_of(config: ml_collections.ConfigDict) -> pathlib.Path | None:
-    """The Hugging Face folder that a run, or the run it goes on from, started with; None for fresh
+    """The Hugging Face folder that a run, or the run it continues, started with; None for fresh
     parameters.
 
     Raises:

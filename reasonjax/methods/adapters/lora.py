@@ -37,7 +37,7 @@ def lora(
     adapted model equals its base, every operation bit for bit (compiled as a whole, to rounding, as
     the compiler fuses the two differently). Both are float32 whatever the base is, as PEFT's are,
     and so are their moments: in bfloat16 most updates would be rounded away. With `quantise` the
-    base is what is left of it in so many bits.
+    base is what is left of it in this many bits.
 
     Args:
       params: parameter tree.

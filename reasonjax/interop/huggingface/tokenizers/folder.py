@@ -186,7 +186,7 @@ def huggingface(
     if bos_id is not None and _tried(lambda: tokenizer.encode('a'), folder)[:1] != [bos_id]:
         bos_id = None
     if tokenizer.is_fast:
-        # A tokenizer.json may carry these; text that is cut without a word is no text to train on.
+        # A tokenizer.json may carry these; silently truncated text is no text to train on.
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
     content = (
