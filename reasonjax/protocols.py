@@ -73,8 +73,8 @@ class OnTokens:
     Attributes:
       reward: the reward function that says the same of texts, as a config names it: `{'name': ...,
         **knobs}`.
-      build: `(tokenizer, max_tokens) -> TokenRule` for completions of up to this many tokens; raises
-        UserError where the rule cannot be checked on the tokens of this tokenizer.
+      build: `(tokenizer, max_tokens) -> TokenRule` for completions of up to this many tokens;
+        raises UserError where the rule cannot be checked on the tokens of this tokenizer.
     """
 
     reward: Mapping[str, Any]
