@@ -131,7 +131,7 @@ def _exit(status: int, exit_: Callable = os._exit) -> None:
 
 
 class _Limited:
-    """A text stream whose first `limit` characters are shown, on the standard error of the
+    """A text stream whose first characters are shown, on the standard error of the
     run, and the rest is counted."""
 
     encoding, errors = 'utf-8', 'backslashreplace'
