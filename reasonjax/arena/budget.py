@@ -19,13 +19,13 @@ MANY = 100_000
 
 
 def limited(config: ml_collections.ConfigDict, budget: Budget) -> ml_collections.ConfigDict:
-    """A config whose stages that train or collect share a budget equally, each up to the end of the
-    step that reaches its share.
+    """Returns a config whose stages that train or collect share a budget equally. Each ends with
+    the step that reaches its share.
 
     The steps of a supervised stage are counted on its data beforehand, so that its learning rate
-    runs its course. What is drawn cannot be: a stage that draws, or learns from what an earlier one
-    has collected, ends when it is time, at a constant learning rate. With seconds all rates are
-    constant.
+    runs its course. Completions cannot be counted before they are drawn: a stage that draws, or
+    learns from what an earlier one has collected, ends once its share is spent, at a constant
+    learning rate. With a budget of seconds all rates are constant.
 
     Raises:
       UserError: fewer steps than evaluations.
@@ -76,7 +76,7 @@ def _constant(rate: ml_collections.ConfigDict) -> dict:
 
 
 def _counted(run: Run, stage: Stage, limit: int) -> int:
-    """Steps that a supervised stage needs for as many tokens."""
+    """Counts the steps that a supervised stage needs for `limit` tokens."""
     data, tokens, steps = supervised.open_data(run, stage), 0, 0
     while tokens < limit:
         tokens += int((next(data)['segments'] > 0).sum())
@@ -85,8 +85,7 @@ def _counted(run: Run, stage: Stage, limit: int) -> int:
 
 
 def _bounds(settings: ml_collections.ConfigDict) -> tuple[int, int]:
-    """Steps that are certainly enough for a stage's tokens, and how many it will be if every row is
-    full."""
+    """Returns a stage's steps under its token limit: the most, and those if every row is full."""
     if not KINDS[settings.kind].samples:
         rows, longest = settings.batch_size, settings.data.max_length
     else:

@@ -56,7 +56,7 @@ class Answers(NamedTuple):
 
 
 def warm_up(spec: Spec) -> None:
-    """Trains a warm start, and writes down what it answers."""
+    """Trains a warm start, answers its exam and writes the answers down."""
     folder = pathlib.Path(spec.folder)
     config = configs.from_json(files.read_text(folder / CONFIG), str(folder / CONFIG))
     config.lock()
@@ -66,7 +66,7 @@ def warm_up(spec: Spec) -> None:
 
 
 def run(spec: Spec) -> Cell:
-    """Runs a cell, or resumes it; writes and returns its result, also where it fails.
+    """Runs a cell or resumes it; writes and returns its result, also where the cell fails.
 
     Raises:
       Stopped: the program was asked to stop; the cell has no result then.
@@ -125,7 +125,7 @@ def _measured(spec: Spec, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def read_answers(file: pathlib.Path) -> Answers:
-    """Reads what a warm start has answered.
+    """Reads the answers of a warm start to its exam.
 
     Raises:
       UserError: the file is damaged.
@@ -143,8 +143,8 @@ def _examined(
     made_with: ml_collections.ConfigDict,
     evaluation: ml_collections.ConfigDict,
 ) -> Answers:
-    """Has the model of a workdir, whose config is in hand and so trusted, answer what `evaluation`
-    asks."""
+    """Has the model of a workdir answer an exam. Trusts functions that `made_with`, the model's
+    config, names."""
     opened = saved(workdir, trust=configs.names(made_with))
     config = opened.run.config.copy_and_resolve_references().unlock()
     config.evaluation = evaluation
@@ -185,11 +185,11 @@ class Spent:
         }
 
     def total(self) -> dict[str, float]:
-        """Of the whole run."""
+        """Returns the cost of the whole run."""
         return _added(stage.spent(self._of(name)) for name, stage in self._stages.items())
 
     def curve(self) -> list[dict[str, float]]:
-        """The evaluations along training, each with what training had cost until then."""
+        """Returns the evaluations along training, each with the cost of training up to then."""
         points, before, steps = [], _added([]), 0
         for name, stage in self._stages.items():
             records = self._of(name)
@@ -252,7 +252,7 @@ class StageCost:
         return (1 + prompt) * ((1 + self._refers) * self._read + self._passes * self._trained)
 
     def spent(self, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Up to the last of these records of steps."""
+        """Returns the cost of the stage up to the last step in `records`."""
         steps = _steps(records)
         if not steps:
             return _added([])
@@ -278,7 +278,7 @@ class StageCost:
 
 
 def _steps(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those of steps, without evaluations."""
+    """Keeps the records of steps, without those of evaluations."""
     return [r for r in records if 'step_time' in r]
 
 

@@ -53,7 +53,7 @@ class Claim(NamedTuple):
 
 
 def of_recipe(file: pathlib.Path) -> Claim | None:
-    """The claim in a recipe's file; None where there is none.
+    """Reads the claim in a recipe's file; returns None where the file has none.
 
     Raises:
       UserError: a claim that lacks something, has something unknown, or cannot be tested.
@@ -63,7 +63,7 @@ def of_recipe(file: pathlib.Path) -> Claim | None:
 
 
 def checked(recipe: str, stated: Mapping[str, Any], where: str) -> Claim:
-    """A claim as it was stated, if it can be tested; raises UserError otherwise."""
+    """Builds a claim from a recipe's CLAIM; raises UserError if the claim cannot be tested."""
     for name in stated:
         check_choice(f'{where}: CLAIM has no "{name}"', name, FIELDS, 'It has')
     for name in FIELDS:
@@ -86,8 +86,7 @@ def checked(recipe: str, stated: Mapping[str, Any], where: str) -> Claim:
 
 
 def verdict(claim: Claim, difference: Difference | None) -> str:
-    """What a paired difference (recipe minus baseline) says of a claim; None where a side has no
-    result."""
+    """Judges a claim by a paired difference, recipe minus baseline (None: a side has no result)."""
     if difference is None or difference.low is None or difference.high is None:
         return FAILED
     sign = DIRECTIONS[claim.direction]
@@ -98,7 +97,7 @@ def verdict(claim: Claim, difference: Difference | None) -> str:
 
 
 def judged(claim: Claim, cells: Sequence[Cell]) -> dict[str, Any]:
-    """The record of a claim, as `docs/claims/ID.json` has it.
+    """Builds the record of a claim and its verdict, as `docs/claims/ID.json` has it.
 
     Args:
       claim: see `Claim`.
@@ -122,7 +121,7 @@ def judged(claim: Claim, cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def write(folder: pathlib.Path, records: Sequence[Mapping[str, Any]]) -> list[pathlib.Path]:
-    """Writes `claims/ID.json` for each, and `CLAIMS.md` of all that are there."""
+    """Writes `claims/ID.json` for each record, and `CLAIMS.md` from all files in `claims/`."""
     (folder / 'claims').mkdir(parents=True, exist_ok=True)
     for record in records:
         path = folder / 'claims' / f'{record["claim"]["recipe"]}.json'
@@ -136,7 +135,7 @@ def write(folder: pathlib.Path, records: Sequence[Mapping[str, Any]]) -> list[pa
 
 
 def text(records: Sequence[Mapping[str, Any]]) -> str:
-    """The page: a row a claim."""
+    """Returns the page of claims in Markdown: a table with a row per claim."""
     lines = [
         '# Claims',
         '',

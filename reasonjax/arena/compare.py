@@ -192,8 +192,7 @@ def results_of(
     init: str = '',
     trust: Sequence[str] = (),
 ) -> list[Cell]:
-    """The results of cells, in order; those that are not done are run, after the warm starts that
-    they need.
+    """Returns the results of cells, in order; runs missing ones after the warm starts they need.
 
     Args:
       asked: each cell once.
@@ -219,7 +218,7 @@ def _results_of(
     init: str,
     trust: Sequence[str],
 ) -> list[Cell]:
-    """`results_of`, in a workdir that nobody else writes."""
+    """Does the work of `results_of`, in a workdir that this process has locked."""
     warm = {
         name: _warm(workdir, name, problems, init, trust)
         for name in dict.fromkeys(one.task for one in asked)
@@ -238,21 +237,23 @@ def _results_of(
 
 
 def _workers() -> int:
-    """One a core; on an accelerator, which processes share badly, one. Asked in a process of its
-    own, so that this one holds no device."""
+    """Returns how many worker processes to run: one per core, or one on an accelerator.
+
+    Processes share an accelerator badly. A subprocess asks for the backend, so that this one holds
+    no device.
+    """
     command = [sys.executable, '-c', 'import jax; print(jax.default_backend())']
     backend = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
     return len(schedule.cores()) if backend == 'cpu' else 1
 
 
 def _named(text: str) -> str:
-    """A name as a folder may have it."""
+    """Turns a name into one that a folder may have."""
     return re.sub(r'[^A-Za-z0-9.]+', '_', text).strip('_')
 
 
 def _placeless(text: str) -> str:
-    """The config of a cell with the warm start by its name alone: a comparison that was moved is
-    the same."""
+    """Reduces the warm start's path in a cell's config to its name: a comparison may be moved."""
     return re.sub(f'"checkpoint:[^"]*/{WARM}/', f'"checkpoint:{WARM}/', text)
 
 
@@ -312,8 +313,7 @@ def _cell(
 
 
 def _answered(exam: pathlib.Path) -> bool:
-    """Whether a warm start has answered its exam; a damaged one is put aside, and answered once
-    more."""
+    """Checks whether a warm start has answered its exam; renames a damaged file out of the way."""
     if not exam.is_file():
         return False
     try:
@@ -346,7 +346,7 @@ def _warm_up(missing: Sequence[Planned], workdir: pathlib.Path, workers: int) ->
 
 
 def _all(cells: Sequence[Planned], workdir: pathlib.Path, workers: int) -> list[Cell]:
-    """The results of all cells; those that have none, or failed, are run."""
+    """Returns the results of all cells; runs those that have none or failed."""
     by_spec = {cell.spec: cell.result for cell in cells}
     missing = [cell for cell in cells if by_spec[cell.spec] is None or not by_spec[cell.spec].done]
     for cell in missing:

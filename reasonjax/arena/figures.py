@@ -59,8 +59,8 @@ class Drawing(NamedTuple):
 
 
 def drawings(table: Table, cells: Sequence[Cell]) -> list[Drawing]:
-    """The figures for which there is data: learning curves, accuracy against cost, differences,
-    response length, forgetting."""
+    """Builds the figures for which there is data. They show learning curves, accuracy against cost,
+    differences, response length and forgetting."""
     # After eight recipes the colours come round; the markers are then shifted by one, so that 64
     # recipes differ.
     keys = {
@@ -181,7 +181,7 @@ def png(drawing: Drawing, path: str | os.PathLike) -> pathlib.Path:
 
 
 def svgs(drawing: Drawing) -> str:
-    """The panels as HTML figures, under one legend."""
+    """Draws the panels as HTML figures, under one legend."""
     figures = []
     for task in drawing.tasks:
         # Names inside an SVG must differ from those of the next on the page.

@@ -15,8 +15,8 @@ DASH = '–'
 
 
 def results(table: Table) -> list[list[str]]:
-    """Accuracies in percent and differences in points, with 95 % intervals; the first row is the
-    head.
+    """Returns rows of accuracies in percent and differences in points, with 95 % intervals. The
+    first row is the head.
 
     The measure of the verdicts comes first; measures that no recipe has are left out.
     """
@@ -71,7 +71,7 @@ def results(table: Table) -> list[list[str]]:
 
 
 def costs(table: Table) -> list[list[str]]:
-    """Change on other tasks in points, response length, and medians of what training cost; the
+    """Returns rows of the change on other tasks in points, response length and median costs. The
     first row is the head."""
     head = [
         'task',
@@ -105,7 +105,7 @@ def costs(table: Table) -> list[list[str]]:
 
 
 def legend(table: Table) -> list[str]:
-    """What the columns of `results` and `costs` mean."""
+    """Explains the columns of `results` and `costs`, a line each."""
     split, mode = table.measure.split('/')
     return [
         'Accuracies are in percent, differences in percentage points; brackets are 95 % intervals '
@@ -126,7 +126,7 @@ def legend(table: Table) -> list[str]:
 
 
 def markdown(table: Table) -> str:
-    """The two tables, what they mean, and what is missing in them."""
+    """Formats the two tables in Markdown, with their legend and what is missing in them."""
     parts = [
         _markdown(results(table)),
         _markdown(costs(table)),
@@ -144,8 +144,8 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """One line per task and recipe with every number; accuracies and differences are 0 to 1, what
-    is missing is empty."""
+    """Returns CSV with a line per task and recipe. Accuracies and differences are fractions,
+    missing values are empty."""
     lines = [_flat(row) for row in table.rows]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(lines[0]), lineterminator='\n')
@@ -192,7 +192,7 @@ def _joined(seeds: Sequence[int]) -> str:
 
 
 def to_json(table: Table) -> str:
-    """Everything in the table, as JSON that every parser reads: what is missing is null."""
+    """Returns everything in the table as strict JSON: missing values are null."""
     content = {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
     content['rows'] = [
         {field.name: _plain(getattr(row, field.name)) for field in dataclasses.fields(row)}
@@ -210,7 +210,7 @@ def _plain(value: Any) -> Any:
 
 
 def percent(estimate: Estimate | None) -> str:
-    """'91.2 [88.1, 94.0]'."""
+    """Formats an accuracy and its interval in percent: '91.2 [88.1, 94.0]'."""
     if estimate is None:
         return DASH
     interval = (
@@ -220,7 +220,7 @@ def percent(estimate: Estimate | None) -> str:
 
 
 def points(change: Estimate | Difference | None) -> str:
-    """'+12.3 [+8.1, +16.5]'."""
+    """Formats a change and its interval in points: '+12.3 [+8.1, +16.5]'."""
     if change is None:
         return DASH
     interval = '' if change.low is None else f' [{signed(change.low)}, {signed(change.high)}]'
@@ -228,20 +228,20 @@ def points(change: Estimate | Difference | None) -> str:
 
 
 def signed(value: float) -> str:
-    """A share as signed points: '+12.3', and '0.0' without a sign."""
+    """Formats a fraction as signed points: '+12.3', and '0.0' without a sign."""
     text = f'{100 * value:+.1f}'
     return '0.0' if text in ('+0.0', '-0.0') else text
 
 
 def p_value(p: float | None) -> str:
-    """Two digits that count, from 0.001 on."""
+    """Formats a p-value with two decimals, three below 0.1, or as '<0.001'."""
     if p is None:
         return DASH
     return '<0.001' if p < 0.001 else f'{p:.3f}' if p < 0.1 else f'{p:.2f}'
 
 
 def amount(value: float | None) -> str:
-    """Three digits and a prefix: 950, 12.3k, 1.23M, 4.50G, 12.0T."""
+    """Formats a number with three digits and a prefix: 950, 12.3k, 1.23M, 4.50G, 12.0T."""
     if value is None:
         return DASH
     prefixes = ['', 'k', 'M', 'G', 'T', 'P', 'E']
@@ -256,6 +256,6 @@ def amount(value: float | None) -> str:
 
 
 def shorten(error: str) -> str:
-    """The start of an error, on one line."""
+    """Returns the start of an error, on one line."""
     text = ' '.join(error.split())
     return text if len(text) <= ERROR_LIMIT else text[: ERROR_LIMIT - 1] + '…'

@@ -30,13 +30,13 @@ class Picked:
 
 
 def gsm8k(*, split: str = 'train', size: int, seed: int = 0, path: str = '') -> tasks.Task:
-    """The first rows of a split of GSM8K, as many as `size` says, or as there are.
+    """Loads the first `size` rows of a split of GSM8K, or all where there are fewer.
 
     Args:
       split: 'train', 'prompts' (the same), 'validation' (a tenth of the training rows, none of the
         others) or 'test'.
-      size: at most this many rows.
-      seed: not read: the rows are what they are.
+      size: rows at most.
+      seed: ignored, as the rows are fixed.
       path: see `tasks.gsm8k`.
     """
     check_choice(f'gsm8k: unknown split "{split}"', split, PARTS)

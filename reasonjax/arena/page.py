@@ -138,7 +138,7 @@ def _headline(table: Table) -> str:
 
 
 def sentence(table: Table, task: str) -> str:
-    """What the numbers say about a task, in plain text."""
+    """Sums up in plain text what the numbers show about a task."""
     base = table.row(task, table.baseline)
     rows = [row for row in table.rows if row.task == task and row.recipe != table.baseline]
     reached = base and base.accuracy.get(table.measure)
@@ -178,7 +178,7 @@ def _results(table: Table) -> str:
 
 
 def _html_table(rows: Sequence[Sequence[str]]) -> str:
-    """A task is named once; intervals are quiet and verdicts are not."""
+    """Builds an HTML table: each task named once, intervals faint, better and worse in bold."""
     body, last = [], None
     for row in rows[1:]:
         cells = [

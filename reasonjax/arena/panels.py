@@ -30,10 +30,10 @@ def _points(axis: Any) -> None:
 
 
 def band(runs: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, lowest and highest over runs, each [n, 2] points (x, y) in order of x, at every x of
-    any run that all of them reach.
+    """Returns mean, lowest and highest y of runs, at every x of a run that all runs reach.
 
-    Between its points a run goes straight. Runs that share no x give empty arrays.
+    A run is [n, 2] points (x, y) in order of x, interpolated linearly. Runs that share no x
+    give empty arrays.
 
     Returns:
       x, mean, low, high; each [M].
@@ -46,8 +46,7 @@ def band(runs: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def cost_unit(table: Table) -> tuple[str, str]:
-    """What cost is counted in: FLOPs where every finished row has them, else tokens, else
-    seconds."""
+    """Chooses the unit of cost: FLOPs if every finished row has them, else tokens, else seconds."""
     rows = [row for row in table.rows if row.seeds]
     for cost, unit in (('flops', 'training FLOPs'), ('tokens', 'tokens generated and trained on')):
         if rows and all(_spent(row.cost, cost) is not None for row in rows):
@@ -63,13 +62,13 @@ def _spent(cost: Mapping[str, float | None], name: str) -> float | None:
 
 
 def has_cost(row: Row, measure: str, cost: str) -> bool:
-    """Whether a row has an accuracy and what it cost."""
+    """Checks whether a row has both an accuracy and a cost."""
     return measure in row.accuracy and _spent(row.cost, cost) is not None
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The (cost, accuracy) points that no other beats: none is cheaper and at least as accurate, or
-    as cheap and more accurate."""
+    """Returns the Pareto front of (cost, accuracy) points. No other point is cheaper and at least
+    as accurate, or as cheap and more accurate."""
     best: list[tuple[float, float]] = []
     for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
         if not best or accuracy > best[-1][1]:
@@ -217,7 +216,7 @@ def draw_forgetting(plot: Any, table: Table, task: str, keys: Mapping[str, Key],
 
 
 def _lanes(plot: Any, recipes: Sequence[str], ink: str) -> None:
-    """A lane per recipe from the top down, and the line of no change."""
+    """Gives each recipe a lane, from the top down, and draws the line of no change."""
     pages.frame(plot, 'x', ink)
     plot.set_yticks(range(len(recipes)), recipes)
     plot.set_ylim(len(recipes) - 0.5, -0.5)

@@ -41,10 +41,10 @@ class Recipe(NamedTuple):
 
 
 def find(names: str) -> list[Recipe]:
-    """The recipes of a list like 'sft,masked_thought,grpo@grpo,my/own.py:variant'.
+    """Reads a list of recipes such as 'sft,masked_thought,grpo@grpo,my/own.py:variant'.
 
     Each is an id (`configs/recipes/ID.py`, or a starting point `configs/ID.py`) or a path;
-    ':ARGUMENT' goes to its `get_config`, and '@STAGE+STAGE' takes these of its stages only.
+    ':ARGUMENT' goes to its `get_config`, and '@STAGE+STAGE' keeps only these of its stages.
 
     Raises:
       UserError: no such recipe, or one that is named twice.
@@ -85,7 +85,7 @@ def _file(name: str) -> pathlib.Path:
 def warm_config(
     task: str, problems: int = 0, init: str = '', trust: Sequence[str] = ()
 ) -> ml_collections.ConfigDict:
-    """The config that makes the warm start of a task: trains it, or for a task that needs a model
+    """Builds the config of a task's warm start. It trains one, or for a task that needs a model
     keeps the one that `init` names.
 
     Raises:
@@ -137,7 +137,7 @@ def retargeted(
     problems: int = 0,
     trust: Sequence[str] = (),
 ) -> ml_collections.ConfigDict:
-    """The config of a recipe on a task.
+    """Builds the config that runs a recipe on a task.
 
     Args:
       recipe: see `find`.
@@ -149,8 +149,8 @@ def retargeted(
       trust: see `saved_run.open_saved`.
 
     Raises:
-      UserError: a stage that the recipe does not have, or a recipe that cannot run on the task: it
-        says what is missing.
+      UserError: a stage that the recipe does not have, or a recipe that cannot run on the task; the
+        message says what is missing.
     """
     c = configs.load(recipe.location).copy_and_resolve_references().unlock()
     arena = ARENA[task]
@@ -216,7 +216,7 @@ def _stage(
 
 
 def reads_collected(stage: ml_collections.ConfigDict) -> bool:
-    """Whether a supervised stage reads what an earlier stage of the recipe has collected."""
+    """Checks whether a supervised stage reads what an earlier stage of the recipe has collected."""
     return str(stage.data.source.get('path', '')).startswith('stage:')
 
 
@@ -227,14 +227,14 @@ def _rule(arena: ArenaTask) -> Mapping[str, Any]:
 
 
 def _rows(length: int) -> int:
-    """Rows of a packed batch: about 2,000 tokens."""
+    """Returns the rows of a packed batch of about 2,000 tokens."""
     return max(4, 2000 // length)
 
 
 def exam_settings(
     c: ml_collections.ConfigDict, task: str, problems: int = 0, *, validation: bool = False
 ) -> ml_collections.ConfigDict:
-    """`config.evaluation` for all that is asked of a model of a task at the end, or along training.
+    """Builds `config.evaluation` for a task's exam, or for the evaluations along training.
 
     Args:
       c: a config.
@@ -261,7 +261,7 @@ def exam_settings(
 
 
 def _closed(c: ml_collections.ConfigDict, trust: Sequence[str]) -> ml_collections.ConfigDict:
-    """Only the stages that run, completed, with the warm start's model."""
+    """Keeps only the stages that run, completes the config and adopts the warm start's model."""
     groups = [
         key
         for key, value in c.items()

@@ -91,7 +91,7 @@ def write_index(workdir: pathlib.Path, cells: Sequence[pathlib.Path]) -> None:
 
 
 def read_run(workdir: str | os.PathLike) -> list[Cell]:
-    """The cells of the comparison that was made last in a workdir.
+    """Reads the cells of the latest comparison in a workdir.
 
     Raises:
       UserError: there is none, or a cell that cannot be read.

@@ -37,7 +37,7 @@ class Worker:
         self._process: subprocess.Popen | None = None
 
     def run(self, spec: Spec) -> str:
-        """Has it run a cell; returns the status.
+        """Runs a cell in this worker's process; returns its status.
 
         Raises:
           Broken: the process ended; its last words are in the message.
@@ -92,7 +92,7 @@ class Worker:
 
 
 def cores() -> list[int]:
-    """The processors that this process may use."""
+    """Lists the processors that this process may use."""
     return (
         sorted(os.sched_getaffinity(0))
         if hasattr(os, 'sched_getaffinity')
@@ -101,8 +101,8 @@ def cores() -> list[int]:
 
 
 def shared(workers: int, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of so many workers: of a GPU each takes its share of the memory, where alone
-    it would take nearly all."""
+    """Returns the environment of one of several workers. Each gets its share of a GPU's memory, of
+    which a process alone takes nearly all."""
     share = {'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{0.9 / workers:.3f}'} if workers > 1 else {}
     return share | dict(environment)
 

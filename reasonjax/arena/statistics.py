@@ -42,7 +42,7 @@ class Paired(NamedTuple):
 
 
 def crossed_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Interval of the mean over seeds and problems that keeps its coverage with few seeds.
+    """Returns an interval of the mean over seeds and problems whose coverage holds with few seeds.
 
     Half its width is the root of `(t_{S-1} se_seed)**2 + (t_{N-1} se_problem)**2`: `se_seed` is
     that of the S means over problems (it holds the rest as well), `se_problem` that of the problems
@@ -66,7 +66,7 @@ def crossed_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, fl
 
 
 def _crossed(values: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and half width over the last two axes, [..., S, N] -> [...]."""
+    """Returns mean and half width of intervals over the last two axes, [..., S, N] -> [...]."""
     S, N = values.shape[-2:]
     centre = values.mean((-2, -1))
     rows, columns = values.mean(-1), values.mean(-2)
@@ -99,7 +99,7 @@ def _table(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def paired(values: np.ndarray, baseline: np.ndarray, *, level: float = 0.95) -> Paired:
-    """Difference of two recipes that had the same seeds and the same problems.
+    """Compares two recipes that had the same seeds and the same problems.
 
     The interval is `crossed_interval` of the differences, for another seed and another problem. The
     p-value is that of the paired t-test on the S means over problems, so for other seeds on these
@@ -137,8 +137,7 @@ def _sd(difference_S: np.ndarray) -> float:
 
 
 def t_test(differences: Sequence[float]) -> float:
-    """Two-sided p-value of the t-test that the mean of S paired differences is 0 (Student 1908); S
-    at least 2.
+    """Returns the two-sided p-value of the paired t-test on S >= 2 differences (Student 1908).
 
     Differences that are all equal give 0, or 1 where they are all 0.
     """
@@ -152,8 +151,8 @@ def t_test(differences: Sequence[float]) -> float:
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
-    """Adjusted p-values, in the order given, that hold the chance of any false finding among all
-    (Holm 1979).
+    """Adjusts p-values, in the order given, for the number of tests (Holm 1979). The adjusted ones
+    hold the chance of any false finding among all.
 
     The i-th smallest of m (from 0) is multiplied by m - i, and is at least the adjusted one before
     it and at most 1.
@@ -172,8 +171,7 @@ def holm(pvalues: Sequence[float]) -> list[float]:
 
 
 def power(effect: float, sd: float, seeds: int, level: float = 0.05) -> float:
-    """The chance that a two-sided paired t-test at `level` finds a true mean difference, exactly
-    (noncentral t).
+    """Returns the power of a two-sided paired t-test at `level`, exactly (noncentral t).
 
     Args:
       effect: the true difference.
@@ -190,8 +188,7 @@ def power(effect: float, sd: float, seeds: int, level: float = 0.05) -> float:
 
 
 def smallest_effect(sd: float, seeds: int, chance: float = 0.8, level: float = 0.05) -> float:
-    """The smallest true difference that a two-sided paired t-test at `level` finds with this
-    chance.
+    """Returns the smallest difference that a two-sided paired t-test detects with this chance.
 
     Args:
       sd: standard deviation of the difference between seeds; the answer is proportional to it.
@@ -211,8 +208,7 @@ def smallest_effect(sd: float, seeds: int, chance: float = 0.8, level: float = 0
 
 
 def seeds_needed(effect: float, sd: float, chance: float = 0.8, level: float = 0.05) -> int:
-    """The fewest pairs of seeds, at least two, with which a two-sided paired t-test finds a true
-    difference with this chance.
+    """Returns the fewest pairs of seeds, at least two, that give a paired t-test this power.
 
     Args:
       effect: the true difference, not 0.
@@ -262,7 +258,7 @@ def _noncentrality(chance: float, df: int, level: float) -> float:
 
 
 def _power(shift: float, df: int, level: float) -> float:
-    """P(|T| > critical) for T of the noncentral t distribution with this shift."""
+    """Returns P(|T| > critical) for T of the noncentral t distribution with this shift."""
     critical = t_quantile(level, df)
     near = 1 - special.nctdtr(df, shift, critical)
     # Where T is on the far side less than once in 1e15 draws, scipy has nan.

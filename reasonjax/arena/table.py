@@ -36,8 +36,8 @@ class Difference(NamedTuple):
       mean, low, high: of accuracy, 0 to 1; no interval with one seed.
       p, p_holm: two-sided; Holm's covers the whole comparison and is there for its measure only.
       sd: standard deviation of the difference between seeds.
-      smallest: the smallest true difference that so many seeds find with a power of 80 %; None
-        where no spread was seen.
+      smallest: the smallest true difference that this number of seeds detects with a power of 80 %;
+        None where no spread was seen.
       seeds: those that were paired.
     """
 
@@ -166,14 +166,14 @@ class _Arm:
     def outcomes(
         self, measure: str, seeds: Sequence[int], part: str = 'correct'
     ) -> np.ndarray | None:
-        """[S, N], or None where a seed lacks the measure."""
+        """Returns the outcomes [S, N] of a measure, or None where a seed lacks the measure."""
         split, mode = measure.rsplit('/', 1)
         rows = [getattr(self.done[seed], part).get(split, {}).get(mode) for seed in seeds]
         return np.array(rows, np.float64) if rows and all(rows) else None
 
 
 def _problems(cells: Sequence[Cell]) -> dict[str, int]:
-    """Split -> number of problems; all cells of a task must agree."""
+    """Returns split -> number of problems; raises UserError unless all cells of a task agree."""
     sizes = [
         {
             (split, mode): len(outcomes)
@@ -284,7 +284,7 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 
 def _gaps(task: str, arms: Mapping[str, _Arm], baseline: str) -> list[str]:
-    """What is missing in a task; recipes that miss the same are named together."""
+    """Lists what is missing in a task; recipes that miss the same are named together."""
     notes: dict[str, list[str]] = {}
     base = arms.get(baseline)
     if base is None or not base.done:
@@ -313,7 +313,7 @@ def _gaps(task: str, arms: Mapping[str, _Arm], baseline: str) -> list[str]:
 
 
 def _judged(rows: Sequence[Row], measure: str) -> list[Row]:
-    """Rows with Holm's p-values, over all rows that were tested, and their verdicts."""
+    """Returns rows with verdicts and with Holm's p-values over all rows that were tested."""
     tested = [
         index
         for index, row in enumerate(rows)

@@ -67,7 +67,7 @@ class ArenaTask:
     overlong: str = 'error'
 
     def node(self, split: str, size: int, seed: Any = 0, **more: Any) -> dict[str, Any]:
-        """The task as a config names it."""
+        """Returns the task as a config names it, with split, size and seed."""
         return (
             {'name': self.task}
             | dict(self.knobs)
@@ -82,8 +82,8 @@ class ArenaTask:
         return {name: value for name, value in self.train.items() if name in PROBLEMS}
 
     def exam(self, of: str) -> dict[str, Any]:
-        """The problems of one kind: 'test', 'ood', 'validation', or 'warm' (easy ones of the test
-        split, as other tasks are asked)."""
+        """Returns the problems of one kind: 'test', 'ood', 'validation' or 'warm'. The last are
+        easy ones of the test split, for the exams of other tasks."""
         if of == 'validation':
             return self.node('validation', self.validation_problems, **self.asked)
         warm = {name: value for name, value in self.warm.items() if name in PROBLEMS}
@@ -207,7 +207,7 @@ GROUPS = {'arena': tuple(name for name, task in ARENA.items() if not task.needs_
 
 
 def find(names: str) -> list[str]:
-    """The tasks of a list like 'arena' or 'chain,knights'.
+    """Reads a list of tasks such as 'arena' or 'chain,knights'.
 
     Raises:
       UserError: no such task.
@@ -252,8 +252,7 @@ class Exam:
 
 
 def exam(*, arena: str, validation: bool = False, problems: AtLeast(0) = 0) -> tasks.Task:
-    """All that is asked of a model of one task: the splits 'test', 'ood' and 'other:TASK', in the
-    column `part`.
+    """Builds the exam of one task: 'test', 'ood' and 'other:TASK', as the column `part` says.
 
     Args:
       arena: name of the task.
@@ -281,7 +280,7 @@ def exam(*, arena: str, validation: bool = False, problems: AtLeast(0) = 0) -> t
 def mixture(
     *, sources: tuple, split: str = 'train', size: AtLeast(1), seed: Seed = 0
 ) -> tasks.Task:
-    """Problems of several tasks in turn: problem i is number i // n of task i % n.
+    """Interleaves problems of several tasks: problem i is number i // n of task i % n.
 
     Args:
       sources: n tasks, each `{'name': ..., **knobs}` without split, size and seed.

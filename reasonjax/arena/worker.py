@@ -60,8 +60,9 @@ def _serve(compiled: str, replies: TextIO) -> None:
 
 
 def _lines() -> Iterator[str]:
-    """Lines of standard input. Where it ends, the process does, whatever it is doing: whoever
-    started it is gone, and with it the lock that kept a second comparison away.
+    """Yields lines of standard input; where it ends, the process exits, whatever it is doing.
+
+    Whoever started the process is gone then, and so is the lock that kept a second comparison away.
     """
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 

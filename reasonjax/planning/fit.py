@@ -82,12 +82,12 @@ def search(
 
 
 def command(overrides: Overrides) -> str:
-    """The overrides as they are typed."""
+    """Formats overrides as they are typed on the command line."""
     return ' '.join(f'--config.{key}={value}' for key, value in overrides)
 
 
 def changed(config: ml_collections.ConfigDict, overrides: Overrides) -> ml_collections.ConfigDict:
-    """A copy with overrides."""
+    """Returns a copy of a config with overrides applied."""
     copy = config.copy_and_resolve_references().unlock()
     return configs.apply(copy, overrides)
 
@@ -129,9 +129,8 @@ def _tried(
 
 
 def candidates(planned: StagePrograms) -> Iterator[Candidate]:
-    """Changes of a stage's config, smallest first: those that change no number, then other meshes,
-    then other precision; then all of the first kind together with those of the others.
-    """
+    """Yields changes of a stage's config, smallest first. First come those that change no number,
+    then other meshes, then other precision; each kind alone, then with all before it."""
     # Keys that a config leaves out cannot be set on the command line.
     there = planned.run.config.model
     free = [
@@ -251,12 +250,12 @@ def _precision(planned: StagePrograms) -> Iterator[Candidate]:
 
 
 def _last_of_each(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The last candidate that sets each key: the one that changes it most."""
+    """Keeps the last candidate that sets each key: the one that changes it most."""
     return list({one.overrides[0][0]: one for one in candidates}.values())
 
 
 def _joined(what: str, parts: Sequence[Candidate]) -> Candidate:
-    """Several changes as one; of a key that two set, the later counts."""
+    """Joins several changes into one; where two set the same key, the later counts."""
     overrides: dict[str, str] = {}
     for part in parts:
         overrides |= dict(part.overrides)

@@ -69,7 +69,7 @@ def matrices(
     tokens: float,
     predicting: float | None = None,
 ) -> list[Product]:
-    """The products of `tokens` tokens with the weights of all layers, and with the head.
+    """Lists the products of `tokens` tokens with the weights of all layers, and with the head.
 
     Args:
       config: the model's shape.
@@ -113,7 +113,7 @@ def matrices(
 
 
 def _applied(product: Product, leaf: Any, train: Any) -> list[Product]:
-    """The product with a leaf: one, or with a low-rank pair its base's and two more."""
+    """Lists the products with a leaf: one, or with a low-rank pair its base's and two more."""
     if not isinstance(leaf, LowRank):
         # A node of another kind is made dense before it is applied; its parts train together or not
         # at all.
@@ -139,10 +139,9 @@ def _applied(product: Product, leaf: Any, train: Any) -> list[Product]:
 
 
 def attention(config: ModelConfig, rows: int, length: int) -> list[Product]:
-    """The two products of self-attention in all layers, as the forward pass computes them: of all
-    pairs of positions, or in blocks of queries with the keys up to the block's last (where no row
-    is split over devices).
-    """
+    """Lists the two products of self-attention in all layers, as the forward pass computes them.
+    They are of all pairs of positions, or of blocks of queries with the keys up to the block's last
+    (where no row is split over devices)."""
     group, heads = config.heads // config.kv_heads, rows * config.kv_heads
     keys = float(length)  # that a query meets, on average
     if config.attention_kernel == 'xla' and not 0 < config.attention_chunk < length:
@@ -164,8 +163,8 @@ def attention(config: ModelConfig, rows: int, length: int) -> list[Product]:
 def grouped_attention(
     config: ModelConfig, prompts: int, prompt_length: int, rows: int, length: int
 ) -> list[Product]:
-    """The products of prompts with themselves, and of `rows` completions, each with its prompt and
-    with itself."""
+    """Lists the products of attention with shared prompts. Each prompt attends to itself, each of
+    `rows` completions to its prompt and to itself."""
     apart = [*attention(config, prompts, prompt_length), *attention(config, rows, length)]
     to_prompts = [
         dataclasses.replace(p, needed=1.0, **{'columns' if p.wide else 'inner': prompt_length})
@@ -177,8 +176,8 @@ def grouped_attention(
 def cached_attention(
     config: ModelConfig, prompts: int, prompt_length: int, group: int, own_length: int
 ) -> list[Product]:
-    """The products of one decoding step: `group` rows of each prompt share its keys, and each has
-    room for `own_length` of its own."""
+    """Lists the attention products of one decoding step. `group` rows of each prompt share its
+    keys, and each has room for `own_length` of its own."""
     heads = config.heads // config.kv_heads
     parts = ((prompts, group * heads, prompt_length), (prompts * group, heads, own_length))
     axes = (None, None, None, 'kv_heads')
@@ -191,12 +190,12 @@ def cached_attention(
 
 
 def forward(products: Iterable[Product]) -> list[tuple[Product, float]]:
-    """Products with how often each runs in a forward pass: once."""
+    """Pairs each product with how often it runs in a forward pass: once."""
     return [(product, 1.0) for product in products]
 
 
 def training(config: ModelConfig, products: Iterable[Product]) -> list[tuple[Product, float]]:
-    """Products with how often each runs, or one of its size, in a forward and a backward pass.
+    """Pairs each product with how often a forward and a backward pass run it, or one of its size.
 
     The backward pass has one product per operand that gets a gradient, and the scores of attention
     once more. What else it recomputes depends on `remat` and on `logprob_chunk`; a block's last
@@ -226,19 +225,19 @@ def _recomputed(config: ModelConfig, product: Product) -> float:
 
 
 def flops(counted: Iterable[tuple[Product, float]]) -> float:
-    """Operations of all products, on all devices together."""
+    """Counts the operations of all products, on all devices together."""
     return sum(product.flops * times for product, times in counted)
 
 
 def useful(counted: Iterable[tuple[Product, float]], config: ModelConfig, train: bool) -> float:
-    """Operations that the result needs: nothing twice, and of self-attention only the half that is
-    not masked (for MFU)."""
+    """Counts the operations that the result needs, for MFU. Nothing counts twice, and of
+    self-attention only the half that is not masked."""
     once = ((p, times - (_recomputed(config, p) if train else 0)) for p, times in counted)
     return sum(p.flops * times * p.needed for p, times in once)
 
 
 def traffic(counted: Iterable[tuple[Product, float]], dtype: Any, ways: Mapping[str, int]) -> float:
-    """Bytes that one device reads and writes for its share of the products.
+    """Counts the bytes that one device reads and writes for its share of the products.
 
     Args:
       counted: products and how often each runs.

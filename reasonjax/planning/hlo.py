@@ -105,11 +105,11 @@ class Module:
     def collectives(
         self, devices: int, *, slices: int = 1, open_loops: float = 1
     ) -> list[Collective]:
-        """Every collective that sends something.
+        """Lists every collective that sends something.
 
         Args:
           devices: that the program runs on.
-          slices: their order is slice by slice.
+          slices: number of slices; devices are ordered slice by slice.
           open_loops: how often a loop runs whose end is found only while it runs.
         """
 
@@ -139,8 +139,8 @@ class Module:
         return [one for one in of(self.entry) if one.bytes]
 
     def trips(self, computation: str, loop: Instruction) -> int | None:
-        """How often a `while` runs: as the compiler wrote it down, or a counter that its condition
-        compares with a constant."""
+        """Returns how often a `while` runs, or None where the text does not tell. Reads what the
+        compiler wrote down, or a counter that the condition compares with a constant."""
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
         if known:
             return int(known[1])
@@ -160,8 +160,8 @@ class Module:
         return None if end is None else max(0, end - (begin or 0))
 
     def _inlined(self, computation: dict[str, Instruction]) -> Iterator[tuple[Instruction, object]]:
-        """Instructions of a condition, those of its fusions included, each with a way to say what
-        an operand is in the condition."""
+        """Yields the instructions of a condition, those of its fusions included. Each comes with a
+        function that finds an operand's instruction in the condition."""
         for instruction in computation.values():
             yield instruction, computation.get
             if instruction.operation in ('fusion', 'call'):
@@ -181,7 +181,7 @@ class Module:
     def _initial(
         self, computation: str, loop: Instruction, value: Instruction | None
     ) -> int | None:
-        """The integer a value of a condition has when the loop begins, if the text tells."""
+        """Returns the integer that a condition's value has when the loop begins, or None."""
         instructions = self.computations[computation]
         if value is not None and value.operation == 'get-tuple-element':
             state = instructions.get(loop.operands[0])
@@ -199,7 +199,7 @@ class Module:
         return int(value.operands[0])
 
     def _spread_channel(self, computation: str) -> str | None:
-        """The channel of a collective that is one piece of several in fusions, or None."""
+        """Returns the channel of a collective that is one piece of several in fusions, or None."""
         for instruction in self.computations.get(computation, {}).values():
             if (
                 'async_collective_fusion_config' in instruction.attributes
@@ -237,12 +237,12 @@ class Module:
 
 
 def total(collectives: Sequence[Collective]) -> float:
-    """Bytes of all of them."""
+    """Sums the bytes of collectives."""
     return sum(one.bytes for one in collectives)
 
 
 def by_kind(collectives: Sequence[Collective]) -> dict[str, dict[str, float]]:
-    """Kind -> how many times such an operation runs, and the bytes one device sends in them."""
+    """Returns kind -> how often such operations run, and the bytes one device sends in them."""
     summed: dict[str, dict[str, float]] = {}
     for one in collectives:
         entry = summed.setdefault(one.kind, {'times': 0.0, 'bytes': 0.0})
@@ -252,8 +252,8 @@ def by_kind(collectives: Sequence[Collective]) -> dict[str, dict[str, float]]:
 
 
 def type_bytes(text: str) -> float:
-    """Bytes of the arrays in a type such as 'f32[8,256]{1,0:T(8,128)}' or a tuple of them; without
-    padding."""
+    """Counts the bytes, without padding, of the arrays in a type. A type is
+    'f32[8,256]{1,0:T(8,128)}' or a tuple of such."""
     return sum(
         _width(dtype) * math.prod(map(int, filter(None, shape.split(','))))
         for dtype, shape in _ARRAY.findall(text)
@@ -261,8 +261,8 @@ def type_bytes(text: str) -> float:
 
 
 def replica_groups(attributes: str, devices: int) -> np.ndarray:
-    """The groups of a collective as [groups, devices of each], from any of the three ways they are
-    written; empty means all together."""
+    """Reads the groups of a collective as [groups, devices of each]. There are three ways to write
+    them; empty means all devices together."""
     mesh, iota, listed = (
         pattern.search(attributes) for pattern in (_MESH_GROUPS, _IOTA_GROUPS, _LISTED_GROUPS)
     )
@@ -311,7 +311,7 @@ def _instruction(name: str, rest: str) -> Instruction:
 
 
 def _type_end(rest: str) -> int:
-    """Where the type ends: a tuple's closing bracket, or the first blank outside braces."""
+    """Finds where the type ends: after a tuple's closing bracket, or at the first blank."""
     if rest.startswith('('):
         return _closing(rest, 1) + 1
     return rest.find(' ') if ' ' in rest else len(rest)

@@ -191,7 +191,7 @@ def compiled(program: Program, planned: StagePrograms, where: Topology) -> Compi
 
 
 def _kinds(kinds: dict, held: dict) -> dict:
-    """Kind -> bytes, of arguments and of what is held besides."""
+    """Returns kind -> bytes, of arguments and of what is held besides."""
     return {
         kind: kinds.get(kind, 0.0) + held.get(kind, 0.0)
         for kind in ('parameters', 'optimiser', 'incoming', 'cache', 'batch')
@@ -226,8 +226,8 @@ def _bound(program: Program, planned: StagePrograms, where: Topology, text: str)
 
 
 def compile_text(function: Any, arguments: tuple, dump: bool) -> tuple[Any, str] | float:
-    """Compiles, and returns the compiler's memory statistics with the program's text; or the bytes
-    it needs, where they are too many.
+    """Compiles a program; returns the compiler's memory statistics and the program's text. Where
+    memory is too small, returns the bytes that the program needs.
 
     Args:
       function: jitted.
@@ -254,25 +254,25 @@ def compile_text(function: Any, arguments: tuple, dump: bool) -> tuple[Any, str]
 
 
 def bytes_needed(message: str) -> float | None:
-    """Bytes of one device that a program needs, from the compiler's message that they are too many;
-    None where it says something else."""
+    """Reads the bytes that a program needs on one device from an out-of-memory message. None for
+    other messages."""
     number = next((match for pattern in OUT_OF_MEMORY if (match := pattern.search(message))), None)
     return None if number is None else float(number[1]) * UNITS[number[2]]
 
 
 def as_json(one: Compiled) -> dict:
-    """Fields of a program, infinities as null."""
+    """Returns the fields of a program for JSON, infinities as null."""
     return {
         name: finite(value) for name, value in dataclasses.asdict(one).items() if name != 'name'
     }
 
 
 def finite(value: Any) -> Any:
-    """JSON has no infinity."""
+    """Replaces an infinite value by None, as JSON has no infinity."""
     return None if isinstance(value, float) and math.isinf(value) else value
 
 
 def peak_host_bytes() -> int:
-    """Most memory that this process has used so far."""
+    """Returns the most memory, in bytes, that this process has used so far."""
     unit = 1 if sys.platform == 'darwin' else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

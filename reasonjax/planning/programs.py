@@ -78,7 +78,7 @@ class Program(NamedTuple):
     tokens: int
 
     def work(self, run: Run) -> list[Work]:
-        """What one device does, phase by phase."""
+        """Returns the work of one device, phase by phase."""
         dtype, devices = run.model.compute_dtype, run.mesh.size
         works = [
             Work(flops.flops(p) / devices, flops.traffic(p, dtype, ways_of(mesh.shape)))
@@ -88,8 +88,8 @@ class Program(NamedTuple):
 
 
 def ways_of(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Logical axis -> over how many devices it is split where products are computed; weights are
-    gathered along 'embed' first."""
+    """Returns logical axis -> number of devices that split it where products are computed. Weights
+    are gathered along 'embed' first."""
     ways = {
         axis: math.prod(sizes[m] for m in axes)
         for axis, axes in layout.RULES.items()
@@ -100,8 +100,7 @@ def ways_of(sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def plan_run(config: ml_collections.ConfigDict, devices: list) -> Run:
-    """What a run of this config shares, on devices that need not be here; reads no file of weights
-    or data.
+    """Builds the run of a config on devices that need not be here; reads no weights or data.
 
     Raises:
       UserError: a vocabulary whose size nothing tells, or a mesh that does not fit the devices.
@@ -119,7 +118,7 @@ def plan_run(config: ml_collections.ConfigDict, devices: list) -> Run:
 
 
 def planned_stage(config: ml_collections.ConfigDict, name: str = '') -> Stage:
-    """The stage of that name, by default the last that reinforces, or else the last that trains.
+    """Returns the training stage of this name, by default the last online one or else the last.
 
     Raises:
       UserError: no such stage, or none that trains.
@@ -139,7 +138,7 @@ class StagePrograms(StageShapes):
     """The programs of one stage; see `StageShapes`."""
 
     def programs(self, names: tuple[str, ...] = ()) -> Iterator[Program]:
-        """The programs of these names, by default all there are."""
+        """Yields the programs of these names, by default all of the stage."""
         for name in names or PROGRAMS[self.settings.kind]:
             yield getattr(self, f'_{name}')()
 
@@ -250,7 +249,7 @@ class StagePrograms(StageShapes):
         mesh: Any,
         tokens: int,
     ) -> Program:
-        """A program without a backward pass."""
+        """Builds a program without a backward pass."""
         held = {'optimiser': self.state.optimizer, 'incoming': self.incoming}
         useful = flops.useful(counted, self.run.model, False)
         return Program(
@@ -258,8 +257,8 @@ class StagePrograms(StageShapes):
         )
 
     def _iteration(self) -> Program:
-        """Sampling, scoring and all updates as one program; what happens on the host in between,
-        the rewards, is an argument."""
+        """Builds sampling, scoring and all updates as one program. The rewards, which the host
+        computes in between, are an argument."""
         c, prompts = self.settings, self._prompts(self.run.mesh, self.settings.num_prompts)
         shape, home = (c.num_prompts, c.num_generations), meshes.batch_sharding
         rewards = jax.ShapeDtypeStruct(shape, np.float32, sharding=home(shape, self.run.mesh))
@@ -344,7 +343,7 @@ class StagePrograms(StageShapes):
         return weights + flops.attention(self.run.model, rows, length)
 
     def _read(self, rows: int) -> list[flops.Product]:
-        """The products of a forward pass over a batch of this many rows."""
+        """Lists the products of a forward pass over a batch of `rows` rows."""
         if not self.layout.share_prompts:
             return self._products(rows, self.length)
         c, model = self.settings, self.run.model
@@ -376,8 +375,8 @@ class StagePrograms(StageShapes):
         return [(product, float(c.max_completion_length)) for product in weights + cached]
 
     def _of_optimiser(self) -> float:
-        """Bytes of one update besides products: gradients are read, parameters and moments read and
-        written; micro-batches are added up."""
+        """Counts the bytes of one update besides products. Gradients are read, parameters and
+        moments read and written, micro-batches added up."""
         trainable, moments = (
             shapes.bytes_of(tree) for tree in (self.state.trainable, self.state.optimizer)
         )

@@ -205,7 +205,7 @@ def _collective_rows(name: str, one: Mapping) -> list[dict[str, str]]:
 
 
 def _origin(source: str) -> str:
-    """The end of the name the compiler gives an operation, which says most."""
+    """Returns the end of the name the compiler gives an operation, which says most."""
     parts = [
         part
         for part in source.split('/')
@@ -215,7 +215,7 @@ def _origin(source: str) -> str:
 
 
 def _turned(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """Rows with a column for each program: what there is to say of one is more than there are."""
+    """Transposes rows, to a column for each program: there are more labels than programs."""
     labels = [
         label
         for label in dict.fromkeys(label for row in rows for label in row)
@@ -242,7 +242,7 @@ def _print(console: rich.console.Console, title: str, rows: Sequence[Mapping[str
 
 
 def _size(number: float) -> str:
-    """Bytes as memory is counted."""
+    """Formats bytes in GiB or MiB."""
     return f'{number / 2**30:.2f} GiB' if number >= 2**29 else f'{number / 2**20:.1f} MiB'
 
 
@@ -257,6 +257,6 @@ def _seconds(number: float) -> str:
 
 
 def _number(number: float) -> str:
-    """Three digits and a prefix: 1.23 T."""
+    """Formats a number with three digits and a prefix: 1.23 T."""
     power = min(6, int(math.log10(number) // 3)) if number >= 1 else 0
     return f'{number / 1000**power:.3g} {" kMGTPE"[power]}'.strip()

@@ -36,7 +36,7 @@ class Roofline(NamedTuple):
 
 
 def roofline(chip: Chip, phases: Sequence[Work], sent: float, sent_across: float) -> Roofline:
-    """The bound of a program whose phases follow one another, while within one everything overlaps.
+    """Returns the bound of a program whose phases run in turn, with full overlap within a phase.
 
     Args:
       chip: its peaks, shared by its devices.

@@ -29,7 +29,7 @@ class Blank:
 
 
 def vocabulary(config: ml_collections.ConfigDict) -> int:
-    """The model's vocabulary: as the config says, or else the tokenizer's.
+    """Returns the size of the model's vocabulary: as the config says, or else the tokenizer's.
 
     Raises:
       UserError: neither is there.
@@ -49,7 +49,7 @@ def vocabulary(config: ml_collections.ConfigDict) -> int:
 
 
 def inherited(specs: Any, incoming: Any, params: Any, trains: Any) -> Any:
-    """Which arrays of `params` are those that the stage found, untouched: the same memory.
+    """Finds which arrays of `params` are incoming ones, untouched: the same memory.
 
     Args:
       specs: the spec tree.
@@ -75,8 +75,7 @@ def inherited(specs: Any, incoming: Any, params: Any, trains: Any) -> Any:
 
 
 def apart(specs: Any, incoming: Any, depths: Any) -> Any:
-    """The part of the incoming parameters that shares no memory with the stage's own; None
-    elsewhere."""
+    """Returns incoming parameters that share no memory with the stage's own; None elsewhere."""
     return jax.tree.map(
         lambda _, leaf, depth: leaf if depth < 0 else None,
         specs,
@@ -87,7 +86,7 @@ def apart(specs: Any, incoming: Any, depths: Any) -> Any:
 
 
 def joined(specs: Any, apart: Any, params: Any, depths: Any) -> Any:
-    """Incoming parameters again, of what `apart` has and what `params` shares."""
+    """Rebuilds the incoming parameters, from what `apart` has and what `params` shares."""
 
     def pick(spec: Any, own: Any, leaf: Any, depth: int) -> Any:
         for _ in range(depth):
@@ -98,12 +97,12 @@ def joined(specs: Any, apart: Any, params: Any, depths: Any) -> Any:
 
 
 def shardings(tree: Any) -> Any:
-    """Where the shapes of a tree live."""
+    """Returns the shardings of a tree of shapes."""
     return jax.tree.map(lambda x: x.sharding, tree)
 
 
 def bytes_of(tree: Any) -> int:
-    """Bytes that one device holds of shapes with shardings; without the padding of layouts."""
+    """Counts the bytes that one device holds of shapes with shardings, without layout padding."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * _itemsize(x.dtype)
         for x in jax.tree.leaves(tree)

@@ -110,14 +110,14 @@ class StageShapes:
         )
 
     def tokens(self, rows: int) -> int:
-        """Tokens that are read to train on this many rows: shared prompts once."""
+        """Counts the tokens that are read to train on `rows` rows: shared prompts once."""
         c = self.settings
         if not self.layout.share_prompts:
             return rows * self.length
         return self._shared(rows) * c.data.max_prompt_length + rows * c.max_completion_length
 
     def _shared(self, rows: int) -> int:
-        """Prompts beside this many rows."""
+        """Counts the prompts that are read beside `rows` rows."""
         return rows // self.settings.num_generations * self.layout.copies
 
     def _batch(self, rows: int) -> dict:

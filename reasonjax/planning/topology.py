@@ -144,8 +144,8 @@ def _check(topology: Topology) -> None:
 
 
 def shapes(chip: Chip) -> list[tuple[int, ...]]:
-    """The shapes a slice comes in: powers of two up to 16x16, or in three dimensions multiples of
-    four (below that 1 and 2)."""
+    """Lists the shapes a slice comes in. They are powers of two up to 16x16, or in three dimensions
+    multiples of four (below that 1 and 2)."""
     if chip.axes == 2:
         return [
             (a, b)
@@ -169,7 +169,7 @@ def _distance(shape: tuple[int, ...], other: tuple[int, ...]) -> float:
 
 
 def devices(topology: Topology) -> list[Any]:
-    """Devices to compile for; they cannot run anything, unless they are the host's own.
+    """Returns devices to compile for; they cannot run anything, unless they are the host's own.
 
     Raises:
       UserError: the TPU compiler is not installed, it knows no such slice, or this process has
@@ -211,8 +211,8 @@ def _host_devices(number: int) -> list[Any]:
 
 
 def _quiet() -> None:
-    """Has the compiler not look for a TPU, whose absence it would report at length, nor lock out
-    other processes that only compile."""
+    """Keeps the compiler from looking for a TPU and from locking out other processes. It would
+    report a missing TPU at length, and stop processes that only compile."""
     defaults = {
         'TPU_SKIP_MDS_QUERY': '1',
         'TPU_WORKER_HOSTNAMES': 'localhost',

@@ -86,8 +86,8 @@ class _Axis:
         self._records = records
 
     def series(self, keys: Sequence[str], stage: str | None = None) -> np.ndarray:
-        """[N, 1 + len(keys)]: position and values of the records that have the first key; nan where
-        one lacks another."""
+        """Returns position and values of records, [N, 1 + len(keys)]. These are the records that
+        have the first key; nan where one lacks another."""
         rows = [
             (
                 self.start[r['stage']] + r['step'] / max(self.steps[r['stage']], 1),
@@ -101,8 +101,8 @@ class _Axis:
         )
 
     def ticks(self) -> tuple[list[float], list[str]]:
-        """Positions and labels: the first, middle and last step of a stage; of many stages only the
-        last."""
+        """Returns positions and labels of ticks: the first, middle and last step of a stage. Of
+        many stages only the last step."""
         positions, labels = [0.0], ['0']
         for stage, steps in self.steps.items():
             if not steps:
@@ -146,7 +146,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _draw(chart: Chart, records: Sequence[Mapping[str, Any]]) -> str:
-    """The chart as an SVG element in a figure, or '' where no record has its metrics."""
+    """Draws a chart as an SVG element in a figure; returns '' where no record has its metrics."""
     axis = _Axis(records, [curve.key for curve in chart.curves])
     present = [curve for curve in chart.curves if len(axis.series([curve.key]))]
     if not present:

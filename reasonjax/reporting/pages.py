@@ -53,13 +53,13 @@ def write(target: str | os.PathLike, title: str, parts: Sequence[str]) -> pathli
 
 
 def section(title: str, body: str) -> str:
-    """A titled part of a page; `title` is plain text, `body` HTML."""
+    """Builds a titled part of a page; `title` is plain text, `body` HTML."""
     return f'<section><h2>{html.escape(title)}</h2>{body}</section>'
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: bool = False) -> str:
-    """Cells are HTML already. The wrapper scrolls, so a wide table does not widen the page of a
-    phone."""
+    """Builds an HTML table from cells that are HTML already. The wrapper scrolls, so a wide table
+    does not widen the page of a phone."""
     return (
         f'<div class="wide"><table{" class=numeric" if numeric else ""}><thead><tr>'
         + ''.join(f'<th>{name}</th>' for name in head)
@@ -70,14 +70,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: bool =
 
 
 def number(value: Any, digits: int) -> str:
-    """A number with thousands set apart; a dash where there is none."""
+    """Formats a number with thousands set apart; a dash where there is none."""
     if isinstance(value, int | float):
         return f'{value:,.{digits}f}'
     return '–' if value is None else html.escape(str(value))
 
 
 def style(salt: str, ink: str = INK) -> contextlib.AbstractContextManager:
-    """Matplotlib's settings for a figure, for the time of a `with` block.
+    """Applies matplotlib's settings for a figure, for the time of a `with` block.
 
     Args:
       salt: what the names inside an SVG are drawn from: figures of one page need different ones.
@@ -101,15 +101,15 @@ def style(salt: str, ink: str = INK) -> contextlib.AbstractContextManager:
 
 
 def frame(plot: Any, grid: str, ink: str = INK) -> None:
-    """Axes left and below, and thin lines across: `grid` is 'x', 'y' or 'both'."""
+    """Draws axes left and below, and thin lines across: `grid` is 'x', 'y' or 'both'."""
     plot.spines[['top', 'right']].set_visible(False)
     plot.grid(axis=grid, color=ink, alpha=0.25, linewidth=0.6)
     plot.set_axisbelow(True)
 
 
 def figure(title: str, drawn: matplotlib.figure.Figure) -> str:
-    """A drawing made under `style(title)` as an SVG element in an HTML figure; call it under the
-    same settings."""
+    """Renders a drawing as an SVG element in an HTML figure. The drawing and this call need the
+    same `style(title)`."""
     matplotlib.backends.backend_svg.FigureCanvasSVG(drawn)
     buffer = io.StringIO()
     drawn.savefig(buffer, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})

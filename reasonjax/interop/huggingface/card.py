@@ -61,7 +61,7 @@ def render(
     stage: str = '',
     provenance: Sequence[str] = (),
 ) -> str:
-    """The text of README.md.
+    """Returns the text of a model card, README.md.
 
     Args:
       name: of the export.
@@ -92,7 +92,7 @@ def render(
 
 
 def hub_name(folder: Folder) -> str:
-    """What the Hub calls the model of a folder in its cache; '' for a folder elsewhere."""
+    """Returns the Hub's name of a model in the Hub's cache; '' for a folder elsewhere."""
     match = HUB_CACHE.search(str(folder.path))
     return f'{match["owner"]}/{match["name"]}' if match else ''
 
@@ -102,7 +102,7 @@ def _name_of(folder: Folder) -> str:
 
 
 def _lineage(workdir: pathlib.Path, stage: str) -> list[Made]:
-    """The runs that led to a model, the first one first; those that are gone are left out."""
+    """Lists the runs that led to a model, the first one first; deleted runs are left out."""
     runs: list[Made] = []
     # Left out is also where a chain comes back to a run that is in it.
     while (workdir / 'config.json').is_file() and all(
@@ -119,7 +119,7 @@ def _lineage(workdir: pathlib.Path, stage: str) -> list[Made]:
 
 
 def _stages(run: Made) -> list:
-    """Its stages, up to the one that counts."""
+    """Lists the stages of a run, up to the one that gave the model."""
     every = stages_of(run.config, run.workdir)
     names = [stage.name for stage in every]
     return every[: names.index(run.stage) + 1] if run.stage in names else every
@@ -149,7 +149,7 @@ def _front_matter(folder: Folder | None, runs: Sequence[Made], adapter: bool) ->
 
 
 def _license(folder: Folder) -> dict[str, str]:
-    """The licence that the base's own card states."""
+    """Reads the licence that the base model's own card states."""
     file = folder.path / 'README.md'
     parts = (
         files.read_bytes(file).decode('utf-8', 'replace').split('---', 2) if file.is_file() else []
@@ -182,7 +182,7 @@ def _results(runs: Sequence[Made]) -> list[str]:
 
 
 def _told(run: Made) -> list[str]:
-    """Stages, data, seed, environment and config of one run."""
+    """Describes the stages, data, seed, environment and config of one run."""
     config = run.config
     rows = [[stage.name, *_stage_row(stage.config)] for stage in _stages(run)]
     environment = _json(run.workdir / 'environment.json')
@@ -227,7 +227,7 @@ def _stage_row(settings: ml_collections.ConfigDict) -> list[str]:
 
 
 def _call(node: Mapping[str, Any]) -> str:
-    """A function node as a call, without knobs that are empty."""
+    """Formats a function node as a call, without knobs that are empty."""
     return f'{node["name"]}({", ".join(f"{k}={v!r}" for k, v in node.items() if k != "name" and v not in (None, "", ()))})'
 
 
@@ -241,7 +241,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _json(path: pathlib.Path) -> dict:
-    """What a file holds that a card can do without: {} where it is not there, or damaged."""
+    """Reads a JSON file that a card can do without; {} where the file is missing or damaged."""
     try:
         return files.json_object(path) if path.is_file() else {}
     except UserError as error:

@@ -31,7 +31,7 @@ OPTIONS = {
 
 
 def check(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> str:
-    """Returns what is to be converted, a key of `OPTIONS`; touches no device.
+    """Returns the kind of the folder to convert, a key of `OPTIONS`; touches no device.
 
     Raises:
       UserError: nothing that can be converted there, or options that do not fit it.
@@ -62,7 +62,7 @@ def check(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> str:
 
 
 def run(options: argparse.Namespace, overrides: list[tuple[str, str]], kind: str) -> None:
-    """Converts; `options` are those of `reasonjax.convert`, `kind` is what `check` returned."""
+    """Converts a folder; `options` are those of `reasonjax.convert`, `kind` comes from `check`."""
     source, target = expanded(options.source), expanded(options.target)
     provenance = [
         f'Exported with `python -m reasonjax.convert {options.command}` (reasonjax {__version__}).'
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace, overrides: list[tuple[str, str]], kind: str
 
 
 def kind_of(source: pathlib.Path) -> str:
-    """What a folder holds: a key of `OPTIONS`.
+    """Returns the kind of a folder, a key of `OPTIONS`.
 
     Raises:
       UserError: no folder, none of these, or two of them.
@@ -182,8 +182,8 @@ def _import_model(
 def _keeping(
     folder: pathlib.Path, dtype: str, overrides: list[tuple[str, str]], location: str
 ) -> ml_collections.ConfigDict:
-    """The config of a run whose only stage keeps a folder's parameters as they are, in `dtype` (''
-    for the folder's own)."""
+    """Builds the config of a run whose only stage keeps a folder's parameters as they are. `dtype`
+    is '' for the folder's own."""
     known = read_folder(folder).config
     dtype = dtype or str(known.get('dtype') or known.get('torch_dtype') or 'float32')
     # Found wherever the run is opened from.

@@ -173,7 +173,7 @@ def prepare(
 
 
 def check_one_process() -> None:
-    """Raises UserError where there are several."""
+    """Raises UserError where there are several processes."""
     if jax.process_count() > 1:
         raise UserError(
             'an export is written by one process: leave out --distributed or --coordinator, and '
@@ -192,8 +192,8 @@ def check_new(output: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def unfinished(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder beside `output` that takes its name when all went well; what a kill left of an
-    earlier one is removed."""
+    """Yields a temporary folder that is renamed to `output` on success. One that a killed process
+    left is removed."""
     path = output.with_name(f'{output.name}.unfinished')
     output.parent.mkdir(parents=True, exist_ok=True)
     with locks.hold(output, path.with_name(f'{path.name}{locks.NAME}')):
@@ -207,11 +207,10 @@ def unfinished(output: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def base_of(config: ml_collections.ConfigDict) -> pathlib.Path | None:
-    """The Hugging Face folder that a run, or the run it continues, started with; None for fresh
-    parameters.
+    """Returns the Hugging Face folder that a chain of runs began with; None for fresh parameters.
 
     Raises:
-      UserError: the folder, or a run on the way to it, is gone, or the way leads round in a circle.
+      UserError: the folder, or a run on the way to it, is gone, or the runs form a circle.
     """
     passed: list[pathlib.Path] = []
     while config.init:
@@ -235,7 +234,7 @@ def base_of(config: ml_collections.ConfigDict) -> pathlib.Path | None:
 
 
 def has_adapters(params: Any) -> bool:
-    """Whether any leaf has a low-rank pair over it."""
+    """Checks whether any leaf has a low-rank pair over it."""
     return any(isinstance(leaf, LowRank) for leaf in jax.tree.leaves(params, is_leaf=is_weight))
 
 
@@ -252,7 +251,7 @@ def _one_or_more(ids: Sequence[int]) -> int | list[int]:
 
 
 def _without_grown_rows(run: Run, folder: Folder | None) -> tuple[ModelConfig, list[str]]:
-    """The model's shape without the rows that only training has, and what these stand for."""
+    """Returns the model's shape without rows that only training has, and what those stand for."""
     rows = folder.fields['vocab_size'] if folder else run.model.vocab_size
     special = {run.tokenizer.pad_id: 'PAD', run.tokenizer.mask_id: 'mask'}
     grown = range(rows, max(rows, run.model.vocab_size))
@@ -325,8 +324,8 @@ def _check_only_adapted(folder: Folder, model: ModelConfig, params: Any, report:
 
 
 def _save_tokenizer(run: Run, folder: Folder | None, path: pathlib.Path) -> None:
-    """The run's tokenizer; the base's own files where the run reads the SentencePiece model that
-    they were made of."""
+    """Saves the run's tokenizer, or copies the base's own files. These are copied where the run
+    reads the SentencePiece model that they were made of."""
     model = folder.path / 'tokenizer.model' if folder else None
     known = hashlib.sha256(model.read_bytes()).hexdigest() if model and model.is_file() else None
     if isinstance(run.tokenizer, SentencePiece) and run.tokenizer.digest == known:

@@ -101,8 +101,8 @@ def _as_stored(wanted: Wanted, leaves: dict[str, Any], dtype: str) -> np.ndarray
 
 @functools.partial(jax.jit, static_argnames='dtype')
 def _at(leaf: Any, index: tuple[int, ...], dtype: str) -> jax.Array:
-    """One layer (and expert) of a leaf, merged. Compiled once per leaf: plain indexing would
-    compile once per index."""
+    """Merges one layer (and expert) of a leaf. Compiled once per leaf: plain indexing would compile
+    once per index."""
     return merge(jax.tree.map(lambda x: x[index], leaf)).astype(dtype)
 
 
@@ -112,7 +112,7 @@ def differing(
     params: Any,
     report: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[str]:
-    """Tensors of a folder that parameters hold other values for, by name.
+    """Lists the names of a folder's tensors whose values differ from the parameters.
 
     Args:
       folder: see `pretrained.read_folder`.
@@ -150,7 +150,7 @@ def differing(
 
 
 def transformers_config(family: Family, config: ModelConfig, like: dict | None = None) -> Any:
-    """The transformers config of a model, which reads back as the same shape.
+    """Builds the transformers config of a model, which reads back as the same shape.
 
     Args:
       family: that is to hold it.
@@ -205,10 +205,10 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The first family that can hold a model exactly.
+    """Returns the first family that can hold a model exactly.
 
     Raises:
-      UserError: none can; says why of each.
+      UserError: no family can; the message says why of each.
     """
     reasons = []
     for family in FAMILIES:

@@ -110,13 +110,12 @@ def _check_number(file: pathlib.Path, name: str, value: Any) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a JSON value is a number that can be computed with: no truth value, not infinite, not
-    nan."""
+    """Checks whether a JSON value is a number to compute with: no bool, not infinite, not nan."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def check_fields(path: pathlib.Path, fields: Mapping[str, Any]) -> None:
-    """Checks what reading a folder's config gave: fields of `ModelConfig`.
+    """Checks fields of `ModelConfig` that were read from a folder's config.
 
     Raises:
       UserError: a value that is not within its bound, or numbers that cannot be a model.

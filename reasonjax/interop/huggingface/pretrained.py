@@ -90,7 +90,7 @@ def read_folder(path: str | pathlib.Path) -> Folder:
 
 
 def read_json(file: pathlib.Path) -> dict:
-    """A file that holds a JSON object."""
+    """Reads the JSON object in a file of a model folder."""
     if not os.path.lexists(file):
         raise UserError(
             f'{file.parent}: no {file.name}; a Hugging Face model folder has config.json, '
@@ -125,7 +125,7 @@ class Wanted(NamedTuple):
 
 
 def wanted_tensors(family: Family, config: ModelConfig) -> dict[str, Wanted]:
-    """Every tensor that a folder of this model holds, by name."""
+    """Returns every tensor that a folder of this model holds, by name."""
     return {
         tensor.name.format(*index): Wanted(tensor, index)
         for tensor in tensors(family, config)
@@ -184,7 +184,7 @@ def check_tensors(
 
 
 def grows(tensor: Tensor) -> bool:
-    """Whether a tensor has a row for every token."""
+    """Checks whether a tensor has a row for every token of the vocabulary."""
     return tensor.parts[0] in ('embed', 'head')
 
 
@@ -320,7 +320,7 @@ def _pieces(tensor: Tensor, stored: Stored) -> Iterator[tuple[str, int, np.ndarr
 def _on_mesh(
     rows: np.ndarray, leaf: spec.Spec, transposed: bool, mesh: jax.sharding.Mesh
 ) -> jax.Array:
-    """Puts a piece where the part of the leaf that it becomes lives."""
+    """Places a piece on the devices that hold its part of the leaf."""
     axes = leaf.axes[-rows.ndim :]
     sharding = meshes.placed(tuple(reversed(axes)) if transposed else axes, rows.shape, mesh)
     return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])

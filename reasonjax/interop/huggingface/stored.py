@@ -33,11 +33,11 @@ class Stored(NamedTuple):
 
 
 def stored_tensors(path: pathlib.Path) -> dict[str, Stored]:
-    """The tensors of a folder, from the headers of its safetensors files.
+    """Returns the tensors of a folder, from the headers of its safetensors files.
 
     Raises:
-      UserError: no such files, only pickled ones, a broken one, one that the index names and is not
-        there, or a tensor that is there twice.
+      UserError: no such files, only pickled ones, a broken one, one that the index names and that
+        is missing, or a tensor that is there twice.
     """
     index = path / INDEX
     if os.path.lexists(index):
@@ -68,7 +68,7 @@ def stored_tensors(path: pathlib.Path) -> dict[str, Stored]:
 
 
 def _indexed(index: pathlib.Path) -> list[pathlib.Path]:
-    """The files that an index names; all of them are in its folder."""
+    """Lists the files that an index names; raises UserError unless all are in its folder."""
     weight_map = json_object(index).get('weight_map')
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f'{index}: no "weight_map" from tensors to files.')
@@ -95,8 +95,8 @@ def _indexed(index: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _is_inside(folder: pathlib.Path, name: str) -> bool:
-    """Whether a name stays in a folder. The file itself may be a link to elsewhere, as all files in
-    the Hub's cache are."""
+    """Checks whether a name stays in a folder. The file itself may be a link to elsewhere, as all
+    files in the Hub's cache are."""
     parts = pathlib.PurePath(name).parts
     if (
         not parts
@@ -110,7 +110,7 @@ def _is_inside(folder: pathlib.Path, name: str) -> bool:
 
 
 def tensors_of(file: pathlib.Path) -> dict[str, Stored]:
-    """The tensors of a safetensors file.
+    """Returns the tensors of a safetensors file, from its header.
 
     Raises:
       UserError: no file, not readable, damaged, or tensors of another dtype.
@@ -153,8 +153,8 @@ def tensors_of(file: pathlib.Path) -> dict[str, Stored]:
 
 
 def _distinct(pairs: list[tuple[str, Any]], file: pathlib.Path) -> dict[str, Any]:
-    """An object of a header; of a name that comes twice, the library has looked at one entry
-    only."""
+    """Builds an object of a header; raises UserError where a name comes twice. Of such a name the
+    library has looked at one entry only."""
     entries = dict(pairs)
     if len(entries) < len(pairs):
         names = [name for name, _ in pairs]
@@ -167,15 +167,14 @@ def _distinct(pairs: list[tuple[str, Any]], file: pathlib.Path) -> dict[str, Any
 
 
 def layers_of(names: Any) -> int:
-    """How many layers tensors of these names belong to, counted from 0; 0 where none belongs to
-    any."""
+    """Counts the layers that tensors of these names belong to: the highest number plus 1, or 0."""
     numbers = (re.search(r'\.layers\.(\d{1,9})\.', name) for name in names)
     return max((int(number[1]) + 1 for number in numbers if number), default=0)
 
 
 def read_rows(stored: Stored, first: int, last: int) -> np.ndarray:
-    """Rows of a stored tensor. Read, not mapped: mapped pages count as memory of the process, for
-    as long as the file is open."""
+    """Reads rows of a stored tensor. The file is not mapped: mapped pages count as memory of the
+    process, for as long as the file is open."""
     width = stored.nbytes // stored.shape[0]
     raw = np.fromfile(
         stored.file, np.uint8, (last - first) * width, offset=stored.offset + first * width

@@ -23,7 +23,7 @@ MISSING = 'reasonjax.interop.lm_eval needs lm-evaluation-harness: pip install "r
 
 
 def __getattr__(name: str) -> Any:
-    """What needs jax and lm_eval is imported when it is asked for, not for `--help`."""
+    """Imports what needs jax and lm_eval when it is asked for, not for `--help`."""
     if name.startswith('__'):
         raise AttributeError(name)
     # Not `from reasonjax.interop.lm_eval import model`, which looks here for it first.

@@ -146,8 +146,8 @@ class Harness(TemplateLM):
     def create_from_arg_obj(
         cls, arg_dict: dict, additional_config: dict | None = None
     ) -> 'Harness':
-        """What lm_eval calls with `--model_args` and, in `additional_config`, its options of the
-        same names; the first win."""
+        """Builds a harness from `--model_args`, as lm_eval calls it. `additional_config` has
+        lm_eval's options of the same names; `--model_args` wins."""
         given = read_arguments(arg_dict, additional_config)
         if 'workdir' not in given:
             raise UserError('--model_args: needs workdir=FOLDER, the workdir of a run.')
@@ -159,7 +159,7 @@ class Harness(TemplateLM):
     def create_from_arg_string(
         cls, arg_string: str, additional_config: dict | None = None
     ) -> 'Harness':
-        """The same from 'workdir=runs/x,stage=sft'."""
+        """Builds a harness from a text such as 'workdir=runs/x,stage=sft'."""
         return cls.create_from_arg_obj(
             utils.simple_parse_args_string(arg_string), additional_config
         )
@@ -179,8 +179,8 @@ class Harness(TemplateLM):
         return f'{self._run.config.tokenizer.name}-{self.tokenizer.fingerprint()[:16]}'
 
     def get_model_info(self) -> dict:
-        """What the results say of the model, under `config`; `truncated` counts requests that were
-        cut, `without_tokens` empty ones."""
+        """Describes the model for the results, under `config`. `truncated` counts requests that
+        were cut, `without_tokens` empty ones."""
         origin = {
             'workdir': str(self._run.workdir),
             'stage': self._origin[0],
@@ -196,8 +196,8 @@ class Harness(TemplateLM):
         return origin | shape | {'max_length': self.max_length, 'generation_seed': self._seed}
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """For the results: the template's source, or how it renders a message where there is no
-        source to show."""
+        """Returns the template's source, for the results. Where there is no source to show, returns
+        how it renders a message."""
         if not chat_template:
             return None
         if isinstance(chat_template, str):
@@ -228,8 +228,8 @@ class Harness(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Ids of a text, with BOS in front unless `add_special_tokens` is False, the tokenizer puts
-        none or the text has one already."""
+        """Returns the ids of a text. BOS is in front unless `add_special_tokens` is False, the
+        tokenizer puts none or the text has one already."""
         ids, bos = self.tokenizer.encode(string), self.tokenizer.bos_id
         if add_special_tokens is False or not self._add_bos or bos is None or ids[:1] == [bos]:
             return ids
@@ -297,8 +297,8 @@ class Harness(TemplateLM):
         return rows_of.Document(np.array(tokens, np.int32), weights)
 
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
-        """Log-prob in nats of whole texts, each token once, in windows of `max_length`; the first
-        is given BOS (or EOS), never twice."""
+        """Returns the log-probs in nats of whole texts, each token scored once. Windows have
+        `max_length` tokens; the first is given BOS (or EOS), never twice."""
         windows, owners = [], []
         for i, request in enumerate(requests):
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
@@ -318,10 +318,10 @@ class Harness(TemplateLM):
         return totals
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
-        """Answers to (context, generation settings), each cut before the first of its `until`
-        strings; see `request_of`.
+        """Answers requests (context, generation settings); see `request_of`. Each answer is cut
+        before the first of its `until` strings.
 
-        A stop string that is one id ends the answer there. One that is several does not: the answer
+        A stop string that is one id ends the answer there. One of several ids does not: the answer
         is cut when it is done.
         """
         groups: dict[str, list[int]] = {}
@@ -373,8 +373,8 @@ class Harness(TemplateLM):
     def _chunks(
         self, lengths: list[int], members: Sequence[int], mesh: jax.sharding.Mesh
     ) -> Iterator[tuple[list[int], list[int]]]:
-        """Batches, the longest members first (what is too large fails at once), and each filled
-        with repeats to the size of all."""
+        """Yields batches, each filled with repeats to the size of all. The longest members come
+        first: what is too large fails at once."""
         order = [i for _, i in sorted(zip(lengths, members), key=lambda pair: -pair[0])]
         size = meshes.filled(max(1, min(self.batch_size, len(members))), mesh)
         for first in range(0, len(order), size):
@@ -389,7 +389,7 @@ class Harness(TemplateLM):
 
 
 def cut_at(text: str, until: Sequence[str]) -> str:
-    """The text before the first place where any of the stop strings begins."""
+    """Cuts a text before the first place where any of the stop strings begins."""
     return text[: min((text.index(stop) for stop in until if stop in text), default=len(text))]
 
 

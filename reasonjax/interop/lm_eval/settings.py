@@ -105,8 +105,8 @@ def request_of(
 
 
 def _drawing(given: dict) -> dict:
-    """The sampler's settings; greedy ones are alike, so that they share a program. A top_k of -1 is
-    off, as 0 is."""
+    """Reads the sampler's settings. Greedy ones are alike, so that they share a program. A top_k of
+    -1 is off, as 0 is."""
     try:
         numbers = {
             name: (int if name == 'top_k' else float)(value)

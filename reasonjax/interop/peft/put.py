@@ -71,7 +71,7 @@ def put_adapter(params: Any, adapter: Adapter) -> Any:
 
 
 def _table() -> dict[str, tuple[str, ...]]:
-    """Module, with a {} for each stacked axis, -> the leaves that lie side by side in it."""
+    """Maps a module, with a {} for each stacked axis, to the leaves that lie side by side in it."""
     fused = {name: parts for family in FAMILIES for name, parts in family.fused.items()}
     single = {name: (leaf,) for family in FAMILIES for leaf, name in family.names.items()}
     return {
@@ -82,7 +82,7 @@ def _table() -> dict[str, tuple[str, ...]]:
 
 
 def _place(module: str, dense: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...], str]:
-    """The leaves of a module, its place in their stacked axes, and what speaks against it."""
+    """Finds a module's leaves, its place in their stacked axes, and what speaks against it."""
     if any(len(number) > 9 for number in re.findall(r'\d+', module)):
         return (), (), 'no such module'
     # Spelt in one way only, so that no two modules are one place.
@@ -119,8 +119,8 @@ def _split(b: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
 
 
 def _check_copies(adapter: Adapter, named: Mapping[str, Any]) -> None:
-    """Holds weights of the base that a file repeats against the base: embeddings that were trained
-    or resized would be lost."""
+    """Compares weights that a file repeats from the base with the base. Embeddings that were
+    trained or resized would be lost."""
     for module, copy in adapter.copies.items():
         leaf = next((part for part in _table().get(module, ()) if part in named), None)
         base = None if leaf is None else named[leaf]

@@ -195,7 +195,7 @@ def _settings(path: pathlib.Path) -> dict:
 
 
 def _is(wanted: str, value: Any) -> bool:
-    """Whether a setting is what `TYPES` says in words."""
+    """Checks whether a setting is what `TYPES` says in words."""
     names = value if isinstance(value, list) else [value]
     return {
         TYPES['r']: type(value) is int and value >= 1,
@@ -263,7 +263,7 @@ def _check_finite(
 
 
 def _by_pattern(path: pathlib.Path, settings: dict, name: str, module: str, otherwise: Any) -> Any:
-    """The value of the first pattern that matches the end of a module's name, as PEFT picks it."""
+    """Returns the value of the first pattern that matches a module's name, as PEFT picks it."""
     for pattern, value in (settings.get(name) or {}).items():
         counts = [
             int(count[:9])

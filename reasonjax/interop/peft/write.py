@@ -23,7 +23,7 @@ from reasonjax.weights.partition import path_name
 
 
 def pairs_of(params: Any, family: Family, config: ModelConfig) -> dict[str, Pair]:
-    """The low-rank leaves of a tree as PEFT has them, by module.
+    """Converts the low-rank leaves of a tree to the pairs that PEFT has, by module.
 
     Pairs over pairs become one, of the sum of their ranks. Parts that the family fuses become one
     pair: theirs if they share A (and scale), else with A stacked and B block by block. Both are
@@ -73,7 +73,7 @@ def pairs_of(params: Any, family: Family, config: ModelConfig) -> dict[str, Pair
 
 
 def _layers_of(leaf: Any) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(a, b, scale) of a leaf's nested nodes, the innermost first."""
+    """Yields (a, b, scale) of a leaf's nested low-rank nodes, the innermost first."""
     if isinstance(leaf, LowRank):
         yield from _layers_of(leaf.base)
         yield np.asarray(leaf.a), np.asarray(leaf.b), np.asarray(leaf.scale)
@@ -88,8 +88,8 @@ def _slice(node: tuple, index: tuple[int, ...], shape: tuple[int, ...], tensor: 
 
 
 def _joined(parts: list[list[Pair]], shapes: tuple[tuple[int, ...], ...]) -> Pair | None:
-    """One pair for parts that lie side by side along the output axis, each with any number of
-    pairs."""
+    """Joins pairs of parts that lie side by side along the output axis; None without pairs. Each
+    part has any number of pairs."""
     parts = [[pair for pair in part if len(pair.a)] for part in parts]
     pairs = [pair for part in parts for pair in part]
     if not pairs:
@@ -201,7 +201,7 @@ def _described(pairs: Mapping[str, Pair], base: str, layers: int) -> dict:
 
 
 def _alpha(scale: float, root: float) -> int | float:
-    """scale * root, in as few digits as give back the same float32 scale."""
+    """Returns scale * root, in as few digits as give back the same float32 scale."""
     for digits in range(8):
         alpha = round(scale * root, digits)
         if np.float32(alpha / root) == np.float32(scale):
@@ -214,8 +214,8 @@ def _whole(alphas: Mapping[str, int | float]) -> bool:
 
 
 def _pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
-    """What differs from the default, by the last part of a module's name where all modules of that
-    name agree."""
+    """Returns the values that differ from the default, by module. Modules with the same last name
+    share an entry under it where they agree."""
     kinds = collections.defaultdict(set)
     for module, value in values.items():
         kinds[_kind(module)].add(value)
@@ -232,7 +232,7 @@ def _kind(module: str) -> str:
 
 
 def _targets(modules: list[str], layers: int) -> list[str]:
-    """Short names where every layer has all of them, else every module by its full name."""
+    """Returns short module names where every layer has all of them, else every full name."""
     numbers = collections.Counter(
         _kind(module) for module in modules if re.search(r'\.\d+\.', module)
     )

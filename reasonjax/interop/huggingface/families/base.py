@@ -81,7 +81,7 @@ class Tensor:
 
 
 def tensors(family: Family, config: ModelConfig) -> list[Tensor]:
-    """The tensors of a folder that holds a model, in the order of our tree."""
+    """Lists the tensors of a folder that holds a model, in the order of our tree."""
     leaves = {
         path_name(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(
@@ -105,7 +105,7 @@ def tensors(family: Family, config: ModelConfig) -> list[Tensor]:
 
 
 def read_common(c: Any) -> dict:
-    """Fields that transformers configs of all families spell alike."""
+    """Reads the fields that transformers configs of all families spell alike."""
     return {
         'vocab_size': c.vocab_size,
         'dim': c.hidden_size,
@@ -122,7 +122,7 @@ def read_common(c: Any) -> dict:
 
 
 def write_common(m: ModelConfig) -> dict:
-    """The inverse of `read_common`."""
+    """Inverts `read_common`."""
     return {
         'vocab_size': m.vocab_size,
         'hidden_size': m.dim,
@@ -147,7 +147,7 @@ def read_activation(name: str) -> str:
 
 
 def read_rope(parameters: Mapping[str, Any], positions: int) -> dict:
-    """Fields of the global rotary table.
+    """Reads the fields of the global rotary table.
 
     Args:
       parameters: `rope_parameters` of a transformers config.
@@ -182,7 +182,7 @@ def read_rope(parameters: Mapping[str, Any], positions: int) -> dict:
 
 
 def write_rope(m: ModelConfig) -> dict:
-    """The inverse of `read_rope`: `rope_parameters`; `length` is the run's, not the model's."""
+    """Inverts `read_rope`: returns `rope_parameters`; `length` is the run's, not the model's."""
     scaling = dict(m.rope_scaling)
     name = scaling.pop('name')
     scaling.pop('length', None)
@@ -196,8 +196,7 @@ def write_rope(m: ModelConfig) -> dict:
 
 
 def read_layers(types: Sequence[str] | None, window: int | None) -> dict:
-    """Fields that say which layers see a window; `types` None or empty: all of them do if there is
-    one."""
+    """Reads which layers see a window; with `types` None or empty, all do if there is one."""
     types = types or (['sliding_attention'] if window else ['full_attention'])
     for kind in types:
         if kind not in LAYER_TYPES:
@@ -210,7 +209,7 @@ def read_layers(types: Sequence[str] | None, window: int | None) -> dict:
 
 
 def write_layers(m: ModelConfig) -> dict:
-    """The inverse of `read_layers`."""
+    """Inverts `read_layers`."""
     back = {ours: theirs for theirs, ours in LAYER_TYPES.items()}
     return {
         'layer_types': [back[kind.removesuffix('_nope')] for kind in m.kinds],
@@ -219,7 +218,7 @@ def write_layers(m: ModelConfig) -> dict:
 
 
 def shortest(kinds: tuple[str, ...]) -> tuple[str, ...]:
-    """The shortest pattern that repeats to `kinds`."""
+    """Returns the shortest pattern that repeats to `kinds`."""
     for period in range(1, len(kinds)):
         if kinds[period:] == kinds[:-period]:
             return kinds[:period]

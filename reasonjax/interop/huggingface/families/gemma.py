@@ -53,7 +53,7 @@ def _write_shared(m: ModelConfig) -> dict:
 
 
 def _whole(x: float) -> float | int:
-    """A whole number that a square root took apart, as one."""
+    """Rounds a number that is whole but for the error of a square root."""
     return round(x) if abs(x - round(x)) < 1e-6 * x else x
 
 

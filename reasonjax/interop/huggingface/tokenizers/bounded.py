@@ -86,7 +86,7 @@ def _count(size: int) -> None:
 
 
 def _weight(value: Any) -> int:
-    """About how long a value is as text. A list is weighed once: it may hold others many times
+    """Estimates how long a value is as text. A list is weighed once: it may hold others many times
     over, and the sandbox lets none change."""
     if isinstance(value, str | bytes):
         return NODE + len(value)
@@ -130,8 +130,8 @@ def _braces(text: str, *values: Any, **named: Any) -> int:
 
 
 def _filled(text: str, specs: Sequence[str], values: Sequence[Any]) -> int:
-    """A field is as wide as its spec says, or one of the values where it says so ("*", "{}"), or as
-    long as the longest value."""
+    """Bounds the length of a formatted text. A field is as wide as its spec says, or one of the
+    values where it says so ("*", "{}"), or as long as the longest value."""
     widths = sum(int(number) for spec in specs for number in re.findall(r'\d{1,18}', spec))
     variable = sum('*' in spec or '{' in spec for spec in specs)
     numbers = max((abs(value) for value in values if isinstance(value, int)), default=0)
@@ -323,8 +323,8 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 @functools.cache
 def _namespace(kind: type) -> type:
-    """A kind of namespace that is written out only where it holds no other: these can change, so
-    they cannot be weighed once."""
+    """Derives a namespace class that is written out only where it holds no other namespace. These
+    can change, so they cannot be weighed once."""
 
     def written(namespace: Any) -> str:
         _weighed(dict(namespace._Namespace__attrs))
@@ -334,8 +334,7 @@ def _namespace(kind: type) -> type:
 
 
 def _extended(left: list, right: list) -> list:
-    """left + right. A list that grows entry by entry is neither weighed nor kept again and
-    again."""
+    """Returns left + right; a list that grows by entries is not weighed or kept anew each time."""
     extended = left + right
     if _state.weights is not None:
         weight = _weight(left) + _weight(right)

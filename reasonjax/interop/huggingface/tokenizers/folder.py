@@ -143,7 +143,7 @@ def huggingface(
     the folder is run.
 
     An answer ends with the tokenizer's EOS, any EOS of `generation_config.json`, or the token that
-    the chat template writes behind an answer. PAD is the tokenizer's own, unless it has none or
+    the chat template writes after an answer. PAD is the tokenizer's own, unless it has none or
     uses an EOS for it: then PAD is a new id after the last token. BOS is used only where the
     tokenizer itself puts it in front of a text.
 

@@ -76,12 +76,12 @@ def check_files(folder: pathlib.Path) -> None:
 
 
 def has_vocabulary(folder: pathlib.Path) -> bool:
-    """Whether a folder holds any of the files that make a tokenizer."""
+    """Checks whether a folder holds any of the files that make a tokenizer."""
     return bool(_named(folder, VOCABULARIES))
 
 
 def _named(folder: pathlib.Path, patterns: Sequence[str]) -> list[pathlib.Path]:
-    """Entries of a folder by name; of a link that leads nowhere the name counts too."""
+    """Lists the entries of a folder whose names match a pattern, dangling links included."""
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     return [
         entry
@@ -196,7 +196,7 @@ def check_tokenizer(tokenizer: Any, folder: pathlib.Path) -> None:
 
 
 def _growth(part: Any) -> int:
-    """About how many characters may come of one, where replacements work on what earlier ones have
+    """Estimates how many characters may come of one. Replacements work on what earlier ones have
     put in."""
     if isinstance(part, Mapping):
         own = [
@@ -228,7 +228,7 @@ def check_model(file: pathlib.Path) -> None:
 def check_conversion(
     encode: Callable[[Any, str], list[int]], tokenizer: Any, folder: pathlib.Path
 ) -> None:
-    """Holds a tokenizer that was converted from a SentencePiece model against the model itself."""
+    """Compares a tokenizer that was converted from a SentencePiece model with the model itself."""
     import sentencepiece
 
     text = 'The answer is 42.\nSo x = 3 (or 7).'

@@ -169,8 +169,8 @@ def _refuse(model: Any) -> None:
 
 
 def _merges(pieces: list[tuple[str, float]]) -> Iterator[tuple[str, str]]:
-    """Every way to put a piece together from two others, the best pieces first: SentencePiece
-    merges whatever gives a piece."""
+    """Yields every way to put a piece together from two others, the best pieces first.
+    SentencePiece merges whatever gives a piece."""
     known = {piece for piece, _ in pieces}
     for piece, _ in sorted(pieces, key=lambda entry: -entry[1]):
         for cut in range(1, len(piece)):
@@ -247,7 +247,7 @@ def _check(tokenizer: Tokenizer, loaded: Any) -> None:
 
 
 def _texts(tokenizer: Tokenizer) -> Iterator[str]:
-    """Texts of random pieces, runs of them, and random characters."""
+    """Yields texts of random pieces, runs of pieces, and random characters."""
     draw = random.Random(0)
     reserved = {tokenizer.pad_id, tokenizer.mask_id}
     pieces = [tokenizer.token(i) for i in range(tokenizer.vocab_size) if i not in reserved]

@@ -127,10 +127,10 @@ def render(
 
 
 def takes_parts(tokenizer: Any, path: str) -> bool:
-    """Whether the template reads content given as a list of parts; others refuse it, or print it as
-    Python shows lists.
+    """Checks whether the template reads content given as a list of parts. Others refuse it, or
+    print it as Python shows lists.
 
-    Some read nothing else: content given as text they refuse, or leave out.
+    Some read nothing else: they refuse content given as text, or leave it out.
     """
     if tokenizer.chat_template is None:
         return False
@@ -142,11 +142,11 @@ def takes_parts(tokenizer: Any, path: str) -> bool:
 
 
 def turn_end(tokenizer: Any, path: str) -> int | None:
-    """The id that the template writes right behind an answer (spaces aside), where that is a token
-    of its own.
+    """Returns the id that the template writes right after an answer (spaces aside). None where that
+    is no token of its own.
 
-    It is what a model trained on the template says when it is done, whatever the tokenizer calls
-    its EOS.
+    A model trained on the template ends its answers with this id, whatever the tokenizer calls its
+    EOS.
     """
     if tokenizer.chat_template is None:
         return None
@@ -177,7 +177,7 @@ def _rendered(tokenizer: Any, path: str, messages: Sequence[Message], **options:
 
 
 def _tried(tokenizer: Any, path: str, messages: list[Message]) -> str | None:
-    """What a template makes of messages; None where it refuses them."""
+    """Renders messages with a template; returns None where the template refuses them."""
     try:
         return _rendered(tokenizer, path, messages)
     except UserError:
@@ -187,7 +187,7 @@ def _tried(tokenizer: Any, path: str, messages: list[Message]) -> str | None:
 
 
 def _in_words(error: Exception) -> str:
-    """What a template says of messages that it refuses, or what went wrong in it."""
+    """Returns what a template says of messages that it refuses, or what went wrong in it."""
     import jinja2
 
     own = isinstance(error, jinja2.TemplateError | TypeError | ValueError)
