@@ -115,21 +115,21 @@ def check(programs: Sequence[Program] = PROGRAMS) -> None:
         for program, inputs in ((program, program.inputs()) for program in programs)
     ]
     for program, inputs, output in launched:
-        found = np.asarray(output).astype(np.float64)
+        result = np.asarray(output).astype(np.float64)
         expected = program.oracle(*(x.astype(np.float64) for x in inputs)).astype(np.float64)
-        if found.shape != expected.shape:
+        if result.shape != expected.shape:
             wrong.append(
-                f'{program.name} [{program.text}]: shape {found.shape} instead of {expected.shape}'
+                f'{program.name} [{program.text}]: shape {result.shape} instead of {expected.shape}'
             )
             continue
         # Written so that a nan counts as wrong.
-        bad = ~(np.abs(found - expected) <= program.tolerance * (1 + np.abs(expected)))
+        bad = ~(np.abs(result - expected) <= program.tolerance * (1 + np.abs(expected)))
         if bad.any():
             first = np.unravel_index(np.argmax(bad), bad.shape)
             wrong.append(
                 f'{program.name} [{program.text}]: {bad.sum()} of {bad.size} outputs wrong; the '
                 'first, at '
-                f'{tuple(int(i) for i in first)}, is {found[first]:g} and should be '
+                f'{tuple(int(i) for i in first)}, is {result[first]:g} and should be '
                 f'{expected[first]:g}'
             )
     if wrong:

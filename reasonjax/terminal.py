@@ -15,13 +15,13 @@ _UNSAFE = re.compile(
 def printable(text: str) -> str:
     r"""Returns a text with every unsafe character written as Python escapes it ('\x1b', '\u202e');
     line feeds and tabs stay."""
-    return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
+    return _UNSAFE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def printable_json(text: str) -> str:
     r"""Returns JSON text of the same value, in which unsafe characters are JSON escapes
     ('\u001b')."""
-    return _UNSAFE.sub(lambda found: ''.join(f'\\u{unit:04x}' for unit in _utf16(found[0])), text)
+    return _UNSAFE.sub(lambda match: ''.join(f'\\u{unit:04x}' for unit in _utf16(match[0])), text)
 
 
 def _utf16(character: str) -> list[int]:

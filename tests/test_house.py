@@ -119,3 +119,37 @@ def test_the_core_stays_small():
 def test_files_stay_small():
     sizes = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob('*.py')}
     assert not {str(path): size for path, size in sizes.items() if size > FILE_LINES}
+
+
+# Words that say how a value came about, where its name should say what it is.
+BANNED = {'found', 'made', 'told', 'said', 'taken', 'whole'}
+# What docstrings of functions do not begin with, because they begin with a verb.
+NO_VERBS = set(
+    'A An The What Where Which When Who How Whether If All Each Every One Its Their'.split()
+)
+
+
+def functions(path: pathlib.Path) -> list[ast.FunctionDef]:
+    return [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
+
+
+def test_names_say_what_they_hold():
+    wrong = []
+    for path in PACKAGE.rglob('*.py'):
+        for function in functions(path):
+            for node in ast.walk(function):
+                stored = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+                name = node.id if stored else node.arg if isinstance(node, ast.arg) else ''
+                wrong += [f'{path}: {function.name}: {name}'] if name in BANNED else []
+    assert not wrong
+
+
+def test_docstrings_of_functions_begin_with_a_verb():
+    wrong = []
+    for path in PACKAGE.rglob('*.py'):
+        for function in functions(path):
+            decorators = {ast.unparse(decorator) for decorator in function.decorator_list}
+            first = (ast.get_docstring(function) or 'Returns').split()[0]
+            if first in NO_VERBS and not decorators & {'property', 'functools.cached_property'}:
+                wrong.append(f'{path}: {function.name}: {first}')
+    assert not wrong
