@@ -247,6 +247,12 @@ def _rename(config: ml_collections.ConfigDict, key: str, value: str) -> None:
     _set(config, _parts(node_key), ml_collections.ConfigDict({'name': value, **kept}))
 
 
+def value_at(config: ml_collections.ConfigDict, key: str) -> Any:
+    """Returns the value of a dotted key; raises UserError where there is none."""
+    container, index = _walk(config, key)
+    return container[index]
+
+
 def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     """Sets one leaf, in place, from its text on the command line.
 

@@ -194,16 +194,22 @@ def load_config(
 ) -> tuple[Any, str]:
     """Loads a config, shrunk where it is only to be tried. Returns it with the name its workdir
     gets."""
+    from reasonjax import config as configs
     from reasonjax.smoke import shrink
     from reasonjax.training.load_config import load
 
     config = load(location, overrides, trust)
     if smoke:
         # Loaded with the overrides, so that functions named there bring their knobs and what is
-        # shared stays shared; applied once more to the small config, where they have the last word.
-        config = shrink(
-            config, [(key, value) for key, value in overrides if key.rpartition('.')[2] != 'name']
-        )
+        # shared stays shared; leaves are set once more in the small config, where they have the
+        # last word. Lists are not made smaller.
+        leaves = [
+            (key, value)
+            for key, value in overrides
+            if key.rpartition('.')[2] != 'name'
+            and not isinstance(configs.value_at(config, key), list | tuple)
+        ]
+        config = shrink(config, leaves)
     path, _, argument = location.partition(':')
     name = (
         pathlib.Path(path).stem + (f'_{argument}' if argument else '') + ('_smoke' if smoke else '')

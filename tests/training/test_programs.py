@@ -310,6 +310,19 @@ def test_smoke_lets_overrides_have_their_way(monkeypatch):
     assert config.sft.data.source.path == config.evaluation.task.path == 'elsewhere'
 
 
+def test_smoke_keeps_lists_that_overrides_set(monkeypatch):
+    """A list of functions is set once: its entries are resolved by then."""
+    monkeypatch.chdir(ROOT)
+    overrides = [
+        ('train.data.transforms', "({'name': 'static_noise', 'intensity': 0.25},)"),
+        ('stages', "('train',)"),
+        ('train.steps', '1'),
+    ]
+    config, _ = load_config('configs/base.py', overrides, True)
+    (noise,) = config.train.data.transforms
+    assert (noise.name, noise.intensity) == ('static_noise', 0.25) and config.train.steps == 1
+
+
 def failing():
     raise selfcheck.BackendError(
         'jaxlib 9 computes wrong numbers; run with --skip_selfcheck to continue'
