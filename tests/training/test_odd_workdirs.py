@@ -120,8 +120,8 @@ PLACES = {
 
 
 @pytest.mark.parametrize('place', PLACES)
-def test_what_is_given_as_workdir(stage, tmp_path, capsys):
-    make, read, write = PLACES[stage]
+def test_what_is_given_as_workdir(place, tmp_path, capsys):
+    make, read, write = PLACES[place]
     workdir = make(tmp_path)
     before = sorted(tmp_path.rglob('*'))
     assert read in called(sample, capsys, '--workdir', workdir, '1+1=')
@@ -138,8 +138,8 @@ def test_what_is_given_as_workdir(stage, tmp_path, capsys):
     'place',
     ['nothing', 'in a file', 'a name too long', 'a link to nowhere', 'a loop', 'an empty folder'],
 )
-def test_what_is_given_to_convert(stage, tmp_path, capsys):
-    source = PLACES[stage][0](tmp_path / 'from' if stage == 'an empty folder' else tmp_path)
+def test_what_is_given_to_convert(place, tmp_path, capsys):
+    source = PLACES[place][0](tmp_path / 'from' if place == 'an empty folder' else tmp_path)
     (tmp_path / 'from').mkdir()
     assert str(source)[:40] in called(convert, capsys, source, tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
@@ -156,11 +156,11 @@ HARNESS = (
 
 @pytest.mark.parametrize('place', ['nothing', 'a file', 'a link to nowhere', 'an empty folder'])
 @pytest.mark.parametrize('form', HARNESS, ids=' '.join)
-def test_what_is_given_to_the_harness(form, stage, tmp_path, capsys, monkeypatch):
+def test_what_is_given_to_the_harness(form, place, tmp_path, capsys, monkeypatch):
     """It is refused before lm_eval is imported, which takes many seconds."""
     monkeypatch.setattr(lm_eval.importlib.util, 'find_spec', lambda name: True)
     monkeypatch.setitem(sys.modules, 'lm_eval.__main__', None)  # cannot be imported
-    make, read, _ = PLACES[stage]
+    make, read, _ = PLACES[place]
     workdir = make(tmp_path)
     assert read in called(lm_eval, capsys, *(part.format(workdir) for part in form))
 

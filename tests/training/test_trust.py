@@ -125,9 +125,9 @@ NEEDED = {
 
 
 @pytest.mark.parametrize('name', NAMES)
-@pytest.mark.parametrize('place', NEEDED)
-def test_a_function_from_elsewhere_is_refused_by_name(stage, name, finished, tmp_path, canary):
-    path, key = NEEDED[stage]
+@pytest.mark.parametrize('where', NEEDED)
+def test_a_function_from_elsewhere_is_refused_by_name(where, name, finished, tmp_path, canary):
+    path, key = NEEDED[where]
     node = {'name': name}
     value = name if path[-1] == 'name' else [node] if key.endswith('[0].name') else node
     with pytest.raises(UserError) as error:
