@@ -16,6 +16,7 @@ import numpy as np
 import optax
 import toys
 
+from reasonjax import reduce
 from reasonjax.methods import adapters, filters
 from reasonjax.methods.objectives import clipped_policy_gradient
 from reasonjax.model import spec
@@ -51,11 +52,14 @@ STEPS = 3
 
 def preferences(score, batch, key):
     """An objective over pairs of rows, the better first (Rafailov et al. 2023, arXiv:2305.18290,
-    equation 7)."""
-    del key
-    margin_B = jnp.sum(batch['weights'] * (score(batch).logprob - batch['logprob_ref']), axis=1)
+    equation 7), beside the likelihood of both: one program, because each takes seconds to
+    compile."""
+    scored = score(batch)
+    likelihood, metrics = toys.nll(lambda _: scored, batch, key)
+    margin_B = jnp.sum(batch['weights'] * (scored.logprob - batch['logprob_ref']), axis=1)
     better, worse = margin_B.reshape(-1, 2).T
-    return -2 * jnp.sum(jax.nn.log_sigmoid(0.1 * (better - worse))) / batch['step_rows'], {}
+    loss = -2 * jnp.sum(jax.nn.log_sigmoid(0.1 * (better - worse))) / batch['step_rows']
+    return likelihood + loss, metrics | {'preference': reduce.Sum(loss)}
 
 
 def reinforcement(score, batch, key):
@@ -128,9 +132,11 @@ def run(sizes: dict[str, int], config) -> dict[str, np.ndarray]:
         name: rng.normal(-3, 0.3, (16, 12)).astype(np.float32)
         for name in ('logprob_old', 'logprob_ref')
     }
-    kinds = {'supervised': (toys.nll, rows, 1)}
-    if not config.experts:
-        kinds['preferences'] = (preferences, rows | {'logprob_ref': near['logprob_ref']}, 2)
+    kinds = (
+        {'supervised': (toys.nll, rows, 1)}
+        if config.experts
+        else {'preferences': (preferences, rows | {'logprob_ref': near['logprob_ref']}, 2)}
+    )
     kinds['groups'] = (reinforcement, grouped(mesh, packing=not config.experts), 1)
     for kind, (objective, given, together) in kinds.items():
         now, metrics = steps(
