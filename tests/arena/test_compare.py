@@ -8,11 +8,14 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
+from small_runs import share_updates
 
 from reasonjax import compare as program
 from reasonjax.arena import cell, compare, recipes, results, schedule, tasks
 from reasonjax.errors import UserError
+from reasonjax.reporting import report
 
 BROKEN = """
 from configs import sft
@@ -55,6 +58,7 @@ def small():
     """The arena with a model of one layer and stages of a few steps; workers get it through the
     configs of their cells."""
     with pytest.MonkeyPatch.context() as patch:
+        share_updates(patch)
         # as many as there are problems: the rest of a batch would be drawn too
         patch.setattr(recipes, 'EXAM_BATCH', 8)
         patch.setattr(
@@ -76,17 +80,41 @@ def small():
         yield
 
 
+def here(specs, folder, workers, done):
+    """Stands for `schedule.run`: runs the cells in this process, which has most of their programs
+    compiled already, and draws no reports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, 'write', lambda workdir: None)
+        for spec in specs:
+            if spec.warm:
+                done(spec, cell.run(spec).status)
+            else:
+                cell.warm_up(spec)
+                done(spec, 'done')
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Comparisons start no workers."""
+    monkeypatch.setattr(schedule, 'run', here)
+
+
 @pytest.fixture(scope='module')
 def compared(tmp_path_factory):
-    """A comparison with a recipe that fails; returns its workdir."""
+    """A comparison with a recipe that fails: two cells in workers, one of which fails, then the
+    others in this process; returns its workdir."""
     folder = tmp_path_factory.mktemp('compare')
     (folder / 'broken_recipe.py').write_text(BROKEN)
+    names = f'{options(folder).recipes},{folder}/broken_recipe.py'
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('PYTHONPATH', f'{folder}:{pathlib.Path(__file__).parents[2]}')
         patch.syspath_prepend(str(folder))
-        compare.run(
-            options(folder / 'run', recipes=f'{options(folder).recipes},{folder}/broken_recipe.py')
-        )
+        workers = options(folder / 'run', recipes=f'grpo@grpo,{folder}/broken_recipe.py', seeds=1)
+        compare.run(workers)
+        assert len(cells(folder / 'run')) == 2
+        assert {path.name for path in folder.glob('run/*.log')} == {'worker0.log', 'worker1.log'}
+        patch.setattr(schedule, 'run', here)
+        compare.run(options(folder / 'run', recipes=names))
     return folder / 'run'
 
 
@@ -141,25 +169,25 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_comes_out_the_same(
     compared, monkeypatch, tmp_path
 ):
     before, asked = cells(compared), []
-    run = schedule.run
 
     def noted(specs, *rest):
         asked.extend(specs)
-        run(specs, *rest)
+        here(specs, *rest)
 
     monkeypatch.setattr(schedule, 'run', noted)
     # In another place it is the same comparison.
     moved = shutil.copytree(compared, tmp_path / 'moved')
     compare.run(options(moved))
     assert not asked
-    (gone,) = compared.glob(f'cells/{TASK}/sft/1-*')
+    # A worker ran it.
+    (gone,) = compared.glob(f'cells/{TASK}/grpo_grpo/0-*')
     (gone / 'result.json').unlink()
     compare.run(options(compared))
-    assert [(spec.recipe, spec.seed) for spec in asked] == [('sft', 1)]
+    assert [(spec.recipe, spec.seed) for spec in asked] == [('grpo@grpo', 0)]
     assert sorted((c.recipe, c.seed) for c in results.read_run(compared)) == sorted(
         key for key in before if 'broken' not in key[0]
     )
-    again = cells(compared)['sft', 1]
+    again = cells(compared)['grpo@grpo', 0]
     clocks = ('seconds', 'peak_bytes')
 
     def timeless(one):
@@ -168,19 +196,20 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_comes_out_the_same(
             one, cost={k: v for k, v in one.cost.items() if k not in clocks}, curve=curve
         )
 
-    assert timeless(again) == timeless(before['sft', 1])
-    # The same cell alone, in this process, without compiled programs of others.
-    (folder,) = compared.glob(f'cells/{TASK}/grpo_grpo/0-*')
+    assert timeless(again) == timeless(before['grpo@grpo', 0])
+    # One that was run here, alone and without compiled programs of others.
+    jax.clear_caches()
+    (folder,) = compared.glob(f'cells/{TASK}/sft/0-*')
     alone = compared / 'alone'
     alone.mkdir()
     (alone / cell.CONFIG).write_text((folder / cell.CONFIG).read_text())
     (warm,) = compared.glob('warm/*')
-    assert timeless(
-        cell.run(cell.Spec('grpo@grpo', TASK, 0, str(alone), str(warm), 8))
-    ) == timeless(before['grpo@grpo', 0])
+    assert timeless(cell.run(cell.Spec('sft', TASK, 0, str(alone), str(warm), 8))) == timeless(
+        before['sft', 0]
+    )
 
 
-def test_gsm8k_with_a_model_of_the_users(tmp_path, model_folder, monkeypatch):
+def test_gsm8k_with_a_model_of_the_users(tmp_path, model_folder, monkeypatch, in_this_process):
     """A problem with more tokens than there is room for, by the model's tokenizer, is left out for
     all, and the page counts the others."""
     folder = tmp_path / 'data' / 'gsm8k'
@@ -287,7 +316,7 @@ def test_the_program_prints_errors_without_a_traceback(capsys):
     assert 'no recipe' in capsys.readouterr().err
 
 
-def test_a_budget_counts_every_token(compared):
+def test_a_budget_counts_every_token(compared, in_this_process):
     """A stage stops with the step that reaches the budget, whether it reads or draws."""
     limit = 60_000
     compare.run(options(compared, recipes='sft,grpo@grpo', seeds=1, budget=f'tokens={limit}'))
@@ -301,7 +330,7 @@ def test_a_budget_counts_every_token(compared):
         assert counted[-1] == spent >= limit > counted[-2]
 
 
-def test_what_a_collection_draws_is_part_of_the_budget(compared):
+def test_what_a_collection_draws_is_part_of_the_budget(compared, in_this_process):
     """Collecting and learning from it have half of the budget each, and both are in the cell's
     cost."""
     recipe, limit = 'configs/quickstart.py:filtered_sft@collect+resft', 10_000
