@@ -31,6 +31,12 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 # Saves lowering a fifth of its time: no test reads where in the code an operation comes from.
 os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
 
+# To save a checkpoint is to wait for the disk some seventy times, a file each: where there is a file
+# system in memory with enough room, temporary folders are there.
+MEMORY = pathlib.Path('/dev/shm')
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4 * 2**30:
+    os.environ.setdefault('PYTEST_DEBUG_TEMPROOT', str(MEMORY))
+
 # Tests run the same small programs over and over, in several processes: compile each once a
 # session. Worker processes inherit it.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
