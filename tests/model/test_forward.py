@@ -339,8 +339,13 @@ def test_chunks_of_attention_hold_fewer_scores():
 def _values(jaxpr):
     for equation in jaxpr.eqns:
         yield from equation.outvars
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            yield from _values(inner)
+        for inner in jax.tree.leaves([*equation.params.values()], is_leaf=_is_program):
+            if _is_program(inner):
+                yield from _values(getattr(inner, 'jaxpr', inner))
+
+
+def _is_program(x):
+    return hasattr(x, 'eqns')
 
 
 def test_tied_head_is_the_transposed_embedding():
