@@ -59,6 +59,8 @@ def execute(tmp_path, monkeypatch):
     monkeypatch.setenv('REASONJAX_TINY', '1')
     monkeypatch.chdir(tmp_path)
     plt.switch_backend('Agg')
+    # Of eleven runs, and tested in test_report.
+    monkeypatch.setattr('reasonjax.reporting.report.write', lambda workdir: None)
     # Programs run for a moment here: most of the time would be that of the compiler.
     before = jax.config.read('jax_disable_most_optimizations')
     jax.config.update('jax_disable_most_optimizations', True)
@@ -179,9 +181,7 @@ def test_grpo_by_hand(execute):
     assert len(found['figures']) == 6
 
 
-def test_write_a_method(execute, monkeypatch):
-    # of seven runs, and tested in test_report
-    monkeypatch.setattr('reasonjax.reporting.report.write', lambda workdir: None)
+def test_write_a_method(execute):
     found = execute('03_write_a_method.ipynb')
     params, batch, workdir = found['model'].params, found['batch'], found['WORKDIR']
     size = batch['tokens'].size

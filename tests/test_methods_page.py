@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 import pytest
+import test_configs
 
 import reasonjax
 from reasonjax.methods import objectives
@@ -148,6 +149,10 @@ def test_the_commands_set_what_the_recipe_has(recipe):
     assert (config.seed, config.truncated.objective.drop) == (3, 0.0)
     # One seed decides the data of both stages.
     assert [config[stage].data.source.seed for stage in config.stages] == [3, 3]
+
+
+def test_the_recipe_passes_the_test_of_all_recipes(recipe, monkeypatch):
+    test_configs.test_what_makes_the_method_is_spelled_out(recipe, monkeypatch)
 
 
 def test_the_comparison_runs(runs, monkeypatch, capsys):
