@@ -114,7 +114,6 @@ PositiveFraction = Real(0, 1, above=True)
 BelowOne = Real(0, 1, below=True)
 # Logits are divided by it: below, they would no longer be finite; above, all tokens are equally
 # likely.
-Temperature = Real(1e-4, 1e4)
 TemperatureOrGreedy = Real(1e-4, 1e4, beside=(0,))
 # Logits are multiplied by it, those of removed tokens (-1e30) too.
 Penalty = Real(1e-4, 1e4)

@@ -209,7 +209,7 @@ def test_every_default_is_within_its_own_bound():
         (1.5, Fraction, 0.5, 'must be from 0 to 1; nearest: 1.'),
         ('0.5', Fraction, 0.1, 'must be a number, from 0 to 1; nearest: 0.5.'),
         (-1, bounds.TemperatureOrGreedy, 1.0, 'must be 0 or from 0.0001 to 10000; nearest: 0.'),
-        (1e-30, bounds.Temperature, 1.0, 'must be from 0.0001 to 10000; nearest: 0.0001.'),
+        (1e-30, bounds.Penalty, 1.0, 'must be from 0.0001 to 10000; nearest: 0.0001.'),
         ((0.5, NAN), tuple[Fraction, ...], (), 'entry 1, nan, must be a number, from 0 to 1.'),
         ('0.5', tuple[Fraction, ...], (), 'must be a list, in brackets.'),
         ('mx', OneOf('max', 'min'), 'max', 'unknown. Did you mean "max"? Known: max, min.'),

@@ -1,7 +1,9 @@
 """The loop around the step: what is recorded, evaluated and saved when, and what becomes of steps
 that are not finite."""
 
+import itertools
 import json
+import types
 import weakref
 
 import jax
@@ -351,8 +353,12 @@ def test_updates_of_one_online_step_share_its_record(tmp_path, monkeypatch):
     assert int(checkpoints(tmp_path / 'work')['00_grpo/2'][0]['train']['step']) == 8
 
 
-def test_time_counts_once_over_restarts(tmp_path):
-    """The seconds of a stage are those of its attempts, not of the last one."""
+def test_time_counts_once_over_restarts(tmp_path, monkeypatch):
+    """The seconds of a stage are those of its attempts, not of the last one. Here a second goes by
+    whenever the loop asks."""
+    ticks = itertools.count()
+    clock = types.SimpleNamespace(perf_counter=lambda: float(next(ticks)))
+    monkeypatch.setattr(loop, 'time', clock)
     config = base(steps=2, checkpoint_every=1)
     run(config, tmp_path)
     done = tmp_path / 'stages' / '00_train' / 'done.json'
