@@ -1,7 +1,6 @@
 """Reinforcement from own samples: prompts -> rollouts -> rewards -> advantages -> the same step as
 any other stage."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,38 +8,24 @@ import jax
 import ml_collections
 import numpy as np
 
-from reasonjax import config as configs
-from reasonjax import reduce
-from reasonjax.errors import UserError
-from reasonjax.model.config import ModelConfig
 from reasonjax.model.score import READ
-from reasonjax.parallel import mesh as meshes
-from reasonjax.sampling.sampler import Rollout
 from reasonjax.tracking.metrics import Timers
 from reasonjax.training import fused, samplers
-from reasonjax.training.batch import Batch, Prompts
 from reasonjax.training.batch_source import BatchSource, StepBatches
-from reasonjax.training.batching import Packer, assemble, layout_of, minibatches
+from reasonjax.training.batching import layout_of, minibatches
 from reasonjax.training.batching import shapes as shapes_of_batch
 from reasonjax.training.checkpoint import Remembers
 from reasonjax.training.compile_ahead import Ahead, shapes_of
 from reasonjax.training.context import Run, Stage
 from reasonjax.training.group_buffer import GroupBuffer
+from reasonjax.training.host_step import compile_score, host_rollout_step
 from reasonjax.training.kinds import StageResult
 from reasonjax.training.loop import train
 from reasonjax.training.rollout_metrics import Watcher, reward_metrics, rollout_metrics, rows_of
-from reasonjax.training.rollout_step import (
-    RolloutStep,
-    recomputes_old,
-    rollout_step,
-    wants_reference,
-)
+from reasonjax.training.rollout_step import rollout_step, wants_reference
 from reasonjax.training.rollouts import open_data, open_rollouts
-from reasonjax.training.step import make_score
 
 __all__ = ['check', 'open_data', 'run']
-
-LARGEST_REWARD = 1e37  # differences of two are finite in float32
 
 
 def run(
@@ -61,35 +46,8 @@ def run(
         return fused.run(run, stage, initial_params, evaluation)
     samplers.check(settings, stage.name)
     layout = layout_of(settings, run.mesh, stage.name)
-    pack = Packer(layout)
-    updates = settings.num_iterations * settings.minibatches
-    micro = settings.minibatches * settings.accumulation
-    rows = settings.num_prompts * settings.num_generations
-    width = settings.max_completion_length + (
-        0 if layout.share_prompts else settings.data.max_prompt_length
-    )
-    score = _compiled_score(run.model, run.mesh, (rows, width), micro, settings.temperature)
-    ahead = Ahead()
-
-    def lay_out(
-        prompts: Prompts, rollout: Rollout, advantage_PxG: np.ndarray, extra: dict
-    ) -> tuple[Batch, dict]:
-        batch = assemble(
-            prompts,
-            rollout,
-            advantage_PxG,
-            layout,
-            mask_truncated=settings.mask_truncated_completions,
-        )
-        batch, packing = pack(batch)
-        return meshes.place_batch(batch | extra, run.mesh), packing
-
-    def logprob(params: Any, batch: Batch) -> jax.Array:
-        ahead.finish()
-        return score(params, {name: batch[name] for name in READ if name in batch})
-
-    advantage = _on_host(configs.resolve(settings.advantage, 'advantage'), stage.name)
-    how = RolloutStep(advantage, lay_out, logprob, updates, recomputes_old(settings))
+    score, ahead = compile_score(run, settings, layout), Ahead()
+    how = host_rollout_step(run, stage, layout, score, ahead)
     reference, shapes = None, None
     if not (
         layout.packing
@@ -102,7 +60,7 @@ def run(
             settings.num_prompts,
             layout,
             run.mesh,
-            old=updates > 1,
+            old=how.updates > 1,
             reference=wants_reference(settings),
         )
     if wants_reference(settings):
@@ -137,7 +95,7 @@ def run(
                 batch, advantage_PxG, metrics = rollout_step(
                     how, params, reference, scored.prompts, scored.rollout, scored.total_PxG, age_B
                 )
-                if updates > 1 and not settings.pipelined:
+                if how.updates > 1 and not settings.pipelined:
                     # for the clock; pipelined, it would wait for the rollout in flight
                     jax.block_until_ready(batch['logprob_old'])
             if settings.log_completions_every and step % settings.log_completions_every == 0:
@@ -164,7 +122,7 @@ def run(
         source = BatchSource(
             next_batches,
             rollouts.data,
-            updates,
+            how.updates,
             settings.temperature,
             tables,
             memory=Memory(watch, buffer),
@@ -192,57 +150,3 @@ class Memory:
     def set_state(self, state: dict) -> None:
         for part in self._parts:
             part.set_state(state)
-
-
-@functools.lru_cache(maxsize=16)
-def _compiled_score(
-    model: ModelConfig,
-    mesh: jax.sharding.Mesh,
-    shape: tuple[int, int],
-    micro: int,
-    temperature: float,
-) -> Callable:
-    score = meshes.on(mesh, make_score(model, micro=micro, temperature=temperature))
-    return jax.jit(score, out_shardings=meshes.batch_sharding(shape, mesh))
-
-
-def _on_host(
-    advantage: Callable, name: str
-) -> Callable[[np.ndarray], tuple[np.ndarray, dict[str, float]]]:
-    """Returns `(total_PxG, nan where there is none) -> (advantage_PxG, metrics)`, computed by the
-    host's own device where it has one.
-
-    An accelerator does one thing after the other: the few numbers there are here would wait for a
-    rollout in flight. What is returned raises UserError where a reward is too large for float32;
-    `name` is that of the stage.
-    """
-
-    def compute(rewards_PxG: jax.Array, valid_PxG: jax.Array) -> tuple[jax.Array, dict]:
-        advantage_PxG, metrics = advantage(rewards_PxG, valid_PxG)
-        return advantage_PxG, reduce.values(metrics)
-
-    compiled, device = jax.jit(compute), _processor()
-
-    def of(total_PxG: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
-        valid_PxG = ~np.isnan(total_PxG)
-        if len(large := total_PxG[np.abs(total_PxG) > LARGEST_REWARD]):
-            raise UserError(
-                f'stage {name}: a total reward of {large[0]:g}; advantages are worked out in '
-                'float32, for rewards of at most '
-                f'{LARGEST_REWARD:g} either way. Scale the reward function, or '
-                f'config.{name}.rewards.NAME.weight.'
-            )
-        with jax.default_device(device):
-            advantage_PxG, metrics = jax.device_get(
-                compiled(np.where(valid_PxG, total_PxG, 0.0), valid_PxG)
-            )
-        return advantage_PxG, {name: float(value) for name, value in metrics.items()}
-
-    return of
-
-
-def _processor() -> jax.Device | None:
-    try:
-        return jax.local_devices(backend='cpu')[0]
-    except RuntimeError:  # jax was told to start the accelerator's backend only
-        return None

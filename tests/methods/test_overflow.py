@@ -14,7 +14,7 @@ from reasonjax.methods.objectives import clipped_policy_gradient, nll
 from reasonjax.methods.objectives.correction import MODES, importance_weights
 from reasonjax.methods.objectives.sums import LARGEST, bounded_exp, bounded_expm1
 from reasonjax.model.logprobs import Scored
-from reasonjax.training import online
+from reasonjax.training import host_step
 
 KEY = jax.random.key(0)
 # From what underflows to what overflows, the bound and both sides of it included.
@@ -188,7 +188,7 @@ def test_rewards_of_any_size_give_the_same_advantages(scale, size):
 
 @pytest.mark.parametrize('reward', [1e38, -1e38, 1e200])
 def test_rewards_that_float32_does_not_hold_are_refused(reward):
-    advantages = online._on_host(group_relative, 'grpo')
+    advantages = host_step._on_host(group_relative, 'grpo')
     advantages(np.array([[1e36, 0.0], [np.nan, 1.0]]))
     with pytest.raises(
         UserError, match=rf'stage grpo: a total reward of {reward:g}'.replace('+', r'\+')

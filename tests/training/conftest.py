@@ -4,7 +4,7 @@ import pytest
 from small_runs import compile_update, share_updates
 
 from reasonjax.reporting import report
-from reasonjax.training import loop, online, samplers
+from reasonjax.training import host_step, loop, samplers
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -21,5 +21,5 @@ def quick_runs():
 def own_programs(monkeypatch):
     """Every program is compiled anew, as in a process of its own."""
     monkeypatch.setattr(loop, 'compile_update', compile_update)
-    online._compiled_score.cache_clear()
+    host_step._compiled_score.cache_clear()
     samplers._compiled.cache_clear()
