@@ -12,7 +12,7 @@ import pytest
 
 from reasonjax.smoke import shrink
 from reasonjax.tracking import metrics
-from reasonjax.training import load_config, loop
+from reasonjax.training import load_config, loop, step
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -101,13 +101,28 @@ SHAPING = (
     'spike_zscore',
     'spike_window',
 )
-compile_update = loop.compile_update
+compile_update, create_state = loop.compile_update, loop.create_state
+compile_fresh = step.compile_fresh
 _UPDATES: dict = {}
+_FRESH: dict = {}
 
 
 def share_updates(patch: pytest.MonkeyPatch) -> None:
-    """Stages of the same settings share one compiled update: to trace it takes longer than the few
-    steps of a test."""
+    """Stages of the same settings share one compiled update and one compiled start: to trace them
+    takes longer than the few steps of a test."""
+
+    def start(run, settings, optimizer, params):
+        knobs = json.dumps(settings.optimizer.to_dict(), sort_keys=True)
+
+        def fresh(optimizer, homes, spike_window):
+            key = (knobs, jax.tree.structure(homes), *jax.tree.leaves(homes), spike_window)
+            if key not in _FRESH:
+                _FRESH[key] = compile_fresh(optimizer, homes, spike_window)
+            return _FRESH[key]
+
+        with pytest.MonkeyPatch.context() as within:
+            within.setattr(step, 'compile_fresh', fresh)
+            return create_state(run, settings, optimizer, params)
 
     def shared(run, stage, source, optimizer, state, updates):
         if source.on_device is not None:  # it closes over the prompts of its run
@@ -143,6 +158,7 @@ def share_updates(patch: pytest.MonkeyPatch) -> None:
         return _UPDATES[key]
 
     patch.setattr(loop, 'compile_update', shared)
+    patch.setattr(loop, 'create_state', start)
 
 
 class Crash(Exception):

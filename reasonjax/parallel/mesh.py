@@ -101,6 +101,15 @@ def filled(number: int, mesh: Mesh) -> int:
     return -(-number // ways) * ways
 
 
+def host_device() -> jax.Device | None:
+    """Returns the device that is this host's own processor, for numbers that must not wait for what
+    an accelerator is doing; None where jax was told to start the accelerator's backend only."""
+    try:
+        return jax.local_devices(backend='cpu')[0]
+    except RuntimeError:
+        return None
+
+
 def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict:
     """Puts a host batch on the mesh, rows split over `ROWS`, time over `sequence`.
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import os
 import platform
@@ -20,10 +21,6 @@ def environment() -> dict[str, Any]:
     """Returns versions, devices and cores: what is needed to make sense of a timing. Touches the
     devices."""
     devices = jax.devices()
-    versions = {}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     return {
         'command': shlex.join(['python', *sys.orig_argv[1:]]),
         'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
@@ -37,5 +34,14 @@ def environment() -> dict[str, Any]:
         'machine': platform.machine(),
         'system': platform.system(),
         'python': platform.python_version(),
-        'versions': versions,
+        'versions': dict(_versions()),
     }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions

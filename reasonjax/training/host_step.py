@@ -102,7 +102,7 @@ def _on_host(
         advantage_PxG, metrics = advantage(rewards_PxG, valid_PxG)
         return advantage_PxG, reduce.values(metrics)
 
-    compiled, device = jax.jit(compute), _processor()
+    compiled, device = jax.jit(compute), meshes.host_device()
 
     def of(total_PxG: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
         valid_PxG = ~np.isnan(total_PxG)
@@ -120,10 +120,3 @@ def _on_host(
         return advantage_PxG, {name: float(value) for name, value in metrics.items()}
 
     return of
-
-
-def _processor() -> jax.Device | None:
-    try:
-        return jax.local_devices(backend='cpu')[0]
-    except RuntimeError:  # jax was told to start the accelerator's backend only
-        return None

@@ -19,6 +19,7 @@ from reasonjax import config as configs
 from reasonjax import randomness
 from reasonjax.errors import Stopped, UserError
 from reasonjax.model import config as model_config
+from reasonjax.parallel import mesh as meshes
 from reasonjax.parallel import processes
 from reasonjax.tracking.metrics import Timers
 from reasonjax.tracking.progress import Progress
@@ -92,7 +93,7 @@ class _Training:
         self.earlier = 0.0  # seconds of attempts before this one
         self.total_updates = self.settings.steps * source.updates
         rate = configs.resolve(self.settings.learning_rate, 'learning_rate')
-        self.schedule = rate(self.total_updates)
+        self.schedule, self.host = rate(self.total_updates), meshes.host_device()
         self.optimizer = configs.resolve(self.settings.optimizer, 'optimizer')(self.schedule)
         self.state, self.frozen, self.chosen = self._start()
         self.update = compile_update(
@@ -219,7 +220,8 @@ class _Training:
         if settings.max_rollbacks:
             metrics['rollbacks'] = counters.rollbacks
         # An update that was skipped leaves the optimiser's own count where it was.
-        rate = float(self.schedule(max(0, counters.applied_updates - 1)))
+        with jax.default_device(self.host):
+            rate = float(self.schedule(max(0, counters.applied_updates - 1)))
         metrics |= {'learning_rate': rate, 'step_time': seconds}
         metrics['tokens_per_second'] = tokens / seconds
         self.stepped += seconds * self.compiled

@@ -57,9 +57,16 @@ def create(
     """
     # A jitted init without out_shardings would put the moments on one device.
     homes = shardings(trainable, optimizer, placed, replicated, spike_window=spike_window)
+    return compile_fresh(optimizer, homes, spike_window)(trainable)
+
+
+def compile_fresh(
+    optimizer: optax.GradientTransformation, homes: State, spike_window: int
+) -> Callable[[Any], State]:
+    """Returns the jitted `fresh` of copies of the parameters, to be placed at `homes`."""
     return jax.jit(
         lambda t: fresh(jax.tree.map(jnp.copy, t), optimizer, spike_window), out_shardings=homes
-    )(trainable)
+    )
 
 
 def fresh(trainable: Any, optimizer: optax.GradientTransformation, spike_window: int) -> State:

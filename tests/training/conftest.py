@@ -1,7 +1,7 @@
 """What all tests of stages share."""
 
 import pytest
-from small_runs import compile_update, share_updates
+from small_runs import compile_update, create_state, share_updates
 
 from reasonjax.reporting import report
 from reasonjax.training import host_step, loop, samplers
@@ -21,5 +21,6 @@ def quick_runs():
 def own_programs(monkeypatch):
     """Every program is compiled anew, as in a process of its own."""
     monkeypatch.setattr(loop, 'compile_update', compile_update)
+    monkeypatch.setattr(loop, 'create_state', create_state)
     host_step._compiled_score.cache_clear()
     samplers._compiled.cache_clear()
