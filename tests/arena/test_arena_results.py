@@ -103,7 +103,7 @@ def test_numbers_that_are_none_are_not_written(tmp_path):
     with pytest.raises(UserError, match='cost.flops'):
         results.read(tmp_path / 'b.json')
     (tmp_path / 'c.json').write_text('[]')
-    with pytest.raises(UserError, match='expected a JSON object'):
+    with pytest.raises(UserError, match=r'c\.json'):
         results.read(tmp_path / 'c.json')
 
 

@@ -180,7 +180,7 @@ def test_documents_that_are_refused(example, message):
 
 
 def test_conversations_that_are_refused(hf):
-    with pytest.raises(UserError, match='no assistant message to learn from'):
+    with pytest.raises(UserError, match='roles seen: user'):
         render.demonstration({'messages': TURNS[:1]}, hf)[0]
     with pytest.raises(UserError, match=r'message 2 \(assistant\) is empty'):
         render.demonstration({'messages': [TURNS[0], {'role': 'assistant', 'content': ''}]}, hf)[0]

@@ -421,7 +421,7 @@ def test_chat(chatty, opened, tmp_path, caplog):
         harness.chat_template(True) == chatty[0].tokenizer.tokenizer.chat_template
         and harness.chat_template() is None
     )
-    with pytest.raises(UserError, match='one template'):
+    with pytest.raises(UserError, match='apply_chat_template="rag"'):
         harness.chat_template('rag')
     assert (
         Harness(*chatty, chat_template_args={'opening': '<think>'})
@@ -435,7 +435,7 @@ def test_chat(chatty, opened, tmp_path, caplog):
     )
     Harness(bare, chatty[1]).apply_chat_template(question)
     assert 'add_bos_token=False' in caplog.text
-    with pytest.raises(UserError, match='no chat template'):
+    with pytest.raises(UserError, match='tokenizer.chat_template'):
         Harness(*opened).chat_template(True)
 
 

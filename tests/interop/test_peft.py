@@ -390,13 +390,13 @@ def test_broken_folders(tmp_path):
     with pytest.raises(UserError, match='layers.0.self_attn.q_proj without its other factor'):
         read_adapter(tmp_path / 'adapter')
     weights.write_bytes(weights.read_bytes()[:-40])
-    with pytest.raises(UserError, match='truncated or corrupt'):
+    with pytest.raises(UserError, match=r'adapter_model\.safetensors'):
         read_adapter(tmp_path / 'adapter')
     weights.rename(tmp_path / 'adapter' / 'adapter_model.bin')
     with pytest.raises(UserError, match='found adapter_model.bin, which is pickled'):
         read_adapter(tmp_path / 'adapter')
     (tmp_path / 'adapter' / 'adapter_config.json').write_text(json.dumps(settings)[:-5])
-    with pytest.raises(UserError, match='not valid JSON'):
+    with pytest.raises(UserError, match=r'adapter_config\.json'):
         read_adapter(tmp_path / 'adapter')
 
 
@@ -432,10 +432,10 @@ def test_an_adapter_of_another_base_is_refused_with_all_that_does_not_fit(tmp_pa
     with pytest.raises(UserError, match='model.blocks.0.self_attn.q_proj: no such module'):
         put_adapter(params, adapter._replace(pairs=elsewhere))
     expert = {'model.layers.0.mlp.experts.1.up_proj': adapter.pairs['lm_head']}
-    with pytest.raises(UserError, match='adapters over experts are not supported'):
+    with pytest.raises(UserError, match=r'experts\.1\.up_proj'):
         put_adapter(base('mixtral')[2], adapter._replace(pairs=expert))
     norm = {'model.layers.0.input_layernorm': adapter.pairs['lm_head']}
-    with pytest.raises(UserError, match='not a matrix'):
+    with pytest.raises(UserError, match='input_layernorm'):
         put_adapter(params, adapter._replace(pairs=norm))
 
 
@@ -458,9 +458,9 @@ def test_embeddings_that_an_adapter_brings_along_must_be_the_bases(tmp_path):
 def test_what_peft_cannot_express_is_not_written(tmp_path):
     with pytest.raises(UserError, match='no low-rank weights'):
         written(tmp_path, base('llama')[2], 'llama')
-    with pytest.raises(UserError, match='embedding is adapted and is also the head.*--merge'):
+    with pytest.raises(UserError, match='embedding.*--merge'):
         written(tmp_path, adapted('tied', ('embed',)), 'tied')
-    with pytest.raises(UserError, match='router of a mixture.*--merge'):
+    with pytest.raises(UserError, match='router.*--merge'):
         written(tmp_path, adapted('mixtral', ('layers/mlp/router',)), 'mixtral')
     tree = adapted('llama', ('layers/attention/q',))
     node = tree['layers']['attention']['q']

@@ -70,7 +70,7 @@ def test_errors_name_the_key_and_the_choices():
         filters.paths(None, params, include=('head', 'layers/atention/*'))
     with pytest.raises(UserError, match='config.filter.exclude: pattern "bias"'):
         filters.paths(None, params, exclude=('bias',))
-    with pytest.raises(UserError, match='nothing to train'):
+    with pytest.raises(UserError, match='config.filter: include and exclude'):
         filters.paths(None, params, include=('embed', 'head'), exclude=('embed', 'h*'))
     with pytest.raises(
         UserError, match='config.filter.name=lora: no low-rank weights.*config.adapter.name=lora'

@@ -80,7 +80,7 @@ def test_messages_with_the_usual_names_changes_nothing():
 def test_messages_errors():
     with pytest.raises(UserError, match='no column "messages".*Did you mean "message"'):
         transforms.messages({'message': []}, RNG)
-    with pytest.raises(UserError, match='must be a non-empty list of messages, found str'):
+    with pytest.raises(UserError, match='column "messages".*found str'):
         transforms.messages({'messages': 'hi'}, RNG)
     with pytest.raises(UserError, match='message 2 has no "content".*keys found: role, text'):
         transforms.messages(
@@ -178,7 +178,7 @@ def test_correct_steps():
     assert one(transforms.correct_steps(row, RNG)) == {'prompt': 'a', 'completion': 'b\nc'}
     assert one(transforms.correct_steps(row, RNG, separator=' '))['completion'] == 'b c'
     assert list(transforms.correct_steps(row | {'labels': [True, False]}, RNG)) == []
-    with pytest.raises(UserError, match='must be lists of one length'):
+    with pytest.raises(UserError, match='"completions" and "labels"'):
         transforms.correct_steps(row | {'labels': [True]}, RNG)
 
 

@@ -67,7 +67,7 @@ def test_unknown_tasks_and_missing_columns():
     ):
         verified(['p'], ['#1'], [True], task='countdwn')
     for name in ('base', 'Task', 'os', '__name__', ''):
-        with pytest.raises(UserError, match='unknown task'):
+        with pytest.raises(UserError, match=f'verified: .*"{name}"'):
             verified(['p'], ['#1'], [True], task=name)
     with pytest.raises(
         UserError, match='chain reads the column "solution".*Did you mean "solutions".*prompt'

@@ -241,5 +241,5 @@ def test_companions_read_the_same_completions():
         half,
     )
     assert not np.array_equal(half.tokens, there.tokens)
-    with pytest.raises(UserError, match='no function that combines'):
+    with pytest.raises(UserError, match='1 companions'):
         generate(params, SMALL, prompts, KEY, greedy, companions=(Companion(other, theirs, SMALL),))

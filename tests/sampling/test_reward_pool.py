@@ -277,7 +277,7 @@ def test_returns_that_are_as_good_as_lists(what):
 
 def test_failing_as_a_group_only():
     completions, columns = ['a', 'b', 'c', 'd'], {'level': [0, 0, 1, 1]}
-    with pytest.raises(UserError, match='one at a time') as caught:
+    with pytest.raises(UserError, match='sample 2 ') as caught:
         run(here('together'), completions, group=2, **columns)
     assert 'at sample 2 (prompt 1, generation 0), called together with 1 more of its prompt' in str(
         caught.value

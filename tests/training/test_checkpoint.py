@@ -280,7 +280,7 @@ def test_refuses_other_data_and_missing_parts(tmp_path):
 
 
 def test_says_what_is_there_when_there_is_no_checkpoint(tmp_path):
-    with pytest.raises(UserError, match='there is no folder'):
+    with pytest.raises(UserError, match='absent'):
         checkpoint.load_params(tmp_path / 'absent', {})
     with pytest.raises(UserError, match='there is: nothing'):
         checkpoint.load_params(tmp_path, {})

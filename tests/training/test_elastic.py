@@ -58,6 +58,6 @@ def test_the_workdir_says_where_the_run_is_now_and_other_changes_are_refused(fol
     loaded = configs.from_json(path.read_text())
     with loaded.unlocked():
         loaded.mesh.fsdp, loaded.seed = 1, 1
-    with pytest.raises(UserError, match='of another config') as error:
+    with pytest.raises(UserError, match='config.seed') as error:
         claim.claim(loaded, path.parent)
     assert 'config.seed: 0 -> 1' in str(error.value) and 'mesh' not in str(error.value)

@@ -456,7 +456,7 @@ def test_a_sentencepiece_model_of_the_base_is_exported_with_the_bases_files(hf, 
         hf / 'tokenizer.json'
     ).read_bytes()
     assert (tmp_path / 'out' / 'tokenizer.model').read_bytes() == elsewhere.read_bytes()
-    with pytest.raises(UserError, match='cannot be written as a Hugging Face tokenizer'):
+    with pytest.raises(UserError, match='tokenizer.path: .*tokenizer.name=huggingface'):
         export.export(run, params, tmp_path / 'again', base=hf)
 
 
@@ -538,7 +538,7 @@ def test_what_cannot_be_exported(scratch_run, tmp_path):
         export.export(run, broken, tmp_path / 'out', dtype='float16')
     with pytest.raises(UserError, match='--dtype=floot32: unknown. Did you mean "float32"'):
         export.export(run, params, tmp_path / 'out', dtype='floot32')
-    with pytest.raises(UserError, match='this run started from fresh parameters.*--base'):
+    with pytest.raises(UserError, match='--base'):
         export.export(run, params, tmp_path / 'out', adapter=True)
     plain = open_run(small_runs.quiet('configs/sft.py'), tmp_path / 'plain', active=False)
     with pytest.raises(

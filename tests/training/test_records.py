@@ -318,7 +318,7 @@ HF = '{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}'
 @pytest.mark.parametrize('content', [HF, '{"name": "my-web-site"}', '', '[]', '{'])
 def test_a_folder_of_something_else_is_left_alone(content, tmp_path):
     (tmp_path / 'config.json').write_text(content)
-    with pytest.raises(UserError, match='give another --workdir') as error:
+    with pytest.raises(UserError, match='--workdir') as error:
         run(config(), tmp_path)
     assert '\n' not in str(error.value)
     assert (tmp_path / 'config.json').read_text() == content and [

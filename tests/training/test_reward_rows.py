@@ -141,7 +141,7 @@ def test_a_step_of_rows_without_solution_teaches_nothing_and_goes_on(tmp_path):
 
 
 def test_a_function_that_says_nothing_of_whole_rows_stops_the_run(tmp_path):
-    with pytest.raises(UserError, match='no sample has a reward'):
+    with pytest.raises(UserError, match='stage grpo, step 1'):
         run(online(lines(tmp_path / 'rows.jsonl', ROWS), 'row_rewards.silent'), tmp_path / 'work')
 
 
