@@ -499,8 +499,7 @@ def test_a_half_written_checkpoint_is_passed_over(capsys, workdir, tmp_path):
 
     shutil.copytree(workdir, tmp_path / 'run')
     folder = tmp_path / 'run' / 'stages' / '01_grpo' / 'checkpoints'
-    shutil.rmtree(folder / '2')
-    (folder / '1').rename(folder / '1.orbax-checkpoint-tmp')
+    (folder / '2').rename(folder / '2.orbax-checkpoint-tmp')
     assert sampled(capsys, tmp_path / 'run', '12+34=') == sampled(
         capsys, workdir, '--stage', 'warmup', '12+34='
     )

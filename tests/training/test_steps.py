@@ -230,6 +230,7 @@ def two(first, second, **overrides):
         'configs/lora.py',
         pretrain__steps=first,
         lora__steps=second,
+        lora__checkpoint_every=1,
         pretrain__learning_rate__name='constant',
         **overrides,
     )
