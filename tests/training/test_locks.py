@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from holder import holder
 from small_runs import ROOT, quiet
 
 from reasonjax.arena import cell, compare
@@ -18,30 +19,14 @@ from reasonjax.reporting import report
 from reasonjax.training import locks
 from reasonjax.training.run import run, trained
 
-HOLD = """
-import sys, time
-from reasonjax.training import locks
-with locks.hold(sys.argv[1]):
-    print('held', flush=True)
-    sys.stdin.readline()
-"""
-
-
-def holder(folder):
-    """Another process that holds a folder."""
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    process = subprocess.Popen([sys.executable, '-c', HOLD, str(folder)], cwd=ROOT, **pipes)
-    assert process.stdout.readline() == 'held\n'
-    return process
-
 
 def test_the_second_is_told_who_is_the_first(tmp_path):
-    process = holder(tmp_path)
-    try:
-        with pytest.raises(UserError) as error, locks.hold(tmp_path):
-            pytest.fail('two processes hold one folder')
-    finally:
-        process.communicate('\n')
+    with (
+        holder(tmp_path) as process,
+        pytest.raises(UserError) as error,
+        locks.hold(tmp_path),
+    ):
+        pytest.fail('two processes hold one folder')
     assert f'{tmp_path} is in use by process {process.pid} on {socket.gethostname()}' in str(
         error.value
     )
@@ -53,9 +38,10 @@ def test_the_second_is_told_who_is_the_first(tmp_path):
 
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
 def test_the_death_of_its_holder_frees_it(number, tmp_path):
-    process = holder(tmp_path)
-    process.send_signal(number)
-    process.wait()
+    with holder(tmp_path) as process:
+        os.kill(process.pid, number)
+        process.join()
+    assert process.exitcode == -number
     assert (tmp_path / locks.NAME).exists()
     with locks.hold(tmp_path):
         pass
@@ -128,13 +114,10 @@ def test_a_lock_that_was_deleted_meanwhile_is_no_lock(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('content', [b'', b'{', b'[]', b'{"pid": 1}', b'\xff\xfe', b'null'])
 def test_whoever_holds_it_may_not_have_said_so(content, tmp_path):
-    process = holder(tmp_path)
-    try:
+    with holder(tmp_path):
         (tmp_path / locks.NAME).write_bytes(content)
         with pytest.raises(UserError, match='is in use by another process'), locks.hold(tmp_path):
             pass
-    finally:
-        process.communicate('\n')
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
@@ -171,13 +154,10 @@ def test_a_run_is_held_and_can_be_read(tmp_path, monkeypatch):
     config = quiet('configs/base.py', train__steps=1)
     run(config, tmp_path / 'run')
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'run').rglob('*')}
-    process = holder(tmp_path / 'run')
-    try:
+    with holder(tmp_path / 'run') as process:
         with pytest.raises(UserError, match=f'in use by process {process.pid}'):
             run(config, tmp_path / 'run')
         assert trained(tmp_path / 'run')[1]  # readers need no lock
-    finally:
-        process.communicate('\n')
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / 'run').rglob('*')}
     before.pop(tmp_path / 'run' / locks.NAME, None)
     assert {path: time for path, time in after.items() if path.is_file()} == {
@@ -198,15 +178,12 @@ def test_an_export_is_held(tmp_path):
 
 
 def test_a_comparison_and_its_cells_are_held(tmp_path):
-    process = holder(tmp_path)
-    try:
+    with holder(tmp_path) as process:
         with pytest.raises(UserError, match=f'in use by process {process.pid}'):
             compare.results_of([], tmp_path, workers=1)
         (tmp_path / 'run' / 'stages' / '00_x' / 'checkpoints' / '1').mkdir(parents=True)
         with pytest.raises(UserError, match=f'in use by process {process.pid}'):
             cell.run(cell.Spec('sft', 'chain', 0, str(tmp_path), 'warm'))
-    finally:
-        process.communicate('\n')
     # What another process is at is left alone.
     assert (tmp_path / 'run' / 'stages' / '00_x' / 'checkpoints' / '1').is_dir() and not (
         tmp_path / cell.RESULT
