@@ -7,8 +7,8 @@
 import pathlib
 import sys
 
+import devices
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import toys
@@ -66,7 +66,7 @@ def train(
         now, metrics = update(now, frozen, batch, jax.random.key(number))
         out |= {f'step{number}/{name}': value for name, value in metrics.items()}
     # Plain gradient descent: how far a weight moved is its gradient.
-    moved = jax.tree.map(jnp.subtract, params, now.trainable)
+    moved = jax.tree.map(np.subtract, *jax.device_get((params, now.trainable)))
     return out | {
         f'moved/{name}': x for name, x in zip(partition.names(moved), jax.tree.leaves(moved))
     }
@@ -87,6 +87,7 @@ def sample(config: model_config.ModelConfig, params: dict, mesh: jax.sharding.Me
 
 
 if __name__ == '__main__':
+    devices.collect_less()
     destination, folders, *shapes = sys.argv[1:]
     assert len(jax.devices()) == 8
     found = {

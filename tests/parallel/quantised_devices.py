@@ -6,6 +6,7 @@ one .npz.
 
 import sys
 
+import devices
 import jax
 import numpy as np
 import toys
@@ -27,7 +28,7 @@ TARGETS = ('layers/attention/q', 'layers/attention/o', 'layers/mlp/up')
 def run(sizes: dict[str, int]) -> dict[str, np.ndarray]:
     """Loss and gradient of pairs over each kind of base (over dense ones: `several_devices`)."""
     mesh, tree = made(sizes), spec.specs(CONFIG)
-    fresh = jax.jit(lambda key: spec.initialise(tree, key, 'float32'))(jax.random.key(0))
+    fresh = toys.params(CONFIG)
     rows = toys.random_batch(rows=16, length=12, config=CONFIG)
     out = {}
     kinds = KINDS if mesh.shape['sequence'] == 1 else {'nf4': KINDS['nf4']}
@@ -94,6 +95,7 @@ def step_once(params, placement, chosen, optimizer, mesh, rows: dict) -> tuple:
 
 
 if __name__ == '__main__':
+    devices.collect_less()
     destination, *shapes = sys.argv[1:]
     assert len(jax.devices()) == 8
     np.savez(

@@ -10,6 +10,7 @@ import math
 import sys
 from types import SimpleNamespace
 
+import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,12 +188,9 @@ def sample(params: dict, config, mesh) -> dict:
     prompts = {name: given[name][:, :4] for name in ('tokens', 'positions')} | {
         'segments': np.ones((8, 4), np.int32)
     }
-    out, others = (
-        {},
-        {'other': meshes.reshaped(mesh, {'data': -1}, 'rollout.mesh')}
-        if mesh.shape['tensor'] > 1 or mesh.size == 1
-        else {},
-    )
+    out, others = {}, {}
+    if mesh.shape['tensor'] > 1:
+        others['other'] = meshes.reshaped(mesh, {'data': -1}, 'rollout.mesh')
     for name, of_rollout in ({'same': mesh} | others).items():
         homes = shardings(spec.specs(config), params, of_rollout)
 
@@ -207,6 +205,8 @@ def sample(params: dict, config, mesh) -> dict:
             f'rollout/{name}/tokens': rollout.tokens,
             f'rollout/{name}/logprob': rollout.logprob,
         }
+    if mesh.size == 1:  # there is no other mesh of one device
+        out |= {name.replace('/same/', '/other/'): x for name, x in out.items()}
     return out
 
 
@@ -256,6 +256,7 @@ def parsed(shape: str) -> dict[str, int]:
 
 
 if __name__ == '__main__':
+    devices.collect_less()
     destination, *shapes = sys.argv[1:]
     assert len(jax.devices()) == 8
     found = {}
