@@ -20,6 +20,7 @@ from reasonjax.parallel import launch, processes
 from reasonjax.tracking import metrics
 
 HERE = pathlib.Path(__file__).parent
+START = ('-c', 'import two_processes; two_processes.start()')
 LIMIT = 900  # seconds, where other tests run beside
 REWARDS = """
 import os
@@ -44,10 +45,9 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def launched(number: int, folder: pathlib.Path, *arguments):
-    """One process of `two_processes.py`; what it prints goes to a file, because a full pipe would
-    stop it."""
-    environment = devices.environment(number, folder)
-    command = [sys.executable, str(HERE / 'two_processes.py'), *map(str, arguments)]
+    """A process of Python; what it prints goes to a file, because a full pipe would stop it."""
+    environment = devices.environment(number, folder, HERE)
+    command = [sys.executable, *map(str, arguments)]
     name = len([*folder.glob('*.out')])
     with (folder / f'{name}.out').open('w') as out, (folder / f'{name}.err').open('w') as err:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=err)
@@ -70,9 +70,10 @@ def ended(tmp_path_factory):
     one.mkdir()
     with contextlib.ExitStack() as stack:
         found = [
-            stack.enter_context(launched(4, folder, two, one, port, index)) for index in (0, 1)
+            stack.enter_context(launched(4, folder, *START, two, one, port, index))
+            for index in (0, 1)
         ]
-        found.append(stack.enter_context(launched(8, folder, one, two)))
+        found.append(stack.enter_context(launched(8, folder, *START, one, two)))
         for process in found:
             process.wait(LIMIT)
     for path in (two / '0.npz', two / '1.npz', one / '0.npz'):
@@ -186,8 +187,8 @@ def test_a_workdir_of_their_own_and_another_config_are_refused(ended):
 def test_a_process_that_fails_alone_takes_the_others_with_it(tmp_path):
     port = free_port()
     with (
-        launched(1, tmp_path, 'alone', port, 0) as first,
-        launched(1, tmp_path, 'alone', port, 1) as second,
+        launched(1, tmp_path, HERE / 'one_fails.py', port, 0) as first,
+        launched(1, tmp_path, HERE / 'one_fails.py', port, 1) as second,
     ):
         assert first.wait(60) and second.wait(60)
         assert (

@@ -1,10 +1,10 @@
 """What `test_processes` runs: as one process with eight devices, and as two with four each. Writes
 .npz and .json files, one per process.
 
-    python two_processes.py OUT OTHER                 one process
-    python two_processes.py OUT OTHER PORT INDEX      one of two
-    python two_processes.py alone PORT INDEX          one of two, of which process 1 fails alone
+    python -c 'import two_processes; two_processes.start()' OUT OTHER                 one process
+    python -c 'import two_processes; two_processes.start()' OUT OTHER PORT INDEX      one of two
 
+Not as a script: workers for rewards would import all that this one does.
 OUT is where the runs are written; OTHER is that of the other launch, whose checkpoints are read
 when they are there.
 """
@@ -15,9 +15,11 @@ import pathlib
 import sys
 import time
 
+import devices
 import jax
 import numpy as np
-from small_runs import ROOT, small
+import pytest
+from small_runs import ROOT, share_updates, small
 
 from reasonjax import train
 from reasonjax.errors import UserError
@@ -33,7 +35,9 @@ from reasonjax.weights.partition import names
 LORA = dict(
     pretrain__batch_size=8,
     pretrain__learning_rate__peak=0.03,
+    pretrain__checkpoint_every=0,
     lora__batch_size=8,
+    lora__checkpoint_every=0,
     lora__learning_rate__peak=0.03,
     mesh__data=1,
     mesh__fsdp=8,
@@ -45,6 +49,8 @@ GRPO = dict(
     grpo__num_prompts=8,
     grpo__steps=3,
     grpo__learning_rate__peak=0.03,
+    grpo__checkpoint_every=0,
+    grpo__eval_every=0,
     grpo__reward_workers=1,
     grpo__rewards__accuracy__name='counted_rewards.counted',
     evaluation__batch_size=8,
@@ -56,6 +62,7 @@ GRPO = dict(
 FAILING = GRPO | dict(
     grpo__rewards__accuracy__name='counted_rewards.fails',
     grpo__reward_workers=0,
+    grpo__steps=1,
     evaluation__enabled=False,
 )
 
@@ -120,6 +127,7 @@ def main(out: pathlib.Path, other: pathlib.Path, index: int) -> int:
     assert len(jax.devices()) == 8
     seen, said = {}, {}
     watch(seen)
+    share_updates(pytest.MonkeyPatch())
     report.write = lambda workdir: None  # drawing takes longer than these runs
     os.environ['REWARD_CALLS'] = str(out / 'calls')
     run(small(ROOT / 'configs/lora.py', **LORA), out / 'lora')
@@ -160,22 +168,8 @@ def main(out: pathlib.Path, other: pathlib.Path, index: int) -> int:
     )
 
 
-def alone(port: str, index: str) -> None:
-    processes.TIMEOUTS['shutdown_timeout_seconds'] = 2
-    processes.start(dict(coordinator=f'127.0.0.1:{port}', num_processes='2', process_id=index))
-    jax.devices()
-    if index == '1':
-        raise UserError('a file that only process 1 lacks')
-    processes.gather('what never arrives')
-    print('went on alone', file=sys.stderr)
-
-
-if __name__ == '__main__':
-    # Guarded: reward workers import this file.
-    if sys.argv[1] == 'alone':
-        from reasonjax.programs import run_program
-
-        sys.exit(run_program(lambda: alone(*sys.argv[2:])))
+def start() -> None:
+    devices.collect_less()
     destination, elsewhere, *place = sys.argv[1:]
     if place:
         port, index = place
