@@ -8,9 +8,11 @@ import itertools
 import pathlib
 import sys
 
+import devices
 import jax
 import numpy as np
-from small_runs import install_rewards, quiet
+import pytest
+from small_runs import install_rewards, quiet, share_updates
 
 from reasonjax.errors import Stopped
 from reasonjax.parallel import mesh as meshes
@@ -61,18 +63,18 @@ class Patch:
         pass
 
 
-def go(name, workdir, devices, mesh, steps):
+def go(name, workdir, number, mesh, steps):
     """Runs until it is asked to stop after `steps` steps."""
     location, overrides = CONFIGS[name]
     stage = 'train' if name == 'sft' else 'grpo'
     sizes = {f'mesh__{axis}': mesh.get(axis, 1) for axis in meshes.AXES}
     if 'tensor' in mesh:  # heads are split for training, and not for sampling
-        sizes['rollout__mesh__data'] = devices
+        sizes['rollout__mesh__data'] = number
     config = quiet(
         location, **overrides | sizes | {f'{stage}__steps': STEPS, f'{stage}__checkpoint_every': 0}
     )
     make = meshes.make_mesh
-    meshes.make_mesh = lambda shape, **options: make(shape, jax.devices()[:devices], **options)
+    meshes.make_mesh = lambda shape, **options: make(shape, jax.devices()[:number], **options)
     calls = itertools.count(1)
     stopping.asked = lambda: next(calls) == steps
     try:
@@ -85,6 +87,8 @@ def go(name, workdir, devices, mesh, steps):
 
 
 if __name__ == '__main__':
+    devices.collect_less()
+    share_updates(pytest.MonkeyPatch())
     folder = pathlib.Path(sys.argv[1])
     assert len(jax.devices()) == 8
     install_rewards(folder, Patch())
