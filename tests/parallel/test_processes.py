@@ -161,7 +161,9 @@ def test_one_process_writes(ended):
         )
     assert not [*two.rglob('.shared')]
     assert 'grpo 3/3' in first.printed.read_text()
-    own = [line for line in second.printed.read_text().splitlines() if 'peer ranks' not in line]
+    lines = second.printed.read_text().splitlines()
+    # What the library of collectives prints may have its line split by another thread.
+    own = [line for line in lines if line and 'peer ranks' not in line]
     assert not own, own
 
 
