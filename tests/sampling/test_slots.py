@@ -195,7 +195,8 @@ def test_completions_are_numbered_prompt_by_prompt():
     def tell(logits, progress):
         return jnp.where(jnp.arange(13) == 1 + (progress.job % 12)[:, None], logits, -1e30)
 
-    for sampling in (Sampling(4, 3), Sampling(4, 3, slots=5, burst=1)):
+    greedy = Sampling(4, 3, temperature=0.0)
+    for sampling in (greedy, dataclasses.replace(greedy, slots=5, burst=1)):
         tokens = sampler(SMALL, sampling, (tell,))(
             toys.params(SMALL), left_padded(PROMPTS), KEY
         ).tokens
