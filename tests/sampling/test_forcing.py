@@ -31,8 +31,9 @@ END, WAIT = 6, (8, 9)
 
 
 @functools.partial(jax.jit, static_argnames='sampling')
-def scripted(params, wanted, prompts, sampling):
-    """A rollout in which only these tokens [C] can be drawn, in turn."""
+def _scripted(params, wanted, prompts, sampling):
+    """A rollout in which only these tokens [C] can be drawn, in turn; at temperature 0, a program
+    of half the size says the same."""
 
     def only(logits, progress):
         token_R = wanted[jnp.minimum(progress.step, len(wanted) - 1)]
@@ -41,14 +42,18 @@ def scripted(params, wanted, prompts, sampling):
     return generate(params, SMALL, prompts, KEY, sampling, (only,))
 
 
+def scripted(*arguments):
+    return jax.device_get(_scripted(*arguments))
+
+
 def script(*tokens):
     """As many tokens as a completion may have: these, the last of them again and again."""
-    return jnp.asarray([*tokens, *[tokens[-1]] * (C - len(tokens))])
+    return np.array([*tokens, *[tokens[-1]] * (C - len(tokens))])
 
 
 def forced(forcing, *drawn, **settings):
     """The completion, and what of it was put, where these tokens would be drawn."""
-    sampling = Sampling(1, C, eos_ids=EOS, forcing=forcing, **settings)
+    sampling = Sampling(1, C, temperature=0.0, eos_ids=EOS, forcing=forcing, **settings)
     rollout = scripted(toys.params(SMALL), script(*drawn), left_padded([PROMPTS[0]]), sampling)
     n = int(rollout.length[0, 0])
     assert not np.any(rollout.forced[0, 0, n:])
@@ -93,12 +98,13 @@ def by_definition(drawn, budget, times):
 @pytest.mark.parametrize('budget, times', [(0, 0), (0, 1), (0, 2), (3, 0), (4, 1), (4, 9)])
 def test_thinking(budget, times):
     forcing = (Thinking((END,), (END,), budget, WAIT, times),)
-    sampling = Sampling(1, C, eos_ids=EOS, forcing=forcing)
+    # Only one token can be drawn each time.
+    sampling = Sampling(1, C, temperature=0.0, eos_ids=EOS, forcing=forcing)
     streams = list(itertools.product((4, END), repeat=4))
-    table = jnp.asarray([[*stream, 4, END, 4, 4, 4, 5] for stream in streams])
+    table = np.array([[*stream, 4, END, 4, 4, 4, 5] for stream in streams])
 
     def only(logits, progress):
-        wanted = table[
+        wanted = jnp.asarray(table)[
             jnp.minimum(progress.job, len(streams) - 1),
             jnp.minimum(progress.step, table.shape[1] - 1),
         ]
@@ -109,7 +115,7 @@ def test_thinking(budget, times):
         rollout = sampler(SMALL, dataclasses.replace(sampling, slots=slots), (only,))(
             toys.params(SMALL), prompts, KEY
         )
-        for i, drawn in enumerate(np.asarray(table).tolist()):
+        for i, drawn in enumerate(table.tolist()):
             n = int(rollout.length[i, 0])
             found = (
                 np.asarray(rollout.tokens)[i, 0, :n].tolist(),
@@ -183,7 +189,10 @@ def test_stop_sequences():
 
 def test_the_prompt_is_no_part_of_a_stop_sequence():
     rollout = scripted(
-        toys.params(SMALL), script(9, 3, 3), left_padded([[3, 4]]), Sampling(1, 3, stop=((4, 9),))
+        toys.params(SMALL),
+        script(9, 3, 3),
+        left_padded([[3, 4]]),
+        Sampling(1, 3, temperature=0.0, stop=((4, 9),)),
     )
     assert rollout.length[0, 0] == 3
 
@@ -222,7 +231,7 @@ def test_companions_read_the_same_completions():
         )
 
     def run(weight, companion, sampling=greedy):
-        return draw(params, prompts, companion, weight, sampling)
+        return jax.device_get(draw(params, prompts, companion, weight, sampling))
 
     # With all the weight on it, the companion says what it would say alone; with none, it is not
     # heard.
@@ -242,4 +251,8 @@ def test_companions_read_the_same_completions():
     )
     assert not np.array_equal(half.tokens, there.tokens)
     with pytest.raises(UserError, match='1 companions'):
-        generate(params, SMALL, prompts, KEY, greedy, companions=(Companion(other, theirs, SMALL),))
+        jax.eval_shape(
+            lambda: generate(
+                params, SMALL, prompts, KEY, greedy, companions=(Companion(other, theirs, SMALL),)
+            )
+        )
