@@ -67,9 +67,8 @@ def batch_of(layout, mask_truncated=True):
     return batch | near | {'max_completion_length': np.float32(C)}
 
 
-def losses(params, config, batch):
-    """Each loss; their sum by uneven weights, whose gradient is that of all; and the scores."""
-    scored = score(params, config, batch, temperature=0.7)
+def losses_of(scored, batch):
+    """Each loss; and their sum by uneven weights, whose gradient is that of all."""
     with_all = step.with_totals(batch, 1)
     found = jnp.stack(
         [
@@ -78,7 +77,43 @@ def losses(params, config, batch):
         ]
     )
     of_entropy = jnp.sum(batch['weights'] * scored.entropy) / with_all['step_weight']
-    return found @ jnp.array([1.0, -0.7, 0.4, 1.3]) + 0.3 * of_entropy, (found, scored)
+    return found @ jnp.array([1.0, -0.7, 0.4, 1.3]) + 0.3 * of_entropy, found
+
+
+@jax.jit
+def losses_and_slopes(scored, batch):
+    """The losses, and the derivatives of their sum by log-probs and entropies."""
+
+    def loss(differentiable):
+        logprob, entropy = differentiable
+        return losses_of(scored._replace(logprob=logprob, entropy=entropy), batch)
+
+    slopes, found = jax.grad(loss, has_aux=True)((scored.logprob, scored.entropy))
+    return found, slopes
+
+
+@functools.cache
+def scored_and_pulled(config):
+    """Compiled `(params, batch, slopes) -> (Scored, gradient)`."""
+
+    def run(params, batch, slopes):
+        def pair(params):
+            scored = score(params, config, batch, temperature=0.7)
+            return (scored.logprob, scored.entropy), scored
+
+        _, pull, scored = jax.vjp(pair, params, has_aux=True)
+        return scored, pull(slopes)[0]
+
+    return jax.jit(run)
+
+
+def losses_and_gradient(config, params, batch):
+    """Each loss, the scores, and the gradient of the sum of losses, by the chain rule: a program
+    for the model and one for all losses, which is the same for every model."""
+    run, none = scored_and_pulled(config), np.zeros(batch['tokens'].shape, np.float32)
+    scored, _ = run(params, batch, (none, none))
+    found, slopes = losses_and_slopes(scored, batch)
+    return jax.device_get((found, *run(params, batch, slopes)))
 
 
 CASES = {
@@ -119,15 +154,14 @@ def test_low_rank_pairs_get_the_gradients_of_padded_rows():
 
 
 def check(config, params, forms):
-    run = jax.jit(jax.value_and_grad(functools.partial(losses, config=config), has_aux=True))
     given = batch_of(PADDED)
-    (_, (wanted, of_rows)), gradient = run(params, batch=given)
-    scale = max(jnp.abs(x).max() for x in jax.tree.leaves(gradient))
+    wanted, of_rows, gradient = losses_and_gradient(config, params, given)
+    scale = max(np.abs(x).max() for x in jax.tree.leaves(gradient))
     assert scale > 0.1 and np.abs(wanted).min() > 1e-3
     counts = given['segments'][:, TP:] > 0
     assert 0 < given['weights'].sum() < counts.sum()
     for name in forms:
-        (_, (found, scored)), found_gradient = run(params, batch=batch_of(FORMS[name]))
+        found, scored, found_gradient = losses_and_gradient(config, params, batch_of(FORMS[name]))
         np.testing.assert_allclose(found, wanted, atol=1e-5, err_msg=name)
         toys.assert_trees_close(found_gradient, gradient, atol=1e-5 * max(1, scale))
         for field in ('logprob', 'entropy', 'correct'):
@@ -235,7 +269,11 @@ def shapes_of(jaxpr):
 def test_neither_scores_of_a_whole_shard_nor_logits_of_prompts_exist(chunk):
     config = toys.changed(vocab_size=257, attention_chunk=chunk, logprob_chunk=chunk)
     batch = batch_of(FORMS['shared'])
-    grad = jax.make_jaxpr(jax.grad(lambda p: losses(p, config, batch)[0]))(toys.params(config))
+
+    def loss(params):
+        return losses_of(score(params, config, batch, temperature=0.7), batch)[0]
+
+    grad = jax.make_jaxpr(jax.grad(loss))(toys.params(config))
     shapes = list(shapes_of(grad.jaxpr))
     rows, queries = P * G, chunk or C
     logits = max(np.prod(s) for s in shapes if s[-1:] == (257,) and len(s) > 2)
