@@ -11,6 +11,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from small_runs import share_updates
 
 import reasonjax
 from reasonjax.arena import recipes, results
@@ -61,6 +62,8 @@ def execute(tmp_path, monkeypatch):
     plt.switch_backend('Agg')
     # Of eleven runs, and tested in test_report.
     monkeypatch.setattr('reasonjax.reporting.report.write', lambda workdir: None)
+    # Runs that differ in their seed trace one update.
+    share_updates(monkeypatch)
     # Programs run for a moment here: most of the time would be that of the compiler.
     before = jax.config.read('jax_disable_most_optimizations')
     jax.config.update('jax_disable_most_optimizations', True)
