@@ -144,13 +144,29 @@ def answer(config, given, local):
 def computed(config, given, local, mesh=None):
     """The same by `config.attention_kernel`, compiled, for a mesh if there is one."""
     asked = given.mask_BxSxT, given.distance_BxSxT, *given.segments
-    S, T = given.mask_BxSxT.shape[1:]
+    *qkv, weights = given.arrays
+    run = _compiled(
+        config, given.beyond, isinstance(local, bool), mesh, (kernels.CUDNN, kernels.FLASH)
+    )
+    # Arrays are arguments: the compiler would compute with constants, and take minutes.
+    if mesh is None:
+        return run(local, asked, weights, *qkv)
+    everywhere = jax.device_put((asked, weights, *qkv), NamedSharding(mesh, PartitionSpec()))
+    return run(local, *everywhere)
+
+
+@functools.cache
+def _compiled(config, beyond, static, mesh, forms):
+    """Compiled `(local, asked, weights, *qkv) -> output and gradients`; `forms` are those of the
+    kernels that it is traced with."""
+    del forms
 
     def attended(asked, qkv, local):
         seen, segments = asked[:2], asked[2:]
+        S, T = asked[0].shape[1:]
         if config.attention_kernel != 'xla':
             seen = functools.partial(seen_by, config, *seen)
-            return kernels.weigher(config, seen, *segments, given.beyond)(*qkv, local)
+            return kernels.weigher(config, seen, *segments, beyond)(*qkv, local)
         return in_chunks(config, lambda _: seen, (jnp.zeros((1, S)),), before=T - S)(*qkv, local)
 
     def both(local, asked, weights, *qkv):
@@ -161,13 +177,9 @@ def computed(config, given, local, mesh=None):
         (_, out), grads = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*qkv)
         return out, *grads
 
-    # Arrays are arguments: the compiler would compute with constants, and take minutes.
-    static = (0,) if isinstance(local, bool) else ()
-    *qkv, weights = given.arrays
-    if mesh is None:
-        return jax.jit(both, static_argnums=static)(local, asked, weights, *qkv)
-    everywhere = jax.device_put((asked, weights, *qkv), NamedSharding(mesh, PartitionSpec()))
-    return jax.jit(layout.on(mesh, both), static_argnums=static)(local, *everywhere)
+    return jax.jit(
+        both if mesh is None else layout.on(mesh, both), static_argnums=(0,) if static else ()
+    )
 
 
 def agree(got, given, wanted, tolerance=2e-6):
