@@ -109,8 +109,8 @@ def test_gradients_equal_those_of_all_experts_run_on_all_tokens(normalise):
 
 @pytest.mark.parametrize('normalise', [True, False])
 def test_one_expert_is_a_plain_mlp(normalise):
-    config = toys.changed(MOE, experts=1, experts_per_token=1, normalise_router=normalise)
-    plain = toys.changed(config, experts=0)
+    config = toys.changed(MOE, experts=1, experts_per_token=1, normalise_router=normalise, layers=1)
+    plain = toys.changed(config, experts=0, normalise_router=True)
     params, batch = toys.params(config), toys.random_batch()
     layers = params['layers']
     mlp = {
