@@ -5,15 +5,19 @@ import pathlib
 import runpy
 import sys
 
+import jax
 import numpy as np
 import pytest
-from small_runs import share_updates
+from small_runs import share_draws, share_updates
 
 from configs import base
 from reasonjax import config as configs
 from reasonjax import config_files
+from reasonjax.model import spec
+from reasonjax.model.placement import shardings
 from reasonjax.reporting import report
 from reasonjax.smoke import shrink
+from reasonjax.training import context
 from reasonjax.training.run import run
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -42,9 +46,18 @@ LONG = ('configs/device.py', 'configs/plan.py')
 
 @pytest.fixture(scope='module', autouse=True)
 def shared_updates():
-    """Stages that many configs have alike (the SFT before a GRPO) compile one update."""
+    """Stages that many configs have alike (the SFT before a GRPO) compile one update, and weights
+    of one shape in many models are drawn by one program."""
+
+    def drawer(model, mesh):
+        specs = spec.specs(model)
+        placed = shardings(specs, spec.abstract(specs, model.param_dtype), mesh)
+        return lambda key: jax.device_put(spec.initialise(specs, key, model.param_dtype), placed)
+
     with pytest.MonkeyPatch.context() as patch:
         share_updates(patch)
+        share_draws(patch)
+        patch.setattr(context, '_drawer', drawer)
         yield
 
 
@@ -136,7 +149,6 @@ def test_every_recipe_says_what_it_is():
 
 def test_models_have_the_published_size():
     from reasonjax.model import config as model_config
-    from reasonjax.model import spec
 
     sizes = {
         'tiny': 18,
