@@ -1,7 +1,6 @@
 """The compiled programs of a stage, one by one: how long each takes, how much of that is which kind
 of operation."""
 
-import functools
 import glob
 import math
 import re
@@ -99,15 +98,16 @@ def concrete(shapes: Any) -> Any:
     """Arrays of these shapes where their shardings say: ones as integers and a small number
     elsewhere, so that nothing is masked away."""
 
-    def made(x: jax.ShapeDtypeStruct) -> jax.Array:
+    def filled(x: jax.ShapeDtypeStruct) -> jax.Array:
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.device_put(jax.random.key(0), x.sharding)
-        value = 0.01 if jnp.issubdtype(x.dtype, jnp.inexact) else 1
-        return jax.jit(
-            functools.partial(jnp.full, x.shape, value, x.dtype), out_shardings=x.sharding
-        )()
+            return jax.random.key(0)
+        return jnp.full(x.shape, 0.01 if jnp.issubdtype(x.dtype, jnp.inexact) else 1, x.dtype)
 
-    return jax.tree.map(made, shapes)
+    # One program: there may be a hundred arrays.
+    return jax.jit(
+        lambda: jax.tree.map(filled, shapes),
+        out_shardings=jax.tree.map(lambda x: x.sharding, shapes),
+    )()
 
 
 def calls(function: Any, arguments: tuple, trains: bool) -> Iterator[Any]:
