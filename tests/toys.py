@@ -104,10 +104,17 @@ def random_batch(
     return batch(*made, rows=rows, length=length, weights=rng.uniform(0.2, 2, (rows, length)))
 
 
+def compiled(function):
+    """The function as one program, with its results on the host: there, to look at a piece of them
+    compiles nothing."""
+    program = jax.jit(function)
+    return lambda *arguments: jax.device_get(program(*arguments))
+
+
 @functools.cache
 def scorer(config: ModelConfig, temperature: float = 1.0):
     """Compiled `(params, batch) -> Scored`."""
-    return jax.jit(lambda params, batch: score(params, config, batch, temperature=temperature))
+    return compiled(lambda params, batch: score(params, config, batch, temperature=temperature))
 
 
 @functools.cache
@@ -121,7 +128,7 @@ def all_logits(config: ModelConfig):
             params, config, forward(params, config, inputs, batch['positions'], attention).hidden
         )
 
-    return jax.jit(run)
+    return compiled(run)
 
 
 def weighted_score(params, config: ModelConfig, batch: dict) -> jax.Array:
@@ -133,7 +140,7 @@ def weighted_score(params, config: ModelConfig, batch: dict) -> jax.Array:
 @functools.cache
 def weighted_score_and_grad(config: ModelConfig):
     """Compiled `(params, batch) -> (value, gradient)` of `weighted_score`."""
-    return jax.jit(jax.value_and_grad(lambda params, batch: weighted_score(params, config, batch)))
+    return compiled(jax.value_and_grad(lambda params, batch: weighted_score(params, config, batch)))
 
 
 def nll(score, batch, key):

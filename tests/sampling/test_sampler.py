@@ -419,16 +419,17 @@ def test_recorded_logprob_is_of_the_whole_distribution():
 
 def test_adapted_weights_sample_as_their_merged_ones():
     config = toys.changed(SMALL, tied=True)
-    params = adapters.lora(
-        toys.params(config), jax.random.key(0), r=2, target_modules=('layers/*', 'embed')
-    )
+    lora = functools.partial(adapters.lora, r=2, target_modules=('layers/*', 'embed'))
+    params = toys.compiled(lora)(toys.params(config), jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda x: x if np.any(x) else x + 0.1 * rng.standard_normal(x.shape).astype(np.float32),
         params,
     )
     prompts = left_padded(PROMPTS)
-    adapted, merged = (sampler(config, FREE)(p, prompts, KEY) for p in (params, merge_tree(params)))
+    adapted, merged = (
+        sampler(config, FREE)(p, prompts, KEY) for p in (params, jax.jit(merge_tree)(params))
+    )
     base = sampler(config, FREE)(toys.params(config), prompts, KEY)
     np.testing.assert_array_equal(adapted.tokens, merged.tokens)
     np.testing.assert_allclose(adapted.logprob, merged.logprob, atol=2e-5)

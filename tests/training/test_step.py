@@ -54,8 +54,14 @@ def test_accumulation_changes_nothing(accumulation):
     toys.assert_trees_close(many, one, atol=1e-6, rtol=1e-5)
     for name in ('loss', 'grad_norm', 'entropy'):
         np.testing.assert_allclose(metrics2[name], metrics[name], rtol=2e-6, err_msg=name)
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), one, toys.params(MODEL))
+    moved = jax.tree.map(
+        lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), one, toys.params(MODEL)
+    )
     assert min(jax.tree.leaves(moved)) > 1e-4
+
+
+def norm(tree):
+    return np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(tree)))
 
 
 def test_one_step_is_gradient_descent_on_the_weighted_mean():
@@ -66,10 +72,12 @@ def test_one_step_is_gradient_descent_on_the_weighted_mean():
         scored = toys.score(params, MODEL, batch, temperature=temperature)
         return -jnp.sum(batch['weights'] * scored.logprob) / batch['weights'].sum()
 
-    value, grads = jax.jit(jax.value_and_grad(loss))(params)
+    value, grads = toys.compiled(jax.value_and_grad(loss))(params)
     np.testing.assert_allclose(metrics['loss'], value, rtol=1e-6)
-    np.testing.assert_allclose(metrics['grad_norm'], optax.global_norm(grads), rtol=1e-5)
-    toys.assert_trees_close(after, jax.tree.map(lambda p, g: p - 0.3 * g, params, grads), atol=1e-6)
+    np.testing.assert_allclose(metrics['grad_norm'], norm(grads), rtol=1e-5)
+    toys.assert_trees_close(
+        after, jax.tree.map(lambda p, g: np.asarray(p) - 0.3 * g, params, grads), atol=1e-6
+    )
 
 
 def test_padding_rows_and_columns_change_nothing():
@@ -119,7 +127,7 @@ def test_what_is_not_finite_is_counted_and_not_applied():
 
 
 def test_only_the_trainable_part_moves_and_the_step_compiles_once():
-    params = adapters.lora(toys.params(MODEL), jax.random.key(1), r=2)
+    params = jax.jit(functools.partial(adapters.lora, r=2))(toys.params(MODEL), jax.random.key(1))
     optimizer = optimizers.adamw(optax.constant_schedule(0.01), weight_decay=0.5, clip_norm=1.0)
     now, frozen = begin(params, optimizer, filters.lora(None, params))
     kept = jax.tree.map(np.array, frozen)
