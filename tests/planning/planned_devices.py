@@ -8,7 +8,6 @@ import pathlib
 import sys
 from functools import partial
 
-import devices as simulated
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -19,8 +18,8 @@ from reasonjax.model.config import ModelConfig
 from reasonjax.model.placement import shardings
 from reasonjax.parallel import mesh as meshes
 from reasonjax.planning import hlo, shapes, topology
-from reasonjax.planning import plan as planning
-from reasonjax.planning.programs import Program, StagePrograms, plan_run, planned_stage
+from reasonjax.planning.plan import plan
+from reasonjax.planning.programs import StagePrograms, plan_run, planned_stage
 
 LENGTH = 5
 # Config, what is changed of it, and the programs wanted (all by default).
@@ -43,8 +42,6 @@ CASES = {
     ),
     'sft': ('configs/sft.py', {'train.accumulation': '2'}, ()),
 }
-# Of these programs the test reads arithmetic and what they are given, nothing that the compiler says.
-LOWERED = {('kl', 'train'), ('kl', 'iteration'), ('lora', 'train')}
 SHARED = {
     'mesh.data': '2',
     'mesh.fsdp': '2',
@@ -95,22 +92,11 @@ def moved(devices: list) -> dict:
     return hlo.by_kind(hlo.Module(move.lower(params).compile().as_text()).collectives(8))
 
 
-def lowered(compiled, case: str, program: Program, *arguments) -> planning.Compiled:
-    """Plans a program; one of `LOWERED` is lowered, and another, trivial one is compiled in its
-    place."""
-    if (case, program.name) in LOWERED:
-        program.function.lower(*program.arguments)
-        scalar = jax.ShapeDtypeStruct((), jnp.float32)
-        program = program._replace(function=jax.jit(jnp.negative), arguments=(scalar,))
-    return compiled(program, *arguments)
-
-
 def planned(where: topology.Topology, devices: list) -> dict:
-    compiled, found = planning.compiled, {}
+    found = {}
     for name, (path, overrides, programs) in CASES.items():
         config = configs.load(path, tuple((SHARED | overrides).items()))
-        planning.compiled = partial(lowered, compiled, name)
-        found[name] = planning.plan(config, where, devices, programs=programs)
+        found[name] = plan(config, where, devices, programs=programs)
         stage = StagePrograms(plan_run(config, devices), planned_stage(config))
         found[name]['shards'] = [
             [path, shapes.bytes_of(leaf), str(leaf.sharding.spec)]
@@ -123,7 +109,6 @@ def planned(where: topology.Topology, devices: list) -> dict:
 
 
 if __name__ == '__main__':
-    simulated.collect_less()
     where = topology.parse('cpu:8')
     devices = topology.devices(where)
     found = {'looped': looped(devices), 'moved': moved(devices), 'planned': planned(where, devices)}

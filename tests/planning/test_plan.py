@@ -23,7 +23,7 @@ COUNT = L * (sum(MATRICES.values()) + 2 * D) + 2 * V * D + D
 @pytest.fixture(scope='module')
 def eight(tmp_path_factory):
     out = tmp_path_factory.mktemp('plan') / 'plan.json'
-    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': f'{HERE.parent}:{ROOT}'}
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
     command = [sys.executable, str(HERE / 'planned_devices.py'), str(out)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
