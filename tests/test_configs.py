@@ -44,10 +44,11 @@ SHORT = {'sft.data.max_length': '256', 'grpo.data.max_prompt_length': '64'}
 LONG = ('configs/device.py', 'configs/plan.py')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def shared_updates():
-    """Stages that many configs have alike (the SFT before a GRPO) compile one update, and weights
-    of one shape in many models are drawn by one program."""
+@pytest.fixture
+def shared_programs(location):
+    """Stages that many configs have alike (the SFT before a GRPO) compile one update, weights of
+    one shape in many models are drawn by one program, samplers share that of their numbers. Those
+    that run whole compile what a user's run does."""
 
     def drawer(model, mesh):
         specs = spec.specs(model)
@@ -55,9 +56,10 @@ def shared_updates():
         return lambda key: jax.device_put(spec.initialise(specs, key, model.param_dtype), placed)
 
     with pytest.MonkeyPatch.context() as patch:
-        share_updates(patch)
-        share_draws(patch)
-        patch.setattr(context, '_drawer', drawer)
+        if location not in WHOLE:
+            share_updates(patch)
+            share_draws(patch)
+            patch.setattr(context, '_drawer', drawer)
         yield
 
 
@@ -72,7 +74,7 @@ def _train_only(config):
 
 
 @pytest.mark.parametrize('location', _all())
-def test_runs_two_steps(location, tmp_path, load_config):
+def test_runs_two_steps(location, tmp_path, load_config, shared_programs):
     config = load_config(location)
     if location.startswith(LONG):
         config = load_config(
