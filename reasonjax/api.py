@@ -197,7 +197,7 @@ class Model:
         if isinstance(prompts, str):
             raise UserError('prompts: give a list of prompts; this is a text.')
         if not prompts:
-            raise UserError('prompts: there are none.')
+            raise UserError('prompts: the list is empty.')
         settings = sampling.settings(
             self.run,
             samples=samples,

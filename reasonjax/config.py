@@ -378,7 +378,7 @@ def from_json(text: str, where: str = 'config') -> ml_collections.ConfigDict:
         return ml_collections.ConfigDict(tuples(value))
     # a key with a dot in it, or named __class__, say
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f'{where}: is no config ({error}).') from error
+        raise UserError(f'{where}: is not a config ({error}).') from error
 
 
 def differences(old: Any, new: Any, key: str = 'config') -> list[str]:

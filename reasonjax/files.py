@@ -57,7 +57,7 @@ def open_file(file: str | os.PathLike) -> BinaryIO:
     except OSError as error:
         raise UserError(f'{file}: cannot be read ({reason(error)}).') from error
     except ValueError as error:  # a null character in the name
-        raise UserError(f'{str(file)!r}: is no file name ({error}).') from error
+        raise UserError(f'{str(file)!r}: is not a file name ({error}).') from error
     if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
         opened.close()
         raise UserError(f'{file}: cannot be read (a pipe or a device, not a file).')
@@ -174,7 +174,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(entries) < len(pairs):
         for name, value in pairs:
             if entries[name] != value:
-                raise ValueError(f'"{one_line(name, 80)}" is there twice, with other values')
+                raise ValueError(f'"{one_line(name, 80)}" is given twice, with other values')
     return entries
 
 

@@ -33,7 +33,7 @@ def test_what_cannot_be_read_says_why(tmp_path):
     assert 'symbolic links' in refusal(files.read_text, tmp_path / 'loop')
     (tmp_path / 'dangling').symlink_to(tmp_path / 'nowhere')
     assert 'no such file' in refusal(files.read_text, tmp_path / 'dangling')
-    assert 'no file name' in refusal(files.read_text, 'a\0b')
+    assert 'not a file name' in refusal(files.read_text, 'a\0b')
 
 
 def test_text_is_utf8_without_its_mark(tmp_path):

@@ -29,7 +29,7 @@ def parse_budget(text: str) -> Budget | None:
     """Reads 'tokens=1e6', 'flops=1e13' or 'seconds=60'; '' is none.
 
     Raises:
-      UserError: another kind, or no positive number.
+      UserError: another kind, or not a positive number.
     """
     if not text:
         return None
@@ -43,7 +43,7 @@ def parse_budget(text: str) -> Budget | None:
     except ValueError:
         number = math.nan
     if not (math.isfinite(number) and number > 0):
-        raise UserError(f'--budget {text}: "{amount}" is no positive number.')
+        raise UserError(f'--budget {text}: "{amount}" is not a positive number.')
     return Budget(kind, number)
 
 

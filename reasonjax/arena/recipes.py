@@ -57,11 +57,11 @@ def find(names: str) -> list[Recipe]:
             text, f'{_file(name)}{colon}{argument}', tuple(filter(None, stages.split('+')))
         )
         if any(other.name == recipe.name for other in recipes):
-            raise UserError(f'--recipes: "{text}" is there twice.')
+            raise UserError(f'--recipes: "{text}" is given twice.')
         recipes.append(recipe)
     if not recipes:
         raise UserError(
-            f'--recipes: names none. Known: {listing(config_files.names())}, or paths of config '
+            f'--recipes: no recipe is named. Known: {listing(config_files.names())}, or paths of config '
             'files.'
         )
     return recipes

@@ -122,7 +122,7 @@ def build(cells: Sequence[Cell], baseline: str, *, measure: str = 'test/greedy')
         'ood/sampled'.
 
     Raises:
-      UserError: no cells, an unknown baseline or measure, a cell that is there twice, or cells of
+      UserError: no cells, an unknown baseline or measure, a cell that is given twice, or cells of
         one task that did not answer the same problems.
     """
     if not cells:
@@ -139,7 +139,7 @@ def build(cells: Sequence[Cell], baseline: str, *, measure: str = 'test/greedy')
         seeds = by_pair.setdefault((cell.task, cell.recipe), {})
         if cell.seed in seeds:
             raise UserError(
-                f'cells: {cell.recipe} on {cell.task} with seed {cell.seed} is there twice.'
+                f'cells: {cell.recipe} on {cell.task} with seed {cell.seed} is given twice.'
             )
         seeds[cell.seed] = cell
     rows, problems, notes = [], {}, []

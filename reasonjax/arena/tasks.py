@@ -222,7 +222,7 @@ def find(names: str) -> list[str]:
             )
         chosen += [task for task in GROUPS.get(name, (name,)) if task not in chosen]
     if not chosen:
-        raise UserError(f'--tasks: names none. Known: {listing(GROUPS)}, {listing(ARENA)}.')
+        raise UserError(f'--tasks: no task is named. Known: {listing(GROUPS)}, {listing(ARENA)}.')
     return chosen
 
 

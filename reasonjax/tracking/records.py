@@ -134,7 +134,7 @@ def environments(path: pathlib.Path) -> list[dict[str, Any]]:
         latest = files.json_object(path)
         earlier = latest.pop('earlier', [])
         if not (isinstance(earlier, list) and all(isinstance(one, dict) for one in earlier)):
-            raise UserError(f'{path}: "earlier" is no list of environments.')
+            raise UserError(f'{path}: "earlier" is not a list of environments.')
     except UserError as error:
         print(f'warning: {error} Renamed to {put_aside(path).name}.', file=sys.stderr)
         return []

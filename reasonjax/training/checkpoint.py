@@ -263,7 +263,7 @@ class Checkpoints:
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in files.strays(self._folder):
             print(
-                f'warning: {path} is no folder. Renamed to {put_aside(path, files.STRAY).name}.',
+                f'warning: {path} is not a folder. Renamed to {put_aside(path, files.STRAY).name}.',
                 file=sys.stderr,
             )
         complete, retained = [], set()
@@ -305,9 +305,9 @@ class Checkpoints:
             complete = ', '.join(map(str, files.steps(self._folder))) or 'none yet'
             raise UserError(
                 f'cannot write checkpoint {self._folder / str(self._under_way)}: '
-                f'{files.reason(error)}. Whole checkpoints there: {complete}. '
-                'Make room, or mend what else is wrong, and give the same command again: it goes '
-                'on from the newest.'
+                f'{files.reason(error)}. Complete checkpoints there: {complete}. '
+                'Free some space, or fix the cause, and give the same command again: it resumes '
+                'from the newest.'
             ) from error
 
 

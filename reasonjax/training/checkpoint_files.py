@@ -193,7 +193,7 @@ def existing_steps(folder: pathlib.Path) -> list[int]:
 
     def listed() -> list[int]:
         if not folder.is_dir():
-            raise UserError(f'no checkpoint: there is no folder {folder}.')
+            raise UserError(f'no checkpoint: there is not a folder {folder}.')
         return steps(folder)
 
     return processes.on_main(listed)

@@ -206,7 +206,7 @@ def _before(path: pathlib.Path, used: bool) -> ml_collections.ConfigDict | None:
     """Reads the config of a workdir; None where there is none, or a damaged one was renamed."""
     if not path.is_file():
         if path.exists() or path.is_symlink():
-            raise UserError(f'{path} is no file; give another --workdir.')
+            raise UserError(f'{path} is not a file; give another --workdir.')
         return None
     content = files.read_bytes(path)
     try:

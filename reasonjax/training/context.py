@@ -94,7 +94,7 @@ def stages_of(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[
 def check_stages(config: ml_collections.ConfigDict) -> None:
     """Raises UserError where `stages` names what is not there, or what cannot be a stage."""
     if not config.stages:
-        raise UserError('config.stages: names no stage.')
+        raise UserError('config.stages: no stage is named.')
     groups = [
         name
         for name, value in config.items()

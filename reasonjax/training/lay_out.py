@@ -32,7 +32,7 @@ def lay_out(
             f'completions: {len(completions)} for {len(prompts)} prompts; expected one each.'
         )
     if not prompts:
-        raise UserError('prompts: there are none.')
+        raise UserError('prompts: the list is empty.')
     documents = [
         _document(number, prompt, completion, run)
         for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), 1)

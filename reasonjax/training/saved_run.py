@@ -176,7 +176,7 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
     except (OSError, ValueError) as error:
         raise UserError(f'{workdir} holds no run ({_why(workdir, error)}).') from error
     if not stat.S_ISREG(mode):
-        raise UserError(f'{workdir} holds no run ({CONFIG} is no file).')
+        raise UserError(f'{workdir} holds no run ({CONFIG} is not a file).')
     config = configs.from_json(files.read_text(path), str(path))
     if 'stages' not in config and ('model_type' in config or 'architectures' in config):
         raise UserError(
@@ -233,7 +233,7 @@ def _why(workdir: pathlib.Path, error: OSError | ValueError) -> str:
             return 'a link to nowhere'
         return f'no such folder{files.nearest_name(workdir).rstrip(".").lower()}'
     if isinstance(error, NotADirectoryError):
-        return 'it is no folder'
+        return 'it is not a folder'
     return files.reason(error) if isinstance(error, OSError) else str(error)
 
 

@@ -261,7 +261,7 @@ def test_refused(cells):
         table.build(cells, 'sfd')
     with pytest.raises(UserError, match='measure="test/gredy".*Did you mean "test/greedy"?'):
         table.build(cells, 'sft', measure='test/gredy')
-    with pytest.raises(UserError, match='sft on addition with seed 0 is there twice'):
+    with pytest.raises(UserError, match='sft on addition with seed 0 is given twice'):
         table.build([*cells, cells[0]], 'sft')
     short = cell('grpo', 'addition', 9, 0.5, problems=150, other=TASKS[1:2])
     with pytest.raises(

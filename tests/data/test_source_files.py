@@ -256,8 +256,8 @@ def test_what_unpacks_to_gigabytes(tmp_path, monkeypatch):
         ('{"a": ' + '9' * 5000 + '}', 'not usable JSON (Exceeds the limit'),
         ('{"a": ' + '[' * 100_000 + ']' * 100_000 + '}', 'not usable JSON (nested too deeply)'),
         (r'{"a": "\ud800"}', r'holds half a character (\ud800, a lone surrogate)'),
-        ('{"a": 1, "a": 2}', 'not usable JSON ("a" is there twice, with other values)'),
-        ('{"m": [{"role": "user", "role": "system"}]}', '"role" is there twice'),
+        ('{"a": 1, "a": 2}', 'not usable JSON ("a" is given twice, with other values)'),
+        ('{"m": [{"role": "user", "role": "system"}]}', '"role" is given twice'),
     ],
 )
 @pytest.mark.parametrize('name', ['x.jsonl', 'x.json'])
@@ -272,7 +272,7 @@ def test_lines_that_are_no_rows(tmp_path, line, reason, name):
 
 
 def test_a_value_twice_is_lost_only_where_the_two_differ(tmp_path):
-    assert '"b" is there twice, with other values' in refusal(
+    assert '"b" is given twice, with other values' in refusal(
         write(tmp_path / 'x.jsonl', '{"a": [{"b": 2, "b": 3}]}')
     )
     assert read(write(tmp_path / 'x.jsonl', '{"a": [1, {"b": 2}], "a": [1, {"b": 2}]}')) == [
@@ -289,7 +289,7 @@ def test_a_value_twice_is_lost_only_where_the_two_differ(tmp_path):
         ),
         ('[', 'x.json: not valid JSON'),
         ('[' * 100_000, 'x.json: not usable JSON (nested too deeply)'),
-        ('[{"a": 1, "a": 2}]', '"a" is there twice'),
+        ('[{"a": 1, "a": 2}]', '"a" is given twice'),
         ('[]', 'no rows'),
         ('{\n  "data": [1]\n}', 'x.json must hold a list of objects, or an object a line'),
         (b'[{"a": "\xe9"}]', 'x.json: line 1 is not UTF-8'),

@@ -108,7 +108,7 @@ def test_several_named_templates(tmp_path, hugging_face_folder):
     assert opened(folder, chat_template='rag').fingerprint() != opened(folder).fingerprint()
     with pytest.raises(
         UserError,
-        match='"rga" is no file, and no template of .*which names default, rag, tool_use. Did you '
+        match='"rga" is neither a file nor a template of .*which names default, rag, tool_use. Did you '
         'mean "rag"',
     ):
         opened(folder, chat_template='rga')

@@ -258,7 +258,7 @@ def test_orbax_says_nothing_of_failures_that_are_raised(tmp_path, monkeypatch, c
         # At the latest at the next save.
         with pytest.raises(
             UserError,
-            match=r'cannot write checkpoint .*2: No space left on device. Whole checkpoints there: 1',
+            match=r'cannot write checkpoint .*2: No space left on device. Complete checkpoints there: 1',
         ):
             checkpoints.save(3, params=PARAMS)
         monkeypatch.undo()
@@ -297,7 +297,7 @@ def test_a_file_that_may_not_grow(tmp_path):
     )
     assert (
         ended.returncode == 1
-        and f'cannot write checkpoint {tmp_path / "2"}: File too large. Whole' in ended.stderr
+        and f'cannot write checkpoint {tmp_path / "2"}: File too large. Complete' in ended.stderr
     ), ended.stderr
     assert [path.name for path in tmp_path.iterdir()] == ['1']
     assert checkpoint.load_params(tmp_path, {'w': jnp.ones(1000)})[2] == 1

@@ -78,12 +78,12 @@ def peft(folder):
 PLACES = {
     'a file': (
         lambda tmp: written(tmp / 'file'),
-        'it is no folder',
+        'it is not a folder',
         'cannot be made (File exists)',
     ),
     'in a file': (
         lambda tmp: written(tmp / 'file') / 'run',
-        'it is no folder',
+        'it is not a folder',
         'cannot be made (Not a directory)',
     ),
     'nothing': (lambda tmp: tmp / 'nothing', 'no such folder', None),
@@ -115,7 +115,7 @@ PLACES = {
     ),
     'an adapter': (lambda tmp: peft(tmp / 'adapter'), 'it is a PEFT adapter', None),
     'an empty folder': (lambda tmp: tmp, 'no config.json', None),
-    'a device': (lambda tmp: pathlib.Path('/dev/null'), 'it is no folder', 'cannot be made'),
+    'a device': (lambda tmp: pathlib.Path('/dev/null'), 'it is not a folder', 'cannot be made'),
 }
 
 
@@ -287,7 +287,7 @@ OBSTACLES = {
     'tensorboard': ('File exists', 'Not a directory'),
     'environment.json': ('is a folder',),
     'summary.json': ('is a folder',),
-    'config.json': ('is no file',),
+    'config.json': ('is not a file',),
     '.lock': ('cannot be written',),
 }
 
@@ -351,7 +351,7 @@ def test_a_best_checkpoint_of_a_damaged_result(text, work, capsys):
 def test_a_pipe_is_not_waited_for(work, capsys):
     (work / 'config.json').unlink()
     os.mkfifo(work / 'config.json')
-    assert 'config.json is no file' in called(sample, capsys, '--workdir', work, '1+1=')
+    assert 'config.json is not a file' in called(sample, capsys, '--workdir', work, '1+1=')
     with pytest.raises(UserError, match=r'config\.json'):
         run(config(), work)
 

@@ -121,7 +121,7 @@ def test_no_standard_input(monkeypatch):
         ('{"prompt": ' + '[' * 100_000, 'nested too deeply'),
         ('{"prompt": ' + '9' * 5000 + '}', 'Exceeds the limit'),
         (r'{"prompt": "\ud800"}', 'half a character'),
-        ('{"prompt": "a", "prompt": "b"}', 'is there twice'),
+        ('{"prompt": "a", "prompt": "b"}', 'is given twice'),
     ],
 )
 def test_rows_that_are_none(tmp_path, content, words):

@@ -221,7 +221,7 @@ def test_names_of_stages_are_no_paths(name, finished, tmp_path, canary):
     copy = changed(finished, tmp_path, ('stages',), ['pretrain', name])
     config = json.loads((copy / 'config.json').read_text())
     (copy / 'config.json').write_text(json.dumps(config | {name: config['lora']}))
-    with pytest.raises(UserError, match='names a folder|is no config'):
+    with pytest.raises(UserError, match='names a folder|is not a config'):
         open_saved(copy)
 
 

@@ -41,7 +41,7 @@ def choose(tokenizer: Any, chat_template: str, path: str) -> None:
         tokenizer.chat_template = read_text(file)
     else:
         raise UserError(
-            f'tokenizer.chat_template: "{chat_template}" is no file, and no template of {path}, '
+            f'tokenizer.chat_template: "{chat_template}" is neither a file nor a template of {path}, '
             f'which names {listing(names) or "none"}.{nearest(chat_template, names)}'
         )
 
