@@ -16,7 +16,7 @@ from reasonjax.interop.huggingface import exported, pretrained
 from reasonjax.model import config as model_config
 from reasonjax.model.attention import causal
 from reasonjax.model.config import ModelConfig
-from reasonjax.model.forward import forward, logits, rms_norm
+from reasonjax.model.forward import forward, logits
 from reasonjax.model.logprobs import Scored
 from reasonjax.model.score import score
 from reasonjax.parallel import mesh as meshes
@@ -202,26 +202,10 @@ def reading(config: ModelConfig, quick: bool) -> Any:
     """Compiled `(params, batch) -> (logits [B, T, V], Scored, gradient of the mean NLL)`."""
 
     def loss(params: dict, batch: dict) -> tuple[jax.Array, tuple]:
-        residual = {}
-
-        def keep(layer: Any, x: jax.Array) -> jax.Array:
-            residual[layer] = x
-            return x
-
-        # One pass serves both where its end can be kept, which is where layers are not scanned.
-        scored = score(params, config, batch, tap=None if config.scan else keep)
-        if config.scan:
-            hidden = forward(
-                params,
-                config,
-                batch['tokens'],
-                batch['positions'],
-                causal(config, batch['segments']),
-            ).hidden
-        else:
-            hidden = rms_norm(
-                residual[config.layers - 1], params['norm'], config.norm_eps, config.norm_offset
-            )
+        scored = score(params, config, batch)
+        hidden = forward(
+            params, config, batch['tokens'], batch['positions'], causal(config, batch['segments'])
+        ).hidden
         return -(batch['weights'] * scored.logprob).sum() / batch['weights'].sum(), (
             logits(params, config, hidden),
             scored,

@@ -1,7 +1,6 @@
 """Fixtures shared by all tests."""
 
 import atexit
-import gc
 import importlib.util
 import os
 import pathlib
@@ -52,11 +51,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def pytest_collection_finish() -> None:
-    """Keeps the garbage collector from the objects of imports and of collection, which stay, and
-    lets it look less often at traces."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    """Spares the garbage collector the objects of imports and of collection."""
+    import devices
+
+    devices.collect_less()
 
 
 @pytest.fixture(scope='session')

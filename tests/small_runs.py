@@ -1,22 +1,18 @@
 """Small configs for tests of whole runs, what a run left behind, and crashes at chosen points."""
 
 import contextlib
-import functools
 import itertools
 import json
 import pathlib
-from collections.abc import Callable
-from unittest import mock
 
 import jax
 import orbax.checkpoint as ocp
 import pyarrow.parquet as pq
 import pytest
 
-from reasonjax.sampling import sampler
 from reasonjax.smoke import shrink
 from reasonjax.tracking import metrics
-from reasonjax.training import load_config, loop, samplers, step
+from reasonjax.training import load_config, loop, step
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -168,33 +164,6 @@ def share_updates(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(loop, 'compile_update', shared)
     patch.setattr(loop, 'create_state', start)
-
-
-@functools.cache
-def _numbers(generations: int, length: int) -> Callable:
-    return jax.jit(lambda key, index: sampler._uniforms(key, index, generations, length))
-
-
-@functools.cache
-def _sampler(model, sampling, mesh, rollout_mesh) -> Callable:
-    def given(params, prompts, key, uniform):
-        with mock.patch.object(sampler, '_uniforms', lambda *_: uniform):
-            return sampler.generate(params, model, prompts, key, sampling)
-
-    program = jax.jit(samplers._moving(model, mesh, rollout_mesh, given))
-
-    def draw(params, prompts, key):
-        drawn = _numbers(sampling.num_generations, sampling.max_tokens)
-        uniform = drawn(key, prompts['index']) if sampling.temperature else None
-        return program(params, prompts, key, uniform)
-
-    return draw
-
-
-def share_draws(patch: pytest.MonkeyPatch) -> None:
-    """Samplers of all models share the program of the numbers that decide their draws: it is half
-    of a small sampler."""
-    patch.setattr(samplers, '_compiled', _sampler)
 
 
 class Crash(Exception):

@@ -108,7 +108,7 @@ def test_samples(model):
     )
     greedy = model.sample(prompts)
     assert greedy[0] == greedy[2]
-    for wrong, words in (([], 'prompts: '), ('12+34=', 'give a list'), ([''], 'prompt 1')):
+    for wrong, words in (([], 'prompts: .*empty'), ('12+34=', 'give a list'), ([''], 'prompt 1')):
         with pytest.raises(reasonjax.UserError, match=words):
             model.sample(wrong)
     with pytest.raises(reasonjax.UserError, match='top_p'):
@@ -169,7 +169,7 @@ def test_a_batch_is_what_training_reads(model):
 @pytest.mark.parametrize(
     'prompts, completions, words',
     [
-        ([], [], 'prompts: '),
+        ([], [], 'prompts: .*empty'),
         ('12+34=', ['#046'], 'prompts: expected a list'),
         (['12+34='], '#046', 'completions: expected a list'),
         (['12+34=', '5+6='], ['#046'], '1 for 2 prompts'),

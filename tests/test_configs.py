@@ -5,19 +5,15 @@ import pathlib
 import runpy
 import sys
 
-import jax
 import numpy as np
 import pytest
-from small_runs import share_draws, share_updates
+from small_runs import share_updates
 
 from configs import base
 from reasonjax import config as configs
 from reasonjax import config_files
-from reasonjax.model import spec
-from reasonjax.model.placement import shardings
 from reasonjax.reporting import report
 from reasonjax.smoke import shrink
-from reasonjax.training import context
 from reasonjax.training.run import run
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -44,22 +40,11 @@ SHORT = {'sft.data.max_length': '256', 'grpo.data.max_prompt_length': '64'}
 LONG = ('configs/device.py', 'configs/plan.py')
 
 
-@pytest.fixture
-def shared_programs(location):
-    """Stages that many configs have alike (the SFT before a GRPO) compile one update, weights of
-    one shape in many models are drawn by one program, samplers share that of their numbers. Those
-    that run whole compile what a user's run does."""
-
-    def drawer(model, mesh):
-        specs = spec.specs(model)
-        placed = shardings(specs, spec.abstract(specs, model.param_dtype), mesh)
-        return lambda key: jax.device_put(spec.initialise(specs, key, model.param_dtype), placed)
-
+@pytest.fixture(scope='module', autouse=True)
+def shared_updates():
+    """Stages that many configs have alike (the SFT before a GRPO) compile one update."""
     with pytest.MonkeyPatch.context() as patch:
-        if location not in WHOLE:
-            share_updates(patch)
-            share_draws(patch)
-            patch.setattr(context, '_drawer', drawer)
+        share_updates(patch)
         yield
 
 
@@ -74,7 +59,7 @@ def _train_only(config):
 
 
 @pytest.mark.parametrize('location', _all())
-def test_runs_two_steps(location, tmp_path, load_config, shared_programs):
+def test_runs_two_steps(location, tmp_path, load_config):
     config = load_config(location)
     if location.startswith(LONG):
         config = load_config(
@@ -151,6 +136,7 @@ def test_every_recipe_says_what_it_is():
 
 def test_models_have_the_published_size():
     from reasonjax.model import config as model_config
+    from reasonjax.model import spec
 
     sizes = {
         'tiny': 18,

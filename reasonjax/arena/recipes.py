@@ -61,8 +61,8 @@ def find(names: str) -> list[Recipe]:
         recipes.append(recipe)
     if not recipes:
         raise UserError(
-            f'--recipes: no recipe is named. Known: {listing(config_files.names())}, or paths of config '
-            'files.'
+            f'--recipes: no recipe is named. Known: {listing(config_files.names())}, or paths of '
+            'config files.'
         )
     return recipes
 

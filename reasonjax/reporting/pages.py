@@ -120,7 +120,7 @@ def figure(title: str, drawn: matplotlib.figure.Figure) -> str:
         r'<metadata>.*?</metadata>', '', svg[svg.index('<svg') :], flags=re.DOTALL
     ).replace(INK, 'currentColor')
     # Groups are numbered from one in each drawing, and nothing refers to them: on a page of many
-    # the names would be given twice.
+    # the names would be there twice.
     svg = re.sub(r'<g id="[^"]*"', '<g', svg)
     label = html.escape(title, quote=True)
     svg = re.sub(

@@ -32,8 +32,7 @@ END, WAIT = 6, (8, 9)
 
 @functools.partial(jax.jit, static_argnames='sampling')
 def _scripted(params, wanted, prompts, sampling):
-    """A rollout in which only these tokens [C] can be drawn, in turn; at temperature 0, a program
-    of half the size says the same."""
+    """A rollout in which only these tokens [C] can be drawn, in turn."""
 
     def only(logits, progress):
         token_R = wanted[jnp.minimum(progress.step, len(wanted) - 1)]
@@ -52,8 +51,10 @@ def script(*tokens):
 
 
 def forced(forcing, *drawn, **settings):
-    """The completion, and what of it was put, where these tokens would be drawn."""
-    sampling = Sampling(1, C, temperature=0.0, eos_ids=EOS, forcing=forcing, **settings)
+    """The completion, and what of it was put, where these tokens would be drawn. Greedy by
+    default: where only one token can be drawn, a program of half the size says the same."""
+    settings = {'temperature': 0.0} | settings
+    sampling = Sampling(1, C, eos_ids=EOS, forcing=forcing, **settings)
     rollout = scripted(toys.params(SMALL), script(*drawn), left_padded([PROMPTS[0]]), sampling)
     n = int(rollout.length[0, 0])
     assert not np.any(rollout.forced[0, 0, n:])
@@ -65,10 +66,10 @@ def forced(forcing, *drawn, **settings):
 def test_spans():
     assert forced((Span((7, 7, 8), place=0),), 4, 4, 4, 4, 5) == ([7, 7, 8, 4, 5], [0, 1, 2])
     assert forced((Span((7, 8), place=2),), 4, 4, 4, 4, 5) == ([4, 4, 7, 8, 5], [2, 3])
-    assert forced((Span((7, 8), behind=6),), 4, 6, 4, 4, 6, 4, 4, 5) == (
-        [4, 6, 7, 8, 6, 7, 8, 5],
-        [2, 3, 5, 6],
-    )
+    for temperature in (0.0, 1.0):
+        assert forced(
+            (Span((7, 8), behind=6),), 4, 6, 4, 4, 6, 4, 4, 5, temperature=temperature
+        ) == ([4, 6, 7, 8, 6, 7, 8, 5], [2, 3, 5, 6])
     # One that begins while another is running waits for nothing: the later of the two is heard.
     assert forced((Span((7, 7), place=0), Span((8,), place=1)), 4, 4, 5) == ([7, 8, 5], [0, 1])
     # A token that is put ends a completion as a drawn one does, and is put where it would have been
@@ -95,11 +96,13 @@ def by_definition(drawn, budget, times):
     return out, put
 
 
-@pytest.mark.parametrize('budget, times', [(0, 0), (0, 1), (0, 2), (3, 0), (4, 1), (4, 9)])
-def test_thinking(budget, times):
+@pytest.mark.parametrize(
+    'budget, times, temperature',
+    [(0, 0, 0.0), (0, 1, 0.0), (0, 2, 0.0), (3, 0, 0.0), (4, 1, 1.0), (4, 9, 0.0)],
+)
+def test_thinking(budget, times, temperature):
     forcing = (Thinking((END,), (END,), budget, WAIT, times),)
-    # Only one token can be drawn each time.
-    sampling = Sampling(1, C, temperature=0.0, eos_ids=EOS, forcing=forcing)
+    sampling = Sampling(1, C, temperature=temperature, eos_ids=EOS, forcing=forcing)
     streams = list(itertools.product((4, END), repeat=4))
     table = np.array([[*stream, 4, END, 4, 4, 4, 5] for stream in streams])
 

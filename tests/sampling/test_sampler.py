@@ -3,7 +3,6 @@ completions end as they should."""
 
 import functools
 import itertools
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,6 @@ from reasonjax.data.tokenizers import characters
 from reasonjax.errors import UserError
 from reasonjax.methods import adapters
 from reasonjax.model.logprobs import distribution_scores
-from reasonjax.sampling import sampler as samplers
 from reasonjax.sampling.sampler import Sampling, generate
 from reasonjax.sampling.text import completions
 from reasonjax.weights.linear import merge_tree
@@ -42,36 +40,12 @@ def left_padded(rows, width=None, index=None):
     return out
 
 
-def drawn(config, sampling, processors, params, prompts, key):
-    return generate(params, config, prompts, key, sampling, processors)
-
-
-@functools.cache
-def numbers(G, length):
-    """Compiled `(key, index) -> numbers that decide the draws`."""
-    return jax.jit(lambda key, index: samplers._uniforms(key, index, G, length))
-
-
 @functools.cache
 def sampler(config, sampling, processors=()):
-    """Compiled `(params, prompts, key) -> Rollout` on the host, where to look at a piece of it
-    compiles nothing.
-
-    What decides the draws is a program of its own, which all samplers share: it is half of a small
-    sampler.
-    """
-
-    @jax.jit
-    def run(uniform, *arguments):
-        with mock.patch.object(samplers, '_uniforms', lambda *_: uniform):
-            return drawn(config, sampling, processors, *arguments)
-
-    def draw(params, prompts, key):
-        G, length = sampling.num_generations, sampling.max_tokens
-        uniform = numbers(G, length)(key, prompts['index']) if sampling.temperature else None
-        return jax.device_get(run(uniform, params, prompts, key))
-
-    return draw
+    """Compiled `(params, prompts, key) -> Rollout`, on the host."""
+    return toys.compiled(
+        lambda params, prompts, key: generate(params, config, prompts, key, sampling, processors)
+    )
 
 
 def concat_rewards(prompts, rollout):
@@ -243,12 +217,6 @@ def test_draws_do_not_depend_on_the_batch():
         ),
         np.arange(6),
     )
-
-
-def test_the_sampler_as_one_program_draws_the_same():
-    arguments = toys.params(SMALL), left_padded(PROMPTS), KEY
-    together = jax.jit(functools.partial(drawn, SMALL, FREE, ()))(*arguments)
-    toys.assert_trees_equal(together, sampler(SMALL, FREE)(*arguments))
 
 
 def test_draws_depend_on_key_index_and_sample():

@@ -70,9 +70,7 @@ def go(name, workdir, number, mesh, steps):
     sizes = {f'mesh__{axis}': mesh.get(axis, 1) for axis in meshes.AXES}
     if 'tensor' in mesh:  # heads are split for training, and not for sampling
         sizes['rollout__mesh__data'] = number
-    config = quiet(
-        location, **overrides | sizes | {f'{stage}__steps': STEPS, f'{stage}__checkpoint_every': 0}
-    )
+    config = quiet(location, **overrides | sizes | {f'{stage}__steps': STEPS})
     make = meshes.make_mesh
     meshes.make_mesh = lambda shape, **options: make(shape, jax.devices()[:number], **options)
     calls = itertools.count(1)

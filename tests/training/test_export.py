@@ -538,7 +538,7 @@ def test_what_cannot_be_exported(scratch_run, tmp_path):
         export.export(run, broken, tmp_path / 'out', dtype='float16')
     with pytest.raises(UserError, match='--dtype=floot32: unknown. Did you mean "float32"'):
         export.export(run, params, tmp_path / 'out', dtype='floot32')
-    with pytest.raises(UserError, match='--base'):
+    with pytest.raises(UserError, match='--stage.*--base'):
         export.export(run, params, tmp_path / 'out', adapter=True)
     plain = open_run(small_runs.quiet('configs/sft.py'), tmp_path / 'plain', active=False)
     with pytest.raises(

@@ -48,7 +48,7 @@ def assert_same(disturbed, alone):
 
 def test_supervised(tmp_path):
     """Asked after a step, before an evaluation, in it, and in the last one: a record is neither
-    missing nor given twice."""
+    missing nor there twice."""
     config = small(
         'configs/base.py',
         train__steps=5,

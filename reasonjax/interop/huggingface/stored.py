@@ -37,7 +37,7 @@ def stored_tensors(path: pathlib.Path) -> dict[str, Stored]:
 
     Raises:
       UserError: no such files, only pickled ones, a broken one, one that the index names and that
-        is missing, or a tensor that is given twice.
+        is missing, or a tensor that two files hold.
     """
     index = path / INDEX
     if os.path.lexists(index):

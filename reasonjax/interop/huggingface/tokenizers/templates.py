@@ -41,8 +41,8 @@ def choose(tokenizer: Any, chat_template: str, path: str) -> None:
         tokenizer.chat_template = read_text(file)
     else:
         raise UserError(
-            f'tokenizer.chat_template: "{chat_template}" is neither a file nor a template of {path}, '
-            f'which names {listing(names) or "none"}.{nearest(chat_template, names)}'
+            f'tokenizer.chat_template: "{chat_template}" is neither a file nor a template of '
+            f'{path}, which names {listing(names) or "none"}.{nearest(chat_template, names)}'
         )
 
 
